@@ -1,0 +1,61 @@
+"""What a user did wrong, in one line.
+
+Everything that a user can trigger (a misspelt name, a file that is not there, weights of another
+architecture) raises :class:`UserError`. The consoles (`main`, `cli`) print its text as one line and
+leave with status 2; in a notebook it reads as an ordinary ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; the message says what was got, what was wanted, what to do."""
+
+
+class MissingPackage(UserError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+def nearest(name: str, valid: Iterable[str], *, n: int = 3) -> list[str]:
+    """Returns up to `n` entries of `valid` that look like `name`, the likest first.
+
+    >>> nearest("resnet_50", ["resnet18", "resnet50", "vit_tiny_patch16_224"], n=1)
+    ['resnet50']
+    """
+    valid = list(valid)
+    # Case is folded for the comparison only: what is offered must be spelt as it is accepted.
+    folded = {v.lower(): v for v in valid}
+    close = difflib.get_close_matches(str(name).lower(), folded, n=n, cutoff=0.5)
+    return [folded[c] for c in close]
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
+    """Returns (does not raise) the error for a name that is not among the valid ones.
+
+    Args:
+      what: the noun, such as ``"model"`` or ``"key of create_resnet"``.
+      name: what was got.
+      valid: what would have been accepted. A short list is given whole, a long one by its nearest members.
+
+    Example:
+      >>> str(unknown("optimizer", "adamv", ["sgd", "adamw", "lamb"]))
+      "unknown optimizer 'adamv'; did you mean 'adamw'? (valid: adamw, lamb, sgd)"
+    """
+    valid = sorted(set(valid))
+    close = nearest(name, valid)
+    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ";"
+    whole = f" (valid: {', '.join(valid)})" if len(valid) <= 24 else f" ({len(valid)} are known)"
+    return UserError(f"unknown {what} {name!r}{hint}{whole}")
+
+
+def missing_package(package: str, purpose: str, extra: str) -> MissingPackage:
+    """Returns the error for an optional package that is not installed.
+
+    Example:
+      >>> str(missing_package("datasets", "reading the hub's data sets", "huggingface"))
+      "reading the hub's data sets needs the package 'datasets'; install jaxvision-nnx[huggingface]"
+    """
+    return MissingPackage(f"{purpose} needs the package {package!r}; install jaxvision-nnx[{extra}]")

@@ -1,0 +1,56 @@
+"""Normalisation, with PyTorch's arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation over all axes but the last.
+
+    Under a sharded `jax.jit` the batch axis is the global batch, so statistics are synchronised over devices by
+    construction. The variance is computed in two passes, as PyTorch does, so that float32 results agree.
+
+    Args:
+      features: c of the input [..., c].
+      epsilon: added to the variance. 1e-5; TF-ported models use 1e-3.
+      momentum: the weight of the old statistics, Flax's convention: PyTorch's 0.1 is 0.9 here.
+      dtype: of the computation; None takes the input's.
+      param_dtype: of scale and bias. Statistics are float32 always.
+      scale_init: initial scale; zeros for the last one of a residual branch.
+
+    Attributes:
+      frozen: if True the statistics are used and kept in training, too; `train.partial` sets it.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        epsilon: float = 1e-5,
+        momentum: float = 0.9,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        scale_init: Any = nnx.initializers.ones_init(),
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            features,
+            use_running_average=True,
+            momentum=momentum,
+            epsilon=epsilon,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            scale_init=scale_init,
+            use_fast_variance=False,
+            rngs=rngs,
+        )
+        self.frozen = False
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Joins the training or evaluation view; a frozen layer stays in the latter."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average or self.frozen

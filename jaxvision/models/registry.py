@@ -1,0 +1,123 @@
+"""Every architecture by name: which class builds it, and with which arguments.
+
+A family registers its table of variants once, at the end of its file. Nothing else knows the families.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxvision.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a family's table."""
+
+    architecture: str
+    family: str
+    build: Callable[..., nnx.Module]
+    arguments: Mapping[str, Any]
+
+
+_VARIANTS: dict[str, Variant] = {}
+
+
+def register(family: str, build: Callable[..., nnx.Module], table: Mapping[str, Mapping[str, Any]]) -> None:
+    """Adds a family's table: architecture name -> keyword arguments of `build`."""
+    for architecture, arguments in table.items():
+        if architecture in _VARIANTS:
+            raise ValueError(f"{architecture!r} is registered twice")
+        _VARIANTS[architecture] = Variant(architecture, family, build, dict(arguments))
+
+
+def architectures(pattern: str = "*", *, family: str | None = None) -> list[str]:
+    """Returns the sorted names of the architectures that match a shell pattern.
+
+    >>> architectures("resnet1?")
+    ['resnet18']
+    """
+    return sorted(
+        name
+        for name, variant in _VARIANTS.items()
+        if fnmatch.fnmatch(name, pattern) and family in (None, variant.family)
+    )
+
+
+def families() -> list[str]:
+    """Returns the names of the families.
+
+    >>> families()
+    ['efficientnet', 'resnet', 'vit']
+    """
+    return sorted({variant.family for variant in _VARIANTS.values()})
+
+
+def variant(architecture: str) -> Variant:
+    """Returns the row of `architecture`.
+
+    Raises:
+      UserError: no such architecture; the message names the nearest.
+    """
+    if architecture not in _VARIANTS:
+        raise unknown("model", architecture, _VARIANTS)
+    return _VARIANTS[architecture]
+
+
+def options(architecture: str) -> list[str]:
+    """Returns the keyword arguments that the architecture's class takes, `rngs` aside."""
+    parameters = inspect.signature(variant(architecture).build).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs"]
+
+
+def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
+    """Returns a freshly initialised model.
+
+    Args:
+      architecture: timm's name without a tag, such as ``"resnet50"``.
+      rngs: streams ``params`` and ``dropout``.
+      **overrides: arguments of the family's class in the place of the variant's own.
+
+    Raises:
+      UserError: unknown architecture or argument.
+
+    Example:
+      >>> model = build("test_resnet", num_classes=10, rngs=nnx.Rngs(0))
+      >>> model.architecture, model.num_classes
+      ('test_resnet', 10)
+    """
+    row = variant(architecture)
+    check_options(f"argument of {architecture}", overrides, options(architecture))
+    model = row.build(**{**row.arguments, **overrides}, rngs=rngs)
+    model.architecture, model.family = row.architecture, row.family
+    return model
+
+
+def build_abstract(architecture: str, **overrides: Any) -> nnx.Module:
+    """Returns the model with `jax.ShapeDtypeStruct` leaves: its structure, at no cost in memory or time."""
+    return nnx.eval_shape(lambda: build(architecture, rngs=nnx.Rngs(jax.random.key(0)), **overrides))
+
+
+def check_options(what: str, got: Iterable[str], valid: Iterable[str]) -> None:
+    """Raises the error for the first of `got` that is not in `valid`."""
+    valid = list(valid)
+    for name in got:
+        if name not in valid:
+            raise unknown(what, name, valid)
+
+
+def check_divisible(image_size: int, patch_size: int) -> None:
+    """Raises when patches do not tile the image."""
+    if image_size % patch_size:
+        lower = image_size // patch_size * patch_size
+        raise UserError(
+            f"image_size {image_size} is not divisible by the patch size {patch_size}; "
+            f"the nearest sizes that are: {lower or patch_size} and {lower + patch_size}"
+        )
