@@ -1,0 +1,77 @@
+"""How a picture becomes the array that a model was trained to see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxvision.errors import UserError, unknown
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """The evaluation transform of a model: resize, crop, normalise. A weight tag brings its own.
+
+    Args:
+      image_size: side of the square that the model sees, in pixels.
+      crop_pct: the share of the resized picture's side that the crop keeps, in (0, 1] as a rule: the picture is
+        resized to ``floor(image_size / crop_pct)``. Above 1 the crop is padded.
+      crop_mode: ``"center"`` resizes the shorter side and crops; ``"squash"`` resizes both sides to the same length,
+        whatever the shape, and crops; ``"border"`` resizes the longer side and fills the rest with the mean colour.
+      interpolation: Pillow's filter: ``"bicubic"``, ``"bilinear"``, ``"nearest"``, ``"box"``, ``"hamming"`` or
+        ``"lanczos"``.
+      mean: of the training pictures, subtracted, one number for each channel in units of [0, 1].
+      std: what the difference is divided by, likewise.
+
+    Raises:
+      UserError: a value outside what is said above.
+
+    Example:
+      >>> from dataclasses import replace
+      >>> preprocess = Preprocess(image_size=224, crop_pct=0.9)
+      >>> preprocess.resize_to
+      248
+      >>> replace(preprocess, image_size=384, crop_pct=1.0).resize_to
+      384
+    """
+
+    image_size: int = 224
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_size, bool) or int(self.image_size) != self.image_size or self.image_size < 1:
+            raise UserError(f"image_size is a number of pixels, 1 or more, but is {self.image_size!r}")
+        if not 0 < self.crop_pct <= 2:
+            raise UserError(f"crop_pct is a share of the side, above 0 and at most 2, but is {self.crop_pct!r}")
+        if self.crop_mode not in CROP_MODES:
+            raise unknown("crop_mode", self.crop_mode, CROP_MODES)
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+        check_mean_std(self.mean, self.std)
+        # Lists (from JSON or a config) become tuples, so that equal settings compare and hash alike.
+        object.__setattr__(self, "image_size", int(self.image_size))
+        object.__setattr__(self, "mean", tuple(float(x) for x in self.mean))
+        object.__setattr__(self, "std", tuple(float(x) for x in self.std))
+
+    @property
+    def resize_to(self) -> int:
+        """The side to resize to before the crop, in pixels."""
+        return math.floor(self.image_size / self.crop_pct)
+
+
+def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises unless `mean` and `std` hold one number for each channel and every std is above zero."""
+    if len(mean) != len(std) or not len(mean):
+        raise UserError(f"mean and std need one number for each channel, but have {len(mean)} and {len(std)}")
+    if min(std) <= 0:
+        raise UserError(f"std divides, so it must be above 0, but is {tuple(std)}")
