@@ -1,0 +1,183 @@
+"""Train what a config file describes: ``python -m jaxvision.main --config configs/quickstart.py:vit``.
+
+Flags:
+  --config PATH[:ARGUMENT]    a Python file with ``get_config([argument])``; the files in configs/ are found from
+                              anywhere, an own file is given by its path
+  --workdir DIRECTORY         where checkpoints, metrics and the report go; started again with the same
+                              directory, a run goes on where it stopped (default: runs/NAME)
+  --config.SECTION.KEY=VALUE  overrides a key; `--help` with a config lists all of them
+  --help                      this page, and every key of the config with its value
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from jaxvision.errors import UserError, nearest
+
+PACKAGED_CONFIGS = Path(__file__).parent / "configs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's own) and returns the exit status.
+
+    0: done. 2: a mistake of the user's, told in one line. 130: interrupted; the last checkpoint stands.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        config, workdir, show_help = parse(argv)
+        if show_help:
+            print(help_text(config))
+            return 0
+        assert config is not None
+        from jaxvision import run  # after the flags: JAX takes a second to start, a misspelt flag should not
+
+        run.train(config, workdir)
+        return 0
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def parse(argv: Sequence[str]) -> tuple[ConfigDict | None, Path, bool]:
+    """Returns the completed config with the overrides applied, the workdir, and whether help was asked for.
+
+    Raises:
+      UserError: no such file, flag or key, or a value of the wrong type.
+    """
+    spec, workdir, show_help, overrides = None, None, False, []
+    rest = list(argv)
+    while rest:
+        flag, _, value = rest.pop(0).partition("=")
+        name = "--" + flag.lstrip("-") if flag.startswith("-") else flag
+        if name in ("--help", "--h"):
+            show_help = True
+        elif name in ("--config", "--workdir"):
+            value = value or (rest.pop(0) if rest else "")
+            if not value:
+                raise UserError(f"{name} needs a value")
+            if name == "--config":
+                spec = value
+            else:
+                workdir = Path(value)
+        elif name.startswith("--config."):
+            if not value and rest and not rest[0].startswith("--"):
+                value = rest.pop(0)
+            overrides.append((name.removeprefix("--config."), value))
+        else:
+            raise UserError(f"unknown flag {flag!r}; the flags are --config, --workdir, --config.KEY=VALUE and --help")
+    if spec is None:
+        if show_help:
+            return None, Path(), True
+        raise UserError(f"--config is missing; there are: {', '.join(packaged())}")
+    config = complete(load(spec))
+    override(config, overrides)
+    if workdir is None:
+        name, _, argument = spec.partition(":")
+        workdir = Path("runs") / (Path(name).stem + (f"-{argument}" if argument else ""))
+    return config, workdir, show_help
+
+
+def packaged() -> list[str]:
+    """Returns the names of the configs that come along, as ``configs/NAME.py``."""
+    return [f"configs/{p.name}" for p in sorted(_configs_folder().glob("*.py")) if not p.name.startswith("_")]
+
+
+def _configs_folder() -> Path:
+    # In the wheel the configs lie inside the package; in a checkout beside it.
+    return PACKAGED_CONFIGS if PACKAGED_CONFIGS.is_dir() else PACKAGED_CONFIGS.parent.parent / "configs"
+
+
+def load(spec: str) -> ConfigDict:
+    """Returns what the config file's ``get_config`` gives, before defaults are filled in.
+
+    Args:
+      spec: ``path`` or ``path:argument``; a path that does not exist is looked for among the packaged configs.
+    """
+    path, colon, argument = spec.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        file = _configs_folder() / Path(path).name
+        if not file.is_file() or Path(path).parent.name not in ("", "configs"):
+            close = nearest(f"configs/{Path(path).name}", packaged())
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(packaged())}"
+            raise UserError(f"no config file {path!r}; {hint}")
+    module_spec = importlib.util.spec_from_file_location(f"_jaxvision_config_{file.stem}", file)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        get_config = module.get_config
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"{file} cannot be read as a config: {type(e).__name__}: {e}") from e
+    return get_config(argument) if colon else get_config()
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """Returns `config` with every key that a section's function takes, at that function's default.
+
+    So a file says only what it means, and the command line can still override anything.
+
+    Raises:
+      UserError: a section or key that nothing takes; the message names the nearest.
+    """
+    from jaxvision import run
+
+    return run.complete(config)
+
+
+def override(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
+    """Sets keys (``section.key``, text) of a completed config in place, with the types that the config has."""
+    keys = leaves(config)
+    for key, _ in overrides:
+        if key not in keys:
+            close = nearest(key, keys) or nearest(key.rpartition(".")[2], keys)
+            hint = f"did you mean {' or '.join(close)}?" if close else "--help lists the keys"
+            raise UserError(f"unknown config key {key!r}; {hint}")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    for key, value in overrides:
+        try:
+            values(["jaxvision", f"--config.{key}={value}"])
+        except (flags.Error, ValueError, TypeError) as e:
+            raise UserError(f"config key {key!r} does not take {value!r} (now: {keys[key]!r})") from e
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Returns ``{"section.key": value}`` for all keys of a config."""
+    found: dict[str, Any] = {}
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def help_text(config: ConfigDict | None) -> str:
+    """Returns the page that --help prints."""
+    lines = [(__doc__ or "").strip(), ""]
+    if config is None:
+        lines += ["Configs that come along:", *[f"  {name}" for name in packaged()]]
+    else:
+        lines += ["Keys of this config:", *[f"  --config.{key}={value}" for key, value in leaves(config).items()]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""What every test stands on: the CPU, eight of them when asked, no silent broadcasting, and reasons for skips."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Eight fake devices let sharding be tested on a laptop. Before JAX starts, or they are not there.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+
+import jax
+import pytest
+from reference import have_timm
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def shared_folder() -> Path:
+    """Returns the folder of real data that some tests need."""
+    return Path(os.environ.get("JAXVISION_SHARED", ROOT.parent / "shared"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take more than half a minute, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    conditions = {
+        "slow": (config.getoption("--slow"), "takes long: run with --slow"),
+        "shared": ((shared_folder() / "data").is_dir(), "needs ../shared/data (or JAXVISION_SHARED)"),
+        "timm": (have_timm(), "needs the extra [reference]: PyTorch and timm"),
+        "gpu": (any(d.platform == "gpu" for d in jax.devices()), "needs a GPU"),
+    }
+    for item in items:
+        for name, (met, reason) in conditions.items():
+            if name in item.keywords and not met:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder ../shared; use it in tests marked `shared`."""
+    return shared_folder()
