@@ -1,0 +1,2 @@
+"""jaxvision."""
+__version__ = "0.1.0"

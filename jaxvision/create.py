@@ -1,0 +1,281 @@
+"""From a name to a model that is ready to predict, and from a model to a folder that timm reads.
+
+This is the one place where architectures (`models`), files (`weights`) and freezing (`train.partial`) meet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.errors import UserError, unknown
+from jaxvision.models import registry
+from jaxvision.models.layers.mode import eval_view
+from jaxvision.train import partial
+from jaxvision.weights import catalog, hub, timm
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    checkpoint_path: str | Path | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    in_channels: int = 3,
+    dropout: float | None = None,
+    attention_dropout: float | None = None,
+    drop_path: float | None = None,
+    freeze_backbone: bool = False,
+    freeze_layers: int = 0,
+    freeze: Sequence[str] = (),
+    dtype: Any = None,
+    param_dtype: Any = "float32",
+    seed: int = 0,
+    **options: Any,
+) -> nnx.Module:
+    """Returns a model that is ready to predict (evaluation view).
+
+    Args:
+      name: timm's name, ``"resnet50"``, with a weight tag if one is wanted, ``"resnet50.a1_in1k"``.
+      pretrained: take the weights of the tag (without one: the architecture's default tag) from the hub or its cache.
+      checkpoint_path: take them from this safetensors file instead; no network is touched.
+      num_classes: of the head. Another number than the weights have gives a fresh head; 0 gives none.
+        Default: the tag's own, 1000 for a name without tag.
+      image_size: side of the square image in pixels. A ViT's position grid is resampled to it, as timm does; a
+        convnet takes any size and only notes it. Default: the size the weights were trained at.
+      in_channels: channels of the image. The first convolution is adapted as timm does.
+      dropout: before the classifier of a convnet; after position embedding, attention and MLP of a ViT. Default 0.
+      attention_dropout: of a ViT's attention weights. Default 0.
+      drop_path: stochastic depth of the last block; earlier ones get less. Default 0.
+      freeze_backbone: everything but the head is frozen (`jaxvision.train.partial.freeze`).
+      freeze_layers: the first n groups are frozen: stem and stages of a convnet, patch embedding and blocks of a ViT.
+      freeze: names of parameters to freeze, as regular expressions anchored at the start.
+      dtype: of the computation, such as ``"bfloat16"``. Default: that of the parameters.
+      param_dtype: of the parameters.
+      seed: of everything that is not loaded.
+      **options: further arguments of the architecture's class, such as ``patch_size`` of a ViT.
+
+    Raises:
+      UserError: an unknown name, tag or option, or weights that do not fit; the message says what would.
+
+    Example:
+      >>> import jaxvision, jax.numpy as jnp
+      >>> model = jaxvision.create_model("test_vit", num_classes=10, image_size=32, patch_size=8)
+      >>> model(jnp.zeros((1, 32, 32, 3))).shape
+      (1, 10)
+    """
+    entry = catalog.lookup(name)
+    if num_classes is not None and num_classes < 0:
+        raise UserError(f"num_classes is 0 or more, got {num_classes}")
+    if in_channels < 1:
+        raise UserError(f"in_channels is 1 or more, got {in_channels}")
+    overrides: dict[str, Any] = {
+        "num_classes": entry.num_classes if num_classes is None else num_classes,
+        "image_size": entry.preprocess.image_size if image_size is None else image_size,
+        "in_channels": in_channels,
+        "dtype": _dtype(dtype),
+        "param_dtype": _dtype(param_dtype),
+        **options,
+    }
+    # None means "not said": a ViT takes attention_dropout, a convnet does not and need not hear of it.
+    rates = {"dropout": dropout, "attention_dropout": attention_dropout, "drop_path": drop_path}
+    overrides |= {key: rate for key, rate in rates.items() if rate is not None}
+    for key, rate in rates.items():
+        if rate is not None and not 0 <= rate < 1:
+            raise UserError(f"{key} is a probability in [0, 1), got {rate}")
+
+    rngs = nnx.Rngs(params=seed, dropout=seed + 1)
+    if checkpoint_path is None and not pretrained:
+        model = registry.build(entry.architecture, rngs=rngs, **overrides)
+    else:
+        path = Path(checkpoint_path) if checkpoint_path is not None else hub.fetch(entry)
+        model = timm.load_timm(registry.build_abstract(entry.architecture, **overrides), path, rngs=rngs)
+    if freeze_backbone or freeze_layers or freeze:
+        partial.freeze(model, backbone=freeze_backbone, layers=freeze_layers, patterns=freeze)
+    return eval_view(model)
+
+
+def create_resnet(config: Mapping[str, Any]) -> nnx.Module:
+    """Returns a ResNet from a dictionary.
+
+    Args:
+      config: ``architecture`` (timm's name) and any argument of `create_model`: ``num_classes``, ``pretrained``,
+        ``checkpoint_path``, ``image_size``, ``in_channels``, ``dropout``, ``freeze_backbone``, ``freeze_layers``, ...
+
+    Raises:
+      UserError: an unknown key or architecture; the message names the nearest valid ones.
+
+    Example:
+      >>> model = create_resnet({"architecture": "test_resnet", "num_classes": 10, "freeze_layers": 2})
+      >>> model.num_classes
+      10
+    """
+    return _create_from_dictionary("resnet", config)
+
+
+def create_vit(config: Mapping[str, Any]) -> nnx.Module:
+    """Returns a Vision Transformer from a dictionary; see `create_resnet`. Also ``attention_dropout``, ``patch_size``.
+
+    Example:
+      >>> model = create_vit({"architecture": "test_vit", "num_classes": 10, "dropout": 0.1, "attention_dropout": 0.1})
+      >>> model.num_classes
+      10
+    """
+    return _create_from_dictionary("vit", config)
+
+
+def create_efficientnet(config: Mapping[str, Any]) -> nnx.Module:
+    """Returns an EfficientNet from a dictionary; see `create_resnet`.
+
+    Example:
+      >>> model = create_efficientnet({"architecture": "test_efficientnet", "num_classes": 10, "dropout": 0.3})
+      >>> model.num_classes
+      10
+    """
+    return _create_from_dictionary("efficientnet", config)
+
+
+def _create_from_dictionary(family: str, config: Mapping[str, Any]) -> nnx.Module:
+    config = dict(config)
+    if "architecture" not in config:
+        raise UserError(f"create_{family} needs the key 'architecture', such as {registry.architectures(family=family)[0]!r}")
+    name = config.pop("architecture")
+    architecture = str(name).partition(".")[0]
+    if architecture not in registry.architectures(family=family):
+        raise unknown(f"{family} architecture", name, registry.architectures(family=family))
+    generic = set(create_model.__kwdefaults__ or ()) | {"pretrained"}
+    if family != "vit":
+        generic -= {"attention_dropout"}
+    registry.check_options(f"key of create_{family}", config, generic | set(registry.options(architecture)))
+    return create_model(name, **config)
+
+
+def _dtype(dtype: Any) -> Any:
+    if dtype is None:
+        return None
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    return jnp.dtype(dtype)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model, the names of its classes and the transform that its pictures need."""
+
+    model: nnx.Module
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+
+
+def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
+    """Writes ``model.safetensors`` and ``config.json`` in the form of timm's hub repositories; returns the folder.
+
+    timm reads it (``timm.create_model("local-dir:FOLDER", pretrained=True)``), `load_classifier` reads it, and so
+    does every command of `jaxvision` that takes ``--model FOLDER``.
+
+    Example:
+      >>> import tempfile
+      >>> model = create_model("test_vit", num_classes=2, image_size=32, patch_size=8)
+      >>> folder = save_classifier(tempfile.mkdtemp(), Classifier(model, ("cat", "dog"), Preprocess(image_size=32)))
+      >>> load_classifier(folder).classes
+      ('cat', 'dog')
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model, preprocess = classifier.model, classifier.preprocess
+    config = {
+        "architecture": model.architecture,
+        "num_classes": model.num_classes,
+        "label_names": list(classifier.classes),
+        "model_args": _timm_arguments(model),
+        "pretrained_cfg": {
+            "tag": "jaxvision",
+            "num_classes": model.num_classes,
+            "input_size": [model.in_channels, preprocess.image_size, preprocess.image_size],
+            "crop_pct": preprocess.crop_pct,
+            "crop_mode": preprocess.crop_mode,
+            "interpolation": preprocess.interpolation,
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "first_conv": model.first_conv,
+            "classifier": model.classifier[0] if len(model.classifier) == 1 else list(model.classifier),
+        },
+    }
+    timm.save_timm(model, folder / "model.safetensors")
+    temporary = folder / "config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False))
+    temporary.replace(folder / "config.json")
+    return folder
+
+
+def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = None, **options: Any) -> Classifier:
+    """Returns a classifier from a folder of `save_classifier`, a finished run's workdir, or a name.
+
+    Args:
+      source: a folder with ``config.json`` and ``model.safetensors``, a workdir that holds one as ``export``, or a
+        name for `create_model`, whose weights come from the hub unless `checkpoint_path` is given.
+      checkpoint_path: a safetensors file for a name.
+      **options: further arguments of `create_model`.
+
+    Raises:
+      UserError: no such folder or model, or a folder whose run has not finished.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.is_file() or "/" in str(source):
+            raise UserError(
+                f"{source} is not a folder with config.json; for a weight file give the model's name and --checkpoint"
+            )
+        model = create_model(str(source), checkpoint_path is None, checkpoint_path=checkpoint_path, **options)
+        entry = catalog.lookup(str(source))
+        preprocess = entry.preprocess
+        if options.get("image_size"):
+            preprocess = Preprocess(**{**preprocess.__dict__, "image_size": options["image_size"]})
+        return Classifier(model, catalog.class_names(model.num_classes), preprocess)
+    folder = folder if (folder / "config.json").is_file() and _is_export(folder) else folder / "export"
+    if not _is_export(folder):
+        raise UserError(f"{source} holds no finished model (export/config.json); let the run end, then try again")
+    config = json.loads((folder / "config.json").read_text())
+    cfg = config["pretrained_cfg"]
+    arguments = {_OURS.get(key, key): value for key, value in config.get("model_args", {}).items()}
+    model = create_model(
+        config["architecture"],
+        checkpoint_path=checkpoint_path or folder / "model.safetensors",
+        num_classes=config["num_classes"],
+        **{"image_size": cfg["input_size"][-1], **arguments, **options},
+    )
+    preprocess = Preprocess(
+        image_size=cfg["input_size"][-1],
+        crop_pct=cfg["crop_pct"],
+        crop_mode=cfg["crop_mode"],
+        interpolation=cfg["interpolation"],
+        mean=cfg["mean"],
+        std=cfg["std"],
+    )
+    return Classifier(model, tuple(config["label_names"]), preprocess)
+
+
+_OURS = {"img_size": "image_size", "in_chans": "in_channels"}  # timm's argument -> ours
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+
+
+def _timm_arguments(model: nnx.Module) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"in_chans": model.in_channels} if model.in_channels != 3 else {}
+    if model.family == "vit":
+        arguments["img_size"] = model.image_size
+        if model.patch_size != registry.variant(model.architecture).arguments.get("patch_size", 16):
+            arguments["patch_size"] = model.patch_size
+    return arguments
