@@ -1,0 +1,211 @@
+"""Convolutions over [b, h, w, c] images, with PyTorch's or TensorFlow's padding.
+
+What a convolution computes is `jax.lax.conv_general_dilated`. How it is computed depends on the platform, because XLA's
+CPU backend is 15 to 22 times slower at a depthwise convolution than at the same sum written out as shifted
+multiply-adds (https://github.com/jax-ml/jax/issues/23713). The choice is made when XLA is handed the program, not when
+it is traced, so one exported program is right for every platform.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from jax import lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
+
+# PyTorch's default for Conv2d is kaiming_uniform(a=sqrt(5)), which is U(+-1/sqrt(fan_in)).
+torch_default_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Conv(nnx.Module):
+    """Two-dimensional convolution with a square kernel.
+
+    Args:
+      in_features: channels of the input.
+      out_features: channels of the output.
+      kernel_size: k of the k x k kernel.
+      stride: in both directions.
+      padding: ``"torch"`` pads all four sides by ``((stride - 1) + dilation * (k - 1)) // 2``; ``"same"`` pads as
+        TensorFlow does, the odd pixel at the bottom and right.
+      dilation: distance between the taps of the kernel.
+      groups: 1 is a dense convolution, `in_features` a depthwise one.
+      use_bias: add a bias of [out_features], zero at first.
+      dtype: of the computation; None takes the promoted type of input and kernel.
+      param_dtype: of kernel and bias.
+      kernel_init: PyTorch's default; the families pass their own.
+      rngs: the stream ``params``.
+
+    Example:
+      >>> conv = Conv(3, 8, 3, stride=2, rngs=nnx.Rngs(0))
+      >>> conv(jnp.zeros((1, 15, 15, 3))).shape
+      (1, 8, 8, 8)
+      >>> conv.kernel.shape     # [k, k, in_features / groups, out_features]
+      (3, 3, 3, 8)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: str = "torch",
+        dilation: int = 1,
+        groups: int = 1,
+        use_bias: bool = False,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        kernel_init: Any = torch_default_init,
+        rngs: nnx.Rngs,
+    ):
+        if in_features % groups or out_features % groups:
+            raise ValueError(f"groups {groups} divides not both {in_features} and {out_features} channels")
+        if padding not in ("torch", "same"):
+            raise ValueError(f"padding {padding!r} is neither 'torch' nor 'same'")
+        shape = (kernel_size, kernel_size, in_features // groups, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(out_features, param_dtype)) if use_bias else nnx.data(None)
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.groups = groups
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the convolved images [b, h', w', out_features] of `x` [b, h, w, in_features]."""
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        k = kernel.shape[0]
+        if self.padding == "same":
+            padding = same_padding(x.shape[1:3], k, self.stride, self.dilation)
+        else:
+            p = ((self.stride - 1) + self.dilation * (k - 1)) // 2
+            padding = ((p, p), (p, p))
+        y = convolve(x, kernel, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups)
+        return y if bias is None else y + bias.reshape(1, 1, 1, -1)
+
+
+def same_padding(size: tuple[int, ...], kernel_size: int, stride: int, dilation: int = 1) -> Padding:
+    """Returns TensorFlow's padding of an image of `size` (h, w): just enough for ``ceil(size / stride)`` outputs.
+
+    >>> same_padding((224, 15), 7, 2)
+    ((2, 3), (3, 3))
+    """
+    pads = []
+    for n in size:
+        total = max((-(-n // stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - n, 0)
+        pads.append((total // 2, total - total // 2))
+    return pads[0], pads[1]
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding, dilation: int = 1, groups: int = 1
+) -> jax.Array:
+    """Returns the convolution of `x` [b, h, w, c] with `kernel` [k, k, c / groups, d], [b, h', w', d].
+
+    The numbers are those of `jax.lax.conv_general_dilated` on every platform, to rounding.
+    """
+    c, k, d = x.shape[-1], kernel.shape[0], kernel.shape[-1]
+    if k == 1 and groups == 1 and padding == ((0, 0), (0, 0)):
+        # A 1x1 convolution is a matrix product over channels, and XLA's CPU backend is faster at the latter.
+        return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
+    if groups == c == d and dilation == 1:
+        return _depthwise(x, kernel, stride, padding)
+    return _convolution(x, kernel, stride, padding, dilation, groups)
+
+
+def _convolution(x, kernel, stride, padding, dilation=1, groups=1):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+# --- depthwise: the derivative is written out, too, so that each direction chooses its lowering ---
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """Returns the depthwise convolution of `x` [b, h, w, c] with `kernel` [k, k, 1, c]."""
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _shifted_sum(_pad(x, padding), kernel, stride),
+        default=lambda x, kernel: _convolution(x, kernel, stride, padding, groups=x.shape[-1]),
+    )
+
+
+def _depthwise_forward(x, kernel, stride, padding):
+    return _depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_backward(stride, padding, residuals, dy):
+    def by_autodiff(x, kernel, dy):
+        return jax.vjp(lambda x, k: _convolution(x, k, stride, padding, groups=x.shape[-1]), x, kernel)[1](dy)
+
+    def by_shifts(x, kernel, dy):
+        return _shifted_input_gradient(x, kernel, dy, stride, padding), _shifted_kernel_gradient(
+            _pad(x, padding), kernel, dy, stride
+        )
+
+    return lax.platform_dependent(*residuals, dy, cpu=by_shifts, default=by_autodiff)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _pad(x: jax.Array, padding: Padding) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *padding, (0, 0)))
+
+
+def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Returns the sum over the k * k taps of `x`, shifted and strided, times the tap: one fused, vectorised loop."""
+    b, h, w, c = x.shape
+    k = kernel.shape[0]
+    rows, columns = (h - k) // stride + 1, (w - k) // stride + 1
+    exact = jnp.promote_types(x.dtype, jnp.float32)  # XLA accumulates convolutions of bfloat16 in float32
+    y = jnp.zeros((), exact)
+    for i in range(k):
+        for j in range(k):
+            last = (b, i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1, c)
+            tap = kernel[i, j].reshape(1, 1, 1, c)
+            y = y + lax.slice(x, (0, i, j, 0), last, (1, stride, stride, 1)).astype(exact) * tap.astype(exact)
+    return y.astype(x.dtype)
+
+
+def _shifted_input_gradient(x, kernel, dy, stride, padding):
+    # The transpose of a strided correlation: spread dy out by the stride, correlate with the flipped kernel.
+    k = kernel.shape[0]
+    config = [(0, 0, 0)]
+    for n, m, (low, high) in zip(x.shape[1:3], dy.shape[1:3], padding, strict=True):
+        unused = n + low + high - ((m - 1) * stride + k)  # rows at the end that no window reaches
+        config.append((k - 1 - low, k - 1 - high + unused, stride - 1))
+    spread = lax.pad(dy, jnp.zeros((), dy.dtype), (*config, (0, 0, 0)))
+    return _shifted_sum(spread, kernel[::-1, ::-1], 1)
+
+
+def _shifted_kernel_gradient(x, kernel, dy, stride):
+    # One tap at a time: k * k products of the size of dy, alive at once, would cost more to allocate than to compute.
+    b, h, w, c = dy.shape
+    k = kernel.shape[0]
+    exact = jnp.promote_types(dy.dtype, jnp.float32)
+
+    def tap(n):
+        window = (b, (h - 1) * stride + 1, (w - 1) * stride + 1, c)
+        shifted = lax.dynamic_slice(x, (0, n // k, n % k, 0), window)[:, ::stride, ::stride]
+        return jnp.sum(shifted.astype(exact) * dy.astype(exact), axis=(1, 2))
+
+    per_image = lax.map(tap, jnp.arange(k * k))  # [k * k, b, c]; images last, so that devices that share them meet once
+    return per_image.sum(axis=1).reshape(kernel.shape).astype(kernel.dtype)
