@@ -73,7 +73,9 @@ def variant(architecture: str) -> Variant:
 
 def options(architecture: str) -> list[str]:
     """Returns the keyword arguments that the architecture's class takes, `rngs` aside."""
-    parameters = inspect.signature(variant(architecture).build).parameters.values()
+    build = variant(architecture).build
+    # A module class is called through nnx's metaclass, whose own signature is (*args, **kwargs).
+    parameters = inspect.signature(build.__init__ if isinstance(build, type) else build).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs"]
 
 

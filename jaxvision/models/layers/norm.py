@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -34,7 +35,7 @@ class BatchNorm(nnx.BatchNorm):
         momentum: float = 0.9,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        scale_init: Any = nnx.initializers.ones_init(),
+        scale_init: Any = nnx.initializers.ones,
         rngs: nnx.Rngs,
     ):
         super().__init__(
@@ -54,3 +55,27 @@ class BatchNorm(nnx.BatchNorm):
         """Joins the training or evaluation view; a frozen layer stays in the latter."""
         if use_running_average is not None:
             self.use_running_average = use_running_average or self.frozen
+
+
+class LayerScale(nnx.Module):
+    """Multiplies a residual branch by a learned number per channel, near zero at first.
+
+    Touvron et al., "Going deeper with Image Transformers", https://arxiv.org/abs/2103.17239
+
+    Args:
+      features: d of the input [..., d].
+      init: the first value of all of ``gamma``, such as 1e-5.
+      param_dtype: of ``gamma``; the input's dtype is kept.
+
+    Example:
+      >>> scale = LayerScale(8, 1e-5)
+      >>> scale(jnp.ones((1, 5, 8))).shape
+      (1, 5, 8)
+    """
+
+    def __init__(self, features: int, init: float, *, param_dtype: Any = jnp.float32):
+        self.gamma = nnx.Param(jnp.full(features, init, param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the scaled branch, in the shape and dtype of `x`."""
+        return x * self.gamma[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
