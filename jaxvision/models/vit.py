@@ -17,12 +17,9 @@ from jaxvision.models import registry
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.attention import Attention
 from jaxvision.models.layers.head import classifier
-from jaxvision.models.layers.mlp import Mlp
+from jaxvision.models.layers.mlp import Mlp, linear_init
 from jaxvision.models.layers.norm import LayerScale
 from jaxvision.models.layers.patch import PatchEmbed
-
-# timm truncates its N(0, 0.02) at an absolute 2, a hundred standard deviations out: that is no truncation.
-INIT = nnx.initializers.normal(0.02)
 
 
 def _layer_norm(features: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -56,13 +53,11 @@ class Block(nnx.Module):
             return nnx.data(None) if layer_scale is None else LayerScale(d, layer_scale, param_dtype=param_dtype)
 
         self.norm1 = _layer_norm(d, **types)
-        self.attn = Attention(
-            d, num_heads, dropout=dropout, attention_dropout=attention_dropout, kernel_init=INIT, **types
-        )
+        self.attn = Attention(d, num_heads, dropout=dropout, attention_dropout=attention_dropout, **types)
         self.ls1 = scale()
         self.drop_path1 = drop.DropPath(drop_path, rngs=rngs)
         self.norm2 = _layer_norm(d, **types)
-        self.mlp = Mlp(d, int(d * mlp_ratio), dropout=dropout, kernel_init=INIT, **types)
+        self.mlp = Mlp(d, int(d * mlp_ratio), dropout=dropout, **types)
         self.ls2 = scale()
         self.drop_path2 = drop.DropPath(drop_path, rngs=rngs)
 
@@ -143,8 +138,8 @@ class VisionTransformer(nnx.Module):
         self.grid_size = self.patch_embed.grid_size
         n = self.num_prefix_tokens + self.patch_embed.num_patches
         self.cls_token = nnx.Param(nnx.initializers.normal(1e-6)(rngs.params(), (1, 1, d), param_dtype))
-        self.dist_token = nnx.Param(INIT(rngs.params(), (1, 1, d), param_dtype)) if distilled else nnx.data(None)
-        self.pos_embed = nnx.Param(INIT(rngs.params(), (1, n, d), param_dtype))
+        self.dist_token = nnx.Param(linear_init(rngs.params(), (1, 1, d), param_dtype)) if distilled else nnx.data(None)
+        self.pos_embed = nnx.Param(linear_init(rngs.params(), (1, n, d), param_dtype))
         self.pos_drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
         self.blocks = nnx.List(
             Block(
@@ -167,7 +162,7 @@ class VisionTransformer(nnx.Module):
         return classifier(
             self.embed_dim,
             self.num_classes,
-            kernel_init=INIT,
+            kernel_init=linear_init,
             bias_init=nnx.initializers.zeros_init(),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -227,7 +222,7 @@ class VisionTransformer(nnx.Module):
     def get_attention_maps(self, images: jax.Array, layer_idx: int = -1, drop_prefix: bool = False) -> jax.Array:
         """Returns how much each token of one block attends to each other.
 
-        The weights are those before attention dropout. The blocks after `layer_idx` are not run. Works inside `jax.jit`.
+        The weights are those before attention dropout. Blocks after `layer_idx` are not run. Works inside `jax.jit`.
 
         Args:
           images: [b, h, w, c], normalised.
@@ -262,7 +257,7 @@ class VisionTransformer(nnx.Module):
         return maps[:, :, skip:, skip:]
 
 
-# --- sizes -------------------------------------------------------------------------------------------------------------
+# --- sizes ---
 
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvision.errors import UserError
+from jaxvision.models.layers.mlp import linear_init
 
 
 class Attention(nnx.Module):
@@ -47,7 +48,7 @@ class Attention(nnx.Module):
         attention_dropout: float = 0.0,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        kernel_init: Any = nnx.initializers.normal(0.02),
+        kernel_init: Any = linear_init,
         rngs: nnx.Rngs,
     ):
         if features % num_heads:

@@ -9,6 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 
+# timm truncates this at an absolute 2, which is a hundred standard deviations out: no truncation at all.
+linear_init = nnx.initializers.normal(0.02)
+
+
 class Mlp(nnx.Module):
     """Linear, GELU, linear; dropout after each linear layer, as in the ViT paper.
 
@@ -37,7 +41,7 @@ class Mlp(nnx.Module):
         dropout: float = 0.0,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        kernel_init: Any = nnx.initializers.normal(0.02),
+        kernel_init: Any = linear_init,
         rngs: nnx.Rngs,
     ):
         linear = {"dtype": dtype, "param_dtype": param_dtype, "kernel_init": kernel_init, "rngs": rngs}

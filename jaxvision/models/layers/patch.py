@@ -67,8 +67,8 @@ class PatchEmbed(nnx.Module):
         wanted = (self.image_size, self.image_size, self.in_channels)
         if images.ndim != 4 or images.shape[1:] != wanted:
             raise UserError(
-                f"images of shape {list(images.shape)} do not fit: this model takes [b, {', '.join(map(str, wanted))}]; "
-                "resize them, or create the model with another image_size (or in_channels)"
+                f"images of shape {list(images.shape)} do not fit: this model takes "
+                f"[b, {', '.join(map(str, wanted))}]; resize them, or create the model with another image_size (or in_channels)"
             )
         x = self.proj(images)
         b, h, w, d = x.shape
