@@ -16,7 +16,7 @@ from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.attention import Attention
-from jaxvision.models.layers.head import classifier
+from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.mlp import Mlp, linear_init
 from jaxvision.models.layers.norm import LayerScale
 from jaxvision.models.layers.patch import PatchEmbed
@@ -131,7 +131,7 @@ class VisionTransformer(nnx.Module):
         self.num_classes = num_classes
         self.embed_dim = embed_dim
         self.dtype, self.param_dtype = dtype, param_dtype
-        self.classifier = ("head", "head_dist") if distilled else ("head",)
+        self.classifier_names = ("head", "head_dist") if distilled else ("head",)
         self.num_prefix_tokens = 2 if distilled else 1
 
         self.patch_embed = PatchEmbed(image_size, patch_size, in_channels, d, **types)
@@ -159,7 +159,7 @@ class VisionTransformer(nnx.Module):
         self.head_dist = self._fresh_head(rngs) if distilled else nnx.data(None)
 
     def _fresh_head(self, rngs: nnx.Rngs) -> Any:
-        return classifier(
+        return linear_head(
             self.embed_dim,
             self.num_classes,
             kernel_init=linear_init,
@@ -196,13 +196,13 @@ class VisionTransformer(nnx.Module):
         """
         tokens = [features[:, i] for i in range(self.num_prefix_tokens)]
         if not pre_logits and self.num_classes:
-            tokens = [getattr(self, name)(x) for name, x in zip(self.classifier, tokens, strict=True)]
+            tokens = [getattr(self, name)(x) for name, x in zip(self.classifier_names, tokens, strict=True)]
         return sum(tokens[1:], tokens[0]) / len(tokens)
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
         """Replaces the head(s) by fresh ones of `num_classes` outputs (0: none); nothing else is touched."""
         self.num_classes = num_classes
-        for name in self.classifier:
+        for name in self.classifier_names:
             setattr(self, name, self._fresh_head(rngs))
 
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:

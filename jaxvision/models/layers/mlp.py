@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-
 # timm truncates this at an absolute 2, which is a hundred standard deviations out: no truncation at all.
 linear_init = nnx.initializers.normal(0.02)
 

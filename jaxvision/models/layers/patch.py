@@ -68,7 +68,8 @@ class PatchEmbed(nnx.Module):
         if images.ndim != 4 or images.shape[1:] != wanted:
             raise UserError(
                 f"images of shape {list(images.shape)} do not fit: this model takes "
-                f"[b, {', '.join(map(str, wanted))}]; resize them, or create the model with another image_size (or in_channels)"
+                f"[b, {', '.join(map(str, wanted))}]; resize them, or create the model with another image_size "
+                "(or in_channels)"
             )
         x = self.proj(images)
         b, h, w, d = x.shape
