@@ -23,6 +23,17 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right
 torch_default_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+def torch_bias_init(fan_in: int) -> Any:
+    """Returns PyTorch's default initializer for the bias of a layer with `fan_in` inputs, U(+-1/sqrt(fan_in)).
+
+    >>> bias = torch_bias_init(64)(jax.random.key(0), (1000,))
+    >>> bool(abs(bias).max() <= 1 / 8)
+    True
+    """
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 class Conv(nnx.Module):
     """Two-dimensional convolution with a square kernel.
 
@@ -35,10 +46,11 @@ class Conv(nnx.Module):
         TensorFlow does, the odd pixel at the bottom and right.
       dilation: distance between the taps of the kernel.
       groups: 1 is a dense convolution, `in_features` a depthwise one.
-      use_bias: add a bias of [out_features], zero at first.
+      use_bias: add a bias of [out_features].
       dtype: of the computation; None takes the promoted type of input and kernel.
       param_dtype: of kernel and bias.
       kernel_init: PyTorch's default; the families pass their own.
+      bias_init: zeros.
       rngs: the stream ``params``.
 
     Example:
@@ -63,6 +75,7 @@ class Conv(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         kernel_init: Any = torch_default_init,
+        bias_init: Any = nnx.initializers.zeros,
         rngs: nnx.Rngs,
     ):
         if in_features % groups or out_features % groups:
@@ -71,7 +84,7 @@ class Conv(nnx.Module):
             raise ValueError(f"padding {padding!r} is neither 'torch' nor 'same'")
         shape = (kernel_size, kernel_size, in_features // groups, out_features)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
-        self.bias = nnx.Param(jnp.zeros(out_features, param_dtype)) if use_bias else nnx.data(None)
+        self.bias = nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else nnx.data(None)
         self.stride = stride
         self.padding = padding
         self.dilation = dilation

@@ -1,0 +1,48 @@
+"""The last layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvision.models.layers.conv import torch_bias_init, torch_default_init
+
+
+def linear_head(
+    features: int,
+    num_classes: int,
+    *,
+    kernel_init: Any = torch_default_init,
+    bias_init: Any = None,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+) -> Any:
+    """Returns the layer from pooled features [b, features] to logits [b, num_classes], or None for 0 classes.
+
+    Args:
+      features: width of its input.
+      num_classes: width of its output; 0 for a model that ends in its pooled features.
+      kernel_init: U(+-1/sqrt(features)), PyTorch's default.
+      bias_init: the same by default.
+      dtype: of the computation.
+      param_dtype: of kernel and bias.
+      rngs: the stream ``params``.
+
+    Example:
+      >>> linear_head(512, 10, rngs=nnx.Rngs(0)).kernel.shape
+      (512, 10)
+    """
+    if num_classes == 0:
+        return nnx.data(None)  # data, so that a later head may take its place
+    return nnx.Linear(
+        features,
+        num_classes,
+        kernel_init=kernel_init,
+        bias_init=torch_bias_init(features) if bias_init is None else bias_init,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
