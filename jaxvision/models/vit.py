@@ -129,7 +129,7 @@ class VisionTransformer(nnx.Module):
         self.patch_size = patch_size
         self.in_channels = in_channels
         self.num_classes = num_classes
-        self.embed_dim = embed_dim
+        self.embed_dim = self.num_features = embed_dim
         self.dtype, self.param_dtype = dtype, param_dtype
         self.classifier_names = ("head", "head_dist") if distilled else ("head",)
         self.num_prefix_tokens = 2 if distilled else 1
@@ -215,9 +215,9 @@ class VisionTransformer(nnx.Module):
         blocks = [rf"blocks\.{i}\." + (r"|norm\." if i == last else "") for i in range(last + 1)]
         return (r"cls_token|dist_token|pos_embed|patch_embed\.", *blocks)
 
-    def no_weight_decay(self) -> set[str]:
+    def no_weight_decay(self) -> tuple[str, ...]:
         """Returns the names that are never decayed, beyond those with ndim <= 1."""
-        return {"cls_token", "pos_embed"} | ({"dist_token"} if self.dist_token is not None else set())
+        return ("cls_token", "pos_embed") if self.dist_token is None else ("cls_token", "dist_token", "pos_embed")
 
     def get_attention_maps(self, images: jax.Array, layer_idx: int = -1, drop_prefix: bool = False) -> jax.Array:
         """Returns how much each token of one block attends to each other.
