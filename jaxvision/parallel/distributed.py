@@ -1,0 +1,64 @@
+"""Several processes as one machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import jax
+
+from jaxvision.errors import UserError
+
+_TRIPLE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize(environment: Mapping[str, str] | None = None) -> bool:
+    """Joins this process to the others of its job, where the environment says that there are others.
+
+    Call it first thing: once JAX has looked at its devices it is too late. Understood are
+
+    - ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, set by hand;
+    - ``JAXVISION_DISTRIBUTED=1``: JAX finds out by itself (TPU pods, Kubernetes);
+    - a task of Slurm's ``srun`` or Open MPI's ``mpirun`` with more than one process.
+
+    Args:
+      environment: variables to look at, ``os.environ`` by default.
+
+    Returns:
+      Whether the process was joined to others. False, and nothing done, on a single machine.
+
+    Raises:
+      UserError: the coordinator is given without the other two, or they are not numbers that fit.
+
+    Example:
+      >>> initialize({})
+      False
+    """
+    env = os.environ if environment is None else environment
+    if any(name in env for name in _TRIPLE):
+        missing = [name for name in _TRIPLE if name not in env]
+        if missing:
+            raise UserError(f"distributed: {' and '.join(missing)} must be set, too; all three or none")
+        address, count, index = (env[name] for name in _TRIPLE)
+        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+            raise UserError(
+                f"distributed: JAX_PROCESS_ID={index} must be a number from 0 to JAX_NUM_PROCESSES={count} minus one"
+            )
+        jax.distributed.initialize(address, int(count), int(index))
+        return True
+    if env.get("JAXVISION_DISTRIBUTED", "0") not in ("", "0") or _launched(env):
+        jax.distributed.initialize()
+        return True
+    return False
+
+
+def _launched(env: Mapping[str, str]) -> bool:
+    # SLURM_STEP_NUM_TASKS, not SLURM_NTASKS: the latter is also set in an interactive allocation, where one process
+    # would wait for the others for ever.
+    counts = (env.get("SLURM_STEP_NUM_TASKS", "1"), env.get("OMPI_COMM_WORLD_SIZE", "1"))
+    return any(count.isdigit() and int(count) > 1 for count in counts)
+
+
+def is_main() -> bool:
+    """Returns whether this is the process that speaks, and that writes what only one may write."""
+    return jax.process_index() == 0

@@ -1,0 +1,114 @@
+"""The devices as a grid with named axes, and batches laid out over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxvision.errors import UserError
+
+#: Axes over which a batch is split: each device along them sees other images. An axis of any other name
+#: (such as "model") splits parameters only, and its devices see the same images.
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of all devices of all processes.
+
+    Args:
+      axes: axis name -> number of devices along it; one may be -1, which takes what the others leave.
+        None is ``{"data": -1}``: plain data parallelism.
+      devices: the devices to use, all by default.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices, or two are -1.
+
+    Example:
+      >>> mesh = make_mesh({"data": -1, "model": 1})
+      >>> mesh.axis_names, mesh.size == jax.device_count()
+      (('data', 'model'), True)
+    """
+    axes = dict(axes or {"data": -1})
+    devices = jax.devices() if devices is None else list(devices)
+    wanted = ", ".join(f"{name}={size}" for name, size in axes.items())
+    if any(size < 1 and size != -1 for size in axes.values()) or list(axes.values()).count(-1) > 1:
+        raise UserError(f"mesh: sizes are positive, and at most one is -1 (what is left); got {wanted}")
+    known = math.prod(size for size in axes.values() if size != -1)
+    if len(devices) % known or (-1 not in axes.values() and known != len(devices)):
+        raise UserError(
+            f"mesh: {wanted} does not tile {len(devices)} device{'s' * (len(devices) != 1)}; "
+            f"one axis may be -1 and takes what the others leave"
+        )
+    sizes = [len(devices) // known if size == -1 else size for size in axes.values()]
+    # Auto axes, although Explicit is JAX's default: the compiler propagates shardings through the models, which
+    # therefore carry no annotation and read as if for one device. With Explicit axes each contraction over a sharded
+    # dimension would have to be told its out_sharding, in every layer.
+    return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Returns the axes of `mesh` over which batches are split.
+
+    >>> batch_axes(make_mesh({"data": -1, "model": 1}))
+    ('data',)
+    """
+    return tuple(name for name in mesh.axis_names if name in BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array [batch, ...]: the first axis over the batch axes of `mesh`, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Returns into how many parts a batch is split."""
+    return math.prod(mesh.shape[name] for name in batch_axes(mesh))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
+    """Raises when a global batch cannot be split evenly.
+
+    Args:
+      batch_size: images per step, over all devices.
+      mesh: as `make_mesh` gives it.
+      accumulate: microbatches per step; each is split over the devices.
+
+    Raises:
+      UserError: the batch is not divisible by devices × microbatches; the message names the nearest sizes that are.
+    """
+    parts = batch_devices(mesh) * accumulate
+    if batch_size < 1 or batch_size % parts:
+        lower = batch_size // parts * parts
+        nearest = f"{lower} and {lower + parts}" if lower > 0 else f"{parts}"
+        by = f"{batch_devices(mesh)} devices" + (f" times {accumulate} microbatches" if accumulate > 1 else "")
+        raise UserError(f"batch size {batch_size} is not divisible by {by}; the nearest sizes that are: {nearest}")
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Returns `batch` on the devices, split over the batch axes.
+
+    Args:
+      batch: a pytree of host arrays [b, ...]. With several processes each gives its own part of the
+        global batch, in the order of the processes.
+      mesh: as `make_mesh` gives it.
+
+    Returns:
+      The same pytree of global arrays; the copy to the devices goes on in the background.
+
+    Example:
+      >>> images = shard_batch({"image": np.zeros((8, 4, 4, 3), np.uint8)}, make_mesh())["image"]
+      >>> images.shape, tuple(images.sharding.spec)
+      ((8, 4, 4, 3), ('data',))
+    """
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

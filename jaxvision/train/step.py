@@ -1,0 +1,178 @@
+"""The train step: one function, compiled once, for one device or many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxvision.errors import UserError
+from jaxvision.models.layers.mode import train_view
+from jaxvision.parallel.mesh import batch_axes, batch_sharding, replicated
+from jaxvision.train.loss import Loss, is_hard, mean_weights, weighted_sum, without_padding
+from jaxvision.train.schedule import as_schedule
+
+Batch = Mapping[str, Any]
+#: (batch, step) -> (images [b, h, w, c] as the model wants them, targets [b] or [b, classes]).
+Prepare = Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def make_train_step(
+    graph: nnx.GraphDef,
+    *,
+    mesh: Mesh,
+    shardings: Any,
+    loss: Loss,
+    prepare: Prepare,
+    learning_rate: float | optax.Schedule,
+    accumulate: int = 1,
+) -> Callable[[nnx.State, Batch], tuple[nnx.State, dict[str, jax.Array]]]:
+    """Returns the function (state, batch) -> (state, metrics).
+
+    It is compiled at the first call and never again. The state it is given is consumed: its memory holds the result.
+
+    Args:
+      graph: structure of the `TrainState`, from `abstract_state`. What trains is what its optimizer was made for.
+      mesh: the devices; the batch is split over its batch axes. BatchNorm sees the whole batch, on any number of
+        devices, because the program is written for the whole batch and split by the compiler.
+      shardings: of the state, from `state_shardings`.
+      loss: from `make_loss`.
+      prepare: augmentation, inside the step: from the batch as the pipeline gives it and the number of updates made
+        so far to images and targets. Random numbers are keyed by (seed, step, index of the image), which is what makes
+        a resumed run equal to one that was never interrupted.
+      learning_rate: the optimizer's, to be reported.
+      accumulate: microbatches per step: memory of one, gradient of all. Loss and gradients are those of the whole
+        batch, except that BatchNorm normalises within a microbatch (and moves its statistics once for each).
+
+    Returns:
+      The step. Its batch has ``"mask"`` [b], False for padding, and what `prepare` reads. Its metrics are scalars on
+      every device: ``loss`` (mean over the images that count), ``grad_norm`` (before clipping), ``learning_rate``,
+      ``finite``, and ``accuracy`` where targets are class numbers.
+
+      Where loss or gradient are not finite the update does not happen: the state comes back as it was, to the bit, and
+      ``finite`` is False. `check_finite` turns that into an error.
+
+    Example:
+      >>> from functools import partial
+      >>> from jaxvision.parallel.mesh import make_mesh
+      >>> from jaxvision.parallel.rules import state_shardings
+      >>> from jaxvision.train.loss import make_loss
+      >>> from jaxvision.train.state import abstract_state, create_state, initialise
+      >>> mesh, tx = make_mesh(), optax.sgd(0.1)
+      >>> create, model = partial(create_state, tx=tx), lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+      >>> graph, abstract = abstract_state(create, model)
+      >>> shardings = state_shardings(abstract, mesh)
+      >>> state = initialise(create, model, shardings)
+      >>> step = make_train_step(graph, mesh=mesh, shardings=shardings, loss=make_loss(), learning_rate=0.1,
+      ...                        prepare=lambda batch, step: (batch["image"], batch["label"]))
+      >>> batch = {"image": jnp.ones((8, 4)), "label": jnp.arange(8) % 3, "mask": jnp.ones(8, bool)}
+      >>> state, metrics = step(state, batch)
+      >>> sorted(metrics)
+      ['accuracy', 'finite', 'grad_norm', 'learning_rate', 'loss']
+    """
+    schedule = as_schedule(learning_rate)
+
+    def step(state: nnx.State, batch: Batch) -> tuple[nnx.State, dict[str, jax.Array]]:
+        ts = nnx.merge(graph, state, copy=True)  # copied: `state` is what an update that fails goes back to
+        updates_made = ts.optimizer.step[...]
+        images, targets = prepare(batch, updates_made)
+        examples = (images, without_padding(targets, batch["mask"]), mean_weights(batch["mask"]))
+
+        trainable = ts.optimizer.wrt
+        structure, params, rest = nnx.split(train_view(ts.model), trainable, ...)
+
+        def objective(params: nnx.State, rest: nnx.State, examples: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
+            images, targets, weights = examples
+            model = nnx.merge(structure, params, rest, copy=True)
+            logits = model(images)
+            sums = {"loss": weighted_sum(loss(logits, targets), weights)}
+            if is_hard(targets):
+                sums["accuracy"] = weighted_sum((logits.argmax(-1) == targets).astype(jnp.float32), weights)
+            return sums["loss"], (sums, nnx.state(model, nnx.Not(trainable)))
+
+        gradient = jax.grad(objective, has_aux=True)
+        if accumulate == 1:
+            grads, (sums, rest) = gradient(params, rest, examples)
+        else:
+
+            def add(carry: tuple[Any, Any], examples: Any) -> tuple[tuple[Any, Any], Any]:
+                total, rest = carry
+                grads, (sums, rest) = gradient(params, rest, examples)
+                return (jax.tree.map(jnp.add, total, grads), rest), sums
+
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            (grads, rest), sums = jax.lax.scan(add, (zeros, rest), microbatches(examples, accumulate, mesh))
+            sums = jax.tree.map(jnp.sum, sums)
+
+        nnx.update(ts.model, rest)
+        ts.optimizer.update(ts.model, grads)
+        if ts.ema is not None:
+            ts.ema.update(ts.model, updates_made)
+
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
+        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), nnx.state(ts), state)
+        rate = jnp.asarray(schedule(updates_made), jnp.float32)
+        return new_state, {**sums, "grad_norm": grad_norm, "learning_rate": rate, "finite": finite}
+
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+
+
+def microbatches(examples: Any, n: int, mesh: Mesh) -> Any:
+    """Returns arrays [b, ...] as [n, b / n, ...], for `jax.lax.scan`.
+
+    Microbatch i takes the examples i, i + n, i + 2n, ...: of each device's share an equal part, so that nothing moves
+    between devices.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, batch_axes(mesh)))
+
+    def split(x: jax.Array) -> jax.Array:
+        b, *rest = x.shape
+        if b % n:
+            raise UserError(f"a batch of {b} images cannot be split into {n} microbatches")
+        return jax.lax.with_sharding_constraint(x.reshape(b // n, n, *rest).swapaxes(0, 1), sharding)
+
+    return jax.tree.map(split, examples)
+
+
+def check_finite(metrics: Mapping[str, Any], step: int) -> None:
+    """Raises if the loss or the gradient of a step was not finite.
+
+    The step has changed nothing, so a state saved before or after it is good. Reading the metrics waits for the step:
+    call it some steps late, with the metrics of each step, and before each checkpoint.
+
+    Args:
+      metrics: as the train step gave them, on the device or off it.
+      step: number of that step, for the message.
+
+    Raises:
+      UserError: names the step and what was not finite.
+
+    Example:
+      >>> check_finite({"loss": float("nan"), "grad_norm": 1.0, "learning_rate": 0.1, "finite": False}, 17)
+      Traceback (most recent call last):
+      ...
+      jaxvision.errors.UserError: step 17: the loss is nan (gradient norm 1, learning rate 0.1); ...
+    """
+    if bool(metrics["finite"]):
+        return
+    loss, norm, rate = (float(metrics[key]) for key in ("loss", "grad_norm", "learning_rate"))
+    if math.isfinite(loss):
+        what = f"the gradient norm is {norm:g} (loss {loss:g}, learning rate {rate:g})"
+    else:
+        what = f"the loss is {loss:g} (gradient norm {norm:g}, learning rate {rate:g})"
+    raise UserError(
+        f"step {step}: {what}; stopped, and the last checkpoint is good. Usual remedies: a lower learning rate, a longer "
+        f"warm-up, gradient clipping; a label outside num_classes also does this"
+    )
