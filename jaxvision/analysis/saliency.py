@@ -1,0 +1,125 @@
+"""Where a model looks: a heat map for each picture, and the picture under its heat map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvision.analysis.attention import attention_rollout
+from jaxvision.errors import UserError
+from jaxvision.models.layers.mode import eval_view
+
+
+def explain(model: Any, images: jax.Array, *, classes: jax.Array | None = None) -> jax.Array:
+    """Returns where `model` looks in each image: attention rollout for a ViT, Grad-CAM for a convnet.
+
+    Args:
+      model: any of the families.
+      images: [b, h, w, c], normalised.
+      classes: int [b], the class that Grad-CAM explains; default: the predicted one. Attention knows no class.
+
+    Returns:
+      float32 [b, grid height, grid width] in [0, 1]; each map is scaled so that its largest value is 1 (unless the
+      map is 0 everywhere) and for attention its smallest is 0.
+
+    Example:
+      >>> from flax import nnx
+      >>> from jaxvision.models import registry
+      >>> model = registry.build("test_vit", image_size=32, rngs=nnx.Rngs(0))
+      >>> explain(model, jnp.zeros((1, 32, 32, 3))).shape
+      (1, 2, 2)
+    """
+    if not hasattr(model, "get_attention_maps"):
+        return grad_cam(model, images, classes)
+    maps = attention_rollout(model, images)
+    return _scaled(maps - maps.min((1, 2), keepdims=True))
+
+
+def grad_cam(model: Any, images: jax.Array, classes: jax.Array | None = None) -> jax.Array:
+    """Returns how much each place of the last feature map speaks for a class.
+
+    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
+    https://arxiv.org/abs/1610.02391. The features are those of ``model.forward_features``; the channels are weighted
+    by the mean gradient of the class's logit.
+
+    Args:
+      model: a convnet with a classifier.
+      images: [b, h, w, c], normalised.
+      classes: int [b], the classes to explain; default: the predicted ones.
+
+    Returns:
+      float32 [b, h', w'] in [0, 1] at the resolution of the features. Each map is divided by its largest value; one
+      where nothing speaks for the class is 0 everywhere.
+
+    Raises:
+      UserError: the model has no feature map, or no classifier, or a class is out of its range.
+
+    Example:
+      >>> from flax import nnx
+      >>> from jaxvision.models import registry
+      >>> model = registry.build("test_resnet", num_classes=10, rngs=nnx.Rngs(0))
+      >>> grad_cam(model, jnp.ones((2, 64, 64, 3)), jnp.array([3, 7])).shape
+      (2, 2, 2)
+    """
+    if hasattr(model, "get_attention_maps"):
+        raise UserError(f"Grad-CAM needs a convnet's feature map; {model.architecture} is explained by its attention")
+    if model.num_classes == 0:
+        raise UserError("Grad-CAM explains a logit; this model has no classifier (num_classes=0)")
+    if classes is not None and not isinstance(classes, jax.core.Tracer):
+        numbers = np.asarray(classes)
+        if numbers.shape != images.shape[:1] or ((numbers < 0) | (numbers >= model.num_classes)).any():
+            raise UserError(
+                f"Grad-CAM: classes are {len(images)} numbers in [0, {model.num_classes}), one for each image; "
+                f"got {numbers.tolist()}"
+            )
+    return _grad_cam(eval_view(model), images, None if classes is None else jnp.asarray(classes))
+
+
+@jax.jit
+def _grad_cam(model: Any, images: jax.Array, classes: jax.Array | None) -> jax.Array:
+    features = model.forward_features(images).astype(jnp.float32)
+
+    def score(features: jax.Array) -> jax.Array:
+        logits = model.forward_head(features)
+        chosen = logits.argmax(-1) if classes is None else classes
+        return jnp.take_along_axis(logits, chosen[:, None], axis=-1).sum()  # images do not mix: one gradient for all
+
+    weights = jax.grad(score)(features).mean((1, 2), keepdims=True)
+    return _scaled(jax.nn.relu((weights * features).sum(-1)))
+
+
+def _scaled(maps: jax.Array) -> jax.Array:
+    top = maps.max((1, 2), keepdims=True)
+    return jnp.where(top > 0, maps / jnp.where(top > 0, top, 1), 0)
+
+
+def overlay(image: np.ndarray, heat: Any, *, opacity: float = 0.6, colours: str = "inferno") -> np.ndarray:
+    """Returns the picture with the heat map laid over it.
+
+    Args:
+      image: uint8 [h, w, 3].
+      heat: [grid height, grid width] in [0, 1], such as one map of `explain`; it is enlarged to the picture.
+      opacity: of the hottest places, in [0, 1]; cold ones show the picture, darkened.
+      colours: a matplotlib colour map. The default is perceptually uniform and can be read in grey.
+
+    Returns:
+      uint8 [h, w, 3].
+
+    Example:
+      >>> overlay(np.full((32, 48, 3), 255, np.uint8), np.eye(4)).shape
+      (32, 48, 3)
+    """
+    import matplotlib
+
+    h, w, _ = image.shape
+    heat = np.asarray(jax.image.resize(jnp.asarray(heat, jnp.float32), (h, w), "cubic"))
+    heat = heat.clip(0, 1)[..., None]
+    colour = matplotlib.colormaps[colours](heat[..., 0])[..., :3]
+    grey = image / 255 @ np.array([0.299, 0.587, 0.114])
+    # The colour of the heat over the picture in grey: the picture's own colours would be read as heat.
+    strength = opacity * (0.35 + 0.65 * heat)
+    blended = (1 - strength) * grey[..., None] + strength * colour
+    return (blended.clip(0, 1) * 255).round().astype(np.uint8)
