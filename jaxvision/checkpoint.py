@@ -1,0 +1,471 @@
+"""Checkpoints: what a run needs to go on, to the bit, after it was stopped in any way.
+
+A checkpoint is a folder ``WORKDIR/checkpoints/STEP`` that Orbax writes in the background while training goes on. It
+holds the state (model with BatchNorm statistics and random keys, optimizer, average), the position in the data, the
+metrics and the config. When all of it is on disk, checksums are added; by them a damaged one is told from a good one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jaxvision import tree
+from jaxvision.errors import UserError
+
+_SEAL = "checksums.json"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+      step: number of the step after which it was saved.
+      state: on the devices, laid out as asked.
+      position: where the data goes on, as `Checkpoints.save` was given it.
+      metrics: of the evaluation at that step; empty if there was none.
+    """
+
+    step: int
+    state: Any
+    position: dict[str, Any]
+    metrics: dict[str, float]
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest few, and the best.
+
+    Use it as a context manager, or call `close` at the end: the last checkpoint may still be on its way to the disk.
+
+    Args:
+      workdir: folder of the run; the checkpoints go into ``checkpoints`` in it.
+      keep: how many of the newest are kept.
+      best: metric by which one more is kept, such as ``"top1"``; None keeps none.
+      best_mode: ``"max"`` or ``"min"``: which end of it is best.
+      config: kept in each checkpoint, so that one that is copied elsewhere tells what it is of.
+      read_only: for evaluation beside a run that goes on: nothing is ever written or removed.
+      say: called with each message, such as that a damaged checkpoint was skipped.
+
+    Raises:
+      UserError: a bad option, or the folder cannot be made.
+
+    Example:
+      >>> import tempfile, jax.numpy as jnp
+      >>> state = {"model": {"bias": jnp.arange(3.0)}}
+      >>> workdir = tempfile.mkdtemp()
+      >>> with Checkpoints(workdir, keep=1) as checkpoints:
+      ...     checkpoints.save(10, state, position={"epoch": 1}, metrics={"top1": 0.5})
+      ...     checkpoints.save(20, state, position={"epoch": 2}, metrics={"top1": 0.4})
+      ...     checkpoints.save(30, state, position={"epoch": 3}, metrics={"top1": 0.3})
+      >>> with Checkpoints(workdir) as checkpoints:
+      ...     checkpoints.steps(), checkpoints.best_step()
+      ...     restored = checkpoints.restore(state, jax.tree.map(lambda x: x.sharding, state))
+      ([10, 30], 10)
+      >>> restored.step, restored.position, restored.state["model"]["bias"]
+      (30, {'epoch': 3}, Array([0., 1., 2.], dtype=float32))
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        keep: int = 2,
+        best: str | None = "top1",
+        best_mode: str = "max",
+        config: Mapping[str, Any] | None = None,
+        read_only: bool = False,
+        say: Callable[[str], None] = print,
+    ):
+        if keep < 1:
+            raise UserError(f"checkpoints: keep at least 1, got keep={keep}")
+        if best_mode not in ("max", "min"):
+            raise UserError(f"checkpoints: best_mode is 'max' or 'min', got {best_mode!r}")
+        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self._best = best
+        self._sign = 1.0 if best_mode == "max" else -1.0
+        self._config = _plain(config or {})
+        self._read_only = read_only
+        self._say = say
+        self._sealer: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._saving: int | None = None
+        _hush_orbax()
+
+        if not read_only:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise UserError(f"cannot make the folder {self.directory}: {e.strerror or e}") from e
+            for path in self.directory.iterdir():
+                if _UNFINISHED in path.name:
+                    say(f"the checkpoint of step {path.name.split('.')[0]} was interrupted while it was saved; skipped")
+        policies = [LatestN(keep)]
+        if best is not None:
+            policies.append(BestN(n=1, get_metric_fn=self._score, keep_checkpoints_without_metrics=False))
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy(policies),
+                best_fn=self._score,  # without it Orbax does not write the metrics that the policy reads
+                cleanup_tmp_directories=not read_only,
+                create=False,
+            ),
+        )
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        position: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begins to save; returns as soon as `state` has been copied and may be used up.
+
+        Args:
+          step: number of steps made; each can be saved once.
+          state: a pytree of arrays, random keys included, such as the state of a train step.
+          position: where the data goes on; anything that JSON can hold.
+          metrics: of an evaluation of this state. Only checkpoints that have them can be the best.
+
+        Raises:
+          UserError: this checkpoint, or the one before, could not be written (a full disk). The earlier ones stand.
+        """
+        self.wait()  # for the one before, which must be sealed before an older one may go
+        about = {"position": _plain(position), "metrics": _plain(metrics or {}), "config": self._config}
+        self._saving = step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about)),
+                metrics=about["metrics"],
+                force=True,
+            )
+        except Exception as e:
+            self._failure = e
+            self.wait()
+        self._sealer = threading.Thread(target=self._seal, args=(step,), name="checkpoint-seal")
+        self._sealer.start()
+
+    def _seal(self, step: int) -> None:
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                sums = json.dumps(_checksums(self.directory / str(step)))
+                (self.directory / str(step) / _SEAL).write_text(sums)
+        except Exception as e:  # told by `wait`, in the thread that trains
+            self._failure = e
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+          UserError: the last checkpoint could not be written. The earlier ones stand.
+        """
+        if self._sealer is not None:
+            self._sealer.join()
+            self._sealer = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            good = [step for step in self.steps() if step != self._saving]
+            stands = f"the one of step {good[-1]} stands" if good else "there is no earlier one"
+            raise UserError(
+                f"the checkpoint of step {self._saving} could not be written to {self.directory} "
+                f"({_reason(failure)}); {stands}"
+            ) from failure
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints on disk, oldest first."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """Returns the step of the best checkpoint by the metric, or None where none has that metric."""
+        scores = {step: self._score(self._manager.metrics(step)) for step in self.steps()}
+        best = max(scores, key=lambda step: scores[step], default=None)
+        return None if best is None or scores[best] == -math.inf else best
+
+    def restore(self, abstract: Any, shardings: Any, *, step: int | str = "newest") -> Restored | None:
+        """Returns the newest good checkpoint, or None if the run has none yet.
+
+        Checkpoints that are damaged are skipped, with a message; those newer than the one that is returned are
+        removed, for the run will come by their steps again.
+
+        Args:
+          abstract: shapes and dtypes of the state, or of a part of it: without ``optimizer``, it is not read.
+          shardings: of every leaf of `abstract`; they need not be those with which it was saved: a run
+            goes on with another number of devices.
+          step: a step, ``"newest"`` or ``"best"``.
+
+        Raises:
+          UserError: no such step, all checkpoints are damaged, or they hold another model.
+        """
+        self.wait()
+        known = self.steps()
+        if step == "newest":
+            candidates = known[::-1]
+        else:
+            wanted = self.best_step() if step == "best" else step
+            if wanted not in known:
+                of = f" by {self._best!r}" if step == "best" else ""
+                raise UserError(f"no checkpoint {step!r}{of} in {self.directory}; there are the steps {known}")
+            candidates = [int(wanted)]
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        bad: list[str] = []
+        for candidate in candidates:
+            try:
+                restored = self._read(candidate, target)
+            except _Damaged as e:
+                bad.append(f"step {candidate}: {e}")
+                continue
+            for message in bad:
+                self._say(f"skipped a damaged checkpoint, {message}")
+            if step == "newest" and not self._read_only:
+                for damaged in candidates[: len(bad)]:
+                    self._manager.delete(damaged)
+            return restored
+        if bad:
+            raise UserError(
+                f"no checkpoint in {self.directory} can be read ({'; '.join(bad)}); remove the folder to start afresh"
+            )
+        return None
+
+    def _read(self, step: int, target: Any) -> Restored:
+        """Returns one checkpoint, or raises `_Damaged`; a `UserError` if it is sound but of another model."""
+        folder = self.directory / str(step)
+        try:
+            if (folder / _SEAL).exists():
+                wanted, found = json.loads((folder / _SEAL).read_text()), _checksums(folder)
+                if wanted != found:
+                    names = sorted(name for name in wanted if wanted[name] != found.get(name))
+                    raise _Damaged(f"{names[0]} is {'damaged' if names[0] in found else 'missing'}")
+            saved = _shapes(self._manager.item_metadata(step)["state"].tree)
+        except _Damaged:
+            raise
+        except Exception as e:
+            raise _Damaged(_reason(e)) from e
+        _check_shapes(saved, _shapes(target), folder)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(
+                        item=target,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                        partial_restore=True,
+                    ),
+                    about=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as e:
+            raise _Damaged(_reason(e)) from e
+        return Restored(step, restored["state"], restored["about"]["position"], restored["about"]["metrics"])
+
+    def close(self) -> None:
+        """Waits for what is being saved, and lets go of the folder.
+
+        Raises:
+          UserError: the last checkpoint could not be written.
+        """
+        try:
+            self.wait()
+        finally:
+            try:
+                self._manager.close()
+            except Exception:  # the failure that `wait` has told: Orbax tells it to each thread once
+                logging.getLogger(__name__).debug("closing after a failure", exc_info=True)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except UserError as e:  # what went wrong first is what the user should read
+            self._say(str(e))
+
+    def _score(self, metrics: Mapping[str, float] | None) -> float:
+        value = (metrics or {}).get(self._best or "", math.nan)
+        return -math.inf if math.isnan(value) else self._sign * value
+
+
+class _Damaged(Exception):
+    """One checkpoint cannot be read; another may."""
+
+
+def _checksums(folder: epath.Path) -> dict[str, str]:
+    """Returns {path: size and CRC-32} of the files in the folders of `folder`."""
+    # Orbax checks some of what it reads, but neither JSON nor the bytes of arrays: a flipped bit there goes unnoticed.
+    files = [file for item in folder.iterdir() if item.is_dir() for file in _files(item)]
+    return {str(file.relative_to(folder)): _checksum(file) for file in sorted(files)}
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        yield from _files(path) if path.is_dir() else (path,)
+
+
+def _checksum(file: epath.Path) -> str:
+    size, crc = 0, 0
+    with file.open("rb") as f:
+        while block := f.read(2**22):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return f"{size}:{crc:08x}"
+
+
+def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
+    def shape(x: Any) -> tuple[int, ...]:
+        # A random key is stored as the numbers that it is made of.
+        if hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype)).shape
+        return tuple(x.shape)
+
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {tree.join(path).removesuffix(".value"): shape(x) for path, x in leaves}
+
+
+def _check_shapes(saved: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], folder: epath.Path) -> None:
+    """Raises when a checkpoint does not hold what is wanted. It may hold more parts, such as the optimizer."""
+    parts = {name.split(".")[0] for name in wanted}
+    missing = [name for name in wanted if name not in saved]
+    unexpected = [name for name in saved if name not in wanted and name.split(".")[0] in parts]
+    differ = [
+        f"{name} {saved[name]} -> {wanted[name]}" for name in wanted if saved.get(name, wanted[name]) != wanted[name]
+    ]
+    found = {"not in it": missing, "only in it": unexpected, "other shapes": differ}
+    if any(found.values()):
+        lists = "; ".join(
+            f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for what, names in found.items()
+            if names
+        )
+        raise UserError(f"the checkpoint {folder} is of another model or optimizer: {lists}")
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the gist of an error of the file system, of TensorStore or of Orbax, on one line."""
+    text = str(error)
+    for sign, words in (
+        ("No space left", "no space left on the disk"),
+        ("ENOSPC", "no space left on the disk"),
+        ("Disk quota", "disk quota exceeded"),
+        ("EDQUOT", "disk quota exceeded"),
+    ):
+        if sign in text:
+            return words
+    lines = text.strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _hush_orbax() -> None:
+    """Keeps Orbax's own log records, tracebacks among them, off the console; its failures are raised as errors here."""
+    logger = logging.getLogger("absl")
+    if not any(isinstance(f, _NotOrbax) for f in logger.filters):
+        logger.addFilter(_NotOrbax())
+
+
+class _NotOrbax(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+
+def _plain(value: Any) -> Any:
+    """Returns what is left of `value` when it has been through JSON: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(value, default=_as_json))
+
+
+def _as_json(value: Any) -> Any:
+    if hasattr(value, "to_dict"):  # ml_collections
+        return value.to_dict()
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def check_config(workdir: str | Path, config: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> bool:
+    """Sees to it that a workdir is gone on with under the config that it was started with.
+
+    The first run writes ``config.json``; any later one compares with it.
+
+    Args:
+      workdir: folder of the run, made if need be.
+      config: nested; anything that JSON can hold.
+      may_differ: dotted keys, or sections, whose change does no harm, such as ``("report", "checkpoint.keep")``. The
+        file is brought up to date with them.
+
+    Returns:
+      Whether the run had been started before.
+
+    Raises:
+      UserError: the config differs (the message shows each key, old -> new), or the file cannot be read or
+        written. Nothing is written then.
+
+    Example:
+      >>> import tempfile
+      >>> workdir = tempfile.mkdtemp()
+      >>> check_config(workdir, {"optim": {"learning_rate": 0.1}})
+      False
+      >>> check_config(workdir, {"optim": {"learning_rate": 0.2}})
+      Traceback (most recent call last):
+      ...
+      jaxvision.errors.UserError: ... was started with another config: optim.learning_rate 0.1 -> 0.2; ...
+    """
+    path = epath.Path(workdir) / "config.json"
+    new = _plain(config)
+    try:
+        old = json.loads(path.read_text()) if path.exists() else None
+        if old is not None:
+            differences = {
+                key: change
+                for key, change in _differences(_flat(old), _flat(new)).items()
+                if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in may_differ)
+            }
+            if differences:
+                changes = "; ".join(f"{key} {change}" for key, change in differences.items())
+                raise UserError(
+                    f"{workdir} was started with another config: {changes}; "
+                    f"take another workdir, or set the values back"
+                )
+        if old != new and jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Written beside and moved into place: there is a whole file or none.
+            beside = path.parent / "config.json.tmp"
+            beside.write_text(json.dumps(new, indent=2) + "\n")
+            beside.replace(path)
+    except json.JSONDecodeError as e:
+        raise UserError(f"{path} is not JSON ({e}); remove the folder to start afresh") from e
+    except OSError as e:
+        raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
+    return old is not None
+
+
+_ABSENT = object()
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    return {key: f"{_shown(old.get(key, _ABSENT))} -> {_shown(new.get(key, _ABSENT))}" for key in changed}
+
+
+def _shown(value: Any) -> str:
+    return "(not set)" if value is _ABSENT else repr(value)
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict) or not config:
+        return {prefix.removesuffix("."): config}
+    return {key: value for name, part in config.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
