@@ -1,0 +1,126 @@
+"""Where the time of a run goes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+DATA_WAIT = "data wait"
+STEPS = "steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What a `Clock` measured.
+
+    Attributes:
+      seconds: by part, such as ``{"compile": 12.0, "data wait": 3.1, "steps": 250.0, "evaluation": 9.4}``.
+      images_per_second: while training: compilation, evaluation and checkpoints do not count. None: did not train.
+      step_seconds: the median over laps of a step's mean duration, the wait for its data included.
+    """
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    images_per_second: float | None = None
+    step_seconds: float | None = None
+
+    @property
+    def total(self) -> float:
+        """Seconds in all."""
+        return sum(self.seconds.values())
+
+    @property
+    def data_wait(self) -> float | None:
+        """The share of the training time that was spent waiting for data, 0 to 1."""
+        wait = self.seconds.get(DATA_WAIT, 0.0)
+        training = wait + self.seconds.get(STEPS, 0.0)
+        return wait / training if training > 0 else None
+
+
+class Clock:
+    """Divides the wall clock's time among the parts of a run.
+
+    What happens outside any `part` counts as ``"steps"``: JAX computes while Python goes on, so the time of a step
+    cannot be taken around its call, only as what is left.
+
+    Args:
+      now: the time in seconds; a test hands in its own.
+
+    Example:
+      >>> ticks = iter(range(100))
+      >>> clock = Clock(now=lambda: float(next(ticks)))           # every look at the clock takes a second
+      >>> with clock.part("compile"):
+      ...     pass
+      >>> for batch in range(2):
+      ...     with clock.part("data wait"):
+      ...         pass
+      ...     clock.step(images=8)
+      >>> clock.lap()
+      {'images_per_second': 2.66..., 'data_wait': 0.33..., 'step_seconds': 3.0}
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._seconds: dict[str, float] = {}
+        self._inside = False
+        self._laps: list[float] = []
+        self._images = 0
+        self._start = self._lap_start = now()
+        self._lap_images = self._lap_steps = 0
+        self._lap_wait = self._lap_other = 0.0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Counts the time inside the block as `name`; a part within a part counts as the outer one."""
+        if self._inside:
+            yield
+            return
+        self._inside = True
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._inside = False
+            spent = self._now() - start
+            self._seconds[name] = self._seconds.get(name, 0.0) + spent
+            if name == DATA_WAIT:
+                self._lap_wait += spent
+            else:
+                self._lap_other += spent
+
+    def step(self, images: int) -> None:
+        """Counts a step on `images` images."""
+        self._images += images
+        self._lap_images += images
+        self._lap_steps += 1
+
+    def lap(self) -> dict[str, float]:
+        """Returns the rates since the last lap and starts the next one.
+
+        Call it right after a value of the last step was fetched: only then are the steps that it counts done.
+
+        Returns:
+          ``images_per_second``, ``data_wait`` (share, 0 to 1), ``step_seconds``; empty if there was no step.
+        """
+        now = self._now()
+        training = now - self._lap_start - self._lap_other
+        images, steps, wait = self._lap_images, self._lap_steps, self._lap_wait
+        self._lap_start, self._lap_images, self._lap_steps, self._lap_wait, self._lap_other = now, 0, 0, 0.0, 0.0
+        if not steps or training <= 0:
+            return {}
+        self._laps.append(training / steps)
+        return {"images_per_second": images / training, "data_wait": wait / training, "step_seconds": training / steps}
+
+    def timing(self) -> Timing:
+        """Returns the whole, from the making of the clock until now."""
+        elsewhere = sum(self._seconds.values())
+        steps = max(self._now() - self._start - elsewhere, 0.0)
+        training = steps + self._seconds.get(DATA_WAIT, 0.0)
+        trained = self._images > 0 and training > 0
+        return Timing(
+            seconds={STEPS: steps, **self._seconds} if trained else dict(self._seconds),
+            images_per_second=self._images / training if trained else None,
+            step_seconds=statistics.median(self._laps) if self._laps else None,
+        )

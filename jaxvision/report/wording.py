@@ -1,0 +1,99 @@
+"""How numbers are called and written, the same on the console and in the report."""
+
+from __future__ import annotations
+
+import math
+
+_LABELS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "calibration_error": "ECE",
+    "count": "images",
+    "learning_rate": "learning rate",
+    "images_per_second": "images/s",
+    "data_wait": "data wait",
+    "step_seconds": "step time",
+    "grad_norm": "gradient norm",
+}
+_SHARES = ("top1", "top5", "calibration_error", "accuracy", "data_wait")
+
+
+def label(name: str) -> str:
+    """Returns how a value is called before people.
+
+    >>> label("top1"), label("ema_top1"), label("weight_norm")
+    ('top-1', 'ema top-1', 'weight norm')
+    """
+    for known, text in _LABELS.items():
+        if name == known or name.endswith("_" + known):
+            return name.removesuffix(known).replace("_", " ") + text
+    return name.replace("_", " ")
+
+
+def is_share(name: str) -> bool:
+    """Returns whether a value of this name is a share between 0 and 1, written in percent."""
+    return any(name == share or name.endswith("_" + share) for share in _SHARES)
+
+
+def value(name: str, x: float | None) -> str:
+    """Returns a value as people read it. Accuracies keep the fourth decimal of the fraction: that is what is compared.
+
+    >>> value("top1", 0.93421), value("loss", 0.21), value("learning_rate", 3e-4), value("images_per_second", 1234.5)
+    ('93.42 %', '0.2100', '0.0003', '1,234')
+    """
+    if x is None:
+        return "—"
+    x = float(x)
+    if not math.isfinite(x):
+        return str(x)
+    if name.endswith("data_wait"):
+        return f"{100 * x:.0f} %"
+    if is_share(name):
+        return f"{100 * x:.2f} %"
+    if name.endswith("loss"):
+        return f"{x:.4f}"
+    if name.endswith("images_per_second"):
+        return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+    if name.endswith("seconds"):
+        return duration(x)
+    return f"{x:,.0f}" if x == int(x) and abs(x) < 1e15 else f"{x:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time span.
+
+    >>> [duration(s) for s in (0.0123, 8.36, 62, 7384, 200_000)]
+    ['12 ms', '8.4 s', '1:02', '2:03:04', '2 d 7:33']
+    """
+    if not math.isfinite(seconds):
+        return "—"
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 86_400:
+        return clock(seconds)
+    days, rest = divmod(round(seconds), 86_400)
+    return f"{days} d {rest // 3600}:{rest % 3600 // 60:02d}"
+
+
+def clock(seconds: float) -> str:
+    """Returns a time span as a clock shows it, which keeps its width while it runs.
+
+    >>> clock(8), clock(754), clock(7384)
+    ('0:08', '12:34', '2:03:04')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def parameters(total: int, trainable: int | None = None) -> str:
+    """Returns how many parameters there are and how many of them learn.
+
+    >>> parameters(1000), parameters(1000, 10)
+    ('1,000, all trainable', '1,000, of which 10 trainable')
+    """
+    if trainable is None or trainable == total:
+        return f"{total:,}, all trainable"
+    return f"{total:,}, of which {trainable:,} trainable"
