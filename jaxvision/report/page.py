@@ -148,11 +148,7 @@ def to_html(report: Report, history: Sequence[Mapping[str, Any]]) -> str:
         ("curves", "Curves", _curves(history)),
         ("confusions", "Confusions", confusions_section(answers) if answers else None),
         ("classes", "Classes", classes_section(answers) if answers else None),
-        (
-            "calibration",
-            "Calibration",
-            calibration_section(answers) if answers and answers.confidence is not None else None,
-        ),
+        ("calibration", "Calibration", calibration_section(answers) if answers else None),
         ("mistakes", "Mistakes", _mistakes(report)),
         ("explanations", "Explanations", _explanations(report)),
         ("time", "Time", _time(report.timing)),
