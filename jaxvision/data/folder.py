@@ -1,0 +1,128 @@
+"""Folders of pictures: one folder for each class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxvision.data.source import Example, Splits, stratified_split
+from jaxvision.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+class FolderSource:
+    """Files and their labels.
+
+    Args:
+      files: paths.
+      labels: int [n].
+      classes: names by number.
+      name: for messages.
+    """
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int], *, classes: Sequence[str], name: str):
+        self.files = [str(file) for file in files]  # strings pickle to workers faster than paths
+        self.labels = np.asarray(labels, np.int32)
+        self.classes = list(classes)
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"image": Path(self.files[index]).read_bytes(), "label": int(self.labels[index])}
+
+    def where(self, index: int) -> str:
+        return self.files[index]
+
+
+def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 0) -> Splits:
+    """Returns the pictures of a folder: ``data_dir/train/CLASS/...`` with ``val`` or ``test`` beside it, or
+    ``data_dir/CLASS/...`` of which a part is held out.
+
+    Classes are the names of the folders, sorted. Pictures may lie deeper; files that are no pictures by their ending, and
+    what begins with a dot, are passed over.
+
+    Args:
+      data_dir: the folder.
+      test_fraction: share of each class that is held out for testing where there is neither ``val`` nor ``test``.
+      split_seed: which pictures those are.
+
+    Raises:
+      UserError: no such folder, no classes, a class without pictures, or parts with different classes.
+    """
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise UserError(f"no such folder: {data_dir}; set --config.source.data_dir to the folder of your pictures")
+    parts = {
+        part: root / name for part, names in PARTS.items() for name in reversed(names) if (root / name).is_dir()
+    }
+    if "train" not in parts:
+        if parts:
+            raise UserError(f"{root} has {', '.join(p.name for p in parts.values())} but no folder 'train'")
+        whole = _read(root, _classes(root), "folder")
+        kept, held = stratified_split(whole.labels, test_fraction, seed=split_seed)
+        if not len(held):
+            raise UserError(f"{root}: one picture for each class leaves none to test on; add pictures")
+        return Splits(train=_take(whole, kept, "train"), test=_take(whole, held, "held out"))
+    classes = _classes(parts["train"])
+    for folder in parts.values():
+        if different := set(_classes(folder)) ^ set(classes):
+            raise UserError(f"{folder} and {parts['train']} differ in their classes: {', '.join(sorted(different)[:5])}")
+    return Splits(**{part: _read(folder, classes, part) for part, folder in parts.items()})
+
+
+def open_test_folder(data_dir: str | Path, classes: Sequence[str]) -> FolderSource:
+    """Returns the pictures of ``data_dir/CLASS/...``, numbered as `classes` are: data for a trained model.
+
+    Raises:
+      UserError: a folder that is not one of the classes.
+    """
+    root = Path(data_dir)
+    found = _classes(root)
+    if strangers := [name for name in found if name not in classes]:
+        raise UserError(f"{root}: the model does not know the class {strangers[0]!r} ({len(strangers)} such folders)")
+    return _read(root, classes, root.name, only=found)
+
+
+def _classes(folder: Path) -> list[str]:
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        raise UserError(f"{folder} has no folders; it needs one for each class, with the pictures inside")
+    return classes
+
+
+def _read(folder: Path, classes: Sequence[str], name: str, *, only: Sequence[str] | None = None) -> FolderSource:
+    files: list[Path] = []
+    labels: list[int] = []
+    other: Counter[str] = Counter()
+    for label, class_ in enumerate(classes):
+        if only is not None and class_ not in only:
+            continue
+        before = len(files)
+        for path in sorted((folder / class_).rglob("*")):
+            if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+                continue
+            if path.suffix.lower() in EXTENSIONS:
+                files.append(path)
+                labels.append(label)
+            else:
+                other[path.suffix.lower() or path.name] += 1
+        if len(files) == before:
+            kinds = f" (but files of the kinds {', '.join(sorted(other))})" if other else ""
+            raise UserError(f"the class folder {folder / class_} has no pictures{kinds}; fill it or remove it")
+    return FolderSource(files, labels, classes=classes, name=f"{folder} ({name})")
+
+
+def _take(source: FolderSource, rows: np.ndarray, part: str) -> FolderSource:
+    files = [Path(source.files[i]) for i in rows]
+    return FolderSource(files, source.labels[rows], classes=source.classes, name=f"{source.name}, {part}")
