@@ -1,0 +1,212 @@
+"""What timm publishes: every weight tag of our architectures, as data.
+
+``catalog.json`` is written by ``tools/make_catalog.py`` from an installed timm. Nothing is known by rule that timm
+states for each tag: two tags of one architecture may differ in crop, mean, licence and number of classes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from jaxvision.augment.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from jaxvision.errors import unknown
+from jaxvision.models import registry
+
+# What these licences allow is for a lawyer to say; that they are not the usual ones is for us to say.
+_FREE_LICENSES = frozenset({"apache-2.0", "bsd-3-clause", "mit"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row of the catalog: a set of weights and what they were made for.
+
+    Attributes:
+      architecture: name of the model, without the tag.
+      tag: name of the weights; ``""`` where timm gives none.
+      hub_id: repository on the Hugging Face hub, or None where nothing is published.
+      filename: of the weights in that repository.
+      num_classes: size of the head in the file; 0 for a backbone without one.
+      image_size: side of the images in the last phase of training, in pixels.
+      test_image_size: side at which timm evaluates; larger than `image_size` for many convnets.
+      crop_pct, test_crop_pct: share of the resized picture that the crop keeps, at either size.
+      crop_mode, interpolation, mean, std: see `Preprocess`.
+      license: of the weights, not of the code.
+      classifier: attributes of the model that hold its head: its ``classifier_names``.
+      first_conv: path of the convolution that sees the image.
+      accuracy: published ImageNet-1k top-1 and top-5 in percent by image size; may be empty.
+    """
+
+    architecture: str
+    tag: str = ""
+    hub_id: str | None = None
+    filename: str = "model.safetensors"
+    num_classes: int = 1000
+    image_size: int = 224
+    test_image_size: int = 224
+    crop_pct: float = 0.875
+    test_crop_pct: float = 0.875
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    license: str | None = None
+    classifier: tuple[str, ...] = ()
+    first_conv: str = ""
+    accuracy: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The full name, such as ``"resnet50.a1_in1k"``."""
+        return f"{self.architecture}.{self.tag}" if self.tag else self.architecture
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pictures are prepared at the size of training."""
+        return self._preprocess(self.image_size, self.crop_pct)
+
+    @property
+    def test_preprocess(self) -> Preprocess:
+        """How timm prepares pictures for its published accuracy."""
+        return self._preprocess(self.test_image_size, self.test_crop_pct)
+
+    def _preprocess(self, image_size: int, crop_pct: float) -> Preprocess:
+        return Preprocess(
+            image_size=image_size,
+            crop_pct=crop_pct,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    @property
+    def license_note(self) -> str | None:
+        """One line for the user of weights that are not simply free to use, else None."""
+        if self.hub_id is None or self.license in _FREE_LICENSES:
+            return None
+        if self.license is None:
+            return f"the weights {self.name} state no licence"
+        terms = "non-commercial use only" if "-nc" in self.license else "a licence with terms of its own"
+        return f"the weights {self.name} are licensed {self.license}: {terms}"
+
+
+@functools.cache
+def _catalog() -> dict[str, dict[str, Entry]]:
+    """Returns {architecture: {tag: Entry}}; the first tag of an architecture is its default."""
+    rows = json.loads(resources.files(__package__).joinpath("catalog.json").read_text(encoding="utf-8"))["weights"]
+    catalog: dict[str, dict[str, Entry]] = {}
+    for name, row in rows.items():
+        architecture, _, tag = name.partition(".")
+        catalog.setdefault(architecture, {})[tag] = _entry(architecture, tag, row)
+    return catalog
+
+
+def _entry(architecture: str, tag: str, row: Mapping[str, Any]) -> Entry:
+    tuples = {key: tuple(row[key]) for key in ("mean", "std", "classifier")}
+    accuracy = {int(size): (top1, top5) for size, (top1, top5) in row["accuracy"].items()}
+    return Entry(architecture=architecture, tag=tag, **{**row, **tuples, "accuracy": accuracy})
+
+
+def lookup(name: str) -> Entry:
+    """Returns the catalog's row of ``"architecture.tag"``, or of an architecture's default tag.
+
+    The default is timm's: the tag that it would load for the bare architecture. One that timm publishes nothing for
+    gets a row without weights.
+
+    Raises:
+      UserError: no such architecture or tag; the message names the nearest.
+
+    Example:
+      >>> lookup("resnet50").name
+      'resnet50.a1_in1k'
+      >>> lookup("resnet50.tv_in1k").preprocess.interpolation
+      'bilinear'
+    """
+    architecture, dot, tag = name.partition(".")
+    known = registry.architectures()
+    if architecture not in _catalog() and architecture not in known:
+        raise unknown("model", architecture, [*known, *_catalog()])
+    tags = _catalog().get(architecture) or {"": Entry(architecture=architecture)}
+    if not dot:
+        return next(iter(tags.values()))
+    if tag not in tags:
+        raise unknown(f"weight tag of {architecture}", tag, tags)
+    return tags[tag]
+
+
+def entries(architecture: str) -> list[Entry]:
+    """Returns the rows of an architecture, the default first; an empty list if it is not in the catalog.
+
+    >>> [entry.tag for entry in entries("resnet152")][:3]
+    ['a1h_in1k', 'a1_in1k', 'a2_in1k']
+    """
+    return list(_catalog().get(architecture, {}).values())
+
+
+def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bool = False) -> list[str]:
+    """Returns names of models, numbers in them sorted as numbers.
+
+    Args:
+      pattern: a shell pattern of the architecture or, with `pretrained`, of ``architecture.tag``. One without a dot
+        takes every tag.
+      family: ``"resnet"``, ``"vit"`` or ``"efficientnet"``; None takes all.
+      pretrained: list ``architecture.tag`` of every published set of weights, instead of architectures.
+
+    Raises:
+      UserError: no such family.
+
+    Example:
+      >>> list_models("resnet1*")
+      ['resnet18', 'resnet101', 'resnet152']
+      >>> list_models("deit_base*", pretrained=True)[0]
+      'deit_base_distilled_patch16_224.fb_in1k'
+    """
+    if family is not None and family not in registry.families():
+        raise unknown("family", family, registry.families())
+    names = registry.architectures(family=family)
+    if pretrained:
+        names = [entry.name for name in names for entry in entries(name) if entry.hub_id]
+        pattern = pattern if "." in pattern else f"{pattern}.*"
+    return sorted(fnmatch.filter(names, pattern), key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+@functools.cache
+def _imagenet() -> tuple[tuple[str, str], ...]:
+    text = resources.files(__package__).joinpath("imagenet1k.txt").read_text(encoding="utf-8")
+    rows = [line.split(" ", 1) for line in text.splitlines()]
+    return tuple((synset, name) for synset, name in rows)
+
+
+def class_names(num_classes: int = 1000) -> tuple[str, ...]:
+    """Returns a short name for each class of a published head.
+
+    A head of 1000 has ImageNet-1k's classes, in the order that every such head has. Others are numbered.
+
+    >>> class_names()[:3], class_names()[134], class_names()[517]
+    (('tench', 'goldfish', 'great white shark'), 'crane (bird)', 'crane (machine)')
+    >>> class_names(2)
+    ('class 0', 'class 1')
+    """
+    if num_classes == len(_imagenet()):
+        return tuple(name for _, name in _imagenet())
+    return tuple(f"class {label}" for label in range(num_classes))
+
+
+def synsets() -> tuple[str, ...]:
+    """Returns the WordNet identifiers of ImageNet-1k's classes, which its folders are named by.
+
+    >>> synsets()[0]
+    'n01440764'
+    """
+    return tuple(synset for synset, _ in _imagenet())

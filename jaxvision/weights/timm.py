@@ -1,0 +1,307 @@
+"""timm's weight files, both ways, without PyTorch.
+
+A model's attributes carry timm's names, so the path of a leaf is the key of timm's tensor; the last segment and the
+order of a kernel's axes differ:
+
+    layer1.0.conv1.kernel  [h, w, in / groups, out]    layer1.0.conv1.weight    [out, in / groups, h, w]
+    fc.kernel              [in, out]                   fc.weight                [out, in]
+    layer1.0.bn1.scale     [c]                         layer1.0.bn1.weight      [c]
+    layer1.0.bn1.mean      [c]                         layer1.0.bn1.running_mean
+    pos_embed, cls_token, blocks.0.ls1.gamma           the same
+
+So there is no table for any family: the target's own leaves say which tensors must be in the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxvision import tree
+from jaxvision.errors import UserError
+from jaxvision.models.layers.frozen import Frozen
+from jaxvision.weights import adapt
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=nnx.Module)
+Head = Literal["auto", "load", "fresh"]
+
+_LAST_SEGMENT = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# PyTorch counts batches in each BatchNorm. Nothing reads the count; its files carry it.
+_COUNTER = "num_batches_tracked"
+
+
+def timm_name(leaf_name: str) -> str:
+    """Returns the key of timm's tensor for the dotted name of a leaf.
+
+    >>> timm_name("layer1.0.bn1.var"), timm_name("blocks.3.attn.qkv.kernel"), timm_name("cls_token")
+    ('layer1.0.bn1.running_var', 'blocks.3.attn.qkv.weight', 'cls_token')
+    """
+    *parents, last = leaf_name.split(".")
+    return ".".join([*parents, _LAST_SEGMENT.get(last, last)])
+
+
+def _axes(leaf_name: str, ndim: int) -> tuple[int, ...]:
+    """Returns a leaf's axes in the order of timm's tensor: a kernel's (space..., in, out) as (out, in, space...)."""
+    if leaf_name.endswith("kernel"):
+        return (ndim - 1, ndim - 2, *range(ndim - 2))
+    return tuple(range(ndim))
+
+
+def weights(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """Returns the model's weights by their dotted names: parameters, frozen or not, and BatchNorm statistics.
+
+    What is not a weight (random state, LoRA's factors, intermediates) is left out.
+    """
+    found = {}
+    for path, variable in nnx.iter_graph(model):
+        if isinstance(variable, nnx.Param | nnx.BatchStat | Frozen) and not isinstance(variable, nnx.LoRAParam):
+            found[tree.join(path)] = variable
+    return found
+
+
+# --- In ---------------------------------------------------------------------------------------------------------------
+
+
+def load_timm(model: M, path: str | Path, *, head: Head = "auto", rngs: nnx.Rngs | None = None) -> M:
+    """Fills `model` in place from a timm safetensors file, and returns it.
+
+    Every weight of the model is read and nothing in the file is left over, or nothing is changed and the error lists
+    what does not fit. The first convolution is adapted to another number of input channels and position embeddings to
+    another grid, as timm does it. Values are cast to the dtype of the leaf and placed as the leaf is placed.
+
+    Args:
+      model: a model with arrays, or an abstract one from `registry.build_abstract`, whose leaves are then filled
+        without having been initialised first.
+      path: the file, or a folder that holds a ``model.safetensors``.
+      head: ``"load"`` takes the file's classifier, which has to fit; ``"fresh"`` leaves the model's own as it is (and
+        initialises that of an abstract model); ``"auto"`` loads unless the numbers of classes differ.
+      rngs: for a fresh head and dropout of an abstract model; ``nnx.Rngs(0)`` if None.
+
+    Raises:
+      UserError: no such file, a truncated one, or weights of another architecture.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from jaxvision.models import registry
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     file = pathlib.Path(folder, "model.safetensors")
+      ...     save_timm(registry.build("test_resnet", rngs=nnx.Rngs(1)), file)
+      ...     model = load_timm(registry.build_abstract("test_resnet", num_classes=10), file)
+      >>> model.fc.kernel.shape[1]
+      10
+    """
+    if head not in ("auto", "load", "fresh"):
+        raise UserError(f"head is 'auto', 'load' or 'fresh', but is {head!r}")
+    path = _file(path)
+    targets = weights(model)
+    with _open(path) as file:
+        keys = [key for key in list(file.keys()) if not key.endswith(_COUNTER)]
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+        head_names = {name for name in targets if _in_head(model, name)}
+        if head == "auto":
+            head = "fresh" if _heads_differ(model, targets, shapes) else "load"
+            if head == "fresh":  # whoever did not ask for it should hear that the model cannot predict yet
+                logger.warning("%s has no head of %d classes: it is untrained", path, model.num_classes)
+        if head == "fresh":
+            targets = {name: leaf for name, leaf in targets.items() if name not in head_names}
+            shapes = {key: shape for key, shape in shapes.items() if not _in_head(model, key)}
+        adapters = _match(model, path, targets, shapes)
+        _check_dtypes(path, {key: file.get_slice(key).get_dtype() for key in shapes})
+        for name, leaf in targets.items():
+            tensor = adapters[name](file.get_tensor(timm_name(name)))
+            tensor = tensor.transpose(np.argsort(_axes(name, tensor.ndim)))
+            _assign(leaf, tensor.astype(leaf.get_raw_value().dtype))
+    _fill_the_rest(model, head_names if head == "fresh" else set(), rngs)
+    return model
+
+
+def _match(
+    model: nnx.Module, path: Path, targets: dict[str, nnx.Variable], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Returns what to do with each leaf's tensor on its way in; raises unless leaves and tensors match one to one."""
+    adapters: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+    missing, differing = [], []
+    for name, leaf in targets.items():
+        key = timm_name(name)
+        wanted = tuple(leaf.shape[i] for i in _axes(name, leaf.ndim))
+        if key not in shapes:
+            missing.append(key)
+        elif shapes[key] == wanted:
+            adapters[name] = lambda tensor: tensor
+        elif (adapter := _adapter(model, name, shapes[key], wanted)) is not None:
+            logger.info("%s: %s adapted from %s to %s", path.name, key, list(shapes[key]), list(wanted))
+            adapters[name] = adapter
+        else:
+            differing.append(f"{key} {list(shapes[key])} in the file, {list(wanted)} in the model")
+    unexpected = sorted(shapes.keys() - {timm_name(name) for name in targets})
+    problems = [
+        f"{len(keys)} {what} ({_some(keys)})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
+        if keys
+    ]
+    if not problems:
+        return adapters
+    if differing and len(problems) == 1 and all(_in_head(model, text.split()[0]) for text in differing):
+        hint = (
+            f"; the model has {model.num_classes} classes: build it with the file's number, or load with head='fresh'"
+        )
+    else:
+        hint = f"; {path.name} may hold the weights of another architecture"
+    raise UserError(f"{path} does not fit {model.architecture}: {', '.join(problems)}{hint}")
+
+
+def _adapter(
+    model: nnx.Module, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Returns the function that makes a tensor of `shape` fit `wanted`, or None where that makes no sense."""
+    if len(shape) != len(wanted):
+        return None
+    differs = [i for i, (a, b) in enumerate(zip(shape, wanted, strict=True)) if a != b]
+    if differs != [1]:
+        return None
+    if name == f"{model.first_conv}.kernel":
+        return lambda tensor: adapt.input_channels(tensor, wanted[1])
+    if name == "pos_embed":
+        prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+        return lambda tensor: adapt.position_grid(tensor, wanted[1], prefix=prefix)
+    return None
+
+
+def _in_head(model: nnx.Module, name: str) -> bool:
+    return name.startswith(tuple(f"{attribute}." for attribute in model.classifier_names))
+
+
+def _heads_differ(model: nnx.Module, targets: dict[str, nnx.Variable], shapes: dict[str, tuple[int, ...]]) -> bool:
+    ours = {name: leaf.shape[-1] for name, leaf in targets.items() if _in_head(model, name)}
+    return any(shapes.get(timm_name(name), (0,))[0] != classes for name, classes in ours.items()) or (
+        not ours and any(_in_head(model, key) for key in shapes)
+    )
+
+
+def _check_dtypes(path: Path, dtypes: dict[str, str]) -> None:
+    others = [f"{key} {dtype}" for key, dtype in dtypes.items() if dtype not in _FLOATS]
+    if others:
+        raise UserError(
+            f"{path}: {len(others)} tensors are not floating point ({_some(others)}); quantised files are not read"
+        )
+
+
+def _some(items: Sequence[str], n: int = 3) -> str:
+    rest = f", and {len(items) - n} more" if len(items) > n else ""
+    return ", ".join(items[:n]) + rest
+
+
+def _assign(leaf: nnx.Variable, value: np.ndarray | jax.Array) -> None:
+    """Puts `value` where the old value is. One that was nowhere in particular leaves the choice to JAX again."""
+    old = leaf.get_raw_value()
+    placed = getattr(old, "committed", True) and getattr(old, "sharding", None) is not None
+    leaf.set_value(jax.device_put(value, old.sharding) if placed else jnp.asarray(value))
+
+
+def _fill_the_rest(model: nnx.Module, fresh: set[str], rngs: nnx.Rngs | None) -> None:
+    """Gives an abstract model what no file holds: the fresh head, and the state of random streams."""
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    old = {name: leaf.get_raw_value() for name, leaf in weights(model).items() if name in fresh}
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in old.values()):
+        model.reset_classifier(model.num_classes, rngs=rngs)
+        for name, leaf in weights(model).items():
+            if name in fresh and old[name].sharding is not None:
+                leaf.set_value(jax.device_put(leaf.get_raw_value(), old[name].sharding))
+    for path, leaf in nnx.iter_graph(model):
+        if isinstance(leaf, nnx.Variable) and isinstance(leaf.get_raw_value(), jax.ShapeDtypeStruct):
+            assert isinstance(leaf, nnx.RngState), f"{tree.join(path)} is neither a weight nor random state"
+            _assign(leaf, rngs.dropout() if isinstance(leaf, nnx.RngKey) else jnp.zeros((), jnp.uint32))
+
+
+def num_classes(path: str | Path, classifier: Sequence[str]) -> int:
+    """Returns the number of classes of the head in a file, 0 if it has none.
+
+    Args:
+      path: the file, or a folder that holds a ``model.safetensors``.
+      classifier: attributes that hold a head, as ``model.classifier_names`` and ``Entry.classifier`` name them.
+    """
+    path = _file(path)
+    with _open(path) as file:
+        heads = {f"{attribute}.weight" for attribute in classifier}.intersection(file.keys())
+        return file.get_slice(min(heads)).get_shape()[0] if heads else 0
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"no such weight file: {path}")
+    return path
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except (SafetensorError, OSError) as e:
+        with path.open("rb") as raw:
+            pickled = raw.read(2) in (b"PK", b"\x80\x02")
+        if pickled:
+            raise UserError(
+                f"{path} is a PyTorch pickle, which can run any code when it is read; convert it where PyTorch is "
+                f"installed: safetensors.torch.save_file(torch.load(path), 'model.safetensors')"
+            ) from e
+        size = path.stat().st_size
+        raise UserError(f"{path} ({size:,} bytes) is truncated or not a safetensors file: {e}") from e
+
+
+# --- Out --------------------------------------------------------------------------------------------------------------
+
+
+def save_timm(model: nnx.Module, path: str | Path) -> None:
+    """Writes the weights of `model` as a safetensors file that timm loads with ``strict=True``.
+
+    The file appears whole or not at all: an earlier one of that name survives a full disk and a crash.
+
+    Args:
+      model: any model of the registry. Frozen leaves are saved like the others, in the dtype that each has.
+      path: the file to write; its folder is made if need be.
+
+    Raises:
+      UserError: the model holds LoRA factors (merge them first), or the file cannot be written.
+    """
+    if any(isinstance(leaf, nnx.LoRAParam) for _, leaf in nnx.iter_graph(model)):
+        raise UserError(
+            "timm has no LoRA layers: merge them into the weights first, jaxvision.train.partial.merge_lora(model)"
+        )
+    tensors = {}
+    for name, leaf in weights(model).items():
+        array = np.asarray(jax.device_get(leaf.get_value()))
+        # A transposed view would be written in the order of its memory, that is, as it was before.
+        tensors[timm_name(name)] = np.ascontiguousarray(array.transpose(_axes(name, array.ndim)))
+        if name.endswith(".mean"):
+            tensors[name.removesuffix("mean") + _COUNTER] = np.zeros((), np.int64)
+    path = Path(path).expanduser()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # a network file system may say only here that its disk is full
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as e:
+        raise UserError(f"cannot write {path}: {e}; an earlier file of that name is as it was") from e
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,121 @@
+"""Writes what jaxvision knows of timm's weights: jaxvision/weights/catalog.json and imagenet1k.txt.
+
+Facts only, from an installed timm (PyTorch is needed to import it), for every architecture that jaxvision registers:
+
+    python tools/make_catalog.py [--results results-imagenet.csv]
+
+Run it again when an architecture is added or timm publishes new weights. The accuracies stand in timm's repository,
+in results/results-imagenet.csv, not in its package; without `--results` those that the catalog holds are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from reference import import_timm  # noqa: E402
+
+from jaxvision.models import registry  # noqa: E402
+
+WEIGHTS = ROOT / "jaxvision" / "weights"
+# WordNet's first word names two classes each of these times; a list of labels should not.
+RENAMED = {
+    "n02012849": "crane (bird)",
+    "n03126707": "crane (machine)",
+    "n03710637": "maillot (tights)",
+    "n03710721": "maillot (tank suit)",
+}
+
+
+def published(results: Path | None) -> dict[str, dict[str, list[float]]]:
+    """Returns {name: {image size: [top-1, top-5]}} of ImageNet-1k."""
+    if results is None:
+        old = json.loads((WEIGHTS / "catalog.json").read_text(encoding="utf-8"))["weights"]
+        return {name: row["accuracy"] for name, row in old.items()}
+    found: dict[str, dict[str, list[float]]] = collections.defaultdict(dict)
+    with results.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found[row["model"]][row["img_size"]] = [float(row["top1"]), float(row["top5"])]
+    return found
+
+
+def row(cfg: Any, accuracy: dict[str, list[float]]) -> dict[str, Any]:
+    """Returns the catalog's row of one of timm's pretrained configurations."""
+    test_size = cfg.test_input_size or cfg.input_size
+    for c, h, w in (cfg.input_size, test_size):
+        assert (c, h) == (3, w), f"{cfg.architecture}.{cfg.tag} is not trained on square RGB images"
+    return {
+        "hub_id": cfg.hf_hub_id,
+        "filename": cfg.hf_hub_filename or "model.safetensors",
+        "num_classes": cfg.num_classes,
+        "image_size": cfg.input_size[-1],
+        "test_image_size": test_size[-1],
+        "crop_pct": cfg.crop_pct,
+        "test_crop_pct": cfg.test_crop_pct or cfg.crop_pct,
+        "crop_mode": cfg.crop_mode,
+        "interpolation": cfg.interpolation,
+        "mean": list(cfg.mean),
+        "std": list(cfg.std),
+        "license": cfg.license,
+        "classifier": [cfg.classifier] if isinstance(cfg.classifier, str) else list(cfg.classifier),
+        "first_conv": cfg.first_conv,
+        "accuracy": dict(sorted(accuracy.items(), key=lambda item: int(item[0]))),
+    }
+
+
+def rows(timm: Any, accuracies: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
+    """Returns the rows by name, each architecture's default tag first.
+
+    A tag without weights is left out, unless it is its architecture's default: then it still says how images are
+    prepared.
+    """
+    found = {}
+    for architecture in registry.architectures():
+        cfgs = timm.models.get_arch_pretrained_cfgs(architecture)  # the default first; empty for one of ours alone
+        for i, (name, cfg) in enumerate(cfgs.items()):
+            if cfg.hf_hub_id or i == 0:
+                found[name] = row(cfg, accuracies.get(name, {}))
+    return found
+
+
+def class_names() -> list[str]:
+    """Returns a line "synset name" for each class of ImageNet-1k."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    lines = []
+    for label in range(info.num_classes()):
+        synset = info.index_to_label_name(label)
+        name = RENAMED.get(synset) or info.index_to_description(label).split(",")[0].strip()
+        lines.append(f"{synset} {name}")
+    names = collections.Counter(line.split(" ", 1)[1] for line in lines)
+    assert max(names.values()) == 1, [name for name, n in names.items() if n > 1]
+    return lines
+
+
+def main() -> None:
+    """Writes both files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, help="timm's results/results-imagenet.csv")
+    arguments = parser.parse_args()
+
+    timm = import_timm()
+    found = rows(timm, published(arguments.results))
+    # A line for each set of weights: a change is a line in the diff.
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
+    text = f'{{"timm": {json.dumps(timm.__version__)}, "weights": {{\n{lines}\n}}}}\n'
+    (WEIGHTS / "catalog.json").write_text(text, encoding="utf-8")
+    (WEIGHTS / "imagenet1k.txt").write_text("".join(f"{line}\n" for line in class_names()), encoding="utf-8")
+    print(f"{len(found)} sets of weights of {len({name.split('.')[0] for name in found})} architectures")
+
+
+if __name__ == "__main__":
+    main()
