@@ -136,7 +136,7 @@ class Checkpoints:
         """Begins to save; returns as soon as `state` has been copied and may be used up.
 
         Args:
-          step: number of steps made; each can be saved once.
+          step: number of steps made. A step that is there already is not written again.
           state: a pytree of arrays, random keys included, such as the state of a train step.
           position: where the data goes on; anything that JSON can hold.
           metrics: of an evaluation of this state. Only checkpoints that have them can be the best.
@@ -145,6 +145,8 @@ class Checkpoints:
           UserError: this checkpoint, or the one before, could not be written (a full disk). The earlier ones stand.
         """
         self.wait()  # for the one before, which must be sealed before an older one may go
+        if step in self.steps():
+            return
         about = {"position": _plain(position), "metrics": _plain(metrics or {}), "config": self._config}
         self._saving = step
         try:
@@ -180,12 +182,20 @@ class Checkpoints:
             self._sealer = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            good = [step for step in self.steps() if step != self._saving]
+            self._discard(self._saving)
+            good = self.steps()
             stands = f"the one of step {good[-1]} stands" if good else "there is no earlier one"
             raise UserError(
                 f"the checkpoint of step {self._saving} could not be written to {self.directory} "
                 f"({_reason(failure)}); {stands}"
             ) from failure
+
+    def _discard(self, step: int | None) -> None:
+        """Removes what there is of a checkpoint that could not be written."""
+        if jax.process_index() == 0:
+            for path in self.directory.iterdir():
+                if path.name == str(step) or path.name.startswith(f"{step}{_UNFINISHED}"):
+                    path.rmtree(missing_ok=True)
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints on disk, oldest first."""

@@ -114,6 +114,13 @@ def test_keeps_the_newest_and_the_best(tmp_path: Path, mode: str, kept: list[int
         assert checkpoints.steps() == sorted({60, 70, best})
 
 
+def test_a_step_is_saved_once(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, STATE, position={"step": "again"})
+        assert checkpoints.restore(STATE, PLACES).position == {"step": 1}
+
+
 def test_nothing_yet(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(STATE, PLACES) is None
@@ -223,6 +230,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
             UserError, match=r"^the checkpoint of step 2 could not be written .*; the one of step 1 stands"
         ):
             checkpoints.wait()
+        assert [path.name for path in checkpoints.directory.iterdir()] == ["1"]  # nothing is left half-written
         checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

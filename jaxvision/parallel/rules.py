@@ -85,8 +85,9 @@ def state_shardings(abstract: Any, mesh: Mesh, table: tree.Table[Rule] = REPLICA
     def sharding(path: Any, x: Any) -> NamedSharding:
         owner = _owner(_name(path), of_model)
         # The shape has to agree, too: a factored moment (Adafactor) is not laid out as its parameter.
-        follows = owner is not None and of_model[owner] == x.shape
-        return NamedSharding(mesh, specs[owner] if follows else PartitionSpec())
+        if owner is not None and of_model[owner] == x.shape:
+            return NamedSharding(mesh, specs[owner])
+        return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, abstract)
 

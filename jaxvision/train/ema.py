@@ -73,7 +73,7 @@ class EMA(nnx.Pytree):
 
     def apply_to(self, model: M) -> M:
         """Returns a copy of `model` with the averages in the place of what they average, in its dtypes."""
-        graph, averaged, rest = nnx.split(model, AVERAGED, ...)
+        graph, averaged, rest = nnx.split(model, AVERAGED, ...)  # type: ignore[misc]
         averaged = jax.tree.map(lambda mine, ema: ema.astype(mine.dtype), averaged, nnx.state(self.params))
         return nnx.merge(graph, averaged, rest)
 

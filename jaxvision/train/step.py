@@ -85,7 +85,7 @@ def make_train_step(
         examples = (images, without_padding(targets, batch["mask"]), mean_weights(batch["mask"]))
 
         trainable = ts.optimizer.wrt
-        structure, params, rest = nnx.split(train_view(ts.model), trainable, ...)
+        structure, params, rest = nnx.split(train_view(ts.model), trainable, ...)  # type: ignore[misc]
 
         def objective(params: nnx.State, rest: nnx.State, examples: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
             images, targets, weights = examples
@@ -173,6 +173,6 @@ def check_finite(metrics: Mapping[str, Any], step: int) -> None:
     else:
         what = f"the loss is {loss:g} (gradient norm {norm:g}, learning rate {rate:g})"
     raise UserError(
-        f"step {step}: {what}; stopped, and the last checkpoint is good. Usual remedies: a lower learning rate, a longer "
-        f"warm-up, gradient clipping; a label outside num_classes also does this"
+        f"step {step}: {what}; stopped, and the last checkpoint is good. Usual remedies: a lower learning rate, "
+        f"a longer warm-up, gradient clipping; a label outside num_classes also does this"
     )
