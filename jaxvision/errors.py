@@ -46,7 +46,7 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
     """
     valid = sorted(set(valid))
     close = nearest(name, valid)
-    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ";"
+    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
     whole = f" (valid: {', '.join(valid)})" if len(valid) <= 24 else f" ({len(valid)} are known)"
     return UserError(f"unknown {what} {name!r}{hint}{whole}")
 

@@ -105,7 +105,7 @@ def open_source(name: str, **options: Any) -> Splits:
     Example:
       >>> splits = open_source("digits")
       >>> len(splits.train), len(splits.test), splits.train.classes[3]
-      (1437, 360, '3')
+      (1438, 359, '3')
     """
     function = source_function(name)
     valid = inspect.signature(function).parameters

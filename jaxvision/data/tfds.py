@@ -1,0 +1,123 @@
+"""Data sets that TensorFlow Datasets has prepared as ArrayRecord files; TensorFlow is not needed to read them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxvision.data.source import Example, Splits
+from jaxvision.errors import UserError
+
+
+class TfdsSource:
+    """One split of a prepared data set.
+
+    Args:
+      builder: of TFDS.
+      split: TFDS's notation, such as ``"train[:98%]"``.
+      image_key, label_key: names of the features.
+    """
+
+    labels: np.ndarray | None = None  # known only by reading everything
+
+    def __init__(self, builder: Any, split: str, *, image_key: str, label_key: str):
+        import tensorflow_datasets as tfds
+
+        try:
+            with _quiet():
+                self._data = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+        except (ValueError, AssertionError, KeyError, AttributeError) as e:
+            there = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
+            raise UserError(f"tfds {builder.name}: no split {split!r}; there are: {there}") from e
+        self._image, self._label = image_key, label_key
+        self.classes = list(builder.info.features[label_key].names)
+        self.name = f"tfds {builder.name} {split}"
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._data[index]
+        return {"image": example[self._image], "label": int(example[self._label])}
+
+    def where(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+
+def open_tfds(
+    *,
+    dataset: str,
+    data_dir: str | None = None,
+    train: str | None = "train",
+    validation: str | None = None,
+    test: str | None = "test",
+) -> Splits:
+    """Returns the parts of a data set of TensorFlow Datasets.
+
+    Args:
+      dataset: its name, such as ``"cifar10"`` or ``"imagenet2012"``, with version or config if need be.
+      data_dir: where it is prepared; TFDS's own default is ``~/tensorflow_datasets``.
+      train: the split to train on, in TFDS's notation: ``"train"``, ``"train[:98%]"``.
+      validation: the split to choose on; None for none.
+      test: the split to report on; None for none.
+
+    Raises:
+      UserError: no such data set or split, or it is not prepared and TensorFlow, which prepares it, is not installed.
+    """
+    try:
+        with _quiet():
+            import tensorflow_datasets as tfds
+
+            builder = tfds.builder(dataset, data_dir=data_dir)
+            if not builder.is_prepared():
+                builder = _prepared(dataset, data_dir)
+    except tfds.core.DatasetNotFoundError as e:
+        raise UserError(f"tfds knows no data set {dataset!r}, and {_folder(data_dir)} has none of that name") from e
+    if builder.info.supervised_keys is None:
+        raise UserError(f"tfds {dataset}: it has no pairs of picture and label")
+    image_key, label_key = builder.info.supervised_keys[:2]
+    if not hasattr(builder.info.features[label_key], "names"):
+        raise UserError(f"tfds {dataset}: {label_key!r} is no class; this trains classifiers")
+
+    def part(split: str | None) -> TfdsSource | None:
+        return None if not split else TfdsSource(builder, split, image_key=image_key, label_key=label_key)
+
+    return Splits(train=part(train), validation=part(validation), test=part(test))
+
+
+def _prepared(dataset: str, data_dir: str | None) -> Any:
+    """Downloads and prepares the data set as ArrayRecord files, and returns its builder."""
+    import tensorflow_datasets as tfds
+
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"tfds {dataset} is not prepared in {_folder(data_dir)}. Set --config.source.data_dir to where it is, or "
+            f"prepare it once with the extra that does it: install jaxvision-nnx[tfds] (TensorFlow) and run this again"
+        )
+    builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
+    try:
+        builder.download_and_prepare()
+    except Exception as e:  # the network, the disk, a licence to accept: TFDS says which
+        raise UserError(f"tfds {dataset} could not be downloaded and prepared: {e}") from e
+    return builder
+
+
+def _folder(data_dir: str | None) -> str:
+    return data_dir or "~/tensorflow_datasets"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # TFDS logs each look at a folder, through absl; what matters comes back as an exception.
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
