@@ -1,0 +1,30 @@
+"""ResNet-50 on ImageNet-1k from scratch, 90 epochs.
+
+    python -m jaxvision.main --config configs/resnet50_imagenet.py --workdir runs/resnet50_imagenet
+
+Recipe: Goyal et al., "Accurate, Large Minibatch SGD", https://arxiv.org/abs/1706.02677: SGD with Nesterov momentum 0.9, learning
+rate 0.1 for each 256 images of the batch, 5 epochs of warm-up, weight decay 1e-4, the last scale of each block starting at
+zero: 76.3 %. Cosine decay and label smoothing 0.1 are from He et al., https://arxiv.org/abs/1812.01187.
+
+Measured with this file: not yet.
+
+Data: ImageNet-1k as TensorFlow Datasets prepares it (ArrayRecord).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.source = ConfigDict({"name": "tfds", "dataset": "imagenet2012", "test": "validation"})
+    config.data = ConfigDict({"batch_size": 1024})
+    config.model = ConfigDict({"name": "resnet50", "image_size": 224, "dtype": "bfloat16"})
+    config.augment = ConfigDict({"crop": "resized", "flip": 0.5})
+    config.loss = ConfigDict({"label_smoothing": 0.1})
+    config.optimizer = ConfigDict(
+        {"name": "sgd", "learning_rate": 0.4, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+    )
+    config.schedule = ConfigDict({"name": "cosine", "warmup_epochs": 5.0})
+    config.train = ConfigDict({"epochs": 90.0})
+    return config

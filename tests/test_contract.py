@@ -1,0 +1,206 @@
+"""What every architecture must do. A new one is found through the registry, and adds no line here.
+
+Golden logits are in test_golden.py, timm's file format with real timm in test_weights.py.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from reference import import_timm
+
+from jaxvision import tree
+from jaxvision.create import create_model
+from jaxvision.models import registry
+from jaxvision.models.layers.mode import train_view
+from jaxvision.parallel.mesh import make_mesh
+from jaxvision.parallel.rules import state_shardings
+from jaxvision.train import optim
+from jaxvision.weights import catalog
+from jaxvision.weights.timm import load_timm, save_timm
+
+ALL = registry.architectures()
+TINY = {"resnet": "test_resnet", "vit": "test_vit", "efficientnet": "test_efficientnet"}
+
+
+def abstract(architecture: str, **options) -> nnx.Module:
+    return registry.build_abstract(architecture, **options)
+
+
+def parameters(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    state = nnx.state(model, nnx.Param)
+    return dict(zip(tree.names(state), (x.shape for x in jax.tree.leaves(state)), strict=True))
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("architecture", ALL)
+def test_parameters_are_timms_by_number(architecture: str) -> None:
+    import torch
+
+    with torch.device("meta"):
+        reference = import_timm().create_model(architecture)
+    ours = sum(math.prod(shape) for shape in parameters(abstract(architecture)).values())
+    assert ours == sum(p.numel() for p in reference.parameters())
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_another_head_changes_the_head_and_nothing_else(architecture: str) -> None:
+    model = abstract(architecture)
+    many, few = parameters(model), parameters(abstract(architecture, num_classes=7))
+    assert many.keys() == few.keys()
+    changed = {name.partition(".")[0] for name in many if many[name] != few[name]}
+    assert changed == set(model.classifier_names)
+    assert not any(name.startswith(model.classifier_names) for name in parameters(abstract(architecture, num_classes=0)))
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_every_leaf_is_matched_by_each_table(architecture: str) -> None:
+    model = abstract(architecture)
+    leaves = list(parameters(model))
+    assert set(optim.decay_mask(model)) == set(leaves)
+    assert set(optim.layer_scales(model, 0.5)) == set(leaves)
+    for coarse in (False, True):
+        groups = [(pattern, i) for i, pattern in enumerate(model.layer_groups(coarse=coarse))]
+        matched = tree.match(leaves, groups, default=len(groups))  # raises where a pattern matches nothing
+        head = {name for name, group in matched.items() if group == len(groups)}
+        assert any(name.startswith(model.classifier_names) for name in head)
+    shardings = jax.tree.leaves(state_shardings(nnx.state(model), make_mesh()))
+    assert len(shardings) == len(jax.tree.leaves(nnx.state(model)))
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_catalog_and_model_agree(architecture: str) -> None:
+    model, entry = abstract(architecture), catalog.lookup(architecture)
+    assert entry.architecture == model.architecture == architecture
+    names = {name.rpartition(".")[0] for name in parameters(model)}
+    assert model.first_conv in names
+    assert set(model.classifier_names) <= names
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_logits_features_and_head_fit_together(family: str) -> None:
+    model = create_model(TINY[family], num_classes=5, image_size=64, seed=3)
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    logits = model(images)
+    assert logits.shape == (2, 5)
+    assert logits.dtype == jnp.float32
+    features = model.forward_features(images)
+    np.testing.assert_allclose(model.forward_head(features), logits, rtol=1e-6, atol=1e-6)
+    assert model.forward_head(features, pre_logits=True).ndim == 2
+    np.testing.assert_array_equal(model(images), logits)  # evaluation is deterministic
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_bfloat16_computes_in_it_and_keeps_float32_parameters(family: str) -> None:
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    full = create_model(TINY[family], num_classes=5, image_size=64)
+    half = create_model(TINY[family], num_classes=5, image_size=64, dtype="bfloat16")
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(nnx.state(half, nnx.Param)))
+    assert half.forward_features(images).dtype == jnp.bfloat16
+    a, b = np.asarray(full(images)), np.asarray(half(images), np.float32)
+    # bfloat16 has 8 bits: a few per cent of the logits' scale after a dozen layers.
+    assert np.abs(a - b).max() <= 0.05 * max(np.abs(a).max(), 1e-3) + 1e-3
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_gradients_are_finite_and_reach_every_parameter(family: str) -> None:
+    model = train_view(create_model(TINY[family], num_classes=5, image_size=64, drop_path=0.1))
+    images = jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
+    # The last scale of a residual branch starts at zero and hides what is before it: give it a value.
+    for path, leaf in nnx.iter_graph(model):
+        if isinstance(leaf, nnx.Param) and path[-1] in ("scale", "gamma"):
+            leaf[...] = jnp.ones_like(leaf[...])
+
+    @jax.jit
+    def gradient(params, rest):
+        def loss(params):
+            merged = nnx.merge(structure, params, rest, copy=True)
+            return (merged(images) ** 2).sum()
+
+        return jax.grad(loss)(params)
+
+    structure, params, rest = nnx.split(model, nnx.Param, ...)
+    grads = gradient(params, rest)
+    for name, g in zip(tree.names(grads), jax.tree.leaves(grads), strict=True):
+        assert np.isfinite(g).all(), name
+        # A bias in front of BatchNorm, or of keys in a softmax, has a gradient of zero but for rounding.
+        assert np.abs(g).max() > 0, name
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_one_trace_serves_every_call(family: str) -> None:
+    model = create_model(TINY[family], num_classes=5, image_size=32, **({"patch_size": 8} if family == "vit" else {}))
+    traces = 0
+
+    @jax.jit
+    def forward(model, images):
+        nonlocal traces
+        traces += 1
+        return model(images)
+
+    for seed in range(3):
+        forward(model, jax.random.normal(jax.random.key(seed), (1, 32, 32, 3)))
+    assert traces == 1
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_timms_file_gives_the_same_bits_back(family: str, tmp_path: Path) -> None:
+    model = create_model(TINY[family], num_classes=5, seed=1)
+    save_timm(model, tmp_path / "model.safetensors")
+    again = load_timm(abstract(TINY[family], num_classes=5), tmp_path / "model.safetensors")
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))),
+        jax.tree.leaves(nnx.state(again, nnx.Any(nnx.Param, nnx.BatchStat))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_freezing_is_for_anyone(family: str) -> None:
+    """A loop that knows nothing of freezing leaves frozen leaves, and frozen statistics, alone."""
+    import optax
+
+    model = create_model(TINY[family], num_classes=5, image_size=32, freeze_backbone=True,
+                         **({"patch_size": 8} if family == "vit" else {}))  # fmt: skip
+    before = jax.tree.map(np.asarray, nnx.state(model))
+    optimizer = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
+    moments = [x for x in jax.tree.leaves(nnx.state(optimizer)) if getattr(x, "ndim", 0) > 0]
+    assert len(moments) == 2 * len(model.classifier_names) * 2  # mu and nu of kernel and bias
+
+    @nnx.jit
+    def step(model, optimizer, images):
+        view = train_view(model)
+        grads = nnx.grad(lambda m: (m(images) ** 2).sum())(view)
+        optimizer.update(view, grads)
+
+    step(model, optimizer, jax.random.normal(jax.random.key(0), (2, 32, 32, 3)))
+    after = jax.tree.map(np.asarray, nnx.state(model))
+    for name, a, b in zip(tree.names(before), jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        if "rngs" in name:
+            continue
+        same = np.array_equal(a, b)
+        assert same != name.startswith(model.classifier_names), name
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_an_unknown_key_is_an_error_that_names_the_nearest(family: str) -> None:
+    import jaxvision.models
+    from jaxvision.errors import UserError
+
+    create = getattr(jaxvision.models, f"create_{family}")
+    with pytest.raises(UserError, match="did you mean 'num_classes'"):
+        create({"architecture": TINY[family], "num_clases": 3})
+    with pytest.raises(UserError, match=f"did you mean.*'{TINY[family]}'"):
+        create({"architecture": TINY[family].replace("test_", "tset_")})
+    with pytest.raises(UserError, match="architecture"):
+        create({"num_classes": 3})
+    other = "resnet50" if family == "vit" else "vit_tiny_patch16_224"
+    with pytest.raises(UserError, match=f"unknown {family} architecture"):
+        create({"architecture": other})
