@@ -1,0 +1,60 @@
+"""The same weights in timm's model and in ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from reference import import_timm
+
+from jaxvision import tree
+from jaxvision.models import registry
+from jaxvision.weights.timm import timm_name
+
+OURS = {"img_size": "image_size", "in_chans": "in_channels", "init_values": "layer_scale"}
+
+
+def pair(name: str, *, seed: int = 0, **timm_options: Any) -> tuple[Any, Any]:
+    """Returns timm's model with random weights, none of them 0 or 1, and ours with the same ones."""
+    import torch
+
+    theirs = import_timm().create_model(name, **timm_options).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, tensor in theirs.state_dict().items():
+            if tensor.is_floating_point():
+                noise = torch.randn(tensor.shape, generator=generator)
+                tensor.add_(0.1 * noise.abs() if key.endswith("running_var") else 0.05 * noise)
+    ours = registry.build_abstract(name, **{OURS.get(key, key): value for key, value in timm_options.items()})
+    return theirs, fill(ours, theirs.state_dict())
+
+
+def fill(model: Any, state_dict: Any) -> Any:
+    """Gives the leaves of `model` the values of timm's tensors, and returns it."""
+    for path, leaf in nnx.iter_graph(model):
+        if isinstance(leaf, nnx.Param | nnx.BatchStat):
+            name = tree.join(path)
+            value = state_dict[timm_name(name)].numpy()
+            if name.endswith("kernel"):
+                value = np.moveaxis(value, (0, 1), (-1, -2))
+            assert value.shape == leaf.shape, name
+            leaf.set_value(jnp.asarray(value))
+    return model
+
+
+def images(*shape: int, seed: int = 0) -> tuple[Any, jax.Array]:
+    """Returns normalised images [b, h, w, c], as timm's tensor [b, c, h, w] and as our array."""
+    import torch
+
+    x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return torch.tensor(x.transpose(0, 3, 1, 2)), jnp.asarray(x)
+
+
+def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
+    """Asserts that two arrays differ by no more than `tolerance` of the largest number."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
