@@ -20,8 +20,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def _window_max(x: jax.Array) -> jax.Array:
-    lowest = jnp.array(-jnp.inf, x.dtype)
-    return lax.reduce_window(x, lowest, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
 def _shifted_max(x: jax.Array) -> jax.Array:
