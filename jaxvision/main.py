@@ -11,15 +11,15 @@ Flags:
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict
-from ml_collections.config_flags import config_flags
 
 from jaxvision.errors import UserError, nearest
 
@@ -148,13 +148,33 @@ def override(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
             close = nearest(key, keys) or nearest(key.rpartition(".")[2], keys)
             hint = f"did you mean {' or '.join(close)}?" if close else "--help lists the keys"
             raise UserError(f"unknown config key {key!r}; {hint}")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
-    for key, value in overrides:
+    for key, text in overrides:
+        section, _, name = key.rpartition(".")
+        owner = functools.reduce(getattr, section.split(".") if section else [], config)
         try:
-            values(["jaxvision", f"--config.{key}={value}"])
-        except (flags.Error, ValueError, TypeError) as e:
-            raise UserError(f"config key {key!r} does not take {value!r} (now: {keys[key]!r})") from e
+            owner[name] = _value(text, owner.get_type(name))
+        except (ValueError, TypeError, KeyError, SyntaxError) as e:
+            kind = owner.get_type(name).__name__
+            raise UserError(f"config key {key!r} takes a {kind} (now: {keys[key]!r}), not {text!r}") from e
+
+
+def _value(text: str, kind: type) -> Any:
+    """Returns what a flag's text means for a key of a type; ``None`` is none of any."""
+    if text == "None":
+        return None
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if kind in (int, float, str):
+        return kind(text)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if kind is object:  # a key without a type takes words, too
+            return text
+        raise
+    if kind is tuple:
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    return value
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

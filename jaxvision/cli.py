@@ -1,0 +1,288 @@
+"""The console command ``jaxvision``: list, info, predict, attention, evaluate, convert.
+
+Training has its own command, ``python -m jaxvision.main --config FILE`` (also ``jaxvision train``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jaxvision.errors import UserError, unknown
+
+# Everything that needs JAX is imported where it is used: `jaxvision --help` answers at once.
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are UserErrors: one line, exit status 2, like everyone else's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"]:
+        from jaxvision.main import main as train
+
+        return train(argv[1:])
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments) or 0
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # jaxvision list | head
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="jaxvision",
+        description="ResNet, Vision Transformer and EfficientNet on JAX, with timm's weights.",
+        epilog="Train with: python -m jaxvision.main --config configs/quickstart.py:vit --workdir runs/quickstart",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="names of models, and of their weight tags")
+    command.add_argument("pattern", nargs="?", default="*", help="shell pattern, such as 'vit_*'")
+    command.add_argument("--family", help="resnet, vit or efficientnet")
+    command.add_argument("--pretrained", action="store_true", help="list weight tags (name.tag) instead of architectures")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser("info", help="parameters, multiply-adds, activations and bytes by stage")
+    command.add_argument("name", help="such as resnet50")
+    command.add_argument("--image-size", type=int, help="side in pixels (default: the model's own)")
+    command.add_argument("--num-classes", type=int, help="of the head (default: the model's own)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_info)
+
+    command = commands.add_parser("predict", help="labels and probabilities for pictures")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
+    _add_model_arguments(command)
+    command.add_argument("--top", type=int, default=5, help="labels for each picture (default: 5)")
+    command.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    command.set_defaults(run=_predict)
+
+    command = commands.add_parser("attention", help="a PNG of where the model looks")
+    command.add_argument("image", metavar="IMAGE", help="a picture file")
+    _add_model_arguments(command)
+    command.add_argument("--layer", type=int, help="of a ViT: attention of this layer's class token, -1 is the last "
+                         "(default: attention rollout over all layers; Grad-CAM for a convnet)")  # fmt: skip
+    command.add_argument("--label", help="of a convnet: explain this class (default: the predicted one)")
+    command.add_argument("--output", "-o", help="the PNG to write (default: IMAGE's name with -attention.png, here)")
+    command.set_defaults(run=_attention)
+
+    command = commands.add_parser("evaluate", help="accuracy, loss, calibration and mistakes on a data set")
+    _add_model_arguments(command)
+    command.add_argument("--data", required=True, metavar="FOLDER|SOURCE",
+                         help="a folder with one folder for each class, or a source such as digits or tfds")  # fmt: skip
+    command.add_argument("--split", default="test", help="part of the data (default: test)")
+    command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
+                         help="of the source, such as dataset=cifar10 or data_dir=DIRECTORY; may be repeated")  # fmt: skip
+    command.add_argument("--batch-size", type=int, default=32, help="default: 32")
+    command.add_argument("--report", metavar="DIRECTORY", help="write report.html here")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser("convert", help="a run, or a weight file, into a folder or file that timm reads")
+    command.add_argument("source", metavar="WORKDIR|NAME", help="a finished run, its export folder, or a model's name")
+    command.add_argument("output", metavar="OUTPUT", help="a folder (model.safetensors and config.json), or a file "
+                         "that ends in .safetensors")  # fmt: skip
+    command.add_argument("--checkpoint", metavar="FILE", help="timm's safetensors file for a NAME (default: the hub)")
+    command.add_argument("--num-classes", type=int, help="of the head (default: the weights' own)")
+    command.add_argument("--image-size", type=int, help="side in pixels; a ViT's position grid is resampled to it")
+    command.add_argument("--in-channels", type=int, help="channels of the image")
+    command.set_defaults(run=_convert)
+    return parser
+
+
+def _add_model_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", "-m", required=True, metavar="NAME|FOLDER",
+                         help="a name such as resnet50.a1_in1k (weights from the hub), or the workdir of a run")  # fmt: skip
+    command.add_argument("--checkpoint", metavar="FILE", help="timm's safetensors file for a NAME, instead of the hub")
+    command.add_argument("--num-classes", type=int, help="of the head in --checkpoint (default: the name's own)")
+    command.add_argument("--image-size", type=int, help="side in pixels (default: the weights' own)")
+
+
+def _classifier(arguments: argparse.Namespace) -> Any:
+    from jaxvision.create import load_classifier
+
+    options = {
+        key: value
+        for key in ("num_classes", "image_size", "in_channels")
+        if (value := getattr(arguments, key, None)) is not None
+    }
+    return load_classifier(
+        getattr(arguments, "model", None) or arguments.source, checkpoint_path=arguments.checkpoint, **options
+    )
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from jaxvision.weights import catalog
+
+    names = catalog.list_models(arguments.pattern, family=arguments.family, pretrained=arguments.pretrained)
+    if arguments.json:
+        print(json.dumps(names))
+    elif names:
+        print("\n".join(names))
+    else:
+        raise UserError(f"no model matches {arguments.pattern!r}; `jaxvision list` shows all")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from jaxvision.analysis.cost import model_info
+
+    info = model_info(arguments.name, image_size=arguments.image_size, num_classes=arguments.num_classes)
+    print(json.dumps(info.as_dict()) if arguments.json else info)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    import jax
+    import numpy as np
+
+    files = list(_pictures(arguments.images))
+    classifier = _classifier(arguments)
+    forward = jax.jit(lambda model, images: jax.nn.softmax(model(images).astype("float32")))
+    failed = 0
+    for file in files:
+        try:
+            images = _read(file, classifier)[1]
+        except UserError as e:
+            # One bad picture among many: the others still get their answer, the status says that not all did.
+            print(f"error: {e}", file=sys.stderr)
+            failed += 1
+            continue
+        probabilities = np.asarray(forward(classifier.model, images))[0]
+        order = np.argsort(-probabilities)[: max(arguments.top, 1)]
+        top = [{"label": classifier.classes[i], "index": int(i), "probability": float(probabilities[i])} for i in order]
+        if arguments.json:
+            print(json.dumps({"image": str(file), "predictions": top}, ensure_ascii=False), flush=True)
+        else:
+            print(file)
+            for row in top:
+                print(f"  {row['probability']:7.2%}  {row['label']}", flush=True)
+    return 2 if failed else 0
+
+
+def _pictures(paths: Iterable[str]) -> Iterable[Path]:
+    from jaxvision.data.folder import EXTENSIONS
+
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            if not found:
+                raise UserError(f"no pictures in {path}")
+            yield from found
+        elif path.is_file():
+            yield path
+        else:
+            raise UserError(f"no such picture: {path}")
+
+
+def _read(file: Path, classifier: Any) -> tuple[Any, Any]:
+    """Returns the picture as the model sees it, uint8 [h, w, c], and normalised as a batch of one."""
+    from jaxvision.augment import host, on_device
+
+    try:
+        picture = host.decode(file.read_bytes())
+    except OSError as e:
+        raise UserError(f"{file} cannot be read: {e}") from e
+    except UserError as e:
+        raise UserError(f"{file}: {e}") from e
+    if classifier.model.in_channels == 1:
+        picture = picture.convert("L")
+    pixels = host.eval_transform(picture, classifier.preprocess)
+    images = on_device.normalise(pixels[None], classifier.preprocess.mean, classifier.preprocess.std)
+    return pixels, images
+
+
+def _attention(arguments: argparse.Namespace) -> None:
+    import jax
+    import numpy as np
+    from PIL import Image
+
+    from jaxvision.analysis.attention import class_attention
+    from jaxvision.analysis.saliency import explain, overlay
+
+    files = list(_pictures([arguments.image]))
+    if len(files) != 1:
+        raise UserError(f"attention takes one picture, and {arguments.image} holds {len(files)}")
+    output = Path(arguments.output or f"{files[0].stem}-attention.png")
+    classifier = _classifier(arguments)
+    model = classifier.model
+    pixels, images = _read(files[0], classifier)
+    if arguments.layer is not None:
+        if model.family != "vit":
+            raise UserError(f"--layer is for a ViT; {model.architecture} is explained by Grad-CAM, which takes --label")
+        heat = class_attention(model, images, layer_idx=arguments.layer)
+        method = f"attention of layer {arguments.layer}"
+    elif model.family == "vit":
+        if arguments.label is not None:
+            raise UserError("--label is for a convnet; the attention of a ViT knows no class")
+        heat, method = explain(model, images), "attention rollout"
+    else:
+        classes = None
+        if arguments.label is not None:
+            if arguments.label not in classifier.classes:
+                raise unknown("class", arguments.label, classifier.classes)
+            classes = np.array([classifier.classes.index(arguments.label)])
+        probabilities = np.asarray(jax.nn.softmax(model(images)))[0]
+        chosen = int(probabilities.argmax() if classes is None else classes[0])
+        heat = explain(model, images, classes=classes)
+        method = f"Grad-CAM for {classifier.classes[chosen]!r} ({probabilities[chosen]:.1%})"
+    heat = np.asarray(heat)[0]
+    picture = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
+    try:
+        Image.fromarray(overlay(picture, heat / max(heat.max(), 1e-12))).save(output)
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot write {output}: {e}") from e
+    print(f"{output}: {method}, {arguments.model} on {files[0].name}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from jaxvision import run
+
+    options = {}
+    for option in arguments.option:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"--option takes KEY=VALUE, got {option!r}")
+        options[key] = value
+    result = run.evaluate(
+        _classifier(arguments),
+        arguments.data,
+        split=arguments.split,
+        batch_size=arguments.batch_size,
+        report_dir=arguments.report,
+        quiet=arguments.json,
+        **options,
+    )
+    if arguments.json:
+        print(json.dumps(result))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from jaxvision.create import save_classifier
+    from jaxvision.weights.timm import save_timm
+
+    classifier = _classifier(arguments)
+    output = Path(arguments.output)
+    if output.suffix == ".safetensors":
+        save_timm(classifier.model, output)
+    else:
+        save_classifier(output, classifier)
+    print(f"{output}: {classifier.model.architecture}, {classifier.model.num_classes} classes, as timm reads it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

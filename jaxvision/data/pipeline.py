@@ -1,0 +1,385 @@
+"""From a source to batches: in which order, decoded where, padded how.
+
+Which examples make batch number `step` is a pure function of (seed, step), so the position in the data is the number of the
+step: a run that goes on needs no state of a reader, and any batch can be drawn again. A set of small, equal pictures is
+decoded once and kept in memory; anything else is read and decoded by Grain's workers, ahead of the training.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from jaxvision.augment import host
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.data.source import Source
+from jaxvision.errors import UserError
+
+Batch = dict[str, np.ndarray]  # image uint8 [b, h, w, c], label int32 [b], index int32 [b], mask bool [b]
+T = TypeVar("T")
+
+_PROBES = 16
+
+
+@dataclass
+class Pictures:
+    """A source that is ready to be read.
+
+    Attributes:
+      source: where the pictures come from.
+      stored: all of them decoded, uint8 [n, h, w, c], if they are small and equal in shape; else None.
+      labels: of `stored`.
+      channels: of each picture.
+      max_corrupt: how many damaged pictures are put up with.
+      corrupt: those found so far, number -> (name, what is wrong).
+      say: called with a message about each of the first few.
+    """
+
+    source: Source
+    stored: np.ndarray | None
+    labels: np.ndarray | None
+    channels: int
+    max_corrupt: int = 0
+    corrupt: dict[int, tuple[str, str]] = field(default_factory=dict)
+    say: Callable[[str], None] = print
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def picture(self, index: int) -> np.ndarray:
+        """Returns one picture as it is, uint8 [h, w, c]."""
+        if self.stored is not None:
+            return self.stored[index]
+        return _pixels(self.source[index]["image"])
+
+    def found_corrupt(self, indices: Iterable[int]) -> None:
+        """Notes damaged pictures.
+
+        Raises:
+          UserError: there are more than `max_corrupt`; the message names the first ones.
+        """
+        for index in indices:
+            if index in self.corrupt:
+                continue
+            try:
+                _pixels(self.source[index]["image"])
+                why = "cannot be cropped"
+            except (host.BadImage, OSError) as e:
+                why = str(e)
+            self.corrupt[index] = (self.source.where(index), why)
+            if len(self.corrupt) <= 5:
+                self.say(f"skipped {self.source.where(index)}: {why}")
+            if len(self.corrupt) > self.max_corrupt:
+                named = "; ".join(f"{where} ({why})" for where, why in list(self.corrupt.values())[:5])
+                raise UserError(
+                    f"{self.source.name}: {len(self.corrupt)} damaged pictures, more than data.max_corrupt="
+                    f"{self.max_corrupt} allows: {named}"
+                )
+
+
+def prepare(
+    source: Source, *, memory_limit: float = 2.0, max_corrupt: int = 10, say: Callable[[str], None] = print
+) -> Pictures:
+    """Returns the source, decoded into memory if its pictures are all of one shape and small enough.
+
+    Args:
+      source: from `jaxvision.data.source.open_source`.
+      memory_limit: gibibytes that the decoded pictures may take; 0 always streams.
+      max_corrupt: how many damaged pictures are skipped; one more is an error.
+      say: called with a message about damaged pictures.
+
+    Raises:
+      UserError: too many damaged pictures.
+
+    Example:
+      >>> from jaxvision.data.source import open_source
+      >>> prepare(open_source("digits").test).stored.shape
+      (359, 8, 8, 1)
+    """
+    n = len(source)
+    pictures = Pictures(source, None, None, 3, max_corrupt=max_corrupt, say=say)
+    # A few pictures from all over the set tell whether it is worth trying: reading a million photographs is not.
+    probes = [p for i in np.unique(np.linspace(0, n - 1, _PROBES).astype(int)) if (p := _try(source, int(i))) is not None]
+    if not probes:
+        pictures.found_corrupt(range(n))
+        raise UserError(f"{source.name}: none of its pictures can be read")
+    shape = probes[0].shape
+    pictures.channels = shape[-1]
+    if any(p.shape != shape for p in probes) or n * math.prod(shape) > memory_limit * 2**30:
+        return pictures
+    stored, labels = np.zeros((n, *shape), np.uint8), np.zeros(n, np.int32)
+    bad = []
+    for i in range(n):
+        example = source[i]
+        labels[i] = example["label"]
+        try:
+            pixels = _pixels(example["image"])
+        except host.BadImage:
+            bad.append(i)
+            continue
+        if pixels.shape != shape:
+            return pictures
+        stored[i] = pixels
+    pictures.found_corrupt(bad)
+    if len(labels) and not (0 <= labels.min() and labels.max() < len(source.classes)):
+        i = int(np.flatnonzero((labels < 0) | (labels >= len(source.classes)))[0])
+        raise UserError(f"{source.where(i)}: the label {labels[i]} is outside the {len(source.classes)} classes")
+    pictures.stored, pictures.labels = stored, labels
+    return pictures
+
+
+def epoch_order(n: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Returns the numbers 0 to n - 1 in the order of one epoch, a pure function of (seed, epoch).
+
+    >>> sorted(epoch_order(5, seed=1, epoch=2).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+
+
+def batch_indices(n: int, batch_size: int, *, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (epoch, number) of each example in the training batch of `step`, both int64 [batch_size].
+
+    Epochs follow each other without a gap: nothing is dropped, and a batch may begin in one epoch and end in the next.
+
+    >>> [batch_indices(4, 3, seed=0, step=s)[0].tolist() for s in range(3)]
+    [[0, 0, 0], [0, 1, 1], [1, 1, 2]]
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // n
+    numbers = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        rows = epochs == epoch
+        numbers[rows] = epoch_order(n, seed=seed, epoch=int(epoch))[positions[rows] % n]
+    return epochs, numbers
+
+
+@dataclass(frozen=True)
+class _TrainBatch:
+    """step -> batch; what a worker is sent."""
+
+    source: Source
+    batch_size: int
+    rows: slice
+    seed: int
+    image_size: int
+    crop: dict[str, Any] | None
+
+    def __call__(self, step: int) -> Batch:
+        epochs, numbers = batch_indices(len(self.source), self.batch_size, seed=self.seed, step=step)
+        epochs, numbers = epochs[self.rows], numbers[self.rows]
+        whole = Preprocess(image_size=self.image_size, crop_pct=1.0)
+
+        def read(row: int, image: Any) -> np.ndarray:
+            if self.crop is None:
+                return _resized(image, whole)
+            # Keyed by seed, epoch and example: which worker reads it, and with what else, does not matter.
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, (int(epochs[row]) << 32) + int(numbers[row])]))
+            return host.train_crop(image, self.image_size, rng, **self.crop)
+
+        return _read_batch(self.source, numbers, self.image_size, read)
+
+
+@dataclass(frozen=True)
+class _EvalBatch:
+    source: Source
+    batch_size: int
+    rows: slice
+    preprocess: Preprocess
+
+    def __call__(self, number: int) -> Batch:
+        numbers = _padded_range(number, self.batch_size, len(self.source))[self.rows]
+
+        def read(row: int, image: Any) -> np.ndarray:
+            return _resized(image, self.preprocess)
+
+        return _read_batch(self.source, numbers, self.preprocess.image_size, read)
+
+
+def train_batches(
+    pictures: Pictures,
+    *,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    crop: dict[str, Any] | None = None,
+    workers: int | None = None,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Yields the training batches of steps `start_step` to `stop_step` - 1.
+
+    Args:
+      pictures: from `prepare`. Stored ones come as they are (the device crops and resizes them); others come cropped and
+        resized, uint8 [b, image_size, image_size, 3].
+      batch_size: over all processes.
+      image_size: side of the pictures that the model sees.
+      seed: of the order and of the crops.
+      start_step: the first step; a run that goes on gives the step it has reached.
+      stop_step: where to stop.
+      crop: options of `jaxvision.augment.host.train_crop` for pictures that are not stored; None: no random crop, the
+        shorter side is resized and the middle taken.
+      workers: processes that read and decode; 0 reads in threads of this one. None: one for each core but at
+        most 16, and none where there are at most two.
+      process: (index, count) of the JAX processes; each yields its own rows.
+
+    Raises:
+      UserError: too many damaged pictures.
+    """
+    rows = _rows(batch_size, process)
+    if pictures.stored is not None:
+        for step in range(start_step, stop_step):
+            numbers = batch_indices(len(pictures), batch_size, seed=seed, step=step)[1][rows]
+            yield _stored_batch(pictures, numbers)
+        return
+    work = _TrainBatch(pictures.source, batch_size, rows, seed, image_size, crop)
+    for batch in _stream(work, start_step, stop_step, workers):
+        pictures.found_corrupt(int(i) for i in batch["index"][~batch["mask"]])
+        yield batch
+
+
+def eval_batches(
+    pictures: Pictures,
+    *,
+    batch_size: int,
+    preprocess: Preprocess,
+    workers: int | None = None,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Yields every picture once, in order; the last batch is padded, and ``mask`` tells padding apart.
+
+    Args:
+      pictures: from `prepare`. Stored ones come as they are (`jaxvision.augment.on_device.prepare_eval` with
+        ``resize=True`` does the rest); others come resized and cropped.
+      batch_size: over all processes.
+      preprocess: the model's own.
+      workers: as for `train_batches`.
+      process: likewise.
+    """
+    rows = _rows(batch_size, process)
+    count = eval_steps(len(pictures), batch_size)
+    if pictures.stored is not None:
+        for number in range(count):
+            yield _stored_batch(pictures, _padded_range(number, batch_size, len(pictures))[rows])
+        return
+    for batch in _stream(_EvalBatch(pictures.source, batch_size, rows, preprocess), 0, count, workers):
+        pictures.found_corrupt(int(i) for i in batch["index"][~batch["mask"]] if i >= 0)
+        yield batch
+
+
+def eval_steps(n: int, batch_size: int) -> int:
+    """Returns how many batches hold n pictures.
+
+    >>> eval_steps(10, 4)
+    3
+    """
+    return -(-n // batch_size)
+
+
+def prefetch(batches: Iterable[T], place: Callable[[T], Any], *, ahead: int = 2) -> Iterator[Any]:
+    """Yields ``place(batch)`` for each batch, begun `ahead` batches before it is asked for.
+
+    Placing on a device returns before the copy is done, so the copy of one batch goes on during the step of another.
+
+    >>> list(prefetch(range(4), lambda x: 10 * x))
+    [0, 10, 20, 30]
+    """
+    waiting: deque[Any] = deque()
+    for batch in batches:
+        waiting.append(place(batch))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _rows(batch_size: int, process: tuple[int, int]) -> slice:
+    index, count = process
+    if batch_size % count:
+        raise UserError(f"batch size {batch_size} is not divisible by {count} processes")
+    share = batch_size // count
+    return slice(index * share, (index + 1) * share)
+
+
+def _padded_range(number: int, batch_size: int, n: int) -> np.ndarray:
+    numbers = np.arange(number * batch_size, (number + 1) * batch_size)
+    return np.where(numbers < n, numbers, -1)
+
+
+def _stored_batch(pictures: Pictures, numbers: np.ndarray) -> Batch:
+    assert pictures.stored is not None
+    assert pictures.labels is not None
+    # Padding (-1) reads the last picture, which the mask then hides.
+    mask = numbers >= 0
+    if pictures.corrupt:
+        mask &= ~np.isin(numbers, list(pictures.corrupt))
+    return {
+        "image": pictures.stored[numbers],
+        "label": np.where(numbers >= 0, pictures.labels[numbers], 0).astype(np.int32),
+        "index": numbers.astype(np.int32),
+        "mask": mask,
+    }
+
+
+def _read_batch(source: Source, numbers: np.ndarray, size: int, read: Callable[[int, Any], np.ndarray]) -> Batch:
+    labels = np.zeros(len(numbers), np.int32)
+    mask = numbers >= 0
+    images: np.ndarray | None = None
+    for row, number in enumerate(numbers):
+        if number < 0:
+            continue
+        try:
+            example = source[int(number)]
+            labels[row] = example["label"]
+            pixels = read(row, example["image"])
+        except (host.BadImage, OSError):
+            mask[row] = False
+            continue
+        if images is None:
+            images = np.zeros((len(numbers), size, size, pixels.shape[-1]), np.uint8)
+        images[row] = pixels
+    if images is None:
+        images = np.zeros((len(numbers), size, size, 3), np.uint8)
+    if (labels < 0).any() or (labels >= len(source.classes)).any():
+        row = int(np.flatnonzero((labels < 0) | (labels >= len(source.classes)))[0])
+        raise UserError(
+            f"{source.where(int(numbers[row]))}: the label {labels[row]} is outside the {len(source.classes)} classes"
+        )
+    return {"image": images, "label": labels, "index": numbers.astype(np.int32), "mask": mask}
+
+
+def _stream(work: Callable[[int], Batch], start: int, stop: int, workers: int | None) -> Iterator[Batch]:
+    """Yields ``work(i)`` for each i, made ahead by Grain's worker processes or, without any, by two threads."""
+    import grain
+
+    cores = os.cpu_count() or 1
+    count = (min(cores, 16) if cores > 2 else 0) if workers is None else workers
+    if stop <= start:
+        return
+    steps = grain.MapDataset.range(start, stop).map(work)
+    options = grain.ReadOptions(num_threads=2 if count == 0 else 1, prefetch_buffer_size=4 if count == 0 else 1)
+    batches = steps.to_iter_dataset(options)
+    if count:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=2))
+    yield from batches
+
+
+def _resized(image: bytes | np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    return host.eval_transform(host.decode(image) if isinstance(image, bytes) else image, preprocess)
+
+
+def _pixels(image: bytes | np.ndarray) -> np.ndarray:
+    return image if isinstance(image, np.ndarray) else np.asarray(host.decode(image))
+
+
+def _try(source: Source, index: int) -> np.ndarray | None:
+    try:
+        return _pixels(source[index]["image"])
+    except (host.BadImage, OSError):
+        return None

@@ -1,0 +1,700 @@
+"""From a config to a result: the whole story of a run on one page.
+
+`train` reads top to bottom: devices, data, model, optimizer, shardings from shapes only, restore or initialise, step,
+loop, report. Each section of the config is splatted into one keyword-only function (`SECTIONS`), so a misspelt
+key is an error that names the function and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict, config_dict
+
+from jaxvision import report
+from jaxvision.analysis.saliency import explain, overlay
+from jaxvision.augment import on_device
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.checkpoint import Checkpoints, check_config
+from jaxvision.create import Classifier, create_model, save_classifier
+from jaxvision.data import pipeline, source
+from jaxvision.data.folder import open_test_folder
+from jaxvision.errors import UserError, unknown
+from jaxvision.eval.evaluate import evaluate as evaluate_batches
+from jaxvision.eval.evaluate import make_eval_step
+from jaxvision.eval.metrics import Evaluation
+from jaxvision.parallel import distributed
+from jaxvision.parallel.mesh import check_batch_size, make_mesh, shard_batch
+from jaxvision.parallel.rules import state_shardings
+from jaxvision.train import optim, partial
+from jaxvision.train.loss import make_loss
+from jaxvision.train.schedule import make_schedule
+from jaxvision.train.state import abstract_state, create_state, evaluated_model, initialise
+from jaxvision.train.step import check_finite, make_train_step
+from jaxvision.weights import catalog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """The section ``train``: how long, and what happens on the way.
+
+    Args:
+      epochs: passes over the training data; may be a fraction.
+      steps: number of steps, instead of epochs.
+      accumulate: microbatches per step: the memory of one, the gradient of all.
+      ema_decay: weight of the old value in the moving average of parameters and BatchNorm statistics, such as 0.9998;
+        None keeps no average. With one, the average is evaluated and exported.
+      ema_warmup: let the average forget quickly at first (decay 1 - (1 + t)^(-2/3), up to `ema_decay`).
+      evaluate_every: epochs between evaluations; there is always one at the end.
+      patience: stop after this many evaluations without a better top-1; None never stops early.
+      log_every: steps between lines of metrics.jsonl.
+    """
+
+    epochs: float = 10.0
+    steps: int | None = None
+    accumulate: int = 1
+    ema_decay: float | None = None
+    ema_warmup: bool = False
+    evaluate_every: float = 1.0
+    patience: int | None = None
+    log_every: int = 10
+
+
+# --- The config ---
+
+
+def _data_options(
+    *,
+    batch_size: int = 64,
+    eval_batch_size: int | None = None,
+    workers: int | None = None,
+    memory_limit: float = 2.0,
+    max_corrupt: int = 10,
+) -> None:
+    """The section ``data``.
+
+    Args:
+      batch_size: images per step, over all devices.
+      eval_batch_size: in evaluation; None: the same.
+      workers: processes that read and decode; None: one for each core, at most 16.
+      memory_limit: gibibytes; smaller sets of equal pictures are decoded once and kept in memory.
+      max_corrupt: damaged pictures that are named and skipped; one more is an error.
+    """
+
+
+def _schedule_options(*, warmup_epochs: float | None = None) -> None:
+    """What the section ``schedule`` has beside `make_schedule`'s arguments.
+
+    Args:
+      warmup_epochs: length of the warm-up in epochs, instead of ``warmup_steps``.
+    """
+
+
+def _preprocess_options(
+    *,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    interpolation: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> None:
+    """The section ``preprocess``: the evaluation transform. None: as the weight tag says, or for training from scratch
+    ImageNet's mean and std and the whole picture."""
+
+
+# Section of the config -> the functions that it is splatted into, and the arguments that `train` gives itself.
+SECTIONS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
+    "data": ((_data_options,), set()),
+    "preprocess": ((_preprocess_options,), set()),
+    "model": ((create_model,), {"num_classes", "in_channels", "seed"}),
+    "lora": ((partial.add_lora,), {"model", "rngs"}),
+    "augment": (
+        (on_device.augment_batch,),
+        {"batch", "seed", "step", "num_classes", "image_size", "mean", "std", "label_smoothing"},
+    ),
+    "loss": ((make_loss,), set()),
+    "optimizer": ((optim.create_optimizer,), {"model"}),
+    "schedule": ((make_schedule, _schedule_options), {"steps", "learning_rate"}),
+    "train": ((Loop,), set()),
+    "checkpoint": ((Checkpoints,), {"workdir", "config", "say", "read_only"}),
+}
+# What may change between a run and its continuation.
+MAY_DIFFER = ("checkpoint", "data.workers", "data.memory_limit", "data.eval_batch_size", "train.log_every", "mesh")
+
+
+def complete(config: Mapping[str, Any]) -> ConfigDict:
+    """Returns `config` with every key that a section's functions take, at their defaults.
+
+    Raises:
+      UserError: a section or key that nothing takes; the message names the nearest.
+    """
+    given = ConfigDict(config)
+    full = ConfigDict({"seed": given.get("seed", 0), "mesh": ConfigDict(given.get("mesh", {"data": -1}))})
+    for name in given:
+        if name not in {"seed", "mesh", "source", *SECTIONS}:
+            raise unknown("section of the config", name, {"seed", "mesh", "source", *SECTIONS})
+    if "source" not in given or "name" not in given.source:
+        raise UserError("the config needs source.name: one of " + ", ".join(source.SOURCES))
+    if "model" not in given or "name" not in given.model:
+        raise UserError("the config needs model.name, such as 'resnet50'")
+    sections = {"source": ((source.source_function(given.source.name),), set()), **SECTIONS}
+    for name, (functions, ours) in sections.items():
+        parameters: dict[str, inspect.Parameter] = {}
+        for function in functions:
+            parameters |= _options(function, ours)
+        section = ConfigDict()
+        if name == "source":
+            section.name = given.source.name
+        for key, parameter in parameters.items():
+            _set_default(section, key, parameter)
+        if name == "lora":
+            section.rank = 0  # off
+        for key, value in given.get(name, {}).items():
+            if key not in section:
+                if name == "model":  # options of the architecture's own class are checked when it is built
+                    section[key] = value
+                    continue
+                raise unknown(f"key of config.{name} ({functions[0].__name__.strip('_')})", key, section)
+            with section.ignore_type():
+                section[key] = value
+        full[name] = section
+    return full
+
+
+def _options(function: Callable[..., Any], ours: set[str]) -> dict[str, inspect.Parameter]:
+    hints = typing.get_type_hints(function if inspect.isfunction(function) else function.__init__)
+    return {
+        name: parameter.replace(annotation=hints.get(name, Any))
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in ours and parameter.kind is not parameter.VAR_KEYWORD
+    }
+
+
+def _set_default(section: ConfigDict, key: str, parameter: inspect.Parameter) -> None:
+    """Sets a key to its default; None becomes a placeholder of the annotated type, so that a flag can be parsed."""
+    if parameter.default not in (None, inspect.Parameter.empty):
+        section[key] = parameter.default
+        return
+    kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+    simple = [kind for kind in kinds if kind in (int, float, str, bool)]
+    section[key] = config_dict.placeholder(simple[0] if simple else object)
+
+
+# --- The straight line ---
+
+
+def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
+    """Trains what `config` describes, and returns what the result is worth.
+
+    Started again with the same workdir it goes on from the newest good checkpoint, to the same bits.
+
+    Args:
+      config: sections as in `SECTIONS`, ``source``, ``mesh`` and ``seed``; a missing key has its function's default.
+      workdir: gets ``config.json``, ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``report.html`` and
+        ``export/`` (the model as timm reads it, with its classes and its transform).
+
+    Returns:
+      ``top1``, ``top5``, ``loss``, ``calibration_error`` and ``count``, on the test data.
+
+    Raises:
+      UserError: a mistake in the config, in the data or in the weights; or a loss that is not finite.
+    """
+    config, workdir, clock = complete(config), Path(workdir), report.Clock()
+    with ExitStack() as stack:
+        console = stack.enter_context(report.Console())
+
+        # Devices and data. Data tells its classes, its channels and its length once.
+        distributed.initialize()
+        mesh = make_mesh(config.mesh.to_dict())
+        process = (jax.process_index(), jax.process_count())
+        loop = Loop(**config.train)
+        batch_size, eval_batch_size = config.data.batch_size, config.data.eval_batch_size or config.data.batch_size
+        check_batch_size(batch_size, mesh, accumulate=loop.accumulate)
+        check_batch_size(eval_batch_size, mesh)
+        with clock.part("data preparation"):
+            parts = source.open_source(**_given(config.source))
+            keep = {"memory_limit": config.data.memory_limit, "max_corrupt": config.data.max_corrupt}
+            data = {
+                name: pipeline.prepare(part, **keep, say=console.warn)
+                for name, part in parts._asdict().items()
+                if part is not None
+            }
+        if not {"train"} < set(data):
+            raise UserError("a run needs a train part, and a validation or test part to tell what it learned")
+        classes, channels = data["train"].source.classes, data["train"].channels
+        steps_per_epoch = len(data["train"]) / batch_size
+        steps = loop.steps or max(math.ceil(loop.epochs * steps_per_epoch), 1)
+
+        # The model, from shapes alone: what trains, how fast, and where each array lives.
+        preprocess = preprocess_of(config, channels, small=data["train"].stored is not None)
+        build = functools.partial(build_model, config, len(classes), channels, preprocess.image_size)
+        template = nnx.eval_shape(functools.partial(build, weights=False))
+        rate = make_schedule(config.optimizer.learning_rate, steps=steps, **_schedule(config, steps_per_epoch, steps))
+        tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
+        create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
+        graph, abstract = abstract_state(create, template)
+        shardings = state_shardings(abstract, mesh)
+
+        # Where the run starts: this workdir's newest good checkpoint, else the given weights, else random.
+        check_config(workdir, config.to_dict(), may_differ=MAY_DIFFER)
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, config=config.to_dict(), say=console.warn, **config.checkpoint)
+        )
+        with clock.part("start"):
+            restored = checkpoints.restore(abstract, shardings)
+            state = restored.state if restored else initialise(create, build(weights=True), shardings)
+        start = restored.step if restored else 0
+        metrics = stack.enter_context(report.MetricsWriter(workdir, resume_step=start if restored else None))
+
+        # What happens to a batch on the devices, in training and in evaluation.
+        loss = make_loss(**config.loss)
+        train_step = make_train_step(
+            graph,
+            mesh=mesh,
+            shardings=shardings,
+            loss=loss,
+            prepare=training_images(config, preprocess, len(classes), stored=data["train"].stored is not None),
+            learning_rate=rate,
+            accumulate=loop.accumulate,
+        )
+        assess = functools.partial(
+            assess_part,
+            graph=graph,
+            mesh=mesh,
+            loss=make_loss(kind=config.loss.kind),
+            probabilities=config.loss.kind,
+            preprocess=preprocess,
+            batch_size=eval_batch_size,
+            workers=config.data.workers,
+            process=process,
+            classes=len(classes),
+            console=console,
+            model_of=evaluated_model,
+        )
+        batches = pipeline.prefetch(
+            pipeline.train_batches(
+                data["train"],
+                batch_size=batch_size,
+                image_size=preprocess.image_size,
+                seed=config.seed,
+                start_step=start,
+                stop_step=steps,
+                crop=host_crop(config),
+                workers=config.data.workers,
+                process=process,
+            ),
+            functools.partial(shard_batch, mesh=mesh),
+        )
+        total, trainable = parameter_counts(abstract["model"])
+        console.start(
+            model=config.model.name,
+            parameters=total,
+            trainable=trainable,
+            dataset=config.source.name,
+            classes=len(classes),
+            data={name: len(part) for name, part in data.items()},
+            steps=steps,
+            steps_per_epoch=round(steps_per_epoch) or 1,
+            first_step=start,
+            workdir=workdir,
+        )
+
+        # The loop. Numbers are fetched now and then, so that the devices never wait for the host.
+        watched = "validation" if "validation" in data else "test"
+        evaluate_every = max(loop.evaluate_every * steps_per_epoch, 1)  # not whole: epochs follow without a gap
+        step, recent, best, worse, result = start, [], _best_so_far(workdir, watched), 0, None
+        while step < steps:
+            with clock.part("data wait"):
+                batch = next(batches)
+            with clock.part("compile" if step == start else "steps"):
+                state, values = train_step(state, batch)
+                if step == start:
+                    jax.block_until_ready(values)
+            clock.step(batch_size)
+            recent.append(values)
+            step += 1
+            due = step // evaluate_every > (step - 1) // evaluate_every or step == steps
+            if due or step % loop.log_every == 0:
+                last = _checked(recent, first_step=step - len(recent) + 1)
+                recent, pace, epoch = [], clock.lap(), step / steps_per_epoch
+                metrics.write(step, "train", last | pace, epoch=epoch)
+                pace.pop("step_seconds", None)
+                console.step(step, epoch=epoch, loss=last["loss"], **pace)
+            if due:
+                with clock.part("evaluation"):
+                    result = assess(data[watched], state=state, name=watched)
+                better = best is None or result.top1 > best
+                best, worse = (result.top1, 0) if better else (best, worse + 1)
+                metrics.write(step, watched, result.scalars(), epoch=step / steps_per_epoch)
+                console.result(_headline(result), name=watched, step=step, epoch=step / steps_per_epoch, best=better)
+                with clock.part("checkpoint"):
+                    checkpoints.save(step, state, position={"step": step}, metrics=result.scalars())
+                if loop.patience is not None and worse >= loop.patience and step < steps:
+                    console.note(f"stopped early: {worse} evaluations without a better top-1")
+                    break
+
+        # The result: the best by the validation data; without those nothing may be chosen, and the last one counts.
+        with clock.part("checkpoint"):
+            checkpoints.wait()
+        chosen = step
+        if watched == "validation" and checkpoints.best_step() not in (None, step):
+            restored = checkpoints.restore(abstract, shardings, step="best")
+            assert restored is not None
+            state, chosen, result = restored.state, restored.step, None
+        final = "test" if "test" in data else watched
+        if result is None or final != watched:
+            with clock.part("evaluation"):
+                result = assess(data[final], state=state, name=final)
+        if distributed.is_main():
+            model = nnx.merge(graph, state)
+            with clock.part("report"):
+                classifier = Classifier(partial.merge_lora(evaluated_model(model)), tuple(classes), preprocess)
+                save_classifier(workdir / "export", classifier)
+                page = describe(
+                    classifier,
+                    result,
+                    data[final],
+                    title=config.model.name,
+                    subtitle=f"{final} data of {config.source.name}, step {chosen:,} of {steps:,}",
+                    notes=_notes(data),
+                    config=config.to_dict(),
+                    command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+                )
+            path = report.write_report(workdir, replace(page, timing=clock.timing()))
+            console.finish(
+                final=_headline(result),
+                timing=clock.timing(),
+                files={"report": path, "model": workdir / "export", "metrics": workdir / "metrics.jsonl"},
+            )
+        return result.scalars()
+
+
+def evaluate(
+    classifier: Classifier,
+    data: str,
+    *,
+    split: str = "test",
+    batch_size: int = 32,
+    workers: int | None = None,
+    report_dir: str | Path | None = None,
+    max_corrupt: int = 10,
+    quiet: bool = False,
+    **options: Any,
+) -> dict[str, float]:
+    """Returns what a classifier is worth on a data set.
+
+    Args:
+      classifier: from `jaxvision.create.load_classifier`.
+      data: a folder with one folder for each class, or the name of a source.
+      split: ``"train"``, ``"validation"`` or ``"test"``, of a source or of a folder that has such parts.
+      batch_size: images at once.
+      workers: as in training.
+      report_dir: folder for ``report.html``; None writes none.
+      max_corrupt: damaged pictures that are named and skipped.
+      quiet: print nothing.
+      **options: of the source.
+
+    Raises:
+      UserError: data that are not there, or of other classes than the model's.
+    """
+    clock = report.Clock()
+    stream = open_null() if quiet else None
+    with report.Console(stream) as console:
+        if Path(data).is_dir():
+            part = Path(data) / split
+            chosen: Any = open_test_folder(part if part.is_dir() else data, classifier.classes)
+        else:
+            chosen = source.open_source(data, **options).part(split)
+        if len(chosen.classes) != len(classifier.classes):
+            raise UserError(f"{chosen.name} has {len(chosen.classes)} classes, the model {len(classifier.classes)}")
+        pictures = pipeline.prepare(chosen, max_corrupt=max_corrupt, say=console.warn)
+        mesh = make_mesh(devices=jax.devices()[:1])
+        graph, state = nnx.split(classifier.model)
+        total, trainable = parameter_counts(state)
+        console.start(
+            model=classifier.model.architecture,
+            parameters=total,
+            dataset=chosen.name,
+            classes=len(chosen.classes),
+            data={split: len(chosen)},
+        )
+        with clock.part("evaluation"):
+            result = assess_part(
+                pictures,
+                state=state,
+                name=split,
+                graph=graph,
+                mesh=mesh,
+                loss=make_loss(),
+                probabilities="softmax",
+                preprocess=classifier.preprocess,
+                batch_size=batch_size,
+                workers=workers,
+                process=(0, 1),
+                classes=len(classifier.classes),
+                console=console,
+            )
+        files = {}
+        if report_dir is not None:
+            Path(report_dir).mkdir(parents=True, exist_ok=True)
+            page = describe(
+                classifier,
+                result,
+                pictures,
+                title=classifier.model.architecture,
+                subtitle=f"evaluated on {chosen.name}",
+                notes=_notes({split: pictures}),
+                command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+            )
+            files["report"] = report.write_report(report_dir, replace(page, timing=clock.timing()))
+        console.finish(final=_headline(result) | {"count": result.count}, timing=clock.timing(), files=files)
+        return result.scalars()
+
+
+# --- Its parts, in the order in which they are used ---
+
+
+def preprocess_of(config: ConfigDict, channels: int, *, small: bool) -> Preprocess:
+    """Returns the evaluation transform: the weight tag's where weights are loaded, plain otherwise; the section wins.
+
+    Args:
+      config: completed.
+      channels: of the pictures.
+      small: the pictures are small and all alike (CIFAR, digits), so that nothing should be cut off.
+    """
+    tagged = catalog.lookup(config.model.name).preprocess
+    size = config.model.image_size or tagged.image_size
+    loaded = config.model.pretrained or config.model.checkpoint_path
+    base = tagged if loaded else Preprocess(crop_pct=1.0 if small else 0.875)
+    if small:
+        base = replace(base, crop_pct=1.0)
+    chosen = {key: value for key, value in config.preprocess.items() if value is not None}
+    if channels == 1 and "mean" not in chosen:
+        # Grey pictures: the colours' mean.
+        chosen["mean"], chosen["std"] = (float(np.mean(base.mean)),), (float(np.mean(base.std)),)
+    elif channels not in (1, 3) and "mean" not in chosen:
+        chosen["mean"], chosen["std"] = (0.5,) * channels, (0.25,) * channels
+    return replace(base, image_size=size, **chosen)
+
+
+def build_model(config: ConfigDict, num_classes: int, channels: int, image_size: int, *, weights: bool) -> nnx.Module:
+    """Returns the model of the config, with LoRA where it is asked for.
+
+    Args:
+      config: completed.
+      num_classes: of the data.
+      channels: of the pictures.
+      image_size: side in pixels.
+      weights: load the weights that the config names; False only builds (under `nnx.eval_shape`, at no cost).
+    """
+    options = _given(config.model) | {"num_classes": num_classes, "in_channels": channels, "image_size": image_size}
+    if not weights:
+        options |= {"pretrained": False, "checkpoint_path": None}
+    model = create_model(**options, seed=config.seed)
+    if config.lora.rank:
+        partial.add_lora(model, **config.lora, rngs=nnx.Rngs(config.seed + 2))
+    return model
+
+
+def training_images(config: ConfigDict, preprocess: Preprocess, num_classes: int, *, stored: bool) -> Callable[..., Any]:
+    """Returns (batch, step) -> (images, targets), for inside the train step.
+
+    Labels stay numbers unless pictures are mixed, so that the step can tell the accuracy.
+    """
+    options = dict(config.augment)
+    if not stored:
+        options["crop"] = "none"  # the workers have cropped
+    mixes = bool(options["mixup"] or options["cutmix"])
+    fixed = {
+        "seed": config.seed,
+        "num_classes": num_classes,
+        "image_size": preprocess.image_size,
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+    }
+
+    def prepare(batch: Mapping[str, Any], step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images, targets = on_device.augment_batch(batch, step=step, **options, **fixed)
+        return images, targets if mixes else batch["label"]
+
+    return prepare
+
+
+def host_crop(config: ConfigDict) -> dict[str, Any] | None:
+    """Returns the options of the workers' random crop, or None where the config crops nothing."""
+    if config.augment.crop == "none":
+        return None
+    keys = {"scale": "crop_scale", "ratio": "crop_ratio", "interpolation": "interpolation"}
+    return {ours: config.augment[key] for ours, key in keys.items()}
+
+
+def assess_part(
+    pictures: pipeline.Pictures,
+    *,
+    state: nnx.State,
+    name: str,
+    graph: nnx.GraphDef,
+    mesh: jax.sharding.Mesh,
+    loss: Callable[..., Any],
+    probabilities: str,
+    preprocess: Preprocess,
+    batch_size: int,
+    workers: int | None,
+    process: tuple[int, int],
+    classes: int,
+    console: report.Console,
+    model_of: Callable[[Any], nnx.Module] = lambda merged: merged,
+) -> Evaluation:
+    """Returns what the model in `state` is worth on one part of the data."""
+    step = _eval_step(graph, mesh, loss, probabilities, preprocess, pictures.stored is not None, model_of)
+    batches = pipeline.eval_batches(
+        pictures, batch_size=batch_size, preprocess=preprocess, workers=workers, process=process
+    )
+    placed = pipeline.prefetch(batches, functools.partial(shard_batch, mesh=mesh))
+    total = pipeline.eval_steps(len(pictures), batch_size)
+    return evaluate_batches(step, state, console.evaluation(placed, total=total, name=name), classes=classes)
+
+
+@functools.lru_cache(maxsize=8)
+def _eval_step(graph, mesh, loss, probabilities, preprocess, stored, model_of):
+    # Cached: each evaluation of a run is the same program, and must not be compiled anew.
+    return make_eval_step(
+        graph,
+        mesh=mesh,
+        loss=loss,
+        probabilities=probabilities,
+        prepare=lambda batch: on_device.prepare_eval(batch, preprocess=preprocess, resize=stored),
+        model_of=model_of,
+    )
+
+
+def describe(
+    classifier: Classifier,
+    result: Evaluation,
+    pictures: pipeline.Pictures,
+    *,
+    mistakes: int = 24,
+    explanations: int = 8,
+    **facts: Any,
+) -> report.Report:
+    """Returns the report's page on an evaluation: numbers, mistakes as pictures, and where the model looked.
+
+    Args:
+      classifier: what was evaluated.
+      result: what came out.
+      pictures: what it was evaluated on.
+      mistakes: how many of the most confident ones are shown.
+      explanations: how many pictures are explained: half of them mistakes, where there are that many.
+      **facts: further fields of `jaxvision.report.Report`.
+    """
+    model, preprocess = classifier.model, classifier.preprocess
+    whole = replace(preprocess, image_size=max(preprocess.image_size, 96), crop_pct=1.0)
+
+    def picture(row: int, over: np.ndarray | None = None, image: np.ndarray | None = None) -> report.Picture:
+        index = int(result.index[row])
+        if image is None:
+            image = pictures.picture(index)
+            if max(image.shape[:2]) > 160:
+                image = pipeline.host.eval_transform(image, replace(whole, image_size=160))
+        return report.Picture(
+            image=image,
+            overlay=over,
+            true=int(result.label[row]),
+            predicted=int(result.prediction[row]),
+            confidence=float(result.confidence[row]),
+            where=pictures.source.where(index),
+        )
+
+    wrong = result.mistakes(mistakes)
+    right = np.flatnonzero(result.prediction == result.label)
+    spread = right[np.linspace(0, len(right) - 1, min(explanations, len(right))).astype(int)] if len(right) else right
+    half = min(len(wrong), explanations // 2)
+    explained = [*wrong[:half], *spread[: explanations - half]]
+    shown = []
+    if explained:
+        pixels = np.stack(
+            [pipeline.host.eval_transform(pictures.picture(int(result.index[row])), preprocess) for row in explained]
+        )
+        images = on_device.normalise(pixels, preprocess.mean, preprocess.std)
+        heats = np.asarray(jax.jit(explain)(model, images))
+        for row, image, heat in zip(explained, pixels, heats, strict=True):
+            image = pipeline.host.eval_transform(image, replace(whole, image_size=max(image.shape[0], 128)))
+            image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+            shown.append(picture(row, over=overlay(image, heat), image=image))
+    return report.Report(
+        metrics=_headline(result),
+        classes=classifier.classes,
+        label=result.label,
+        prediction=result.prediction,
+        confidence=result.confidence,
+        mistakes=[picture(row) for row in wrong],
+        explanations=shown,
+        explanation_method="attention rollout" if model.family == "vit" else "Grad-CAM",
+        **facts,
+    )
+
+
+def parameter_counts(model_state: nnx.State) -> tuple[int, int]:
+    """Returns (all, trainable) parameters, from arrays or shapes."""
+    trainable = sum(math.prod(x.shape) for x in jax.tree.leaves(model_state.filter(nnx.Param)))
+    frozen = sum(math.prod(x.shape) for x in jax.tree.leaves(model_state.filter(partial.Frozen)))
+    return trainable + frozen, trainable
+
+
+def open_null() -> Any:
+    """Returns a stream that keeps nothing."""
+    import io
+
+    return io.StringIO()
+
+
+def _given(section: ConfigDict) -> dict[str, Any]:
+    """Returns the keys of a section that have a value: None means that the function's own default holds."""
+    return {key: value for key, value in section.items() if value is not None}
+
+
+def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[str, Any]:
+    options = dict(config.schedule)
+    epochs = options.pop("warmup_epochs")
+    if epochs is not None:
+        options["warmup_steps"] = min(round(epochs * steps_per_epoch), steps - 1)
+    return options
+
+
+def _checked(recent: list[dict[str, jax.Array]], *, first_step: int) -> dict[str, float]:
+    """Returns the mean of the metrics of the last steps, after a look at each of them."""
+    fetched = jax.device_get(recent)
+    for i, values in enumerate(fetched):
+        check_finite(values, first_step + i)
+    last = {key: float(np.mean([values[key] for values in fetched])) for key in fetched[0] if key != "finite"}
+    return last | {"learning_rate": float(fetched[-1]["learning_rate"])}
+
+
+def _best_so_far(workdir: Path, split: str) -> float | None:
+    return max((line["top1"] for line in report.read_metrics(workdir) if line["split"] == split), default=None)
+
+
+def _headline(result: Evaluation) -> dict[str, float]:
+    return {key: value for key, value in result.scalars().items() if key != "count"}
+
+
+def _notes(data: Mapping[str, pipeline.Pictures]) -> Iterator[str] | list[str]:
+    return [
+        f"{len(part.corrupt)} damaged pictures of the {name} data were skipped: "
+        + ", ".join(where for where, _ in list(part.corrupt.values())[:5])
+        for name, part in data.items()
+        if part.corrupt
+    ]
