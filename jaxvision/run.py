@@ -307,7 +307,7 @@ def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
             classes=len(classes),
             data={name: len(part) for name, part in data.items()},
             steps=steps,
-            steps_per_epoch=round(steps_per_epoch) or 1,
+            steps_per_epoch=steps_per_epoch,
             first_step=start,
             workdir=workdir,
         )

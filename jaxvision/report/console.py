@@ -117,7 +117,7 @@ class Console:
         data: Mapping[str, int] | None = None,
         devices: str | None = None,
         steps: int = 0,
-        steps_per_epoch: int | None = None,
+        steps_per_epoch: float | None = None,
         first_step: int = 0,
         workdir: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -143,7 +143,7 @@ class Console:
             rows.append(("data", described))
         rows.append(("devices", devices or machine.devices()))
         if steps:
-            epochs = f": {steps / steps_per_epoch:g} epochs of {steps_per_epoch:,}" if steps_per_epoch else ""
+            epochs = f": {steps / steps_per_epoch:.3g} epochs of {round(steps_per_epoch, 1):g}" if steps_per_epoch else ""
             onward = f", going on after step {first_step:,}" if first_step else ""
             rows.append(("steps", f"{steps:,}{epochs}{onward}"))
         if workdir is not None:
@@ -308,7 +308,7 @@ class Console:
         for name, x in self._values.items():
             style = ""
             if name == "epoch":
-                text = f"epoch {x:.2f}" + (f"/{self._epochs:g}" if self._epochs else "")
+                text = f"epoch {x:.2f}" + (f"/{self._epochs:.3g}" if self._epochs else "")
             elif name == "images_per_second":
                 text = f"{wording.value(name, x)} images/s"
             else:
