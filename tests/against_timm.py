@@ -1,4 +1,4 @@
-"""The same weights in timm's model and in ours."""
+"""Models for tests: with the same weights as timm's, or with any, made without compiling an initialiser for each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def pair(name: str, *, seed: int = 0, **timm_options: Any) -> tuple[Any, Any]:
     """Returns timm's model with random weights, none of them 0 or 1, and ours with the same ones."""
     import torch
 
-    theirs = import_timm().create_model(name, **timm_options).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        theirs = import_timm().create_model(name, **timm_options).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, tensor in theirs.state_dict().items():
@@ -42,6 +44,19 @@ def fill(model: Any, state_dict: Any) -> Any:
                 value = np.moveaxis(value, (0, 1), (-1, -2))
             assert value.shape == leaf.shape, name
             leaf.set_value(jnp.asarray(value))
+    return model
+
+
+def random_model(name: str, *, seed: int = 0, **options: Any) -> Any:
+    """Returns our model with weights from numpy, none of them 0 or 1; the same ones for the same seed."""
+    rng = np.random.default_rng(seed)
+    model = registry.build_abstract(name, **options)
+    for path, leaf in nnx.iter_graph(model):
+        if isinstance(leaf, nnx.Param | nnx.BatchStat):
+            fan_in = max(leaf.size // leaf.shape[-1], 1) if path[-1] == "kernel" else 25
+            value = rng.normal(scale=fan_in**-0.5, size=leaf.shape)
+            value = 1 + abs(value) if path[-1] in ("scale", "var") else value
+            leaf.set_value(jnp.asarray(value, leaf.dtype))
     return model
 
 

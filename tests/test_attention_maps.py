@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from against_timm import assert_close, images, pair
+from against_timm import assert_close, images, pair, random_model
 from flax import nnx
 
 from jaxvision.analysis.attention import attention_rollout, class_attention
 from jaxvision.analysis.saliency import explain
 from jaxvision.errors import UserError
-from jaxvision.models import registry
 from jaxvision.models.layers.attention import Attention
 
 DEPTH = 3
@@ -20,10 +19,7 @@ DEPTH = 3
 
 @pytest.fixture(scope="module")
 def model():
-    model = registry.build("test_vit", image_size=64, depth=DEPTH, distilled=True, rngs=nnx.Rngs(0))
-    for block in model.blocks:  # fresh weights attend to everything alike; these have something to show
-        block.attn.qkv.kernel[...] = 10 * block.attn.qkv.kernel[...]
-    return model
+    return random_model("test_vit", image_size=64, depth=DEPTH, distilled=True)
 
 
 @pytest.fixture(scope="module")

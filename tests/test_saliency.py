@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from against_timm import assert_close, images, pair
+from against_timm import images, pair, random_model
 from flax import nnx
 
 from jaxvision.analysis import saliency
@@ -39,15 +39,17 @@ def test_grad_cam_is_that_of_timm_and_torch(name) -> None:
 
     theirs, ours = pair(name, num_classes=5)
     torch_x, x = images(2, 96, 96, 3)
-    for classes in (None, np.array([4, 1])):
+    speaking = 0
+    for classes in (None, np.array([4, 1]), np.array([0, 3])):
         features = theirs.forward_features(torch_x).detach().requires_grad_()
         logits = theirs.forward_head(features)
         chosen = logits.argmax(1) if classes is None else torch.tensor(classes)
         logits[torch.arange(2), chosen].sum().backward()
         cam = (features.grad.mean((2, 3), keepdim=True) * features).sum(1).relu().detach()
-        assert cam.max() > 0
+        speaking += (cam > 0).sum()
         top = cam.amax((1, 2), keepdim=True).clamp(min=1e-30)  # a map may be 0 everywhere
-        assert_close(grad_cam(ours, x, classes), cam / top, 1e-4)
+        np.testing.assert_allclose(grad_cam(ours, x, classes), cam / top, atol=1e-4)
+    assert speaking > 0
 
 
 def test_grad_cam_by_hand() -> None:
@@ -62,7 +64,7 @@ def test_grad_cam_by_hand() -> None:
 
 
 def test_grad_cam_is_compiled_once_and_leaves_the_model_alone() -> None:
-    model = registry.build("test_resnet", num_classes=3, rngs=nnx.Rngs(0))
+    model = random_model("test_resnet", num_classes=3)
     x = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
     before = jax.tree.map(np.asarray, nnx.state(model))
     first = grad_cam(train_view(model), x)  # explained as in evaluation, whatever the view
