@@ -4,6 +4,7 @@
 >>> model = jaxvision.create_model("test_vit", num_classes=10)
 """
 
+from jaxvision.analysis.cost import model_info
 from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
 from jaxvision.errors import UserError
 from jaxvision.models.layers.mode import eval_view, train_view
@@ -24,6 +25,7 @@ __all__ = [
     "load_classifier",
     "load_timm",
     "merge_lora",
+    "model_info",
     "save_classifier",
     "save_timm",
     "train_view",

@@ -6,6 +6,7 @@ Training has its own command, ``python -m jaxvision.main --config FILE`` (also `
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -62,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help="parameters, multiply-adds, activations and bytes by stage")
     command.add_argument("name", help="such as resnet50")
     command.add_argument("--image-size", type=int, help="side in pixels (default: the model's own)")
-    command.add_argument("--num-classes", type=int, help="of the head (default: the model's own)")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_info)
 
@@ -142,8 +142,8 @@ def _list(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     from jaxvision.analysis.cost import model_info
 
-    info = model_info(arguments.name, image_size=arguments.image_size, num_classes=arguments.num_classes)
-    print(json.dumps(info.as_dict()) if arguments.json else info)
+    info = model_info(arguments.name, image_size=arguments.image_size)
+    print(json.dumps(dataclasses.asdict(info)) if arguments.json else info)
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ import ast
 import functools
 import importlib.util
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # ... --help | head
+        sys.stderr.close()
+        return 0
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -194,8 +198,14 @@ def help_text(config: ConfigDict | None) -> str:
     lines = [(__doc__ or "").strip(), ""]
     if config is None:
         lines += ["Configs that come along:", *[f"  {name}" for name in packaged()]]
-    else:
-        lines += ["Keys of this config:", *[f"  --config.{key}={value}" for key, value in leaves(config).items()]]
+        return "\n".join(lines)
+    from jaxvision import run
+
+    texts = run.explain_keys(config)
+    lines.append("Keys of this config, their values and what they do:")
+    for key, value in leaves(config).items():
+        lines.append(f"  --config.{key}={value}")
+        lines += textwrap.wrap(texts.get(key, ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 

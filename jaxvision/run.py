@@ -111,8 +111,16 @@ def _preprocess_options(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> None:
-    """The section ``preprocess``: the evaluation transform. None: as the weight tag says, or for training from scratch
-    ImageNet's mean and std and the whole picture."""
+    """The section ``preprocess``, the evaluation transform. None: as the weight tag says; without weights ImageNet's mean
+    and std, bicubic, and a crop of 0.875 (small pictures that are all alike are never cropped).
+
+    Args:
+      crop_pct: the share of the resized picture's side that the crop keeps.
+      crop_mode: "center", "squash" or "border".
+      interpolation: Pillow's filter, such as "bicubic".
+      mean: of the pictures in [0, 1], by channel; also used in training.
+      std: likewise.
+    """
 
 
 # Section of the config -> the functions that it is splatted into, and the arguments that `train` gives itself.
@@ -172,6 +180,43 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
                 section[key] = value
         full[name] = section
     return full
+
+
+def explain_keys(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns ``{"section.key": what it does}`` for a completed config, from the docstrings of its functions.
+
+    >>> from jaxvision.main import load
+    >>> explain_keys(load("configs/quickstart.py:vit"))["train.patience"]
+    'stop after this many evaluations without a better top-1; None never stops early.'
+    """
+    texts = {"seed": "of everything random: weights, order, augmentation.",
+             "mesh.data": "devices along the axis that batches are split over; -1 is all."}  # fmt: skip
+    sections = {"source": ((source.source_function(config["source"]["name"]),), set()), **SECTIONS}
+    for name, (functions, _) in sections.items():
+        for function in functions:
+            texts |= {f"{name}.{key}": text for key, text in _argument_texts(function).items()}
+    return texts
+
+
+def _argument_texts(function: Callable[..., Any]) -> dict[str, str]:
+    """Returns the texts under ``Args:`` of a docstring in Google's form."""
+    lines = (inspect.getdoc(function) or "").splitlines()
+    if "Args:" not in lines:
+        return {}
+    texts: dict[str, str] = {}
+    name = ""
+    for line in lines[lines.index("Args:") + 1 :]:
+        indent = len(line) - len(line.lstrip())
+        if not line.strip() or indent == 0:
+            break
+        if indent == 2:
+            name, _, text = line.strip().partition(": ")
+            texts[name] = text
+        else:
+            texts[name] += " " + line.strip()
+    for joined in [name for name in texts if ", " in name]:
+        texts |= dict.fromkeys(joined.split(", "), texts.pop(joined))
+    return {name.lstrip("*"): text.replace("``", "").replace("`", "") for name, text in texts.items()}
 
 
 def _options(function: Callable[..., Any], ours: set[str]) -> dict[str, inspect.Parameter]:

@@ -1,0 +1,361 @@
+"""run.py and main.py: a config in, a result out; what users get wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from jaxvision import main as command
+from jaxvision import run
+from jaxvision.create import load_classifier
+from jaxvision.errors import UserError
+from jaxvision.weights.timm import save_timm
+
+CONFIGS = [Path(name).stem for name in command.packaged()]
+TINY = {"resnet": "test_resnet", "vit": "test_vit", "efficientnet": "test_efficientnet"}
+
+
+def start(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, str]:
+    """Runs the command line; returns exit status, standard output and standard error."""
+    status = command.main(list(arguments))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    """Runs a command line that must end in one line and status 2, and returns the line."""
+    status, _, err = start(capsys, *arguments)
+    assert status == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def quick(family: str = "resnet", **sections) -> ConfigDict:
+    """The quickstart, on so few steps that it takes seconds."""
+    config = command.load(f"configs/quickstart.py:{family}")
+    config.train.steps = 6
+    config.data.batch_size = 16
+    for name, keys in sections.items():
+        if name not in config:
+            config[name] = ConfigDict()
+        config[name].update(keys)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir with a finished run that learned something."""
+    workdir = tmp_path_factory.mktemp("finished")
+    config = quick("resnet", train={"steps": 60, "evaluate_every": 1.0}, data={"batch_size": 64})
+    result = run.train(config, workdir)
+    # Digits at 60 steps: far above the 10 % of chance, whatever the platform's rounding.
+    assert result["top1"] > 0.5
+    assert result["count"] == 359
+    return workdir
+
+
+def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
+    assert {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.html", "export"} <= {
+        p.name for p in finished.iterdir()
+    }
+    page = (finished / "report.html").read_text()
+    assert "test_resnet" in page
+    assert "Grad-CAM" in page
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert {"train", "test"} == {line["split"] for line in lines}
+    assert {"loss", "grad_norm", "learning_rate", "accuracy", "images_per_second"} <= set(lines[0])
+
+
+def test_the_exported_model_is_the_one_that_was_evaluated(finished: Path) -> None:
+    classifier = load_classifier(finished)
+    assert classifier.classes == tuple(str(i) for i in range(10))
+    last = [json.loads(x) for x in (finished / "metrics.jsonl").read_text().splitlines() if '"test"' in x][-1]
+    again = run.evaluate(classifier, "digits", quiet=True)
+    assert again["top1"] == last["top1"]
+    assert again["loss"] == pytest.approx(last["loss"], rel=1e-5)
+
+
+@pytest.mark.timm
+def test_timm_reads_the_export(finished: Path) -> None:
+    import torch
+    from reference import import_timm
+
+    model = import_timm().create_model(f"local-dir:{finished / 'export'}", pretrained=True).eval()
+    classifier = load_classifier(finished)
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 1)).astype(np.float32)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(classifier.model(images), theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("family", ["vit", "efficientnet"])
+def test_every_family_runs(family: str, tmp_path: Path) -> None:
+    result = run.train(quick(family), tmp_path)
+    assert np.isfinite(result["loss"])
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_started_again_it_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"train": {"steps": 8, "evaluate_every": 0.044, "ema_decay": 0.9}, "augment": {"crop_padding": 1}}
+    whole = run.train(quick("resnet", **options), tmp_path / "whole")
+
+    real, calls = run.make_train_step, 0
+
+    def stops(*args, **kwargs):
+        step = real(*args, **kwargs)
+
+        def counted(state, batch):
+            nonlocal calls
+            calls += 1
+            if calls == 6:
+                raise KeyboardInterrupt
+            return step(state, batch)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "make_train_step", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(quick("resnet", **options), tmp_path / "parts")
+    parts = run.train(quick("resnet", **options), tmp_path / "parts")
+    assert parts == whole
+    a, b = ((tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert a == b
+    steps = [json.loads(x)["step"] for x in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_another_config_is_refused_and_the_difference_shown(finished: Path) -> None:
+    before = (finished / "config.json").read_bytes()
+    config = quick("resnet", train={"steps": 60}, data={"batch_size": 64}, optimizer={"learning_rate": 0.5})
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate .* -> 0\.5"):
+        run.train(config, finished)
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_early_stop_and_validation_choose_the_best(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 12), ("val", 4), ("test", 4)):
+        for label, colour in enumerate([(200, 30, 30), (30, 30, 200)]):
+            folder = pictures / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(n):
+                noise = rng.integers(0, 50, (40, 48, 3)) + np.array(colour)
+                Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    config = command.load("configs/folder.py:test_resnet")
+    config.source.data_dir = str(pictures)
+    config.data.update({"batch_size": 8, "workers": 0})
+    config.model.update({"pretrained": False, "image_size": 32})
+    config.train.update({"epochs": 30.0, "patience": 3})
+    config.optimizer.update({"learning_rate": 5e-3, "layer_decay": None})
+    result = run.train(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    watched = [line["top1"] for line in lines if line["split"] == "validation"]
+    assert len(watched) < 30, "it never stopped early"
+    assert result["count"] == 8  # the test part, once
+    assert result["top1"] == 1.0  # red is not blue
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_complete_and_names_what_exists(name: str) -> None:
+    config = run.complete(command.load(f"configs/{name}.py"))
+    texts = run.explain_keys(config)
+    for key in command.leaves(config):
+        assert texts.get(key) or key in ("source.name",), f"{key} has no explanation"
+    assert command.help_text(config)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["vit_base", "resnet50", "efficientnet_b3"])
+def test_fine_tune_configs_run_from_a_local_timm_file(name: str, tmp_path: Path, shared: Path) -> None:
+    """The recipe on real CIFAR-10, with the family's tiny model in the place of the big one."""
+    family = {"vit_base": "vit", "resnet50": "resnet", "efficientnet_b3": "efficientnet"}[name]
+    config = command.load(f"configs/{name}.py")
+    from jaxvision.create import create_model
+
+    save_timm(create_model(TINY[family], seed=5), tmp_path / "model.safetensors")
+    config.model.update({"name": TINY[family], "checkpoint_path": str(tmp_path / "model.safetensors"), "image_size": 32})
+    if family == "vit":
+        config.model.update({"image_size": 160})
+    config.source.update({"data_dir": str(shared / "data" / "tfds"), "train": "train[:256]", "test": "test[:100]"})
+    config.data.batch_size = 16
+    config.train.update({"steps": 3})
+    config.schedule.warmup_steps = 1
+    result = run.train(config, tmp_path / "run")
+    assert result["count"] == 100
+    assert np.isfinite(result["loss"])
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_base", "resnet50", "efficientnet_b3"])
+def test_fine_tune_configs_run_as_they_are(name: str, tmp_path: Path, shared: Path) -> None:
+    """The whole models at their own size, a few steps of a few images."""
+    config = command.load(f"configs/{name}.py")
+    from jaxvision.create import create_model
+
+    save_timm(create_model(config.model.name.partition(".")[0], seed=5), tmp_path / "model.safetensors")
+    config.model.checkpoint_path = str(tmp_path / "model.safetensors")
+    config.source.update({"data_dir": str(shared / "data" / "tfds"), "train": "train[:64]", "test": "test[:16]"})
+    config.data.batch_size = 8
+    config.train.update({"steps": 2})
+    config.schedule.warmup_steps = 1
+    assert run.train(config, tmp_path / "run")["count"] == 16
+
+
+def test_lora_trains_and_exports_a_plain_model(tmp_path: Path) -> None:
+    result = run.train(quick("vit", lora={"rank": 4}), tmp_path)
+    assert np.isfinite(result["loss"])
+    model = load_classifier(tmp_path).model
+    assert not any("lora" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(model))
+
+
+# --- what users get wrong: one line, status 2, nothing half-written ---
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
+    status, out, _ = start(capsys, "--help")
+    assert status == 0
+    assert "configs/quickstart.py" in out
+    status, out, _ = start(capsys, "--config", "configs/quickstart.py:vit", "--help")
+    assert status == 0
+    assert "--config.optimizer.layer_decay=None" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optimizer.learning_rte=1"], "did you mean optimizer.learning_rate"),
+        (["--config.optimiser.learning_rate=1"], "did you mean optimizer.learning_rate"),
+        (["--config.train.epochs=many"], "takes a float"),
+        (["--config.model.name=resnet51"], "did you mean 'resnet50'"),
+        (["--config.model.name=resnet50.a9_in1k"], "resnet50.a1_in1k"),
+        (["--config.source.name=digit"], "did you mean 'digits'"),
+        (["--config.model.image_size=17"], "not divisible by the patch size 2"),
+        (["--config.model.patch_sise=4"], "did you mean 'patch_size'"),
+        (["--config.optimizer.name=adamv"], "did you mean 'adamw'"),
+        (["--config.schedule.name=cosin"], "did you mean 'cosine'"),
+        (["--config.augment.crop=resize"], "resized"),
+        (["--config.model.checkpoint_path=nowhere.safetensors"], "nowhere.safetensors"),
+        (["--config.data.batch_size=30"], "not divisible by 8 devices"),
+        (["--confg=x"], "unknown flag"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    capsys: pytest.CaptureFixture, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    workdir = tmp_path / "run"
+    error = refused(capsys, "--config", "configs/quickstart.py:vit", "--workdir", str(workdir), *arguments)
+    assert message in error
+    assert not workdir.exists() or not any(workdir.iterdir()), "something was left behind"
+
+
+def test_no_config_or_a_misspelt_one(capsys: pytest.CaptureFixture) -> None:
+    assert "configs/quickstart.py" in refused(capsys)
+    assert "did you mean configs/quickstart.py" in refused(capsys, "--config", "configs/quikstart.py")
+    assert "choose one of vit" in refused(capsys, "--config", "configs/quickstart.py:vti")
+
+
+def test_a_misspelt_key_in_a_config_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    text = Path(command._configs_folder() / "quickstart.py").read_text()
+    for old, new, message in [
+        ('"weight_decay"', '"weight_decy"', "did you mean 'weight_decay'"),
+        ("config.optimizer =", "config.optimiser =", "did you mean 'optimizer'"),
+    ]:
+        (tmp_path / "mine.py").write_text(text.replace(old, new))
+        assert message in refused(capsys, "--config", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "run"))
+    (tmp_path / "mine.py").write_text("def get_config(:\n")
+    assert "SyntaxError" in refused(capsys, "--config", str(tmp_path / "mine.py"))
+
+
+def test_weights_of_another_architecture(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    from jaxvision.create import create_model
+
+    save_timm(create_model("test_vit", num_classes=10), tmp_path / "vit.safetensors")
+    error = refused(
+        capsys,
+        "--config=configs/quickstart.py:resnet",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.model.checkpoint_path={tmp_path / 'vit.safetensors'}",
+    )
+    for word in ("missing", "conv1", "pos_embed"):
+        assert word in error
+
+
+def test_truncated_weights(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    from jaxvision.create import create_model
+
+    file = tmp_path / "model.safetensors"
+    save_timm(create_model("test_resnet", num_classes=10), file)
+    file.write_bytes(file.read_bytes()[:1000])
+    error = refused(
+        capsys,
+        "--config=configs/quickstart.py:resnet",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.model.checkpoint_path={file}",
+    )
+    assert str(file) in error
+
+
+def test_no_network_names_the_ways_out(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    error = refused(
+        capsys,
+        "--config=configs/quickstart.py:resnet",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.model.pretrained=True",
+        "--config.model.name=resnet18.a1_in1k",
+    )
+    assert "checkpoint_path" in error
+    assert "pretrained=False" in error
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    config = quick("resnet", train={"steps": 40, "evaluate_every": 0.1, "log_every": 1})
+    config.optimizer.update({"name": "sgd", "learning_rate": 1e38, "weight_decay": 0.0})
+    config.schedule.update({"name": "constant", "warmup_epochs": 0.2})
+    with pytest.raises(UserError, match=r"step \d+: "):
+        run.train(config, tmp_path)
+    assert not (tmp_path / "export").exists()
+
+
+def test_an_empty_class_folder_and_a_corrupt_picture(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for label in range(2):
+        (pictures / f"class{label}").mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 255, (40 + i, 48, 3), np.uint8)).save(pictures / f"class{label}" / f"{i}.jpg")
+    arguments = [
+        "--config=configs/folder.py:test_resnet",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.source.data_dir={pictures}",
+        "--config.model.pretrained=False",
+        "--config.model.image_size=32",
+        "--config.data.batch_size=8",
+        "--config.data.workers=0",
+        "--config.train.steps=5",
+    ]
+    (pictures / "empty").mkdir()
+    assert "empty has no pictures" in refused(capsys, *arguments)
+    shutil.rmtree(pictures / "empty")
+
+    bad = pictures / "class1" / "3.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    status, out, err = start(capsys, *arguments)
+    assert status == 0, err
+    assert str(bad) in re.sub(r"\s+", "", out)
+    assert "damaged" in (tmp_path / "run" / "report.html").read_text()
+
+    shutil.rmtree(tmp_path / "run")
+    error = refused(capsys, *arguments, "--config.data.max_corrupt=0")
+    assert str(bad) in error
