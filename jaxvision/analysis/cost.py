@@ -1,0 +1,262 @@
+"""What a model costs: parameters, multiply-adds, activations and bytes, by stage, without running it.
+
+The forward pass is traced with shapes only, and its products are counted. Each belongs to the parameter that it
+multiplies by, or to the last one before it where there is none (attention), and so to a stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend import core
+
+from jaxvision import tree
+from jaxvision.models import registry
+from jaxvision.models.layers.frozen import Frozen
+from jaxvision.models.layers.mode import eval_view
+from jaxvision.weights import catalog
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage, or a whole model, costs for one image.
+
+    Attributes:
+      name: of the stage.
+      parameters: elements of the parameters, frozen or not; no BatchNorm statistics.
+      weight_bytes: of parameters and statistics: what a file of them holds.
+      multiply_adds: of convolutions, linear layers, norms and the last pooling. For an element of its input a BatchNorm
+        counts 2, a LayerNorm 5 and the pooling 1.
+      attention: multiply-adds of the products of two activations, softmax(q k) v.
+      activations: elements that convolutions and linear layers put out.
+      activation_bytes: of these elements.
+    """
+
+    name: str
+    parameters: int = 0
+    weight_bytes: int = 0
+    multiply_adds: int = 0
+    attention: int = 0
+    activations: int = 0
+    activation_bytes: int = 0
+
+    @property
+    def multiply_adds_with_attention(self) -> int:
+        """The sum of `multiply_adds` and `attention`."""
+        return self.multiply_adds + self.attention
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The cost of a model by stage; its text form is a table.
+
+    Attributes:
+      name: of the architecture.
+      image_size: side of the image in pixels.
+      in_channels: of the image.
+      num_classes: of the head.
+      stages: from the image to the head.
+      total: of all stages.
+    """
+
+    name: str
+    image_size: int
+    in_channels: int
+    num_classes: int
+    stages: tuple[Cost, ...]
+    total: Cost
+
+    def __str__(self) -> str:
+        """Returns the table."""
+        header = (
+            "stage",
+            "parameters",
+            "multiply-adds",
+            "attention",
+            "activations",
+            "weight bytes",
+            "activation bytes",
+        )
+        rows = [
+            (
+                row.name,
+                _short(row.parameters),
+                _short(row.multiply_adds),
+                _short(row.attention),
+                _short(row.activations),
+                f"{row.weight_bytes / 2**20:.2f} MiB",
+                f"{row.activation_bytes / 2**20:.2f} MiB",
+            )
+            for row in (*self.stages, self.total)
+        ]
+        columns = list(zip(header, *rows, strict=True))
+        if not self.total.attention:
+            del columns[3]
+        widths = [max(map(len, column)) for column in columns]
+        lines = [
+            "  ".join(cell.ljust(n) if i == 0 else cell.rjust(n) for i, (cell, n) in enumerate(zip(cells, widths)))
+            for cells in zip(*columns, strict=True)
+        ]
+        lines.insert(1, "-" * len(lines[0]))
+        lines.insert(-1, lines[1])
+        size = self.image_size
+        lines.insert(0, f"{self.name}: one image of {size} x {size} x {self.in_channels}, {self.num_classes} classes")
+        if self.total.attention:
+            sums = [_short(n) for n in (self.total.multiply_adds, self.total.multiply_adds_with_attention)]
+            lines.append(f"multiply-adds: {sums[0]} as on timm's model cards, {sums[1]} with attention's own products")
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def model_info(model: str | nnx.Module, image_size: int | None = None) -> ModelInfo:
+    """Returns what a model costs for one image in evaluation, by stage.
+
+    The numbers are those that timm publishes, counted by fvcore: on its model cards "GMACs" is `multiply_adds` and
+    "Activations" `activations`; in its benchmark tables GMACs is `multiply_adds_with_attention`. They do not depend
+    on the platform.
+
+    Args:
+      model: a name, with a weight tag or without; or a model.
+      image_size: side of the image in pixels. Default: the model's own.
+
+    Raises:
+      UserError: an unknown name, or a size that the model does not take.
+
+    Example:
+      >>> print(model_info("test_resnet"))
+      test_resnet: one image of 160 x 160 x 3, 1000 classes
+      stage       parameters  multiply-adds  activations  weight bytes  activation bytes
+      ----------------------------------------------------------------------------------
+      conv1, bn1      7.47 k        47.82 M     409.60 k      0.03 MiB          1.56 MiB
+      ...
+      total         469.69 k       103.83 M     640.20 k      1.80 MiB          2.44 MiB
+    """
+    if isinstance(model, str):
+        entry = catalog.lookup(model)
+        overrides = {"num_classes": entry.num_classes, "image_size": image_size or entry.image_size}
+        model = registry.build_abstract(entry.architecture, **overrides)
+    size = image_size or model.image_size
+
+    graph, state = nnx.split(eval_view(model))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    images = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
+    traced = jax.make_jaxpr(lambda state, images: nnx.merge(graph, state)(images))(shapes, images).jaxpr
+    leaves = dict(zip(tree.names(state), jax.tree.leaves(shapes), strict=True))
+    made_of = {var: frozenset([name]) for var, name in zip(traced.invars, leaves, strict=False)}
+    products = _attributed(_products(traced, made_of))
+
+    weights = tree.names(nnx.state(model, (nnx.Param, nnx.BatchStat, Frozen)))
+    statistics = set(tree.names(nnx.state(model, nnx.BatchStat)))
+    patterns = [(pattern, i) for i, pattern in enumerate(model.layer_groups(coarse=True))]
+    group_of = tree.match(weights, patterns, default=len(patterns), what="layer_groups")
+    stages = []
+    for group in sorted(set(group_of.values())):
+        members = {name: leaves[name] for name in weights if group_of[name] == group}
+        own = [product for product in products if product.weight in members]
+        linear = [product for product in own if product.kind == "linear"]
+        cost = Cost(
+            name=_title([product.weight for product in own] + list(members), group_of),
+            parameters=sum(leaf.size for name, leaf in members.items() if name not in statistics),
+            weight_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in members.values()),
+            multiply_adds=sum(product.multiply_adds for product in own if product.kind != "attention"),
+            attention=sum(product.multiply_adds for product in own if product.kind == "attention"),
+            activations=sum(product.out.size for product in linear),
+            activation_bytes=sum(product.out.size * product.out.dtype.itemsize for product in linear),
+        )
+        stages.append(cost)
+    numbers = [field.name for field in dataclasses.fields(Cost) if field.name != "name"]
+    total = Cost("total", **{key: sum(getattr(stage, key) for stage in stages) for key in numbers})
+    return ModelInfo(model.architecture, size, model.in_channels, model.num_classes, tuple(stages), total)
+
+
+def _short(n: int) -> str:
+    """Returns a count in the largest unit that leaves a digit before the point, as in ``25.56 M``."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if n >= size:
+            return f"{n / size:.2f} {unit}"
+    return f"{n}  "
+
+
+def _title(names: Sequence[str], group_of: Mapping[str, int]) -> str:
+    """Returns what the names of a stage begin with: ``layer1``, or ``blocks.3`` where others are called blocks, too."""
+    groups_of_first: dict[str, set[int]] = {}
+    for name, group in group_of.items():
+        groups_of_first.setdefault(name.split(".")[0], set()).add(group)
+    starts = (name.split(".")[: min(len(groups_of_first[name.split(".")[0]]), 2)] for name in names)
+    return ", ".join(dict.fromkeys(".".join(start) for start in starts))
+
+
+# --- Reading a program: which products does it hold, and of which parameters? -----------------------------------------
+
+
+@dataclass(frozen=True)
+class _Product:
+    kind: str  # "linear", "norm", "pool" or "attention"
+    weight: str  # the parameter; "" if there is none
+    multiply_adds: int
+    out: Any  # shape and dtype
+
+
+def _products(jaxpr: core.Jaxpr, made_of: dict[core.Var, frozenset[str]]) -> Iterator[_Product]:
+    """Yields the products of a program in order.
+
+    `made_of` has the names of the parameters that a variable is computed from, for those that depend on nothing else.
+    It is added to on the way, for a kernel may be cast, sliced or scaled before it is used.
+    """
+    made_of |= dict.fromkeys(jaxpr.constvars, frozenset())
+    for eqn in jaxpr.eqns:
+        known = [frozenset() if isinstance(x, core.Literal) else made_of.get(x) for x in eqn.invars]
+        inner = _inner(eqn)
+        if eqn.params.get("name") == "global_avg_pool":
+            yield _Product("pool", "", eqn.invars[0].aval.size, eqn.outvars[0].aval)
+        elif inner is not None:
+            body, times, known = inner, eqn.params.get("length", 1), known[len(known) - len(inner.invars) :]
+            inside = {var: names for var, names in zip(body.invars, known, strict=True) if names is not None}
+            for product in _products(body, inside):
+                yield dataclasses.replace(product, multiply_adds=times * product.multiply_adds)
+            outs = zip(eqn.outvars, body.outvars, strict=True)
+            made_of |= {out: inside[var] for out, var in outs if isinstance(var, core.Var) and var in inside}
+        elif all(names is not None for names in known):
+            made_of |= dict.fromkeys(eqn.outvars, frozenset().union(*known))
+        else:
+            yield from _product(eqn, known)
+
+
+def _inner(eqn: core.JaxprEqn) -> core.Jaxpr | None:
+    """Returns the program that an operation calls, if it calls one."""
+    if eqn.primitive.name == "cond":  # of lax.platform_dependent: the default comes last, and it has no tricks in it
+        return eqn.params["branches"][-1].jaxpr
+    body = next((eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params), None)
+    return getattr(body, "jaxpr", body)
+
+
+def _product(eqn: core.JaxprEqn, known: Sequence[frozenset[str] | None]) -> Iterator[_Product]:
+    names = sorted(frozenset().union(*(names for names in known if names)))
+    out = eqn.outvars[0].aval
+    if eqn.primitive.name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval
+        features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+        yield _Product("linear", names[0], out.size * kernel.size // features, out)
+    elif eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        yield _Product("linear" if names else "attention", names[0] if names else "", out.size * depth, out)
+    elif eqn.primitive.name == "mul" and any(name.endswith(".scale") for name in names):
+        # A BatchNorm in evaluation is one multiply-add of fixed numbers; a LayerNorm takes mean and variance first.
+        batch_norm = any(name.endswith(".var") for name in names)
+        yield _Product("norm", names[0], out.size * (2 if batch_norm else 5), out)
+
+
+def _attributed(products: Iterable[_Product]) -> list[_Product]:
+    """Returns the products, those without a parameter with the one that came before them."""
+    result: list[_Product] = []
+    for product in products:
+        weight = product.weight or (result[-1].weight if result else "")
+        result.append(dataclasses.replace(product, weight=weight))
+    return result
