@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxvision.augment.preprocess import Preprocess
+from jaxvision.augment.preprocess import Preprocess, crop_offset
 from jaxvision.errors import UserError, unknown
 
 TRAIN_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "lanczos", "random")
@@ -79,46 +79,32 @@ def eval_transform(image: Image.Image | np.ndarray, preprocess: Preprocess) -> n
       >>> eval_transform(np.zeros((60, 80, 3), np.uint8), Preprocess(image_size=32)).shape
       (32, 32, 3)
     """
-    if isinstance(image, Image.Image):
-        return _eval_transform(image, preprocess, preprocess.mean)
-    check_image(image)
-    if image.shape[-1] == 3:
-        return _eval_transform(Image.fromarray(image), preprocess, preprocess.mean)
-    mean = preprocess.mean if len(preprocess.mean) == image.shape[-1] else preprocess.mean[:1] * image.shape[-1]
-    # Pillow knows no pictures of 2 or of 13 channels, but each channel alone is a greyscale picture.
-    planes = [
-        _eval_transform(Image.fromarray(np.ascontiguousarray(image[..., c])), preprocess, mean[c : c + 1])
-        for c in range(image.shape[-1])
-    ]
-    return np.concatenate(planes, axis=-1)
-
-
-def _eval_transform(picture: Image.Image, preprocess: Preprocess, mean: Sequence[float]) -> np.ndarray:
-    w, h = picture.size
-    size, to = preprocess.image_size, preprocess.resize_to
-    fill = (0,) * len(mean)
-    if preprocess.crop_mode == "squash":
-        w, h = to, to
-    elif preprocess.crop_mode == "border":
-        ratio = max(w, h) / to
-        w, h = max(round(w / ratio), 1), max(round(h / ratio), 1)
-        fill = tuple(round(255 * m) for m in mean)
+    if isinstance(image, np.ndarray):
+        check_image(image)
+        channels = image.shape[-1]
+        # Pillow knows no pictures of 2 or of 13 channels, but each channel alone is a greyscale picture.
+        planes = [image] if channels == 3 else [np.ascontiguousarray(image[..., c]) for c in range(channels)]
+        pictures = [Image.fromarray(plane) for plane in planes]
     else:
-        w, h = (to, int(to * h / w)) if w <= h else (int(to * w / h), to)
-    if (w, h) != picture.size:
-        picture = picture.resize((w, h), Image.Resampling[preprocess.interpolation.upper()])
-    pixels = np.asarray(picture)
-    pixels = pixels.reshape(h, w, -1)
-    if w < size or h < size:
-        pixels = _pad(pixels, size, fill)
-        h, w, _ = pixels.shape
-    top, left = round((h - size) / 2), round((w - size) / 2)
+        pictures = [image]
+    w, h = pictures[0].size
+    h, w = preprocess.resized_shape(h, w)
+    if (w, h) != pictures[0].size:
+        flag = Image.Resampling[preprocess.interpolation.upper()]
+        pictures = [picture.resize((w, h), flag) for picture in pictures]
+    pixels = np.concatenate([np.asarray(picture).reshape(h, w, -1) for picture in pictures], axis=-1)
+    size = preprocess.image_size
+    pixels = _pad(pixels, size, preprocess.fill(pixels.shape[-1]))
+    top, left = crop_offset(pixels.shape[0], size), crop_offset(pixels.shape[1], size)
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
 
 def _pad(pixels: np.ndarray, size: int, fill: Sequence[int]) -> np.ndarray:
+    """Returns `pixels` [h, w, c] in the middle of at least [size, size, c]."""
     h, w, c = pixels.shape
     dh, dw = max(size - h, 0), max(size - w, 0)
+    if not dh and not dw:
+        return pixels
     canvas = np.empty((h + dh, w + dw, c), np.uint8)
     canvas[:] = np.asarray(fill, np.uint8)
     canvas[dh // 2 : dh // 2 + h, dw // 2 : dw // 2 + w] = pixels

@@ -68,6 +68,42 @@ class Preprocess:
         """The side to resize to before the crop, in pixels."""
         return math.floor(self.image_size / self.crop_pct)
 
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width of a picture after the resize and before the crop.
+
+        >>> Preprocess(image_size=224, crop_pct=0.875).resized_shape(300, 400)
+        (256, 341)
+        """
+        to = self.resize_to
+        if self.crop_mode == "squash":
+            return to, to
+        if self.crop_mode == "border":
+            ratio = max(height, width) / to
+            return max(round(height / ratio), 1), max(round(width / ratio), 1)
+        if width <= height:
+            return int(to * height / width), to
+        return to, int(to * width / height)
+
+    def fill(self, channels: int) -> tuple[int, ...]:
+        """Returns what pads a picture that is smaller than the crop, for each channel, in 0 to 255.
+
+        >>> Preprocess(crop_mode="border", mean=(0.5, 0.5, 0.5)).fill(3)
+        (128, 128, 128)
+        """
+        if self.crop_mode != "border":
+            return (0,) * channels
+        mean = self.mean if len(self.mean) == channels else self.mean[:1] * channels
+        return tuple(round(255 * m) for m in mean)
+
+
+def crop_offset(length: int, size: int) -> int:
+    """Returns where a centred crop of `size` begins; halves are rounded to even, as PyTorch's transforms do.
+
+    >>> crop_offset(341, 224), crop_offset(257, 256), crop_offset(259, 256)
+    (58, 0, 2)
+    """
+    return round((length - size) / 2)
+
 
 def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
     """Raises unless `mean` and `std` hold one number for each channel and every std is above zero."""
