@@ -48,7 +48,7 @@ def fill(model: Any, state_dict: Any) -> Any:
 
 
 def random_model(name: str, *, seed: int = 0, **options: Any) -> Any:
-    """Returns our model with weights from numpy, none of them 0 or 1; the same ones for the same seed."""
+    """Returns our model with weights from numpy, none of them 0 or 1; the same ones for the same seed and shapes."""
     rng = np.random.default_rng(seed)
     model = registry.build_abstract(name, **options)
     for path, leaf in nnx.iter_graph(model):
@@ -57,6 +57,10 @@ def random_model(name: str, *, seed: int = 0, **options: Any) -> Any:
             value = rng.normal(scale=fan_in**-0.5, size=leaf.shape)
             value = 1 + abs(value) if path[-1] in ("scale", "var") else value
             leaf.set_value(jnp.asarray(value, leaf.dtype))
+        elif isinstance(leaf, nnx.RngKey):
+            leaf.set_value(jax.random.key(int(rng.integers(2**31))))
+        elif isinstance(leaf, nnx.RngCount):
+            leaf.set_value(jnp.uint32(0))
     return model
 
 

@@ -85,14 +85,15 @@ def test_maps_are_the_weights_of_the_fused_path() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
     v = np.asarray(attention.qkv(x)).reshape(2, 5, 3, 2, 4)[:, :, 2]
     mixed = np.einsum("bkts,bskh->btkh", attention.weights(x), v).reshape(2, 5, 8)
-    np.testing.assert_allclose(attention(x), attention.proj(mixed), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda a, x: a(x))(attention, x), attention.proj(mixed), rtol=1e-5, atol=1e-6)
 
 
 def test_the_form_for_accelerators_equals_the_one_for_cpus() -> None:
     from jaxvision.models.layers import attention
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 7, 16))
-    np.testing.assert_allclose(attention._attend_fused(q, k, v), attention._attend(q, k, v), rtol=1e-5, atol=1e-6)
+    fused, explicit = jax.jit(lambda *qkv: (attention._attend_fused(*qkv), attention._attend(*qkv)))(q, k, v)
+    np.testing.assert_allclose(fused, explicit, rtol=1e-5, atol=1e-6)
 
 
 # --- from maps to pictures ---

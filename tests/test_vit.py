@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from against_timm import OURS, assert_close, images, pair
+from against_timm import OURS, assert_close, images, pair, random_model
 from flax import nnx
 from reference import import_timm
 
@@ -22,9 +22,8 @@ forward = jax.jit(lambda model, x: model(x))
 
 
 def tiny(**options):
-    """Returns a two-block ViT for 32 x 32 images; parameters and dropout draw from streams of their own."""
-    rngs = nnx.Rngs(params=0, dropout=1)
-    return registry.build("test_vit", rngs=rngs, **{"image_size": 32, "depth": 2, **options})
+    """Returns a two-block ViT for 32 x 32 images."""
+    return random_model("test_vit", image_size=32, depth=2, **options)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +38,12 @@ def x():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("test_vit", {"img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 7, "init_values": 0.1}),
+        (
+            "test_vit",
+            {"depth": 3, "img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 7, "init_values": 0.1},
+        ),
         ("vit_tiny_patch16_224", {"img_size": 48}),
-        ("deit_tiny_distilled_patch16_224", {"img_size": 32, "num_classes": 10}),
+        ("deit_tiny_distilled_patch16_224", {"depth": 3, "img_size": 32, "num_classes": 10}),
     ],
 )
 def test_features_and_logits_are_timms(name, options) -> None:
@@ -171,8 +173,9 @@ def test_in_bfloat16_the_parameters_stay_and_the_logits_are_near(x) -> None:
 
 
 def test_dropout_acts_in_training_only(x) -> None:
-    plain = forward(tiny(), x)
-    model = tiny(dropout=0.5, attention_dropout=0.5, drop_path=0.5)
+    model, plain = tiny(dropout=0.5, attention_dropout=0.5, drop_path=0.5), tiny()
+    nnx.update(plain, nnx.state(model, nnx.Param))
+    plain = forward(plain, x)
     np.testing.assert_array_equal(forward(model, x), plain)
     first, second = nnx.jit(lambda model, x: (model(x), model(x)))(train_view(model), x)
     assert np.abs(first - second).max() > 0
