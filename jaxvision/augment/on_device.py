@@ -111,8 +111,9 @@ def augment_batch(
       ...     "index": jnp.array([7, 3, 9, 1]),
       ...     "mask": jnp.ones(4, bool),
       ... }
-      >>> images, targets = augment_batch(batch, seed=0, step=5, num_classes=10, image_size=16, flip=0.5, mixup=0.2,
-      ...                                 mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+      >>> options = dict(num_classes=10, image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3, flip=0.5, mixup=0.2)
+      >>> augment = jax.jit(lambda batch, step: augment_batch(batch, seed=0, step=step, **options))
+      >>> images, targets = augment(batch, 5)
       >>> images.shape, targets.shape, float(images.max())
       ((4, 16, 16, 3), (4, 10), -2.0)
     """

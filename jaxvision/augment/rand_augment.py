@@ -111,11 +111,13 @@ def rand_augment(image: jax.Array, key: jax.Array, policy: RandAugment, fill: Se
       fill: colour of what moves in from outside, c numbers in 0 to 255.
 
     Example:
-      >>> grey = jnp.full((8, 8, 3), 100.0)
-      >>> rand_augment(grey, jax.random.key(0), RandAugment.parse("rand-m9"), (128, 128, 128)).shape
-      (8, 8, 3)
+      >>> policy = RandAugment.parse("rand-m9")
+      >>> augment = jax.jit(jax.vmap(lambda image, key: rand_augment(image, key, policy, fill=(124, 116, 104))))
+      >>> augment(jnp.full((4, 8, 8, 3), 100.0), jax.random.split(jax.random.key(0), 4)).shape
+      (4, 8, 8, 3)
     """
-    for u in jax.random.uniform(key, (policy.num_ops, 4)):
+
+    def layer(image: jax.Array, u: jax.Array) -> tuple[jax.Array, None]:
         level = jnp.float32(policy.magnitude)
         if math.isinf(policy.magnitude_std):
             level = level * u[0]
@@ -125,8 +127,9 @@ def rand_augment(image: jax.Array, key: jax.Array, policy: RandAugment, fill: Se
         sign = jnp.where(u[1] < 0.5, 1.0, -1.0)
         op = jnp.floor(u[2] * len(OPS)).astype(jnp.int32)
         done = apply(image, op, arguments(level, sign, increasing=policy.increasing)[op], fill)
-        image = jnp.where(u[3] < policy.probability, done, image)
-    return image
+        return jnp.where(u[3] < policy.probability, done, image), None
+
+    return jax.lax.scan(layer, image, jax.random.uniform(key, (policy.num_ops, 4)))[0]
 
 
 def arguments(level: jax.Array, sign: jax.Array, *, increasing: bool) -> jax.Array:
@@ -172,7 +175,8 @@ def apply(image: jax.Array, op: jax.Array | int, argument: jax.Array | float, fi
     """Returns `image` [h, w, c] after the operation ``OPS[op]``.
 
     Example:
-      >>> apply(jnp.full((2, 2, 3), 100.0), OPS.index("Invert"), 0.0, (0, 0, 0))[0, 0].tolist()
+      >>> invert = jax.jit(lambda image: apply(image, OPS.index("Invert"), 0.0, fill=(0, 0, 0)))
+      >>> invert(jnp.full((2, 2, 3), 100.0))[0, 0].tolist()
       [155.0, 155.0, 155.0]
     """
     h, w, _ = image.shape
@@ -216,7 +220,8 @@ def smooth(image: jax.Array) -> jax.Array:
     h, w, _ = image.shape
     if h < 3 or w < 3:
         return image
-    nine = sum(image[y : h - 2 + y, x : w - 2 + x] for y in range(3) for x in range(3))
+    rows = image[:-2] + image[1:-1] + image[2:]
+    nine = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
     inner = floor((nine + 4 * image[1:-1, 1:-1]) / 13 + 0.5)
     return image.at[1:-1, 1:-1].set(inner)
 
