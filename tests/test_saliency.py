@@ -83,6 +83,8 @@ def test_mistakes_are_told() -> None:
         grad_cam(registry.build_abstract("test_vit"), x)
     with pytest.raises(UserError, match="no classifier"):
         grad_cam(registry.build_abstract("test_resnet", num_classes=0), x)
+    with pytest.raises(UserError, match=r"uint8 picture \[h, w, 3\], got float32 \[4, 4, 2\]"):
+        overlay(np.asarray(x[0]), np.zeros((2, 2)))
 
 
 def test_overlay_shows_the_heat_and_the_picture() -> None:

@@ -108,12 +108,17 @@ def overlay(image: np.ndarray, heat: Any, *, opacity: float = 0.6, colours: str 
     Returns:
       uint8 [h, w, 3].
 
+    Raises:
+      UserError: `image` is something else, such as the normalised floats that a model takes.
+
     Example:
       >>> overlay(np.full((32, 48, 3), 255, np.uint8), np.eye(4)).shape
       (32, 48, 3)
     """
     import matplotlib
 
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"overlay takes a uint8 picture [h, w, 3], got {image.dtype} {list(image.shape)}")
     h, w, _ = image.shape
     heat = np.asarray(jax.image.resize(jnp.asarray(heat, jnp.float32), (h, w), "cubic"))
     heat = heat.clip(0, 1)[..., None]
