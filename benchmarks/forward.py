@@ -1,0 +1,118 @@
+"""Images per second of a forward pass, beside timm on PyTorch in the same process, with the same threads.
+
+    python benchmarks/forward.py [--models resnet50 ...] [--batch 8] [--rounds 5] [--iterations 2]
+
+Each model runs jitted in JAX, and in PyTorch eagerly with its two memory layouts. The three take turns, so that a busy
+machine slows all of them; the best round of each counts. Needs the extra ``reference`` (PyTorch and timm).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from reference import import_timm
+
+from jaxvision.models import registry
+
+# Model, side of the image, and the least ratio to the best PyTorch that is accepted.
+MODELS = {"efficientnet_b3": (288, 0.8), "resnet50": (224, 0.9), "vit_base_patch16_224": (224, 0.9)}
+
+
+def jax_forward(name: str, images: np.ndarray) -> Callable[[], None]:
+    """Returns a function that runs our model once on the images."""
+    # Weights of the right size, but of no meaning: drawing 87 million of them would take longer than the benchmark.
+    model = jax.tree.map(lambda x: jnp.full(x.shape, 0.01, x.dtype), registry.build_abstract(name))
+    graph, state = nnx.split(model)
+    forward = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    x = jnp.asarray(images)
+    return lambda: jax.block_until_ready(forward(state, x))
+
+
+def torch_forward(name: str, images: np.ndarray, *, channels_last: bool) -> Callable[[], None]:
+    """Returns a function that runs timm's model once on the images."""
+    import torch
+
+    timm = import_timm()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    with torch.device("cpu"):
+        model = timm.create_model(name).eval().to(memory_format=layout)
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(x)
+
+    return run
+
+
+def rates(runs: dict[str, Callable[[], None]], batch: int, *, rounds: int, iterations: int) -> dict[str, float]:
+    """Returns the images per second of each function in its best round; they take turns."""
+    best = dict.fromkeys(runs, float("inf"))
+    for run in runs.values():
+        run()  # compile, allocate
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            for _ in range(iterations):
+                run()
+            best[name] = min(best[name], (time.perf_counter() - start) / iterations)
+    return {name: batch / seconds for name, seconds in best.items()}
+
+
+def processor() -> str:
+    """Returns the name of the processor and the number of threads that may be used."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {len(os.sched_getaffinity(0))} threads"
+
+
+def main() -> int:
+    """Prints the table; returns 1 if a model misses its bar."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=2)
+    args = parser.parse_args()
+
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    print(f"{processor()}; jax {jax.__version__} on {jax.default_backend()}, torch {torch.__version__} on cpu, float32")
+    what = f"images/s, batch {args.batch}"
+    print(f"{what:28} {'jax':>8} {'torch':>8} {'channels_last':>14} {'ratio':>6} {'bar':>5}")
+    missed = 0
+    for name in args.models:
+        size, bar = MODELS.get(name, (224, 0.0))
+        images = np.random.default_rng(0).standard_normal((args.batch, size, size, 3), np.float32)
+        runs = {
+            "jax": jax_forward(name, images),
+            "torch": torch_forward(name, images, channels_last=False),
+            "channels_last": torch_forward(name, images, channels_last=True),
+        }
+        got = rates(runs, args.batch, rounds=args.rounds, iterations=args.iterations)
+        ratio = got["jax"] / max(got["torch"], got["channels_last"])
+        missed += ratio < bar
+        numbers = f"{got['jax']:8.1f} {got['torch']:8.1f} {got['channels_last']:14.1f} {ratio:6.2f} {bar or '':>5}"
+        print(f"{name + ' @ ' + str(size):28} {numbers}", flush=True)
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
