@@ -36,6 +36,7 @@ from jaxvision.errors import UserError, unknown
 from jaxvision.eval.evaluate import evaluate as evaluate_batches
 from jaxvision.eval.evaluate import make_eval_step
 from jaxvision.eval.metrics import Evaluation
+from jaxvision.models import registry
 from jaxvision.parallel import distributed
 from jaxvision.parallel.mesh import check_batch_size, make_mesh, shard_batch
 from jaxvision.parallel.rules import state_shardings
@@ -192,8 +193,10 @@ def explain_keys(config: Mapping[str, Any]) -> dict[str, str]:
     texts = {"seed": "of everything random: weights, order, augmentation.",
              "mesh.data": "devices along the axis that batches are split over; -1 is all."}  # fmt: skip
     sections = {"source": ((source.source_function(config["source"]["name"]),), set()), **SECTIONS}
+    family = registry.variant(catalog.lookup(config["model"]["name"]).architecture).build
     for name, (functions, _) in sections.items():
-        for function in functions:
+        # A family's own options first: what `create_model` says of the common ones is meant for all.
+        for function in (family, *functions) if name == "model" else functions:
             texts |= {f"{name}.{key}": text for key, text in _argument_texts(function).items()}
     return texts
 
@@ -263,7 +266,7 @@ def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
 
         # Devices and data. Data tells its classes, its channels and its length once.
         distributed.initialize()
-        mesh = make_mesh(config.mesh.to_dict())
+        mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
         process = (jax.process_index(), jax.process_count())
         loop = Loop(**config.train)
         batch_size, eval_batch_size = config.data.batch_size, config.data.eval_batch_size or config.data.batch_size
@@ -286,11 +289,12 @@ def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
         # The model, from shapes alone: what trains, how fast, and where each array lives.
         preprocess = preprocess_of(config, channels, small=data["train"].stored is not None)
         build = functools.partial(build_model, config, len(classes), channels, preprocess.image_size)
-        template = nnx.eval_shape(functools.partial(build, weights=False))
+        bare = functools.partial(build, weights=False)
+        template = nnx.eval_shape(bare)
         rate = make_schedule(config.optimizer.learning_rate, steps=steps, **_schedule(config, steps_per_epoch, steps))
         tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
         create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
-        graph, abstract = abstract_state(create, template)
+        graph, abstract = abstract_state(create, bare)
         shardings = state_shardings(abstract, mesh)
 
         # Where the run starts: this workdir's newest good checkpoint, else the given weights, else random.
@@ -512,6 +516,12 @@ def evaluate(
 # --- Its parts, in the order in which they are used ---
 
 
+def wanted_devices(axes: Mapping[str, int]) -> list[jax.Device] | None:
+    """Returns the first devices, if the mesh names fewer than there are; None for all."""
+    wanted = math.prod(axes.values())
+    return jax.devices()[:wanted] if min(axes.values()) > 0 and wanted < jax.device_count() else None
+
+
 def preprocess_of(config: ConfigDict, channels: int, *, small: bool) -> Preprocess:
     """Returns the evaluation transform: the weight tag's where weights are loaded, plain otherwise; the section wins.
 
@@ -694,8 +704,8 @@ def describe(
 
 def parameter_counts(model_state: nnx.State) -> tuple[int, int]:
     """Returns (all, trainable) parameters, from arrays or shapes."""
-    trainable = sum(math.prod(x.shape) for x in jax.tree.leaves(model_state.filter(nnx.Param)))
-    frozen = sum(math.prod(x.shape) for x in jax.tree.leaves(model_state.filter(partial.Frozen)))
+    trainable = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.filter_state(model_state, nnx.Param)))
+    frozen = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.filter_state(model_state, partial.Frozen)))
     return trainable + frozen, trainable
 
 

@@ -44,6 +44,7 @@ def quick(family: str = "resnet", **sections) -> ConfigDict:
     config = command.load(f"configs/quickstart.py:{family}")
     config.train.steps = 6
     config.data.batch_size = 16
+    config.mesh = ConfigDict({"data": 1})  # eight fake devices on two cores only cost time
     for name, keys in sections.items():
         if name not in config:
             config[name] = ConfigDict()
@@ -154,6 +155,7 @@ def test_early_stop_and_validation_choose_the_best(tmp_path: Path) -> None:
                 Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
     config = command.load("configs/folder.py:test_resnet")
     config.source.data_dir = str(pictures)
+    config.mesh = ConfigDict({"data": 1})
     config.data.update({"batch_size": 8, "workers": 0})
     config.model.update({"pretrained": False, "image_size": 32})
     config.train.update({"epochs": 30.0, "patience": 3})
@@ -189,6 +191,7 @@ def test_fine_tune_configs_run_from_a_local_timm_file(name: str, tmp_path: Path,
         config.model.update({"image_size": 160})
     config.source.update({"data_dir": str(shared / "data" / "tfds"), "train": "train[:256]", "test": "test[:100]"})
     config.data.batch_size = 16
+    config.mesh = ConfigDict({"data": 1})
     config.train.update({"steps": 3})
     config.schedule.warmup_steps = 1
     result = run.train(config, tmp_path / "run")
@@ -208,9 +211,17 @@ def test_fine_tune_configs_run_as_they_are(name: str, tmp_path: Path, shared: Pa
     config.model.checkpoint_path = str(tmp_path / "model.safetensors")
     config.source.update({"data_dir": str(shared / "data" / "tfds"), "train": "train[:64]", "test": "test[:16]"})
     config.data.batch_size = 8
+    config.mesh = ConfigDict({"data": 1})
     config.train.update({"steps": 2})
     config.schedule.warmup_steps = 1
     assert run.train(config, tmp_path / "run")["count"] == 16
+
+
+def test_eight_devices_learn_what_one_does(tmp_path: Path) -> None:
+    one = run.train(quick("resnet"), tmp_path / "one")
+    eight = run.train(quick("resnet", mesh={"data": 8}), tmp_path / "eight")
+    assert eight["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert eight["count"] == one["count"]
 
 
 def test_lora_trains_and_exports_a_plain_model(tmp_path: Path) -> None:
@@ -343,6 +354,7 @@ def test_an_empty_class_folder_and_a_corrupt_picture(capsys: pytest.CaptureFixtu
         "--config.model.image_size=32",
         "--config.data.batch_size=8",
         "--config.data.workers=0",
+        "--config.mesh.data=1",
         "--config.train.steps=5",
     ]
     (pictures / "empty").mkdir()
