@@ -163,7 +163,7 @@ class LoRALinear(nnx.Module):
         )
         # Once, for good: in full precision also where the platform multiplies float32 in less.
         product = jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
-        linear.kernel[...] = kernel + self.scale * product
+        linear.kernel = nnx.Param(kernel + self.scale * product)
         linear.bias = self.bias
         return linear
 
