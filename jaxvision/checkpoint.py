@@ -204,9 +204,9 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Returns the step of the best checkpoint by the metric, or None where none has that metric."""
-        scores = {step: self._score(self._manager.metrics(step)) for step in self.steps()}
-        best = max(scores, key=lambda step: scores[step], default=None)
-        return None if best is None or scores[best] == -math.inf else best
+        scores = [(self._score(self._manager.metrics(step)), step) for step in self.steps()]
+        score, step = max(scores, default=(-math.inf, None))  # the newest of equals, which is the one that Orbax keeps
+        return None if score == -math.inf else step
 
     def restore(self, abstract: Any, shardings: Any, *, step: int | str = "newest") -> Restored | None:
         """Returns the newest good checkpoint, or None if the run has none yet.

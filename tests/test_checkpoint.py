@@ -114,6 +114,15 @@ def test_keeps_the_newest_and_the_best(tmp_path: Path, mode: str, kept: list[int
         assert checkpoints.steps() == sorted({60, 70, best})
 
 
+def test_the_newest_of_equals_is_the_best(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step, top1 in ((1, 0.5), (2, 0.5), (3, 0.4), (4, 0.3)):
+            checkpoints.save(step, STATE, position={}, metrics={"top1": top1})
+            checkpoints.wait()
+            assert checkpoints.best_step() == min(step, 2)
+        assert checkpoints.steps() == [2, 4]
+
+
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
     save(tmp_path, 1)
     with Checkpoints(tmp_path) as checkpoints:

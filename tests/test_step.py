@@ -11,11 +11,13 @@ import tiny
 from flax import nnx
 
 from jaxvision.errors import UserError
+from jaxvision.models import registry
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.mesh import make_mesh
 from jaxvision.parallel.rules import largest_axis
 from jaxvision.train.loss import make_loss
+from jaxvision.train.optim import create_optimizer
 from jaxvision.train.state import evaluated_model
 from jaxvision.train.step import check_finite
 
@@ -223,6 +225,36 @@ def test_bfloat16_computes_in_half_and_keeps_whole() -> None:
         np.testing.assert_allclose(half["loss"], full["loss"], rtol=2e-2)
         assert half["loss"] != full["loss"]
     assert {str(x.dtype) for x in run.arrays().values()} <= {"float32", "uint32", "int32"}
+
+
+SLOW = pytest.mark.slow  # two whole train steps are compiled for each
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["test_resnet", pytest.param("test_vit", marks=SLOW), pytest.param("test_efficientnet", marks=SLOW)],
+)
+def test_each_family_trains_alike_on_one_device_and_eight(architecture: str) -> None:
+    """With what a recipe has: dropout, stochastic depth, layer-wise rates, decay, clipping."""
+
+    def build() -> nnx.Module:
+        return registry.build(
+            architecture, num_classes=4, image_size=32, dropout=0.1, drop_path=0.1, rngs=nnx.Rngs(jax.random.key(0))
+        )
+
+    def prepare(batch, step):
+        images, labels = tiny.prepare(batch)
+        return jnp.tile(images, (1, 6, 6, 1))[:, :32, :32], labels
+
+    options = {"name": "sgd", "weight_decay": 1e-4, "layer_decay": 0.8, "clip_norm": 1.0}
+    tx = create_optimizer(nnx.eval_shape(build), learning_rate=0.1, **options)
+    model = tiny.filled(build)
+    losses = []
+    for devices in (1, 8):
+        run = tiny.Run(model, tx, prepare=prepare, devices=devices)
+        losses.append([m["loss"] for m in run.train(2)])
+    np.testing.assert_allclose(*losses, rtol=2e-5)
+    assert losses[0][0] != losses[0][1]
 
 
 def test_soft_targets_have_no_accuracy() -> None:
