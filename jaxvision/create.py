@@ -208,7 +208,7 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
             "first_conv": model.first_conv,
-            "classifier": model.classifier[0] if len(model.classifier) == 1 else list(model.classifier),
+            "classifier": model.classifier_names[0] if len(model.classifier_names) == 1 else list(model.classifier_names),
         },
     }
     timm.save_timm(model, folder / "model.safetensors")

@@ -197,11 +197,11 @@ def explain_keys(config: Mapping[str, Any]) -> dict[str, str]:
     for name, (functions, _) in sections.items():
         # A family's own options first: what `create_model` says of the common ones is meant for all.
         for function in (family, *functions) if name == "model" else functions:
-            texts |= {f"{name}.{key}": text for key, text in _argument_texts(function).items()}
+            texts |= {f"{name}.{key}": text for key, text in argument_texts(function).items()}
     return texts
 
 
-def _argument_texts(function: Callable[..., Any]) -> dict[str, str]:
+def argument_texts(function: Callable[..., Any]) -> dict[str, str]:
     """Returns the texts under ``Args:`` of a docstring in Google's form."""
     lines = (inspect.getdoc(function) or "").splitlines()
     if "Args:" not in lines:
