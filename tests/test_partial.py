@@ -229,7 +229,7 @@ def test_lora_by_hand() -> None:
 
 
 def test_lora_takes_the_layers_it_is_told() -> None:
-    model = add_lora(vit(), targets=["fc1", "blocks.1.attn.qkv"], rngs=nnx.Rngs(0))
+    model = add_lora(vit(), targets=["fc1", "blocks.1.attn.qkv"])
     layers = {name.rpartition(".lora_")[0] for name in trainable(model) if "lora_" in name}
     assert layers == {"blocks.0.mlp.fc1", "blocks.1.mlp.fc1", "blocks.1.attn.qkv"}
 

@@ -174,7 +174,7 @@ def add_lora(
     rank: int = 8,
     alpha: float = 16.0,
     targets: Sequence[str] = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | None = None,
 ) -> M:
     """Freezes everything but the classifier and gives linear layers low-rank adapters, in place; returns the model.
 
@@ -184,7 +184,7 @@ def add_lora(
       rank: of the adapters.
       alpha: the adapters' output is scaled by ``alpha / rank``.
       targets: the layers: the last segments of their names.
-      rngs: stream ``params``.
+      rngs: stream ``params``; ``nnx.Rngs(0)`` if None.
 
     Raises:
       UserError: a target matches no linear layer, or the model has adapters already.
@@ -210,6 +210,7 @@ def add_lora(
             raise UserError(f"LoRA: no linear layer of the model is called {target!r}{hint}")
         chosen |= found
     freeze(model, backbone=True)
+    rngs = nnx.Rngs(0) if rngs is None else rngs
     for parent, attribute in chosen.values():
         setattr(parent, attribute, LoRALinear(getattr(parent, attribute), rank=rank, alpha=alpha, rngs=rngs))
     return model
