@@ -194,15 +194,16 @@ def train_crop(
       (16, 16, 3)
     """
     check_crop(scale, ratio, interpolation)
-    frame = None if isinstance(image, np.ndarray) else _jpeg_frame(image)
-    if frame is not None:
+    if isinstance(image, np.ndarray):
+        pixels, box = image, random_box(image.shape[0], image.shape[1], rng, scale=scale, ratio=ratio)
+    elif frame := _jpeg_frame(image):
         box = random_box(*frame.upright, rng, scale=scale, ratio=ratio)
         try:
             pixels, box = _decode_box(image, frame, box, size)
         except ValueError:  # a kind of JPEG that the fast decoder does not know, or a damaged one: Pillow decides
             pixels = np.asarray(decode(image))
     else:
-        pixels = image if isinstance(image, np.ndarray) else np.asarray(decode(image))
+        pixels = np.asarray(decode(image))
         box = random_box(pixels.shape[0], pixels.shape[1], rng, scale=scale, ratio=ratio)
     if interpolation == "random":
         interpolation = ("bilinear", "bicubic")[rng.integers(2)]

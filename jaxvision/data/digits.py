@@ -43,12 +43,13 @@ class ArraySource:
 def open_digits(*, test_fraction: float = 0.2, split_seed: int = 0) -> Splits:
     """Returns the handwritten digits: 8×8 pixels, grey, 10 classes.
 
-    Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998, as scikit-learn carries them. Their 17 levels
-    (0 to 16) are spread over 0 to 255.
+    Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998, as scikit-learn carries them. Their 17
+    levels (0 to 16) are spread over 0 to 255.
 
     Args:
       test_fraction: share of each class that is held out.
-      split_seed: which ones. The set has writers but does not say whose a digit is, so a split by writer cannot be made.
+      split_seed: which ones. The set has writers but does not say whose a digit is, so a split by writer cannot be
+        made.
     """
     from sklearn.datasets import load_digits
 

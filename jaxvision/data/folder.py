@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,17 @@ class FolderSource:
       labels: int [n].
       classes: names by number.
       name: for messages.
+      passed_over: how many files beside them are no pictures, by their ending.
     """
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int], *, classes: Sequence[str], name: str):
-        self.files = [str(file) for file in files]  # strings pickle to workers faster than paths
+    def __init__(
+        self, files: Sequence[str], labels: Sequence[int], *, classes: Sequence[str], name: str, passed_over: int = 0
+    ):
+        self.files = list(files)
         self.labels = np.asarray(labels, np.int32)
         self.classes = list(classes)
         self.name = name
+        self.passed_over = passed_over
 
     def __len__(self) -> int:
         return len(self.files)
@@ -49,8 +54,8 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
     """Returns the pictures of a folder: ``data_dir/train/CLASS/...`` with ``val`` or ``test`` beside it, or
     ``data_dir/CLASS/...`` of which a part is held out.
 
-    Classes are the names of the folders, sorted. Pictures may lie deeper; files that are no pictures by their ending, and
-    what begins with a dot, are passed over.
+    Classes are the names of the folders, sorted. Pictures may lie deeper; files that are no pictures by their ending
+    are counted and passed over, and so is what begins with a dot.
 
     Args:
       data_dir: the folder.
@@ -58,27 +63,30 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
       split_seed: which pictures those are.
 
     Raises:
-      UserError: no such folder, no classes, a class without pictures, or parts with different classes.
+      UserError: no such folder, no classes, a class without pictures, or one that ``train`` does not have.
     """
     root = Path(data_dir)
     if not root.is_dir():
         raise UserError(f"no such folder: {data_dir}; set --config.source.data_dir to the folder of your pictures")
-    parts = {
-        part: root / name for part, names in PARTS.items() for name in reversed(names) if (root / name).is_dir()
-    }
-    if "train" not in parts:
-        if parts:
-            raise UserError(f"{root} has {', '.join(p.name for p in parts.values())} but no folder 'train'")
-        whole = _read(root, _classes(root), "folder")
+    parts = {part: root / name for part, names in PARTS.items() for name in reversed(names) if (root / name).is_dir()}
+    if parts and "train" not in parts:
+        raise UserError(f"{root} has {', '.join(p.name for p in parts.values())} but no folder 'train'")
+    if set(parts) <= {"train"}:
+        folder = parts.get("train", root)
+        whole = _read(folder, _classes(folder), "folder")
         kept, held = stratified_split(whole.labels, test_fraction, seed=split_seed)
         if not len(held):
             raise UserError(f"{root}: one picture for each class leaves none to test on; add pictures")
         return Splits(train=_take(whole, kept, "train"), test=_take(whole, held, "held out"))
     classes = _classes(parts["train"])
-    for folder in parts.values():
-        if different := set(_classes(folder)) ^ set(classes):
-            raise UserError(f"{folder} and {parts['train']} differ in their classes: {', '.join(sorted(different)[:5])}")
-    return Splits(**{part: _read(folder, classes, part) for part, folder in parts.items()})
+    found = {part: _classes(folder) for part, folder in parts.items()}
+    for part, there in found.items():
+        if strangers := sorted(set(there) - set(classes)):
+            raise UserError(
+                f"{parts[part]} has the class {strangers[0]!r}, which {parts['train']} has not "
+                f"({len(strangers)} such classes)"
+            )
+    return Splits(**{part: _read(folder, classes, part, only=found[part]) for part, folder in parts.items()})
 
 
 def open_test_folder(data_dir: str | Path, classes: Sequence[str]) -> FolderSource:
@@ -102,27 +110,41 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _read(folder: Path, classes: Sequence[str], name: str, *, only: Sequence[str] | None = None) -> FolderSource:
-    files: list[Path] = []
+    files: list[str] = []
     labels: list[int] = []
-    other: Counter[str] = Counter()
+    passed_over = 0
     for label, class_ in enumerate(classes):
         if only is not None and class_ not in only:
             continue
-        before = len(files)
-        for path in sorted((folder / class_).rglob("*")):
-            if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
-                continue
-            if path.suffix.lower() in EXTENSIONS:
+        before, other = len(files), Counter[str]()
+        for path in _walk(folder / class_):
+            ending = os.path.splitext(path)[1].lower()
+            if ending in EXTENSIONS:
                 files.append(path)
                 labels.append(label)
             else:
-                other[path.suffix.lower() or path.name] += 1
+                other[ending or os.path.basename(path)] += 1
         if len(files) == before:
             kinds = f" (but files of the kinds {', '.join(sorted(other))})" if other else ""
             raise UserError(f"the class folder {folder / class_} has no pictures{kinds}; fill it or remove it")
-    return FolderSource(files, labels, classes=classes, name=f"{folder} ({name})")
+        passed_over += other.total()
+    return FolderSource(files, labels, classes=classes, name=f"{folder} ({name})", passed_over=passed_over)
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Yields the files below a folder, links followed and hidden ones left out, in an order that is always the same."""
+    for path, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield os.path.join(path, name)
 
 
 def _take(source: FolderSource, rows: np.ndarray, part: str) -> FolderSource:
-    files = [Path(source.files[i]) for i in rows]
-    return FolderSource(files, source.labels[rows], classes=source.classes, name=f"{source.name}, {part}")
+    return FolderSource(
+        [source.files[i] for i in rows],
+        source.labels[rows],
+        classes=source.classes,
+        name=f"{source.name}, {part}",
+        passed_over=source.passed_over if part == "train" else 0,
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from bisect import bisect_right
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +19,38 @@ from jaxvision.errors import UserError, unknown
 class ParquetSource:
     """Rows of parquet files with a picture and a class number.
 
-    A row group is decoded when one of its rows is asked for, and the last one is kept. The labels are read at once.
+    A parquet file can only be read a row group at a time, hundreds of pictures to get at one. So the column of the
+    pictures is copied once into an Arrow file, which is then mapped into memory: any row at any time, and the workers
+    share it.
 
     Args:
-      files: paths, in order.
-      image: column of the pictures: bytes, or struct with ``bytes``.
-      label: column of the class numbers, or of class names.
+      files: Arrow files, in order, from `_arrow_copy`.
+      labels: int [n].
+      classes: names by number.
       name: for messages.
     """
 
-    def __init__(self, files: Sequence[Path], *, image: str, label: str, name: str):
-        import pyarrow.parquet as pq
-
-        self.name = name
+    def __init__(self, files: Sequence[Path], labels: np.ndarray, *, classes: Sequence[str], name: str):
         self._files = [str(file) for file in files]
-        self._image = image
-        self._groups: list[tuple[int, int]] = []  # (file, row group)
-        self._starts: list[int] = [0]
-        labels: list[np.ndarray] = []
-        names: list[str] | None = None
-        for number, file in enumerate(self._files):
-            try:
-                table = pq.ParquetFile(file)
-                for column in (image, label):
-                    if column not in table.schema_arrow.names:
-                        raise unknown(f"column of {file}", column, table.schema_arrow.names)
-                for group in range(table.num_row_groups):
-                    self._groups.append((number, group))
-                    self._starts.append(self._starts[-1] + table.metadata.row_group(group).num_rows)
-                labels.append(table.read(columns=[label])[label].to_numpy())
-                names = names or _class_names(table.schema_arrow.metadata, label)
-            except UserError:
-                raise
-            except Exception as e:  # pyarrow raises several kinds on damaged files
-                raise UserError(f"{file} cannot be read as parquet: {e}") from e
-        values = np.concatenate(labels) if labels else np.array([], np.int32)
-        if values.dtype.kind in "OU":
-            self.classes = sorted({str(value) for value in values})
-            number_of = {class_: i for i, class_ in enumerate(self.classes)}
-            values = np.array([number_of[str(value)] for value in values])
-        else:
-            self.classes = names or [str(i) for i in range(int(values.max(initial=-1)) + 1)]
-        self.labels = values.astype(np.int32)
-        self._cached: tuple[int, Any] = (-1, None)
+        self._column: Any = None
+        self.labels = np.asarray(labels, np.int32)
+        self.classes = list(classes)
+        self.name = name
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        import pyarrow.parquet as pq
+        if self._column is None:
+            import pyarrow as pa
 
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        group = bisect_right(self._starts, index) - 1
-        if self._cached[0] != group:
-            file, row_group = self._groups[group]
-            column = pq.ParquetFile(self._files[file]).read_row_group(row_group, columns=[self._image])[self._image]
-            self._cached = (group, column)
-        value = self._cached[1][index - self._starts[group]].as_py()
-        data = value.get("bytes") if isinstance(value, dict) else value
-        return {"image": data or b"", "label": int(self.labels[index])}
+            tables = [pa.ipc.open_file(pa.memory_map(file)).read_all() for file in self._files]
+            self._column = pa.concat_tables(tables).column(0)
+        # No bytes (a path without its file, or nothing) is a damaged picture like any other.
+        return {"image": self._column[index].as_py() or b"", "label": int(self.labels[index])}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": (-1, None)}
+        return {**self.__dict__, "_column": None}  # a worker maps the files itself
 
     def where(self, index: int) -> str:
         return f"{self.name}[{index}]"
@@ -88,49 +59,135 @@ class ParquetSource:
 def open_huggingface(
     *,
     path: str,
+    folder: str | None = None,
     image: str = "image",
     label: str = "label",
     train: str | None = "train",
     validation: str | None = None,
     test: str | None = "test",
     revision: str | None = None,
+    cache_dir: str | None = None,
 ) -> Splits:
     """Returns the parts of a data set that is kept as parquet files.
 
     Args:
       path: a folder with files such as ``data/train-00000-of-00004.parquet``, or a data set's name on the hub, such
         as ``"uoft-cs/cifar10"``, whose files are then fetched into the hub's cache.
-      image: column of the pictures.
+      folder: the folder within `path`, where a data set has several (the hub calls them configurations).
+      image: column of the pictures: bytes, or a struct with ``bytes``.
       label: column of the class numbers or names.
-      train: the part to train on: files whose name begins with this.
+      train: the part to train on: files whose name, or whose folder's, begins with this.
       validation: the part to choose on; None for none.
       test: the part to report on; None for none.
       revision: of the data set on the hub; None for the newest.
+      cache_dir: where the pictures are copied for quick access, as large as the files; None is
+        ``~/.cache/jaxvision/parquet``.
 
     Raises:
-      UserError: no such folder, files or columns, or the hub cannot be reached.
+      UserError: no such folder, files or columns, a row without a label, or the hub cannot be reached.
     """
     root = Path(path)
     if not root.is_dir():
         root = _fetch(path, revision)
+    root = root / (folder or "")
     files = sorted(root.rglob("*.parquet"))
     if not files:
-        raise UserError(f"{path} has no parquet files")
+        raise UserError(f"{root} has no parquet files")
+    named = {"train": train, "validation": validation, "test": test}
+    chosen = {part: _files_of(name, files, root) for part, name in named.items() if name}
+    columns = {part: [_labels(file, image, label) for file in chosen[part]] for part in chosen}
+    classes = _classes([column for part in columns.values() for column in part], chosen, label)
+    cache = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "jaxvision" / "parquet").expanduser()
+    number_of = {class_: i for i, class_ in enumerate(classes)}
 
-    def part(name: str | None) -> ParquetSource | None:
-        if not name:
-            return None
-        chosen = [file for file in files if file.name.startswith(name) or file.parent.name == name]
-        if not chosen:
-            raise UserError(f"{path} has no parquet files of the part {name!r}; there are: {_some(files)}")
-        return ParquetSource(chosen, image=image, label=label, name=f"{path} {name}")
+    def source(part: str) -> ParquetSource:
+        values = np.concatenate(columns[part])
+        labels = np.array([number_of[v] for v in values]) if values.dtype.kind == "O" else values
+        copies = [_arrow_copy(file, image, cache) for file in chosen[part]]
+        return ParquetSource(copies, labels, classes=classes, name=f"{path} {named[part]}")
 
-    splits = Splits(train=part(train), validation=part(validation), test=part(test))
-    known = [source for source in splits if source is not None]
-    for source in known:
-        if source.classes != known[0].classes:
-            raise UserError(f"{source.name} and {known[0].name} differ in their classes")
-    return splits
+    return Splits(**{part: source(part) for part in chosen})
+
+
+def _files_of(part: str, files: Sequence[Path], root: Path) -> list[Path]:
+    within = {file: file.relative_to(root) for file in files}
+    found = [file for file, to in within.items() if to.name.startswith(part) or to.parent.name.startswith(part)]
+    if not found:
+        raise UserError(f"{root} has no parquet files of the part {part!r}; there are: {_some(files)}")
+    folders = sorted({str(within[file].parent) for file in found})
+    if len(folders) > 1:
+        raise UserError(
+            f"{root} has the part {part!r} in several folders: {_short(folders)}; say which by --config.source.folder"
+        )
+    return found
+
+
+def _labels(file: Path, image: str, label: str) -> np.ndarray:
+    """Returns the column of the labels: integers, or an array of strings."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            for column in (image, label):
+                if column not in table.schema_arrow.names:
+                    raise unknown(f"column of {file}", column, table.schema_arrow.names)
+            values = table.read(columns=[label]).column(0)
+    except (pa.ArrowException, OSError) as e:
+        raise UserError(f"{file} cannot be read as parquet: {e}") from e
+    if values.null_count:
+        row = next(i for i, value in enumerate(values) if not value.is_valid)
+        raise UserError(f"{file}: row {row} has no {label!r} ({values.null_count} such rows)")
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return values.to_numpy().astype(object)
+    if not pa.types.is_integer(values.type):
+        raise UserError(f"{file}: {label!r} holds {values.type}, but a class is a number or a name")
+    return values.to_numpy()
+
+
+def _classes(columns: Sequence[np.ndarray], files: dict[str, list[Path]], label: str) -> list[str]:
+    """Returns the names of the classes: the labels themselves, or what the files say, or just numbers."""
+    if any(column.dtype.kind == "O" for column in columns):
+        return sorted(set().union(*(column.tolist() for column in columns)))
+    import pyarrow.parquet as pq
+
+    said = {part: _class_names(pq.read_schema(of[0]).metadata, label) for part, of in files.items()}
+    names = next((names for names in said.values() if names), None)
+    for part, other in said.items():
+        if other and other != names:
+            raise UserError(f"the {part} files name other classes ({_short(other)}) than the others ({_short(names)})")
+    return names or [str(i) for i in range(max(int(column.max(initial=-1)) for column in columns) + 1)]
+
+
+def _arrow_copy(file: Path, image: str, cache: Path) -> Path:
+    """Returns an Arrow file with the pictures of a parquet file, made now unless it is there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    state = file.stat()
+    identity = f"{file.resolve()} {state.st_size} {state.st_mtime_ns} {image}"
+    copy = cache / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.arrow"
+    if copy.exists():
+        return copy
+    part = copy.with_suffix(f".{os.getpid()}")
+    schema = pa.schema([("image", pa.large_binary())])
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetFile(file) as table, pa.ipc.new_file(str(part), schema) as writer:
+            for batch in table.iter_batches(batch_size=256, columns=[image]):
+                pictures = batch.column(0)
+                if pa.types.is_struct(pictures.type):
+                    pictures = pictures.field("bytes")
+                writer.write_batch(pa.record_batch([pictures.cast(pa.large_binary())], schema=schema))
+        part.replace(copy)  # whole, or not there
+    except (pa.ArrowException, OSError, KeyError) as e:
+        raise UserError(f"the pictures of {file} could not be copied to {cache}: {e}") from e
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return copy
 
 
 def _fetch(name: str, revision: str | None) -> Path:
@@ -157,4 +214,9 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] |
 
 
 def _some(files: Sequence[Path]) -> str:
-    return ", ".join(file.name for file in files[:4]) + (", ..." if len(files) > 4 else "")
+    return _short([file.name for file in files])
+
+
+def _short(names: Iterable[str] | None) -> str:
+    listed = list(names or ())
+    return ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "")

@@ -1,16 +1,21 @@
 """From a source to batches: in which order, decoded where, padded how.
 
-Which examples make batch number `step` is a pure function of (seed, step), so the position in the data is the number of the
-step: a run that goes on needs no state of a reader, and any batch can be drawn again. A set of small, equal pictures is
-decoded once and kept in memory; anything else is read and decoded by Grain's workers, ahead of the training.
+Which examples make batch number `step` is a pure function of (seed, step), so the position in the data is the number
+of the step: a run that goes on needs no state of a reader, and any batch can be drawn again. A set of small, equal
+pictures is decoded once and kept in memory; anything else is read and decoded by Grain's workers, ahead of the step.
+
+Workers are started by spawning, not by forking: JAX's threads would not survive a fork. So a script that trains with
+workers guards its main part with ``if __name__ == "__main__":``, as everywhere in Python's multiprocessing.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,13 +23,14 @@ import numpy as np
 
 from jaxvision.augment import host
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.data.source import Source
+from jaxvision.data.source import Example, Source
 from jaxvision.errors import UserError
 
 Batch = dict[str, np.ndarray]  # image uint8 [b, h, w, c], label int32 [b], index int32 [b], mask bool [b]
 T = TypeVar("T")
 
-_PROBES = 16
+_PROBES = 16  # pictures that tell of what shape all are
+_CHUNK = 512  # examples read at once where a whole set is read
 
 
 @dataclass
@@ -69,7 +75,7 @@ class Pictures:
                 continue
             try:
                 _pixels(self.source[index]["image"])
-                why = "cannot be cropped"
+                why = "could not be read at first"
             except (host.BadImage, OSError) as e:
                 why = str(e)
             self.corrupt[index] = (self.source.where(index), why)
@@ -92,7 +98,7 @@ def prepare(
       source: from `jaxvision.data.source.open_source`.
       memory_limit: gibibytes that the decoded pictures may take; 0 always streams.
       max_corrupt: how many damaged pictures are skipped; one more is an error.
-      say: called with a message about damaged pictures.
+      say: called with a message about damaged pictures, and about files that are none.
 
     Raises:
       UserError: too many damaged pictures.
@@ -103,9 +109,12 @@ def prepare(
       (359, 8, 8, 1)
     """
     n = len(source)
+    if passed_over := getattr(source, "passed_over", 0):
+        say(f"{source.name}: passed over {passed_over:,} files that are no pictures by their ending")
     pictures = Pictures(source, None, None, 3, max_corrupt=max_corrupt, say=say)
     # A few pictures from all over the set tell whether it is worth trying: reading a million photographs is not.
-    probes = [p for i in np.unique(np.linspace(0, n - 1, _PROBES).astype(int)) if (p := _try(source, int(i))) is not None]
+    probed = (_try(source, int(i)) for i in np.unique(np.linspace(0, n - 1, _PROBES).astype(int)))
+    probes = [pixels for pixels in probed if pixels is not None]
     if not probes:
         pictures.found_corrupt(range(n))
         raise UserError(f"{source.name}: none of its pictures can be read")
@@ -115,32 +124,60 @@ def prepare(
         return pictures
     stored, labels = np.zeros((n, *shape), np.uint8), np.zeros(n, np.int32)
     bad = []
-    for i in range(n):
-        example = source[i]
-        labels[i] = example["label"]
-        try:
-            pixels = _pixels(example["image"])
-        except host.BadImage:
-            bad.append(i)
-            continue
-        if pixels.shape != shape:
-            return pictures
-        stored[i] = pixels
+    for start in range(0, n, _CHUNK):
+        numbers = range(start, min(start + _CHUNK, n))
+        for i, example in zip(numbers, read_examples(source, numbers), strict=True):
+            if isinstance(example, OSError):
+                bad.append(i)
+                continue
+            labels[i] = example["label"]
+            try:
+                pixels = _pixels(example["image"])
+            except host.BadImage:
+                bad.append(i)
+                continue
+            if pixels.shape != shape:
+                return pictures
+            stored[i] = pixels
     pictures.found_corrupt(bad)
-    if len(labels) and not (0 <= labels.min() and labels.max() < len(source.classes)):
-        i = int(np.flatnonzero((labels < 0) | (labels >= len(source.classes)))[0])
-        raise UserError(f"{source.where(i)}: the label {labels[i]} is outside the {len(source.classes)} classes")
+    check_labels(source, np.arange(n), labels)
     pictures.stored, pictures.labels = stored, labels
     return pictures
 
 
+def read_examples(source: Source, numbers: Sequence[int]) -> list[Example | OSError]:
+    """Returns the examples of these numbers, and in the place of one that cannot be read the reason."""
+    if hasattr(source, "__getitems__"):  # where reading many at once is cheaper
+        return list(source.__getitems__(numbers))
+    found: list[Example | OSError] = []
+    for number in numbers:
+        try:
+            found.append(source[number])
+        except OSError as e:
+            found.append(e)
+    return found
+
+
+def check_labels(source: Source, numbers: np.ndarray, labels: np.ndarray) -> None:
+    """Raises if one of the `labels`, of the examples with these `numbers`, names no class."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))
+    if len(wrong):
+        where, label, n = source.where(int(numbers[wrong[0]])), labels[wrong[0]], len(source.classes)
+        raise UserError(f"{where}: the label {label} is outside the {n} classes (0 to {n - 1})")
+
+
+@functools.lru_cache(maxsize=2)  # a batch may touch two epochs; sorting a million numbers for each step would show
 def epoch_order(n: int, *, seed: int, epoch: int) -> np.ndarray:
     """Returns the numbers 0 to n - 1 in the order of one epoch, a pure function of (seed, epoch).
 
-    >>> sorted(epoch_order(5, seed=1, epoch=2).tolist())
-    [0, 1, 2, 3, 4]
+    Made by sorting the raw output of Philox, which is the same in every version of NumPy; how NumPy shuffles is not.
+
+    >>> epoch_order(5, seed=1, epoch=2).tolist()
+    [2, 0, 4, 3, 1]
     """
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+    order = np.argsort(np.random.Philox(key=[seed, epoch << 32]).random_raw(n), kind="stable")
+    order.flags.writeable = False
+    return order
 
 
 def batch_indices(n: int, batch_size: int, *, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,8 +216,10 @@ class _TrainBatch:
         def read(row: int, image: Any) -> np.ndarray:
             if self.crop is None:
                 return _resized(image, whole)
-            # Keyed by seed, epoch and example: which worker reads it, and with what else, does not matter.
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, (int(epochs[row]) << 32) + int(numbers[row])]))
+            # Keyed by seed, epoch and example: which worker reads it, and with what else, does not matter. The key of
+            # "example -1" orders the epoch.
+            draw = (int(epochs[row]) << 32) + int(numbers[row]) + 1
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, draw]))
             return host.train_crop(image, self.image_size, rng, **self.crop)
 
         return _read_batch(self.source, numbers, self.image_size, read)
@@ -217,8 +256,8 @@ def train_batches(
     """Yields the training batches of steps `start_step` to `stop_step` - 1.
 
     Args:
-      pictures: from `prepare`. Stored ones come as they are (the device crops and resizes them); others come cropped and
-        resized, uint8 [b, image_size, image_size, 3].
+      pictures: from `prepare`. Stored ones come as they are (the device crops and resizes them); others come cropped
+        and resized, uint8 [b, image_size, image_size, 3].
       batch_size: over all processes.
       image_size: side of the pictures that the model sees.
       seed: of the order and of the crops.
@@ -234,6 +273,8 @@ def train_batches(
       UserError: too many damaged pictures.
     """
     rows = _rows(batch_size, process)
+    if crop is not None:
+        host.check_crop(**crop)
     if pictures.stored is not None:
         for step in range(start_step, stop_step):
             numbers = batch_indices(len(pictures), batch_size, seed=seed, step=step)[1][rows]
@@ -292,11 +333,15 @@ def prefetch(batches: Iterable[T], place: Callable[[T], Any], *, ahead: int = 2)
     [0, 10, 20, 30]
     """
     waiting: deque[Any] = deque()
-    for batch in batches:
-        waiting.append(place(batch))
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    yield from waiting
+    try:
+        for batch in batches:
+            waiting.append(place(batch))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()
 
 
 def _rows(batch_size: int, process: tuple[int, int]) -> slice:
@@ -331,13 +376,13 @@ def _read_batch(source: Source, numbers: np.ndarray, size: int, read: Callable[[
     labels = np.zeros(len(numbers), np.int32)
     mask = numbers >= 0
     images: np.ndarray | None = None
-    for row, number in enumerate(numbers):
-        if number < 0:
-            continue
+    rows = np.flatnonzero(mask)
+    for row, example in zip(rows, read_examples(source, [int(i) for i in numbers[rows]]), strict=True):
         try:
-            example = source[int(number)]
+            if isinstance(example, OSError):
+                raise example
             labels[row] = example["label"]
-            pixels = read(row, example["image"])
+            pixels = read(int(row), example["image"])
         except (host.BadImage, OSError):
             mask[row] = False
             continue
@@ -346,28 +391,40 @@ def _read_batch(source: Source, numbers: np.ndarray, size: int, read: Callable[[
         images[row] = pixels
     if images is None:
         images = np.zeros((len(numbers), size, size, 3), np.uint8)
-    if (labels < 0).any() or (labels >= len(source.classes)).any():
-        row = int(np.flatnonzero((labels < 0) | (labels >= len(source.classes)))[0])
-        raise UserError(
-            f"{source.where(int(numbers[row]))}: the label {labels[row]} is outside the {len(source.classes)} classes"
-        )
+    check_labels(source, numbers, labels)
     return {"image": images, "label": labels, "index": numbers.astype(np.int32), "mask": mask}
 
 
 def _stream(work: Callable[[int], Batch], start: int, stop: int, workers: int | None) -> Iterator[Batch]:
     """Yields ``work(i)`` for each i, made ahead by Grain's worker processes or, without any, by two threads."""
     import grain
+    from absl import flags
 
-    cores = os.cpu_count() or 1
+    if not flags.FLAGS.is_parsed():
+        # Grain asks absl's flags when it starts workers, and fails in a program that has not parsed any. This says
+        # that their defaults are meant; a program that does parse its flags is not disturbed.
+        flags.FLAGS.mark_as_parsed()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = (min(cores, 16) if cores > 2 else 0) if workers is None else workers
     if stop <= start:
         return
     steps = grain.MapDataset.range(start, stop).map(work)
+    # An element is a whole batch, so the buffers are short.
     options = grain.ReadOptions(num_threads=2 if count == 0 else 1, prefetch_buffer_size=4 if count == 0 else 1)
     batches = steps.to_iter_dataset(options)
     if count:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=2))
-    yield from batches
+        processes = grain.MultiprocessingOptions(num_workers=min(count, stop - start), per_worker_buffer_size=2)
+        batches = batches.mp_prefetch(processes, worker_init_fn=_begin_worker)
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:  # also when the run is interrupted or ends early: the workers go, and the memory that they share
+        iterator.close()
+
+
+def _begin_worker(index: int, count: int) -> None:
+    # Ctrl-C reaches every process of the terminal. The main one decides, and tells its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _resized(image: bytes | np.ndarray, preprocess: Preprocess) -> np.ndarray:

@@ -33,11 +33,18 @@ class Source(Protocol):
       name: for messages.
       classes: names of the classes, in the order of their numbers.
       labels: int [n], known without reading any picture; None where that would mean reading all.
+
+    Where reading many at once is cheaper a source also has ``__getitems__(indices) -> list[Example]``.
     """
 
-    name: str
-    classes: Sequence[str]
-    labels: np.ndarray | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 
