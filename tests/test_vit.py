@@ -99,8 +99,8 @@ def test_initial_weights_have_timms_spread() -> None:
         value, wanted = np.asarray(leaf.get_value()), theirs[timm_name(name)].detach().numpy()
         spread = float(wanted.std())
         assert value.std() == pytest.approx(spread, rel=0.1 if value.size > 5000 else 0.35, abs=1e-12), name
-        # Uniform stays uniform, normal normal: the largest is what tells them apart.
-        assert np.abs(value).max() == pytest.approx(np.abs(wanted).max(), rel=0.35, abs=1e-12), name
+        # The largest number tells a uniform distribution (1.7 deviations) from a normal one.
+        assert (np.abs(value).max() > 2.2 * spread) == (np.abs(wanted).max() > 2.2 * spread), name
         assert value.mean() == pytest.approx(wanted.mean(), abs=5 * spread / value.size**0.5 + 1e-12), name
 
 
