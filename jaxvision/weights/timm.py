@@ -61,10 +61,19 @@ def _axes(leaf_name: str, ndim: int) -> tuple[int, ...]:
     return tuple(range(ndim))
 
 
-def weights(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Returns the model's weights by their dotted names: parameters, frozen or not, and BatchNorm statistics.
+def timm_shape(leaf_name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of timm's tensor for a leaf of `shape`.
 
-    What is not a weight (random state, LoRA's factors, intermediates) is left out.
+    >>> timm_shape("conv1.kernel", (7, 7, 3, 64)), timm_shape("fc.kernel", (512, 10)), timm_shape("fc.bias", (10,))
+    ((64, 3, 7, 7), (10, 512), (10,))
+    """
+    return tuple(shape[axis] for axis in _axes(leaf_name, len(shape)))
+
+
+def weights(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """Returns the Variables that a file holds, by their dotted names: parameters, frozen or not, and statistics.
+
+    Random state, LoRA's factors and intermediates are no weights.
     """
     found = {}
     for path, variable in nnx.iter_graph(model):
@@ -114,7 +123,7 @@ def load_timm(model: M, path: str | Path, *, head: Head = "auto", rngs: nnx.Rngs
         head_names = {name for name in targets if _in_head(model, name)}
         if head == "auto":
             head = "fresh" if _heads_differ(model, targets, shapes) else "load"
-            if head == "fresh":  # whoever did not ask for it should hear that the model cannot predict yet
+            if head == "fresh" and head_names:  # who did not ask for it should hear that it cannot predict yet
                 logger.warning("%s has no head of %d classes: it is untrained", path, model.num_classes)
         if head == "fresh":
             targets = {name: leaf for name, leaf in targets.items() if name not in head_names}
@@ -137,7 +146,7 @@ def _match(
     missing, differing = [], []
     for name, leaf in targets.items():
         key = timm_name(name)
-        wanted = tuple(leaf.shape[i] for i in _axes(name, leaf.ndim))
+        wanted = timm_shape(name, leaf.shape)
         if key not in shapes:
             missing.append(key)
         elif shapes[key] == wanted:

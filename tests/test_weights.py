@@ -1,0 +1,509 @@
+"""jaxvision.weights.timm and .hub: files in, files out, and everything that a file can have wrong."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import resource
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from golden import fill
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from reference import import_timm
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from jaxvision.errors import UserError
+from jaxvision.models import registry
+from jaxvision.models.layers.frozen import Frozen
+from jaxvision.models.layers.mode import train_view
+from jaxvision.train import partial
+from jaxvision.weights import adapt, catalog, hub, timm
+
+TINY = ["test_resnet", "test_vit", "test_efficientnet"]
+# What is special about a family's tensors: grouped and depthwise kernels, gates, deep stems, two heads.
+SPECIAL = ["resnet50d", "resnext50_32x4d", "seresnet50", "deit_tiny_distilled_patch16_224", "tf_efficientnet_lite0"]
+
+
+@functools.cache
+def _parts(architecture: str, **options):
+    return nnx.split(registry.build_abstract(architecture, **options))
+
+
+def abstract(architecture: str, **options) -> nnx.Module:
+    return nnx.merge(*_parts(architecture, **options))
+
+
+def build(architecture: str, seed: int = 1, **options) -> nnx.Module:
+    """Returns a model of made-up weights, sooner than initialising it would."""
+    model = abstract(architecture, **options)
+    for name, leaf in timm.weights(model).items():
+        tensor = fill.tensor(timm.timm_name(name), leaf.shape, seed=seed)
+        leaf.set_value(jnp.asarray(tensor, leaf.get_raw_value().dtype))
+    return model
+
+
+def logits(model: nnx.Module, images: np.ndarray) -> np.ndarray:
+    graph, state = nnx.split(model)
+    return np.asarray(jax.jit(lambda state, images: nnx.merge(graph, state)(images))(state, jnp.asarray(images)))
+
+
+def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf.get_value()) for name, leaf in timm.weights(model).items()}
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], *, but: tuple[str, ...] = ()) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        if not name.startswith(but):
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def write(path: Path, architecture: str = "test_resnet", change=None, **options) -> Path:
+    """Writes a file with names and shapes of an architecture and made-up values; `change` may edit the tensors."""
+    tensors = {}
+    for name, leaf in timm.weights(abstract(architecture, **options)).items():
+        key = timm.timm_name(name)
+        tensors[key] = fill.tensor(key, timm.timm_shape(name, leaf.shape))
+    if change is not None:
+        change(tensors)
+    save_file(tensors, path)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+# --- Out and in again -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_is_saved_is_loaded_bit_for_bit(architecture, empty, file):
+    model = build(architecture, num_classes=7)
+    timm.save_timm(model, file)
+    target = abstract(architecture, num_classes=7) if empty else build(architecture, seed=2, num_classes=7)
+    assert timm.load_timm(target, file) is target
+    same(arrays(model), arrays(target))
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("architecture", TINY)
+def test_timm_loads_what_we_save(architecture, file):
+    import torch
+    from safetensors.torch import load_file as torch_load_file
+
+    model = build(architecture)
+    timm.save_timm(model, file)
+    theirs = import_timm().create_model(architecture).eval()
+    theirs.load_state_dict(torch_load_file(file), strict=True)
+    images = fill.images((1, model.image_size, model.image_size, 3))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(logits(model, images), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("architecture", [*TINY, *SPECIAL])
+def test_a_saved_file_has_timms_keys_and_shapes(architecture, file):
+    import torch
+
+    timm.save_timm(build(architecture), file)
+    with torch.device("meta"):
+        state = import_timm().create_model(architecture).state_dict()
+    with safe_open(file, framework="np") as opened:
+        ours = {key: (opened.get_slice(key).get_shape(), opened.get_slice(key).get_dtype()) for key in opened.keys()}  # noqa: SIM118
+    dtypes = {torch.float32: "F32", torch.int64: "I64"}
+    # Counters of BatchNorm and all: the very file that timm would write.
+    assert ours == {key: (list(value.shape), dtypes[value.dtype]) for key, value in state.items()}
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("architecture", TINY)
+def test_we_load_what_timm_saves(architecture, file):
+    import torch
+    from safetensors.torch import save_file as torch_save_file
+
+    torch.manual_seed(0)
+    theirs = import_timm().create_model(architecture, num_classes=5).eval()
+    torch_save_file(theirs.state_dict(), file)
+    model = timm.load_timm(abstract(architecture, num_classes=5), file)
+    images = fill.images((1, model.image_size, model.image_size, 3))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(logits(model, images), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
+def test_other_precisions_are_cast_to_the_models(dtype, file):
+    def cast(tensors):
+        for key in tensors:
+            tensors[key] = tensors[key].astype(dtype)
+
+    got = arrays(timm.load_timm(abstract("test_resnet"), write(file, change=cast)))
+    kernel = fill.tensor("conv1.0.weight", got["conv1.0.kernel"].transpose(3, 2, 0, 1).shape)
+    assert got["conv1.0.kernel"].dtype == np.float32
+    np.testing.assert_array_equal(got["conv1.0.kernel"], kernel.astype(dtype).astype(np.float32).transpose(2, 3, 1, 0))
+
+
+def test_parameters_of_bfloat16_are_kept_as_such(file):
+    model = timm.load_timm(abstract("test_vit", param_dtype=jnp.bfloat16), write(file, "test_vit"))
+    assert model.head.kernel.dtype == jnp.bfloat16
+    timm.save_timm(model, file)
+    with safe_open(file, framework="np") as opened:
+        assert opened.get_slice("head.weight").get_dtype() == "BF16"
+    same(arrays(model), arrays(timm.load_timm(build("test_vit", param_dtype=jnp.bfloat16), file)))
+
+
+def test_statistics_stay_float32_beside_parameters_of_bfloat16(file):
+    model = timm.load_timm(abstract("test_resnet", param_dtype=jnp.bfloat16), write(file))
+    assert model.conv1[0].kernel.dtype == jnp.bfloat16
+    assert model.bn1.mean.dtype == jnp.float32
+
+
+def test_a_folder_stands_for_the_file_in_it(tmp_path):
+    write(tmp_path / "model.safetensors")
+    same(
+        arrays(timm.load_timm(build("test_resnet"), tmp_path)),
+        arrays(timm.load_timm(build("test_resnet", seed=2), tmp_path / "model.safetensors")),
+    )
+
+
+# --- Whatever state the model is in -----------------------------------------------------------------------------------
+
+
+def test_a_train_view_is_filled_through_its_variables(file):
+    model = build("test_resnet")
+    timm.load_timm(train_view(model), write(file))
+    np.testing.assert_array_equal(model.fc.bias[...], fill.tensor("fc.bias", (1000,)))
+
+
+def test_frozen_leaves_are_filled_stay_frozen_and_are_saved(file, tmp_path):
+    model = partial.freeze(build("test_resnet"), backbone=True)
+    timm.load_timm(model, write(file))
+    assert isinstance(model.conv1[0].kernel, Frozen)
+    timm.save_timm(model, tmp_path / "again.safetensors")
+    first, again = load_file(file), load_file(tmp_path / "again.safetensors")
+    for key in first:
+        np.testing.assert_array_equal(first[key], again[key])
+
+
+def test_lora_is_loaded_beneath_and_saved_merged(file, tmp_path):
+    model = partial.add_lora(build("test_vit"), rank=2, rngs=nnx.Rngs(1))
+    timm.load_timm(model, write(file, "test_vit"))
+    qkv = model.blocks[0].attn.qkv
+    np.testing.assert_array_equal(qkv.kernel[...].T, load_file(file)["blocks.0.attn.qkv.weight"])
+    qkv.lora_b[...] = jnp.ones_like(qkv.lora_b[...])
+    with pytest.raises(UserError, match="merge_lora"):
+        timm.save_timm(model, tmp_path / "never.safetensors")
+    assert not (tmp_path / "never.safetensors").exists()
+    timm.save_timm(partial.merge_lora(model), tmp_path / "merged.safetensors")
+    plain = timm.load_timm(build("test_vit"), tmp_path / "merged.safetensors")
+    images = fill.images((1, model.image_size, model.image_size, 3))
+    np.testing.assert_allclose(logits(plain, images), logits(model, images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_leaves_are_placed_where_they_were(empty, file):
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    split, whole = NamedSharding(mesh, PartitionSpec(None, "data")), NamedSharding(mesh, PartitionSpec())
+    model = abstract("test_vit") if empty else build("test_vit")
+    for name, leaf in timm.weights(model).items():
+        sharding = split if name.endswith("fc1.kernel") else whole
+        old = leaf.get_raw_value()
+        placed = (
+            jax.ShapeDtypeStruct(old.shape, old.dtype, sharding=sharding) if empty else jax.device_put(old, sharding)
+        )
+        leaf.set_value(placed)
+    timm.load_timm(model, write(file, "test_vit"))
+    kernel = model.blocks[0].mlp.fc1.kernel.get_value()
+    assert kernel.sharding == split
+    assert model.head.bias.get_value().sharding == whole
+    np.testing.assert_array_equal(np.asarray(kernel).T, load_file(file)["blocks.0.mlp.fc1.weight"])
+
+
+def test_a_leaf_that_was_nowhere_in_particular_stays_free(file):
+    model = timm.load_timm(build("test_resnet"), write(file))
+    assert not any(leaf.get_value().committed for leaf in timm.weights(model).values())
+
+
+def test_an_abstract_model_is_whole_afterwards(file):
+    model = abstract("test_vit", num_classes=3, dropout=0.1, drop_path=0.1)
+    timm.load_timm(model, write(file, "test_vit"), rngs=nnx.Rngs(params=1, dropout=2))
+    leaves = jax.tree.leaves(nnx.state(model))
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    keys = [jax.random.key_data(leaf).tolist() for leaf in leaves if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    assert len(keys) > 1
+    assert len({tuple(key) for key in keys}) == len(keys)  # no two layers drop alike
+
+
+# --- Heads, channels, grids -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", [*TINY, "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_another_number_of_classes_gets_a_fresh_head_and_nothing_else(architecture, empty, file, caplog):
+    make = abstract if empty else build
+    model = make(architecture, num_classes=7)
+    heads = tuple(f"{attribute}." for attribute in model.classifier_names)
+    before = None if empty else arrays(model)
+    with caplog.at_level(logging.WARNING):
+        timm.load_timm(model, write(file, architecture))
+    assert "no head of 7 classes" in caplog.text
+    got = arrays(model)
+    same(got, arrays(timm.load_timm(abstract(architecture), file)), but=heads)
+    kernels = [value for name, value in got.items() if name.startswith(heads) and name.endswith("kernel")]
+    assert len(kernels) == len(heads)
+    assert all(kernel.shape[1] == 7 and kernel.std() > 0 for kernel in kernels)
+    if not empty:
+        for name in got:
+            assert np.array_equal(got[name], before[name]) == name.startswith(heads), name
+
+
+def test_a_fresh_head_is_a_matter_of_the_seed(file):
+    write(file)
+    heads = [
+        timm.load_timm(abstract("test_resnet", num_classes=3), file, rngs=nnx.Rngs(seed)).fc.kernel[...]
+        for seed in (0, 0, 1)
+    ]
+    assert np.array_equal(heads[0], heads[1])
+    assert not np.array_equal(heads[0], heads[2])
+
+
+def test_a_fresh_head_may_be_had_for_the_same_classes(file, caplog):
+    model = build("test_resnet")
+    before = np.asarray(model.fc.kernel[...])
+    timm.load_timm(model, write(file), head="fresh")
+    np.testing.assert_array_equal(model.fc.kernel[...], before)
+    assert not caplog.records
+
+
+def test_no_head_takes_a_file_with_one(file, caplog):
+    model = timm.load_timm(abstract("test_vit", num_classes=0), write(file, "test_vit"))
+    assert model.head is None
+    assert not caplog.records
+
+
+def test_a_file_without_a_head_gives_a_fresh_one(file):
+    model = timm.load_timm(abstract("test_vit"), write(file, "test_vit", num_classes=0))
+    assert model.head.kernel.shape == (64, 1000)
+
+
+def test_a_head_that_has_to_fit_and_does_not(file):
+    with pytest.raises(UserError, match=r"fc\.weight \[7, \d+\] in the file, \[1000, \d+\] in the model.*head='fresh'"):
+        timm.load_timm(build("test_resnet"), write(file, num_classes=7), head="load")
+    with pytest.raises(UserError, match="'auto', 'load' or 'fresh'"):
+        timm.load_timm(build("test_resnet"), file, head="none")
+
+
+def test_the_number_of_classes_of_a_file(file):
+    assert timm.num_classes(write(file, num_classes=7), ("fc",)) == 7
+    assert timm.num_classes(write(file, "deit_tiny_distilled_patch16_224", num_classes=9), ("head", "head_dist")) == 9
+    assert timm.num_classes(write(file, "test_vit", num_classes=0), ("head",)) == 0
+
+
+@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_other_input_channels(architecture, channels, file):
+    write(file, architecture)
+    model = timm.load_timm(abstract(architecture, in_channels=channels), file, head="load")
+    key = f"{model.first_conv}.weight"
+    expected = adapt.input_channels(load_file(file)[key], channels).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(arrays(model)[f"{model.first_conv}.kernel"], expected)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("architecture", ["test_vit", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize(("channels", "size", "classes"), [(1, 96, 10), (5, 208, 1000)])
+def test_an_adapted_vit_is_timms(architecture, channels, size, classes, file):
+    """The whole chain against timm's own loading: channels, grid and head at once."""
+    import torch
+    from safetensors.torch import save_file as torch_save_file
+
+    library = import_timm()
+    torch.manual_seed(0)
+    torch_save_file(library.create_model(architecture).state_dict(), file)
+    theirs = library.create_model(
+        architecture,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(file)},
+        in_chans=channels,
+        img_size=size,
+        num_classes=classes,
+    ).eval()
+    model = abstract(architecture, in_channels=channels, image_size=size, num_classes=classes)
+    timm.load_timm(model, file)
+    state = theirs.state_dict()
+    heads = tuple(f"{attribute}." for attribute in model.classifier_names) if classes != 1000 else ()
+    for name, value in arrays(model).items():
+        if not name.startswith(heads):
+            expected = state[timm.timm_name(name)].numpy()
+            got = value.transpose(timm._axes(name, value.ndim))
+            np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6, err_msg=name)
+
+
+# --- What can be wrong with a file ------------------------------------------------------------------------------------
+
+
+def unchanged(model: nnx.Module, path: Path, **options) -> str:
+    """Returns the message of the error that loading raises; the model has to be as it was."""
+    before = arrays(model)
+    with pytest.raises(UserError) as error:
+        timm.load_timm(model, path, **options)
+    same(before, arrays(model))
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 700, len(message)
+    return message
+
+
+def test_weights_of_another_architecture_list_what_does_not_fit(file):
+    message = unchanged(build("test_resnet"), write(file, "test_vit"))
+    assert "does not fit test_resnet" in message
+    assert "missing (" in message
+    assert "unexpected (blocks.0.attn.proj.bias, " in message
+    assert "more)" in message
+    assert "another architecture" in message
+
+
+def test_another_size_of_the_same_architecture_lists_shapes(file):
+    message = unchanged(
+        build("vit_tiny_patch16_224", image_size=32, num_classes=2),
+        write(file, "vit_small_patch16_224", image_size=32, num_classes=2),
+    )
+    assert "of another shape (" in message
+    assert "[1152] in the file, [576] in the model" in message
+    assert "missing" not in message
+
+
+def test_one_tensor_missing_and_one_left_over(file):
+    def change(tensors):
+        tensors["bn1.wait"] = tensors.pop("bn1.weight")
+
+    message = unchanged(build("test_resnet"), write(file, change=change))
+    assert "1 missing (bn1.weight), 1 unexpected (bn1.wait)" in message
+
+
+def test_another_kernel_size_is_not_adapted(file):
+    def change(tensors):
+        tensors["conv1.0.weight"] = np.zeros((*tensors["conv1.0.weight"].shape[:2], 5, 5), np.float32)
+
+    assert "1 of another shape (conv1.0.weight" in unchanged(build("test_resnet"), write(file, change=change))
+
+
+def test_counters_are_neither_missing_nor_left_over(file):
+    def change(tensors):
+        tensors["bn1.num_batches_tracked"] = np.asarray(3)
+
+    timm.load_timm(build("test_resnet"), write(file, change=change))
+
+
+def test_a_truncated_file(file):
+    data = write(file).read_bytes()
+    for n in (0, 4, 100, len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:n])
+        message = unchanged(build("test_resnet"), file)
+        assert f"({n:,} bytes) is truncated or not a safetensors file" in message
+
+
+def test_what_is_not_there_or_not_a_weight_file(tmp_path):
+    assert "no such weight file" in unchanged(build("test_resnet"), tmp_path / "nothing.safetensors")
+    assert "no such weight file" in unchanged(build("test_resnet"), tmp_path)
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04 and so on")
+    assert "PyTorch pickle" in unchanged(build("test_resnet"), tmp_path / "model.pth")
+
+
+def test_quantised_tensors_are_refused(file):
+    def change(tensors):
+        tensors["fc.weight"] = tensors["fc.weight"].astype(np.int8)
+
+    assert "fc.weight I8" in unchanged(build("test_resnet"), write(file, change=change))
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_earlier_file(file):
+    timm.save_timm(build("test_resnet", num_classes=3), file)
+    before = file.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*an earlier file of that name is as it was"):
+            timm.save_timm(build("test_resnet"), file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        timm.save_timm(build("test_resnet"), tmp_path / "file" / "model.safetensors")
+
+
+def test_missing_folders_are_made(tmp_path):
+    timm.save_timm(build("test_resnet"), tmp_path / "a" / "b" / "model.safetensors")
+    assert (tmp_path / "a" / "b" / "model.safetensors").stat().st_size > 100_000
+
+
+# --- The hub ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def put(cache: Path, repository: str, architecture: str) -> Path:
+    """Puts a file into the hub's cache, in the layout that huggingface_hub keeps there."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    return write(folder / "snapshots" / ("0" * 40) / "model.safetensors", architecture)
+
+
+def test_what_the_cache_has_needs_no_network(cache):
+    path = put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    assert hub.fetch(catalog.lookup("test_resnet")) == path
+    assert hub.fetch("timm/test_resnet.r160_in1k") == path
+
+
+def test_without_a_network_the_ways_out_are_named(cache):
+    with pytest.raises(UserError) as error:
+        hub.fetch(catalog.lookup("resnet18"))
+    message = str(error.value)
+    assert "\n" not in message
+    for word in ("timm/resnet18.a1_in1k", "checkpoint_path=", "HF_HOME", "pretrained=False"):
+        assert word in message
+
+
+def test_licences_are_said(cache, caplog):
+    put(cache, "timm/resnet18.fb_swsl_ig1b_ft_in1k", "test_resnet")
+    hub.fetch(catalog.lookup("resnet18.fb_swsl_ig1b_ft_in1k"))
+    assert "cc-by-nc-4.0: non-commercial use only" in caplog.text
+
+
+def test_an_architecture_without_published_weights(cache):
+    with pytest.raises(UserError, match="publishes no weights for 'mine'"):
+        hub.fetch(catalog.Entry(architecture="mine"))
+
+
+def test_a_name_that_no_repository_can_have(cache):
+    with pytest.raises(UserError, match="not the name of a repository"):
+        hub.fetch("a/b/c")
