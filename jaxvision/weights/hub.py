@@ -68,4 +68,5 @@ def fetch(source: Entry | str, *, revision: str | None = None) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return line if len(line) <= 160 else f"{line[:160]}..."

@@ -35,7 +35,8 @@ from jaxvision.weights import adapt
 
 logger = logging.getLogger(__name__)
 
-M = TypeVar("M", bound=nnx.Module)
+Model = Any  # an nnx.Module with the attributes that docs/architecture.md gives every model
+M = TypeVar("M", bound=Model)
 Head = Literal["auto", "load", "fresh"]
 
 _LAST_SEGMENT = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -70,12 +71,12 @@ def timm_shape(leaf_name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[axis] for axis in _axes(leaf_name, len(shape)))
 
 
-def weights(model: nnx.Module) -> dict[str, nnx.Variable]:
+def weights(model: Model) -> dict[str, nnx.Variable]:
     """Returns the Variables that a file holds, by their dotted names: parameters, frozen or not, and statistics.
 
     Random state, LoRA's factors and intermediates are no weights.
     """
-    found = {}
+    found: dict[str, nnx.Variable] = {}
     for path, variable in nnx.iter_graph(model):
         if isinstance(variable, nnx.Param | nnx.BatchStat | Frozen) and not isinstance(variable, nnx.LoRAParam):
             found[tree.join(path)] = variable
@@ -139,7 +140,7 @@ def load_timm(model: M, path: str | Path, *, head: Head = "auto", rngs: nnx.Rngs
 
 
 def _match(
-    model: nnx.Module, path: Path, targets: dict[str, nnx.Variable], shapes: dict[str, tuple[int, ...]]
+    model: Model, path: Path, targets: dict[str, nnx.Variable], shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Returns what to do with each leaf's tensor on its way in; raises unless leaves and tensors match one to one."""
     adapters: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
@@ -174,7 +175,7 @@ def _match(
 
 
 def _adapter(
-    model: nnx.Module, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]
+    model: Model, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]
 ) -> Callable[[np.ndarray], np.ndarray] | None:
     """Returns the function that makes a tensor of `shape` fit `wanted`, or None where that makes no sense."""
     if len(shape) != len(wanted):
@@ -190,11 +191,11 @@ def _adapter(
     return None
 
 
-def _in_head(model: nnx.Module, name: str) -> bool:
+def _in_head(model: Model, name: str) -> bool:
     return name.startswith(tuple(f"{attribute}." for attribute in model.classifier_names))
 
 
-def _heads_differ(model: nnx.Module, targets: dict[str, nnx.Variable], shapes: dict[str, tuple[int, ...]]) -> bool:
+def _heads_differ(model: Model, targets: dict[str, nnx.Variable], shapes: dict[str, tuple[int, ...]]) -> bool:
     ours = {name: leaf.shape[-1] for name, leaf in targets.items() if _in_head(model, name)}
     return any(shapes.get(timm_name(name), (0,))[0] != classes for name, classes in ours.items()) or (
         not ours and any(_in_head(model, key) for key in shapes)
@@ -221,7 +222,7 @@ def _assign(leaf: nnx.Variable, value: np.ndarray | jax.Array) -> None:
     leaf.set_value(jax.device_put(value, old.sharding) if placed else jnp.asarray(value))
 
 
-def _fill_the_rest(model: nnx.Module, fresh: set[str], rngs: nnx.Rngs | None) -> None:
+def _fill_the_rest(model: Model, fresh: set[str], rngs: nnx.Rngs | None) -> None:
     """Gives an abstract model what no file holds: the fresh head, and the state of random streams."""
     rngs = nnx.Rngs(0) if rngs is None else rngs
     old = {name: leaf.get_raw_value() for name, leaf in weights(model).items() if name in fresh}
@@ -278,7 +279,7 @@ def _open(path: Path) -> Iterator[Any]:
 # --- Out --------------------------------------------------------------------------------------------------------------
 
 
-def save_timm(model: nnx.Module, path: str | Path) -> None:
+def save_timm(model: Model, path: str | Path) -> None:
     """Writes the weights of `model` as a safetensors file that timm loads with ``strict=True``.
 
     The file appears whole or not at all: an earlier one of that name survives a full disk and a crash.
