@@ -11,7 +11,7 @@ is downloaded. RESULT
 from ml_collections import ConfigDict
 
 MODELS = {
-    "vit": {"name": "test_vit", "image_size": 16, "patch_size": 2},
+    "vit": {"name": "test_vit", "image_size": 16, "patch_size": 4},
     "resnet": {"name": "test_resnet", "image_size": 32},
     "efficientnet": {"name": "test_efficientnet", "image_size": 32},
 }

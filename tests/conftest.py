@@ -7,8 +7,13 @@ from pathlib import Path
 
 # Eight fake devices let sharding be tested on a laptop. Before JAX starts, or they are not there.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",  # most of the suite's time is compilation, of programs that run once
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 
 import jax
