@@ -99,7 +99,7 @@ def load_timm(model: M, path: str | Path, *, head: Head = "auto", rngs: nnx.Rngs
       path: the file, or a folder that holds a ``model.safetensors``.
       head: ``"load"`` takes the file's classifier, which has to fit; ``"fresh"`` leaves the model's own as it is (and
         initialises that of an abstract model); ``"auto"`` loads unless the numbers of classes differ.
-      rngs: for a fresh head and dropout of an abstract model; ``nnx.Rngs(0)`` if None.
+      rngs: streams ``params`` and ``dropout``, for what an abstract model cannot read; ``nnx.Rngs(0)`` if None.
 
     Raises:
       UserError: no such file, a truncated one, or weights of another architecture.

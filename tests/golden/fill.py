@@ -1,0 +1,51 @@
+"""Weights and images out of a seed and a name: the same numbers in every process, on every machine, for ever.
+
+Golden logits can so be kept without keeping weights. Only the raw bits of a counter-based generator are used, because
+those are what NumPy promises not to change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+
+
+def uniform(name: str, shape: tuple[int, ...], *, seed: int = 0) -> np.ndarray:
+    """Returns float32 numbers of `shape`, uniform in [-1, 1), that depend on nothing but name, shape and seed."""
+    key = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "little")
+    n = math.prod(shape)
+    bits = np.random.Philox(key=key).random_raw((n + 1) // 2).astype("<u8").view("<u4")[:n]
+    # 24 bits fill the mantissa of a float32: each step below is exact.
+    return (((bits >> np.uint32(8)).astype(np.float32) - np.float32(2**23)) * np.float32(2**-23)).reshape(shape)
+
+
+def tensor(name: str, shape: tuple[int, ...], *, gain: float = 1.0, seed: int = 0) -> np.ndarray:
+    """Returns float32 values for timm's tensor `name`.
+
+    Args:
+      name: the key in timm's state dict.
+      shape: of the tensor in PyTorch's layout.
+      gain: of the convolutions. At 1 they keep the variance of what they see, and an activation function then takes
+        some away: in a deep net of SiLUs and gates nothing of the image would reach the logits.
+      seed: of everything.
+    """
+    u = uniform(name, shape, seed=seed)
+    last = name.rsplit(".", 1)[-1]
+    if last == "running_var":
+        return np.float32(1) + np.float32(0.5) * u
+    if last in ("running_mean", "bias"):
+        return np.float32(0.2) * u
+    if last == "weight" and len(shape) == 1:  # the scale of a norm
+        return np.float32(1) + np.float32(0.3) * u
+    if last == "weight":
+        gain = gain if len(shape) == 4 else 1.0
+        return np.float32(gain * math.sqrt(3 / math.prod(shape[1:]))) * u
+    # Tokens and positions are as small as in training, where the epsilon of the first norm makes a difference.
+    return np.float32(0.02) * u if "token" in name or "embed" in name else u
+
+
+def images(shape: tuple[int, int, int, int], *, seed: int = 0) -> np.ndarray:
+    """Returns float32 images [b, h, w, c] of unit variance."""
+    return np.float32(math.sqrt(3)) * uniform("images", shape, seed=seed)
