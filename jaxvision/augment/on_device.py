@@ -474,7 +474,9 @@ def mix(
         positions = jnp.zeros_like(positions)
     elif mode == "pair":
         positions = jnp.minimum(positions, b - 1 - positions)
-    is_cutmix, share, (top, bottom, left, right) = jax.vmap(draw, out_axes=(0, 0, 1))(positions)
+    # The barrier keeps the compiler from drawing each sample's numbers anew for each of its pixels.
+    drawn = jax.lax.optimization_barrier(jax.vmap(draw, out_axes=(0, 0, 1))(positions))
+    is_cutmix, share, (top, bottom, left, right) = drawn
     share = jnp.where(mask[::-1], share, 1.0)
 
     def per_sample(x: jax.Array) -> jax.Array:

@@ -180,7 +180,8 @@ def apply(image: jax.Array, op: jax.Array | int, argument: jax.Array | float, fi
       [155.0, 155.0, 155.0]
     """
     h, w, _ = image.shape
-    image = _look_up(image, _table(image, op, argument))
+    # The barrier keeps the compiler from making an entry of the table anew for each pixel that looks it up.
+    image = _look_up(image, jax.lax.optimization_barrier(_table(image, op, argument)))
     degenerate = jnp.where(op == OPS.index("Color"), grey(image), smooth(image))
     blends = (op == OPS.index("Color")) | (op == OPS.index("Sharpness"))
     image = blend(degenerate, image, jnp.where(blends, argument, 1.0))
