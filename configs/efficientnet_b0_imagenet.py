@@ -2,9 +2,9 @@
 
     python -m jaxvision.main --config configs/efficientnet_b0_imagenet.py --workdir runs/efficientnet_b0_imagenet
 
-Recipe: the ingredients of timm's `efficientnet_b0.ra_in1k` (77.7 % at 224 px): RandAugment m9-mstd0.5, random erasing 0.2
-with noise, dropout 0.2, stochastic depth 0.2, label smoothing 0.1, an average of the weights with decay 0.9999; AdamW with
-cosine decay stands in for its RMSProp.
+Recipe: the ingredients of timm's `efficientnet_b0.ra_in1k` (77.7 % at 224 px): RandAugment m9-mstd0.5, random
+erasing 0.2 with noise, dropout 0.2, stochastic depth 0.2, label smoothing 0.1, an average of the weights with
+decay 0.9999; AdamW with cosine decay stands in for its RMSProp.
 
 Measured with this file: not yet.
 

@@ -2,10 +2,10 @@
 
     python -m jaxvision.main --config configs/efficientnet_b3.py --workdir runs/efficientnet_b3
 
-Recipe: after EfficientNetV2's transfer setting (Tan & Le, https://arxiv.org/abs/2104.00298): 10,000 steps of 512 images at
-the training resolution, one epoch of warm-up, label smoothing 0.1, weight decay 1e-5, an average of the weights with decay
-0.9996. AdamW with cosine decay stands in for its RMSProp. Published for CIFAR-10: EfficientNet-B0 98.1 %, B7 98.9 %
-(https://arxiv.org/abs/1905.11946, table 5); none for B3.
+Recipe: after EfficientNetV2's transfer setting (Tan & Le, https://arxiv.org/abs/2104.00298): 10,000 steps of
+512 images at the training resolution, one epoch of warm-up, label smoothing 0.1, weight decay 1e-5, an
+average of the weights with decay 0.9996. AdamW with cosine decay stands in for its RMSProp. Published for
+CIFAR-10: EfficientNet-B0 98.1 %, B7 98.9 % (https://arxiv.org/abs/1905.11946, table 5); none for B3.
 
 Measured with this file: not yet; a few steps are run in the tests.
 

@@ -3,13 +3,15 @@
     python -m jaxvision.main --config configs/folder.py --workdir runs/mine --config.source.data_dir=pictures
     python -m jaxvision.main --config configs/folder.py:efficientnet_b3.ra2_in1k --config.source.data_dir=pictures
 
-`pictures/` holds ``train/CLASS/*.jpg`` and ``val/`` or ``test/`` likewise; without such folders (``CLASS/*.jpg``) a seeded
-part of each class is held out. The argument after the colon is any model of `jaxvision list --pretrained`.
+`pictures/` holds ``train/CLASS/*.jpg`` and ``val/`` or ``test/`` likewise; without such folders
+(``CLASS/*.jpg``) a seeded part of each class is held out. The argument after the colon is any model of
+`jaxvision list --pretrained`.
 
-Recipe: AdamW with layer-wise decay of the learning rate, which forgives small data sets: 20 epochs, 1e-3 with decay 0.75,
-label smoothing 0.1, crops and flips. Few pictures or little time? --config.model.freeze_backbone=True trains the head
-alone. No network? --config.model.checkpoint_path=model.safetensors reads timm's file; --config.model.pretrained=False
-starts from scratch.
+Recipe: AdamW with layer-wise decay of the learning rate, which forgives small data sets: 20 epochs, 1e-3 with
+decay 0.75, label smoothing 0.1, crops and flips. Few pictures or little time?
+--config.model.freeze_backbone=True trains the head alone. No network?
+--config.model.checkpoint_path=model.safetensors reads timm's file; --config.model.pretrained=False starts
+from scratch.
 """
 
 from ml_collections import ConfigDict

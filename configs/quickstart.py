@@ -4,8 +4,8 @@
     python -m jaxvision.main --config configs/quickstart.py:resnet
     python -m jaxvision.main --config configs/quickstart.py:efficientnet
 
-The data are scikit-learn's digits, 1,797 real 8×8 scans (UCI, Alpaydin & Kaynak 1998), carried by the package: nothing
-is downloaded. RESULT
+The data are scikit-learn's digits, 1,797 real 8×8 scans (UCI, Alpaydin & Kaynak 1998), carried by the
+package: nothing is downloaded. RESULT
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,10 @@
 
     python -m jaxvision.main --config configs/resnet50_imagenet.py --workdir runs/resnet50_imagenet
 
-Recipe: Goyal et al., "Accurate, Large Minibatch SGD", https://arxiv.org/abs/1706.02677: SGD with Nesterov momentum 0.9, learning
-rate 0.1 for each 256 images of the batch, 5 epochs of warm-up, weight decay 1e-4, the last scale of each block starting at
-zero: 76.3 %. Cosine decay and label smoothing 0.1 are from He et al., https://arxiv.org/abs/1812.01187.
+Recipe: Goyal et al., "Accurate, Large Minibatch SGD", https://arxiv.org/abs/1706.02677: SGD with Nesterov
+momentum 0.9, learning rate 0.1 for each 256 images of the batch, 5 epochs of warm-up, weight decay 1e-4, the
+last scale of each block starting at zero: 76.3 %. Cosine decay and label smoothing 0.1 are from He et al.,
+https://arxiv.org/abs/1812.01187.
 
 Measured with this file: not yet.
 

@@ -2,10 +2,11 @@
 
     python -m jaxvision.main --config configs/vit_base.py --workdir runs/vit_base
 
-Recipe: SGD with momentum 0.9, learning rate 0.01 with cosine decay, no weight decay, batch 64, 10 epochs, gradient norm
-clipped to 1 (Dosovitskiy et al., https://arxiv.org/abs/2010.11929, appendix B.1.1, at the smaller resolution and batch of
-the Hugging Face model edadaltocg/vit_base_patch16_224_in21k_ft_cifar10, which reports 98.96 % with the weights below).
-Published, 384 px, 10,000 steps of 512: 99.02 % (google-research/vision_transformer).
+Recipe: SGD with momentum 0.9, learning rate 0.01 with cosine decay, no weight decay, batch 64, 10 epochs,
+gradient norm clipped to 1 (Dosovitskiy et al., https://arxiv.org/abs/2010.11929, appendix B.1.1, at the
+smaller resolution and batch of the Hugging Face model edadaltocg/vit_base_patch16_224_in21k_ft_cifar10, which
+reports 98.96 % with the weights below). Published, 384 px, 10,000 steps of 512: 99.02 %
+(google-research/vision_transformer).
 
 Measured with this file: not yet; a few steps are run in the tests.
 

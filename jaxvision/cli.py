@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("list", help="names of models, and of their weight tags")
     command.add_argument("pattern", nargs="?", default="*", help="shell pattern, such as 'vit_*'")
     command.add_argument("--family", help="resnet, vit or efficientnet")
-    command.add_argument("--pretrained", action="store_true", help="list weight tags (name.tag) instead of architectures")
+    command.add_argument("--pretrained", action="store_true", help="weight tags (name.tag) instead of architectures")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_list)
 
@@ -76,19 +76,32 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("attention", help="a PNG of where the model looks")
     command.add_argument("image", metavar="IMAGE", help="a picture file")
     _add_model_arguments(command)
-    command.add_argument("--layer", type=int, help="of a ViT: attention of this layer's class token, -1 is the last "
-                         "(default: attention rollout over all layers; Grad-CAM for a convnet)")  # fmt: skip
+    command.add_argument(
+        "--layer",
+        type=int,
+        help="of a ViT: attention of this layer's class token, -1 is the last "
+        "(default: attention rollout over all layers; Grad-CAM for a convnet)",
+    )
     command.add_argument("--label", help="of a convnet: explain this class (default: the predicted one)")
     command.add_argument("--output", "-o", help="the PNG to write (default: IMAGE's name with -attention.png, here)")
     command.set_defaults(run=_attention)
 
     command = commands.add_parser("evaluate", help="accuracy, loss, calibration and mistakes on a data set")
     _add_model_arguments(command)
-    command.add_argument("--data", required=True, metavar="FOLDER|SOURCE",
-                         help="a folder with one folder for each class, or a source such as digits or tfds")  # fmt: skip
+    command.add_argument(
+        "--data",
+        required=True,
+        metavar="FOLDER|SOURCE",
+        help="a folder with one folder for each class, or a source such as digits or tfds",
+    )
     command.add_argument("--split", default="test", help="part of the data (default: test)")
-    command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
-                         help="of the source, such as dataset=cifar10 or data_dir=DIRECTORY; may be repeated")  # fmt: skip
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the source, such as dataset=cifar10 or data_dir=DIRECTORY; may be repeated",
+    )
     command.add_argument("--batch-size", type=int, default=32, help="default: 32")
     command.add_argument("--report", metavar="DIRECTORY", help="write report.html here")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -96,8 +109,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("convert", help="a run, or a weight file, into a folder or file that timm reads")
     command.add_argument("source", metavar="WORKDIR|NAME", help="a finished run, its export folder, or a model's name")
-    command.add_argument("output", metavar="OUTPUT", help="a folder (model.safetensors and config.json), or a file "
-                         "that ends in .safetensors")  # fmt: skip
+    command.add_argument(
+        "output",
+        metavar="OUTPUT",
+        help="a folder (model.safetensors and config.json), or a file that ends in .safetensors",
+    )
     command.add_argument("--checkpoint", metavar="FILE", help="timm's safetensors file for a NAME (default: the hub)")
     command.add_argument("--num-classes", type=int, help="of the head (default: the weights' own)")
     command.add_argument("--image-size", type=int, help="side in pixels; a ViT's position grid is resampled to it")
@@ -107,8 +123,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", "-m", required=True, metavar="NAME|FOLDER",
-                         help="a name such as resnet50.a1_in1k (weights from the hub), or the workdir of a run")  # fmt: skip
+    command.add_argument(
+        "--model",
+        "-m",
+        required=True,
+        metavar="NAME|FOLDER",
+        help="a name such as resnet50.a1_in1k (weights from the hub), or the workdir of a run",
+    )
     command.add_argument("--checkpoint", metavar="FILE", help="timm's safetensors file for a NAME, instead of the hub")
     command.add_argument("--num-classes", type=int, help="of the head in --checkpoint (default: the name's own)")
     command.add_argument("--image-size", type=int, help="side in pixels (default: the weights' own)")

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.errors import UserError, unknown
 from jaxvision.models import registry
+from jaxvision.models.base import Model
 from jaxvision.models.layers.mode import eval_view
 from jaxvision.train import partial
 from jaxvision.weights import catalog, hub, timm
@@ -42,7 +43,7 @@ def create_model(
     param_dtype: Any = "float32",
     seed: int = 0,
     **options: Any,
-) -> nnx.Module:
+) -> Model:
     """Returns a model that is ready to predict (evaluation view).
 
     Args:
@@ -105,7 +106,7 @@ def create_model(
     return eval_view(model)
 
 
-def create_resnet(config: Mapping[str, Any]) -> nnx.Module:
+def create_resnet(config: Mapping[str, Any]) -> Model:
     """Returns a ResNet from a dictionary.
 
     Args:
@@ -123,7 +124,7 @@ def create_resnet(config: Mapping[str, Any]) -> nnx.Module:
     return _create_from_dictionary("resnet", config)
 
 
-def create_vit(config: Mapping[str, Any]) -> nnx.Module:
+def create_vit(config: Mapping[str, Any]) -> Model:
     """Returns a Vision Transformer from a dictionary; see `create_resnet`. Also ``attention_dropout``, ``patch_size``.
 
     Example:
@@ -134,7 +135,7 @@ def create_vit(config: Mapping[str, Any]) -> nnx.Module:
     return _create_from_dictionary("vit", config)
 
 
-def create_efficientnet(config: Mapping[str, Any]) -> nnx.Module:
+def create_efficientnet(config: Mapping[str, Any]) -> Model:
     """Returns an EfficientNet from a dictionary; see `create_resnet`.
 
     Example:
@@ -145,10 +146,11 @@ def create_efficientnet(config: Mapping[str, Any]) -> nnx.Module:
     return _create_from_dictionary("efficientnet", config)
 
 
-def _create_from_dictionary(family: str, config: Mapping[str, Any]) -> nnx.Module:
+def _create_from_dictionary(family: str, config: Mapping[str, Any]) -> Model:
     config = dict(config)
     if "architecture" not in config:
-        raise UserError(f"create_{family} needs the key 'architecture', such as {registry.architectures(family=family)[0]!r}")
+        example = registry.architectures(family=family)[0]
+        raise UserError(f"create_{family} needs the key 'architecture', such as {example!r}")
     name = config.pop("architecture")
     architecture = str(name).partition(".")[0]
     if architecture not in registry.architectures(family=family):
@@ -172,7 +174,7 @@ def _dtype(dtype: Any) -> Any:
 class Classifier:
     """A model, the names of its classes and the transform that its pictures need."""
 
-    model: nnx.Module
+    model: Model
     classes: tuple[str, ...]
     preprocess: Preprocess
 
@@ -192,7 +194,7 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model, preprocess = classifier.model, classifier.preprocess
+    model, preprocess, names = classifier.model, classifier.preprocess, classifier.model.classifier_names
     config = {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
@@ -208,7 +210,7 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
             "first_conv": model.first_conv,
-            "classifier": model.classifier_names[0] if len(model.classifier_names) == 1 else list(model.classifier_names),
+            "classifier": names[0] if len(names) == 1 else list(names),
         },
     }
     timm.save_timm(model, folder / "model.safetensors")
@@ -272,10 +274,10 @@ def _is_export(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
 
-def _timm_arguments(model: nnx.Module) -> dict[str, Any]:
+def _timm_arguments(model: Model) -> dict[str, Any]:
     arguments: dict[str, Any] = {"in_chans": model.in_channels} if model.in_channels != 3 else {}
-    if model.family == "vit":
+    if isinstance(size := getattr(model, "patch_size", None), int):
         arguments["img_size"] = model.image_size
-        if model.patch_size != registry.variant(model.architecture).arguments.get("patch_size", 16):
-            arguments["patch_size"] = model.patch_size
+        if size != registry.variant(model.architecture).arguments.get("patch_size", 16):
+            arguments["patch_size"] = size
     return arguments

@@ -11,13 +11,12 @@ import functools
 import inspect
 import math
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -37,6 +36,7 @@ from jaxvision.eval.evaluate import evaluate as evaluate_batches
 from jaxvision.eval.evaluate import make_eval_step
 from jaxvision.eval.metrics import Evaluation
 from jaxvision.models import registry
+from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel.mesh import check_batch_size, make_mesh, shard_batch
 from jaxvision.parallel.rules import state_shardings
@@ -112,8 +112,8 @@ def _preprocess_options(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> None:
-    """The section ``preprocess``, the evaluation transform. None: as the weight tag says; without weights ImageNet's mean
-    and std, bicubic, and a crop of 0.875 (small pictures that are all alike are never cropped).
+    """The section ``preprocess``, the evaluation transform. None: as the weight tag says; without weights ImageNet's
+    mean and std, bicubic, and a crop of 0.875 (small pictures that are all alike are never cropped).
 
     Args:
       crop_pct: the share of the resized picture's side that the crop keeps.
@@ -193,7 +193,7 @@ def explain_keys(config: Mapping[str, Any]) -> dict[str, str]:
     texts = {"seed": "of everything random: weights, order, augmentation.",
              "mesh.data": "devices along the axis that batches are split over; -1 is all."}  # fmt: skip
     sections = {"source": ((source.source_function(config["source"]["name"]),), set()), **SECTIONS}
-    family = registry.variant(catalog.lookup(config["model"]["name"]).architecture).build
+    family: Callable[..., Any] = registry.variant(catalog.lookup(config["model"]["name"]).architecture).build
     for name, (functions, _) in sections.items():
         # A family's own options first: what `create_model` says of the common ones is meant for all.
         for function in (family, *functions) if name == "model" else functions:
@@ -244,7 +244,7 @@ def _set_default(section: ConfigDict, key: str, parameter: inspect.Parameter) ->
 # --- The straight line ---
 
 
-def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """Trains what `config` describes, and returns what the result is worth.
 
     Started again with the same workdir it goes on from the newest good checkpoint, to the same bits.
@@ -408,9 +408,9 @@ def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, float]:
             with clock.part("evaluation"):
                 result = assess(data[final], state=state, name=final)
         if distributed.is_main():
-            model = nnx.merge(graph, state)
+            model = evaluated_model(nnx.merge(graph, state))
             with clock.part("report"):
-                classifier = Classifier(partial.merge_lora(evaluated_model(model)), tuple(classes), preprocess)
+                classifier = Classifier(partial.merge_lora(cast(Model, model)), tuple(classes), preprocess)
                 save_classifier(workdir / "export", classifier)
                 page = describe(
                     classifier,
@@ -472,10 +472,9 @@ def evaluate(
         pictures = pipeline.prepare(chosen, max_corrupt=max_corrupt, say=console.warn)
         mesh = make_mesh(devices=jax.devices()[:1])
         graph, state = nnx.split(classifier.model)
-        total, trainable = parameter_counts(state)
         console.start(
             model=classifier.model.architecture,
-            parameters=total,
+            parameters=parameter_counts(state)[0],
             dataset=chosen.name,
             classes=len(chosen.classes),
             data={split: len(chosen)},
@@ -545,7 +544,7 @@ def preprocess_of(config: ConfigDict, channels: int, *, small: bool) -> Preproce
     return replace(base, image_size=size, **chosen)
 
 
-def build_model(config: ConfigDict, num_classes: int, channels: int, image_size: int, *, weights: bool) -> nnx.Module:
+def build_model(config: ConfigDict, num_classes: int, channels: int, image_size: int, *, weights: bool) -> Model:
     """Returns the model of the config, with LoRA where it is asked for.
 
     Args:
@@ -564,7 +563,9 @@ def build_model(config: ConfigDict, num_classes: int, channels: int, image_size:
     return model
 
 
-def training_images(config: ConfigDict, preprocess: Preprocess, num_classes: int, *, stored: bool) -> Callable[..., Any]:
+def training_images(
+    config: ConfigDict, preprocess: Preprocess, num_classes: int, *, stored: bool
+) -> Callable[..., Any]:
     """Returns (batch, step) -> (images, targets), for inside the train step.
 
     Labels stay numbers unless pictures are mixed, so that the step can tell the accuracy.

@@ -186,7 +186,9 @@ def test_fine_tune_configs_run_from_a_local_timm_file(name: str, tmp_path: Path,
     from jaxvision.create import create_model
 
     save_timm(create_model(TINY[family], seed=5), tmp_path / "model.safetensors")
-    config.model.update({"name": TINY[family], "checkpoint_path": str(tmp_path / "model.safetensors"), "image_size": 32})
+    config.model.update(
+        {"name": TINY[family], "checkpoint_path": str(tmp_path / "model.safetensors"), "image_size": 32}
+    )
     if family == "vit":
         config.model.update({"image_size": 160})
     config.source.update({"data_dir": str(shared / "data" / "tfds"), "train": "train[:256]", "test": "test[:100]"})
@@ -345,7 +347,9 @@ def test_an_empty_class_folder_and_a_corrupt_picture(capsys: pytest.CaptureFixtu
     for label in range(2):
         (pictures / f"class{label}").mkdir(parents=True)
         for i in range(10):
-            Image.fromarray(rng.integers(0, 255, (40 + i, 48, 3), np.uint8)).save(pictures / f"class{label}" / f"{i}.jpg")
+            Image.fromarray(rng.integers(0, 255, (40 + i, 48, 3), np.uint8)).save(
+                pictures / f"class{label}" / f"{i}.jpg"
+            )
     arguments = [
         "--config=configs/folder.py:test_resnet",
         f"--workdir={tmp_path / 'run'}",

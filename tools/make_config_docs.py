@@ -1,6 +1,6 @@
 """Writes docs/configs.md: every config that comes along, every key and what it does. Run it after a docstring changed.
 
-    python tools/make_config_docs.py
+python tools/make_config_docs.py
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ ROOT = Path(__file__).parent.parent
 HEAD = """# Configs
 
 A config file is a Python file with `get_config()`; it says only what differs from the defaults.
-`python -m jaxvision.main --config FILE --help` lists every key with its value and meaning; any of them can be set on the
-command line, and one that is misspelt is an error that names the nearest.
+`python -m jaxvision.main --config FILE --help` lists every key with its value and meaning; any of them can be set
+on the command line, and one that is misspelt is an error that names the nearest.
 
 ```bash
-python -m jaxvision.main --config configs/quickstart.py:resnet --config.train.epochs=5 --config.optimizer.learning_rate=1e-3
+python -m jaxvision.main --config configs/quickstart.py:resnet --config.train.epochs=5 --config.optimizer.name=sgd
 ```
 
 | config | what it does |

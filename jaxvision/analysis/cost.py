@@ -19,6 +19,7 @@ from jax.extend import core
 
 from jaxvision import tree
 from jaxvision.models import registry
+from jaxvision.models.base import Model
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.models.layers.mode import eval_view
 from jaxvision.weights import catalog
@@ -114,7 +115,7 @@ class ModelInfo:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def model_info(model: str | nnx.Module, image_size: int | None = None) -> ModelInfo:
+def model_info(model: str | Model, image_size: int | None = None) -> ModelInfo:
     """Returns what a model costs for one image in evaluation, by stage.
 
     The numbers are those that timm publishes, counted by fvcore: on its model cards "GMACs" is `multiply_adds` and
@@ -214,7 +215,8 @@ def _products(jaxpr: core.Jaxpr, made_of: dict[core.Var, frozenset[str]]) -> Ite
         known = [frozenset() if isinstance(x, core.Literal) else made_of.get(x) for x in eqn.invars]
         inner = _inner(eqn)
         if eqn.params.get("name") == "global_avg_pool":
-            yield _Product("pool", "", eqn.invars[0].aval.size, eqn.outvars[0].aval)
+            pooled: Any = eqn.invars[0].aval
+            yield _Product("pool", "", pooled.size, eqn.outvars[0].aval)
         elif inner is not None:
             body, times, known = inner, eqn.params.get("length", 1), known[len(known) - len(inner.invars) :]
             inside = {var: names for var, names in zip(body.invars, known, strict=True) if names is not None}
@@ -223,7 +225,7 @@ def _products(jaxpr: core.Jaxpr, made_of: dict[core.Var, frozenset[str]]) -> Ite
             outs = zip(eqn.outvars, body.outvars, strict=True)
             made_of |= {out: inside[var] for out, var in outs if isinstance(var, core.Var) and var in inside}
         elif all(names is not None for names in known):
-            made_of |= dict.fromkeys(eqn.outvars, frozenset().union(*known))
+            made_of |= dict.fromkeys(eqn.outvars, frozenset().union(*(names for names in known if names)))
         else:
             yield from _product(eqn, known)
 
@@ -238,14 +240,15 @@ def _inner(eqn: core.JaxprEqn) -> core.Jaxpr | None:
 
 def _product(eqn: core.JaxprEqn, known: Sequence[frozenset[str] | None]) -> Iterator[_Product]:
     names = sorted(frozenset().union(*(names for names in known if names)))
-    out = eqn.outvars[0].aval
+    out: Any = eqn.outvars[0].aval
     if eqn.primitive.name == "conv_general_dilated":
-        kernel = eqn.invars[1].aval
+        kernel: Any = eqn.invars[1].aval
         features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
         yield _Product("linear", names[0], out.size * kernel.size // features, out)
     elif eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
-        depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        left: Any = eqn.invars[0].aval
+        depth = math.prod(left.shape[axis] for axis in contracted)
         yield _Product("linear" if names else "attention", names[0] if names else "", out.size * depth, out)
     elif eqn.primitive.name == "mul" and any(name.endswith(".scale") for name in names):
         # A BatchNorm in evaluation is one multiply-add of fixed numbers; a LayerNorm takes mean and variance first.

@@ -13,7 +13,7 @@ from jaxvision.errors import UserError
 from jaxvision.models.layers.mode import eval_view
 
 
-def explain(model: Any, images: jax.Array, *, classes: jax.Array | None = None) -> jax.Array:
+def explain(model: Any, images: jax.Array, *, classes: jax.Array | np.ndarray | None = None) -> jax.Array:
     """Returns where `model` looks in each image: attention rollout for a ViT, Grad-CAM for a convnet.
 
     Args:
@@ -38,7 +38,7 @@ def explain(model: Any, images: jax.Array, *, classes: jax.Array | None = None) 
     return _scaled(maps - maps.min((1, 2), keepdims=True))
 
 
-def grad_cam(model: Any, images: jax.Array, classes: jax.Array | None = None) -> jax.Array:
+def grad_cam(model: Any, images: jax.Array, classes: jax.Array | np.ndarray | None = None) -> jax.Array:
     """Returns how much each place of the last feature map speaks for a class.
 
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",

@@ -225,7 +225,7 @@ def prepare_eval(batch: Mapping[str, jax.Array], *, preprocess: Preprocess, resi
     return normalise(images, preprocess.mean, preprocess.std)
 
 
-def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalise(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Returns ``(images / 255 - mean) / std`` as float32; `images` [..., c] in 0 to 255.
 
     >>> normalise(jnp.full((1, 1, 1, 2), 255, jnp.uint8), (0.5, 0.0), (0.5, 0.1)).ravel().tolist()
@@ -233,7 +233,7 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     """
     ones = (1,) * (images.ndim - 1)
     mean_, std_ = (jnp.asarray(x, jnp.float32).reshape(*ones, -1) for x in (mean, std))
-    return (images.astype(jnp.float32) / 255 - mean_) / std_
+    return (jnp.asarray(images, jnp.float32) / 255 - mean_) / std_
 
 
 def resize_and_crop(image: jax.Array, preprocess: Preprocess) -> jax.Array:

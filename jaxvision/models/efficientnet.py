@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvision.models import registry
+from jaxvision.models.base import Model
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.head import linear_head
@@ -193,7 +194,7 @@ BLOCKS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
-class EfficientNet(nnx.Module):
+class EfficientNet(Model):
     """A 3x3 stem, stages of blocks, a 1x1 convolution, a linear head.
 
     Args:
@@ -266,7 +267,7 @@ class EfficientNet(nnx.Module):
         ]
         rates = iter(drop.rates(drop_path, sum(repeats), last_gets_all=False))
         self.strides = tuple(stage.stride for stage in stages)
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[Sequential] = nnx.List()
         for stage, n in zip(stages, repeats, strict=True):
             blocks = Sequential()
             for i in range(n):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax
 from flax import nnx
 
 from jaxvision.errors import UserError, unknown
+from jaxvision.models.base import Model
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,14 @@ class Variant:
 
     architecture: str
     family: str
-    build: Callable[..., nnx.Module]
+    build: type[Model]
     arguments: Mapping[str, Any]
 
 
 _VARIANTS: dict[str, Variant] = {}
 
 
-def register(family: str, build: Callable[..., nnx.Module], table: Mapping[str, Mapping[str, Any]]) -> None:
+def register(family: str, build: type[Model], table: Mapping[str, Mapping[str, Any]]) -> None:
     """Adds a family's table: architecture name -> keyword arguments of `build`."""
     for architecture, arguments in table.items():
         if architecture in _VARIANTS:
@@ -75,11 +76,11 @@ def options(architecture: str) -> list[str]:
     """Returns the keyword arguments that the architecture's class takes, `rngs` aside."""
     build = variant(architecture).build
     # A module class is called through nnx's metaclass, whose own signature is (*args, **kwargs).
-    parameters = inspect.signature(build.__init__ if isinstance(build, type) else build).parameters.values()
+    parameters = inspect.signature(build.__init__).parameters.values()  # type: ignore[misc]
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs"]
 
 
-def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
+def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
     """Returns a freshly initialised model.
 
     Args:
@@ -97,12 +98,13 @@ def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     """
     row = variant(architecture)
     check_options(f"argument of {architecture}", overrides, options(architecture))
-    model = row.build(**{**row.arguments, **overrides}, rngs=rngs)
+    arguments: dict[str, Any] = {**row.arguments, **overrides, "rngs": rngs}
+    model = row.build(**arguments)
     model.architecture, model.family = row.architecture, row.family
     return model
 
 
-def build_abstract(architecture: str, **overrides: Any) -> nnx.Module:
+def build_abstract(architecture: str, **overrides: Any) -> Model:
     """Returns the model with `jax.ShapeDtypeStruct` leaves: its structure, at no cost in memory or time."""
     return nnx.eval_shape(lambda: build(architecture, rngs=nnx.Rngs(jax.random.key(0)), **overrides))
 

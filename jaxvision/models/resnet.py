@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvision.models import registry
+from jaxvision.models.base import Model
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.head import linear_head
@@ -137,7 +138,7 @@ def _identity(x: jax.Array) -> jax.Array:
 BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
-class ResNet(nnx.Module):
+class ResNet(Model):
     """A stem, four stages of residual blocks, a linear head.
 
     Args:
@@ -162,6 +163,11 @@ class ResNet(nnx.Module):
     """
 
     classifier_names = ("fc",)
+
+    layer1: Sequential
+    layer2: Sequential
+    layer3: Sequential
+    layer4: Sequential
 
     def __init__(
         self,
@@ -206,7 +212,7 @@ class ResNet(nnx.Module):
             )
         self.bn1 = BatchNorm(features, **common)
 
-        blocks = [BLOCKS[name] for name in ([block] * len(depths) if isinstance(block, str) else block)]
+        blocks: list[Any] = [BLOCKS[name] for name in ([block] * len(depths) if isinstance(block, str) else block)]
         shared: dict[str, Any] = {"squeeze_excite": squeeze_excite, "avg_down": avg_down, **common}
         options = {BasicBlock: shared, Bottleneck: {"groups": groups, "base_width": base_width, **shared}}
         rates = iter(drop.rates(drop_path, sum(depths)))
@@ -216,7 +222,7 @@ class ResNet(nnx.Module):
                 stride = 2 if i > 0 and j == 0 else 1
                 stage.append(cls(features, width, stride=stride, drop_path=next(rates), **options[cls]))
                 features = width * cls.expansion
-            setattr(self, f"layer{i + 1}", stage)
+            setattr(self, f"layer{i + 1}", stage)  # timm's names, for timm's tensors
 
         self.num_features = features
         self.drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxvision.errors import UserError
 from jaxvision.models import registry
+from jaxvision.models.base import Model
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.attention import Attention
 from jaxvision.models.layers.head import linear_head
@@ -69,7 +70,7 @@ class Block(nnx.Module):
         return x + self.drop_path2(y if self.ls2 is None else self.ls2(y))
 
 
-class VisionTransformer(nnx.Module):
+class VisionTransformer(Model):
     """Vision Transformer with a class token.
 
     Args:

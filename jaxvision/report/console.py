@@ -143,7 +143,9 @@ class Console:
             rows.append(("data", described))
         rows.append(("devices", devices or machine.devices()))
         if steps:
-            epochs = f": {steps / steps_per_epoch:.3g} epochs of {round(steps_per_epoch, 1):g}" if steps_per_epoch else ""
+            epochs = (
+                f": {steps / steps_per_epoch:.3g} epochs of {round(steps_per_epoch, 1):g}" if steps_per_epoch else ""
+            )
             onward = f", going on after step {first_step:,}" if first_step else ""
             rows.append(("steps", f"{steps:,}{epochs}{onward}"))
         if workdir is not None:

@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nnx.Module)
 def train_view(model: M) -> M:
     """Returns a view of `model` that drops out, skips paths and updates BatchNorm statistics.
 
-    Frozen BatchNorm layers keep their statistics and frozen parts keep computing as in evaluation.
+    Frozen BatchNorm layers keep their statistics; dropout and stochastic depth act in frozen blocks, too.
 
     >>> import jaxvision
     >>> model = jaxvision.create_model("test_resnet", num_classes=10)

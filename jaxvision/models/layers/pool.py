@@ -27,11 +27,11 @@ def _shifted_max(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     rows, columns = (h + 1) // 2, (w + 1) // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    y = None
+    y = jnp.full((), -jnp.inf, x.dtype)
     for i in range(3):
         for j in range(3):
             shifted = lax.slice(x, (0, i, j, 0), (b, i + 2 * rows - 1, j + 2 * columns - 1, c), (1, 2, 2, 1))
-            y = shifted if y is None else jnp.maximum(y, shifted)
+            y = jnp.maximum(y, shifted)
     return y
 
 
