@@ -1,8 +1,9 @@
 """Writes tests/golden/golden.json: logits of real timm, for weights and images made by `fill`.
 
-    python tests/golden/make_golden.py
+    python tests/golden/make_golden.py [ARCHITECTURE ...]
 
-Needs PyTorch and timm (the extra ``reference``). Run it again when an architecture is added.
+Without names all rows are made anew, which takes a quarter of an hour on one core; with names only theirs. Needs PyTorch
+and timm (the extra ``reference``). Run it again when an architecture is added.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def golden(timm: Any, architecture: str, size: int) -> dict[str, Any]:
     at which two images are told apart well: from there on an error shows, wherever in the net it is.
     """
     resized = {"img_size": size} if architecture.startswith(("vit", "deit", "test_vit")) else {}
-    model = timm.create_model(architecture, **resized).eval().double()
+    model = timm.create_model(architecture, num_classes=1000, **resized).eval().double()
     for gain in GAINS:
         got = logits(model, size, gain)
         difference = np.abs(got[0] - got[1]).max() / np.abs(got).max()
@@ -90,7 +91,15 @@ def _rounded(numbers: np.ndarray) -> list[float]:
 def main() -> None:
     """Writes a row for each architecture and image size."""
     timm = import_timm()
-    rows = {f"{name} {size}": golden(timm, name, size) for name, sizes in SIZES.items() for size in sizes}
+    chosen = set(sys.argv[1:]) or set(SIZES)
+    assert chosen <= set(SIZES), chosen - set(SIZES)
+    old = json.loads((HERE / "golden.json").read_text(encoding="utf-8"))["golden"] if sys.argv[1:] else {}
+    rows = {
+        case: golden(timm, name, size) if name in chosen else old[case]
+        for name, sizes in SIZES.items()
+        for size in sizes
+        for case in [f"{name} {size}"]
+    }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
     text = f'{{"timm": {json.dumps(timm.__version__)}, "golden": {{\n{lines}\n}}}}\n'
     (HERE / "golden.json").write_text(text, encoding="utf-8")
