@@ -2,7 +2,7 @@
 
     python tests/golden/make_golden.py [ARCHITECTURE ...]
 
-Without names all rows are made anew, which takes a quarter of an hour on one core; with names only theirs. Needs PyTorch
+Without names all rows are made anew, which takes a quarter of an hour; with names only theirs. Needs PyTorch
 and timm (the extra ``reference``). Run it again when an architecture is added.
 """
 
