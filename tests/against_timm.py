@@ -23,15 +23,22 @@ def pair(name: str, *, seed: int = 0, **timm_options: Any) -> tuple[Any, Any]:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        theirs = import_timm().create_model(name, **timm_options).eval()
+        theirs = randomised(import_timm().create_model(name, **timm_options).eval(), seed=seed)
+    ours = registry.build_abstract(name, **{OURS.get(key, key): value for key, value in timm_options.items()})
+    return theirs, fill(ours, theirs.state_dict())
+
+
+def randomised(theirs: Any, *, seed: int = 0) -> Any:
+    """Returns timm's model with noise on all its weights, so that none of them is 0 or 1 any more."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, tensor in theirs.state_dict().items():
             if tensor.is_floating_point():
                 noise = torch.randn(tensor.shape, generator=generator)
                 tensor.add_(0.1 * noise.abs() if key.endswith("running_var") else 0.05 * noise)
-    ours = registry.build_abstract(name, **{OURS.get(key, key): value for key, value in timm_options.items()})
-    return theirs, fill(ours, theirs.state_dict())
+    return theirs
 
 
 def fill(model: Any, state_dict: Any) -> Any:
@@ -77,3 +84,17 @@ def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+def assert_gradients_close(ours: nnx.State, theirs: Any, tolerance: float) -> None:
+    """Asserts that gradients are those of timm's model after its backward pass.
+
+    `tolerance` is a share of the largest gradient of all, for some are zero but for rounding (a bias before a norm).
+    """
+    wanted = {name: parameter.grad.numpy() for name, parameter in theirs.named_parameters()}
+    largest = max(np.abs(gradient).max() for gradient in wanted.values())
+    for name, got in zip(tree.names(ours), jax.tree.leaves(ours), strict=True):
+        got = np.moveaxis(np.asarray(got), (-1, -2), (0, 1)) if name.endswith("kernel") else np.asarray(got)
+        error = np.abs(got - wanted.pop(timm_name(name))).max()
+        assert error <= tolerance * largest, (name, error / largest)
+    assert not wanted

@@ -170,10 +170,12 @@ def _sliced(x, kernel, stride, padding, dilation, groups):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Returns the depthwise convolution of `x` [b, h, w, c] with `kernel` [k, k, 1, c]."""
+    # The barrier makes XLA write the padded image once, in the loop that also normalises and activates it. Without it
+    # XLA sees that the central tap needs no padding, and computes the activation a second time to say so.
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: _shifted_sum(_pad(x, padding), kernel, stride),
+        cpu=lambda x, kernel: _shifted_sum(lax.optimization_barrier(_pad(x, padding)), kernel, stride),
         default=lambda x, kernel: _convolution(x, kernel, stride, padding, groups=x.shape[-1]),
     )
 

@@ -20,7 +20,9 @@ def linear_head(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> Any:
-    """Returns the layer from pooled features [b, features] to logits [b, num_classes], or None for 0 classes.
+    """Returns the layer from pooled features [b, features] to logits [b, num_classes], or nothing for 0 classes.
+
+    Assign it to an attribute of a module: that of no classes reads None there, and may be given a head later.
 
     Args:
       features: width of its input.
@@ -36,7 +38,7 @@ def linear_head(
       (512, 10)
     """
     if num_classes == 0:
-        return nnx.data(None)  # data, so that a later head may take its place
+        return nnx.data(None)  # a plain None would fix the attribute to be static for ever
     return nnx.Linear(
         features,
         num_classes,
