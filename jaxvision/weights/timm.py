@@ -30,12 +30,12 @@ from safetensors.numpy import save_file
 
 from jaxvision import tree
 from jaxvision.errors import UserError
+from jaxvision.models.base import Model
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.weights import adapt
 
 logger = logging.getLogger(__name__)
 
-Model = Any  # an nnx.Module with the attributes that docs/architecture.md gives every model
 M = TypeVar("M", bound=Model)
 Head = Literal["auto", "load", "fresh"]
 
@@ -186,7 +186,7 @@ def _adapter(
     if name == f"{model.first_conv}.kernel":
         return lambda tensor: adapt.input_channels(tensor, wanted[1])
     if name == "pos_embed":
-        prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+        prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
         return lambda tensor: adapt.position_grid(tensor, wanted[1], prefix=prefix)
     return None
 
