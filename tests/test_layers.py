@@ -92,6 +92,22 @@ def test_grouped_is_xlas_convolution_forward_and_backward(c, d, groups, stride):
         assert_close(a, b, 2e-6)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("k", [3, 7])
+def test_tiny_images_are_convolved_as_xla_does(k, stride):
+    padding = ((k // 2, k // 2), (k // 2, k // 2))
+    kernel = noise(k, k, 4, 5, seed=1)
+
+    @jax.jit
+    def both(xs):
+        fns = [functools.partial(f, stride=stride, padding=padding) for f in (convolve, xla)]
+        return [[values_and_gradients(f, x, kernel) for f in fns] for x in xs]
+
+    for ours, theirs in both([noise(3, h, w, 4) for h, w in [(1, 1), (2, 3), (4, 2), (9, 8)]]):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_close(a, b, 2e-6)
+
+
 def test_depthwise_can_be_differentiated_twice_and_mapped():
     x, kernel = noise(2, 5, 5, 4), noise(3, 3, 1, 4, seed=1)
     options = {"stride": 1, "padding": ((1, 1), (1, 1)), "groups": 4}

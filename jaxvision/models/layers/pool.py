@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxvision.models.layers.conv import shifts
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -24,15 +28,8 @@ def _window_max(x: jax.Array) -> jax.Array:
 
 
 def _shifted_max(x: jax.Array) -> jax.Array:
-    b, h, w, c = x.shape
-    rows, columns = (h + 1) // 2, (w + 1) // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    y = jnp.full((), -jnp.inf, x.dtype)
-    for i in range(3):
-        for j in range(3):
-            shifted = lax.slice(x, (0, i, j, 0), (b, i + 2 * rows - 1, j + 2 * columns - 1, c), (1, 2, 2, 1))
-            y = jnp.maximum(y, shifted)
-    return y
+    return functools.reduce(jnp.maximum, (seen for _, seen in shifts(x, 3, 2)))
 
 
 def avg_pool(x: jax.Array) -> jax.Array:
