@@ -108,6 +108,23 @@ def test_tiny_images_are_convolved_as_xla_does(k, stride):
             assert_close(a, b, 2e-6)
 
 
+def test_wide_images_are_convolved_as_xla_does_in_every_mode_of_differentiation():
+    x, kernel = noise(2, 33, 9, 4), noise(3, 3, 4, 5, seed=1)
+    options = {"stride": 1, "padding": ((1, 1), (1, 1))}
+
+    @jax.jit
+    def both(x, kernel):
+        results = []
+        for f in (functools.partial(convolve, **options), functools.partial(xla, **options)):
+            tangents = jax.jvp(f, (x, kernel), (jnp.cos(x), jnp.cos(kernel)))[1]
+            of_kernel = jax.grad(lambda kernel, f=f: jnp.sum(jnp.sin(f(x, kernel))))(kernel)
+            results.append([*values_and_gradients(f, x, kernel), tangents, of_kernel])
+        return results
+
+    for a, b in zip(*both(x, kernel), strict=True):
+        assert_close(a, b, 2e-6)
+
+
 def test_depthwise_can_be_differentiated_twice_and_mapped():
     x, kernel = noise(2, 5, 5, 4), noise(3, 3, 1, 4, seed=1)
     options = {"stride": 1, "padding": ((1, 1), (1, 1)), "groups": 4}
