@@ -59,7 +59,9 @@ class Checkpoints:
       say: called with each message, such as that a damaged checkpoint was skipped.
 
     Raises:
-      UserError: a bad option, or the folder cannot be made.
+      UserError: a bad option.
+
+    The folder is made when the first checkpoint is saved.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -103,11 +105,7 @@ class Checkpoints:
         self._saving: int | None = None
         _hush_orbax()
 
-        if not read_only:
-            try:
-                self.directory.mkdir(parents=True, exist_ok=True)
-            except OSError as e:
-                raise UserError(f"cannot make the folder {self.directory}: {e.strerror or e}") from e
+        if not read_only and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if _UNFINISHED in path.name:
                     say(f"the checkpoint of step {path.name.split('.')[0]} was interrupted while it was saved; skipped")
@@ -150,6 +148,7 @@ class Checkpoints:
         about = {"position": _plain(position), "metrics": _plain(metrics or {}), "config": self._config}
         self._saving = step
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about)),
@@ -192,7 +191,7 @@ class Checkpoints:
 
     def _discard(self, step: int | None) -> None:
         """Removes what there is of a checkpoint that could not be written."""
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if path.name == str(step) or path.name.startswith(f"{step}{_UNFINISHED}"):
                     path.rmtree(missing_ok=True)
@@ -409,26 +408,25 @@ def _as_json(value: Any) -> Any:
 def check_config(workdir: str | Path, config: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> bool:
     """Sees to it that a workdir is gone on with under the config that it was started with.
 
-    The first run writes ``config.json``; any later one compares with it.
+    `write_config` wrote that one. Nothing is written here.
 
     Args:
-      workdir: folder of the run, made if need be.
+      workdir: folder of the run, which need not be there yet.
       config: nested; anything that JSON can hold.
-      may_differ: dotted keys, or sections, whose change does no harm, such as ``("report", "checkpoint.keep")``. The
-        file is brought up to date with them.
+      may_differ: dotted keys, or sections, whose change does no harm, such as ``("report", "checkpoint.keep")``.
 
     Returns:
       Whether the run had been started before.
 
     Raises:
-      UserError: the config differs (the message shows each key, old -> new), or the file cannot be read or
-        written. Nothing is written then.
+      UserError: the config differs (the message shows each key, old -> new), or the file cannot be read.
 
     Example:
       >>> import tempfile
       >>> workdir = tempfile.mkdtemp()
       >>> check_config(workdir, {"optim": {"learning_rate": 0.1}})
       False
+      >>> write_config(workdir, {"optim": {"learning_rate": 0.1}})
       >>> check_config(workdir, {"optim": {"learning_rate": 0.2}})
       Traceback (most recent call last):
       ...
@@ -450,17 +448,30 @@ def check_config(workdir: str | Path, config: Mapping[str, Any], *, may_differ: 
                     f"{workdir} was started with another config: {changes}; "
                     f"take another workdir, or set the values back"
                 )
-        if old != new and jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Written beside and moved into place: there is a whole file or none.
-            beside = path.parent / "config.json.tmp"
-            beside.write_text(json.dumps(new, indent=2) + "\n")
-            beside.replace(path)
     except json.JSONDecodeError as e:
         raise UserError(f"{path} is not JSON ({e}); remove the folder to start afresh") from e
     except OSError as e:
         raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
     return old is not None
+
+
+def write_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
+    """Writes ``config.json`` into a workdir, which is made if need be; only process 0 does.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if jax.process_index() != 0:
+        return
+    path = epath.Path(workdir) / "config.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside and moved into place: there is a whole file or none.
+        beside = path.parent / "config.json.tmp"
+        beside.write_text(json.dumps(_plain(config), indent=2) + "\n")
+        beside.replace(path)
+    except OSError as e:
+        raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
 
 
 _ABSENT = object()

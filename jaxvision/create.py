@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.errors import UserError, unknown
 from jaxvision.models import registry
 from jaxvision.models.base import Model
+from jaxvision.models.layers.init import streams
 from jaxvision.models.layers.mode import eval_view
 from jaxvision.train import partial
 from jaxvision.weights import catalog, hub, timm
@@ -51,7 +51,7 @@ def create_model(
       pretrained: take the weights of the tag (without one: the architecture's default tag) from the hub or its cache.
       checkpoint_path: take them from this safetensors file instead; no network is touched.
       num_classes: of the head. Another number than the weights have gives a fresh head; 0 gives none.
-        Default: the tag's own, 1000 for a name without tag.
+        Default: as many as the weights have; without weights the tag's own number, 1000 for a name without tag.
       image_size: side of the square image in pixels. A ViT's position grid is resampled to it, as timm does; a
         convnet takes any size and only notes it. Default: the size the weights were trained at.
       in_channels: channels of the image. The first convolution is adapted as timm does.
@@ -80,8 +80,17 @@ def create_model(
         raise UserError(f"num_classes is 0 or more, got {num_classes}")
     if in_channels < 1:
         raise UserError(f"in_channels is 1 or more, got {in_channels}")
+    # Options are looked at before the file is: a misspelt one should not wait for a download.
+    registry.check_options(f"argument of {entry.architecture}", options, registry.options(entry.architecture))
+    path: Path | None = None
+    published = entry.num_classes
+    if checkpoint_path is not None:
+        path = Path(checkpoint_path)
+        published = timm.num_classes(path, entry.classifier)
+    elif pretrained:
+        path = hub.fetch(entry)
     overrides: dict[str, Any] = {
-        "num_classes": entry.num_classes if num_classes is None else num_classes,
+        "num_classes": published if num_classes is None else num_classes,
         "image_size": entry.preprocess.image_size if image_size is None else image_size,
         "in_channels": in_channels,
         "dtype": _dtype(dtype),
@@ -95,12 +104,13 @@ def create_model(
         if rate is not None and not 0 <= rate < 1:
             raise UserError(f"{key} is a probability in [0, 1), got {rate}")
 
-    rngs = nnx.Rngs(params=seed, dropout=seed + 1)
-    if checkpoint_path is None and not pretrained:
+    rngs = streams(params=seed, dropout=seed + 1)
+    if path is None:
         model = registry.build(entry.architecture, rngs=rngs, **overrides)
     else:
-        path = Path(checkpoint_path) if checkpoint_path is not None else hub.fetch(entry)
-        model = timm.load_timm(registry.build_abstract(entry.architecture, **overrides), path, rngs=rngs)
+        # The classes of the file come with its head; other ones that were asked for begin with a fresh one.
+        head: timm.Head = "load" if overrides["num_classes"] == published else "fresh"
+        model = timm.load_timm(registry.build_abstract(entry.architecture, **overrides), path, head=head, rngs=rngs)
     if freeze_backbone or freeze_layers or freeze:
         partial.freeze(model, backbone=freeze_backbone, layers=freeze_layers, patterns=freeze)
     return eval_view(model)

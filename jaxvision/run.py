@@ -27,7 +27,7 @@ from jaxvision import report
 from jaxvision.analysis.saliency import explain, overlay
 from jaxvision.augment import on_device
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.checkpoint import Checkpoints, check_config
+from jaxvision.checkpoint import Checkpoints, check_config, write_config
 from jaxvision.create import Classifier, create_model, save_classifier
 from jaxvision.data import pipeline, source
 from jaxvision.data.folder import open_test_folder
@@ -306,16 +306,17 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             restored = checkpoints.restore(abstract, shardings)
             state = restored.state if restored else initialise(create, build(weights=True), shardings)
         start = restored.step if restored else 0
-        metrics = stack.enter_context(report.MetricsWriter(workdir, resume_step=start if restored else None))
 
         # What happens to a batch on the devices, in training and in evaluation.
         loss = make_loss(**config.loss)
+        prepare = training_images(config, preprocess, len(classes), stored=data["train"].stored is not None)
+        jax.eval_shape(prepare, pipeline.batch_shapes(data["train"], batch_size, preprocess.image_size), 0)
         train_step = make_train_step(
             graph,
             mesh=mesh,
             shardings=shardings,
             loss=loss,
-            prepare=training_images(config, preprocess, len(classes), stored=data["train"].stored is not None),
+            prepare=prepare,
             learning_rate=rate,
             accumulate=loop.accumulate,
         )
@@ -360,6 +361,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             first_step=start,
             workdir=workdir,
         )
+
+        # Whatever was wrong with config, data and weights has been told by now: the first files are written.
+        write_config(workdir, config.to_dict())
+        metrics = stack.enter_context(report.MetricsWriter(workdir, resume_step=start if restored else None))
 
         # The loop. Numbers are fetched now and then, so that the devices never wait for the host.
         watched = "validation" if "validation" in data else "test"

@@ -44,8 +44,8 @@ def test_parameters_are_timms_by_number(architecture: str) -> None:
     import torch
 
     with torch.device("meta"):
-        reference = import_timm().create_model(architecture)
-    ours = sum(math.prod(shape) for shape in parameters(abstract(architecture)).values())
+        reference = import_timm().create_model(architecture, num_classes=1000)  # its default is the default tag's
+    ours = sum(math.prod(shape) for shape in parameters(abstract(architecture, num_classes=1000)).values())
     assert ours == sum(p.numel() for p in reference.parameters())
 
 
@@ -72,7 +72,7 @@ def test_every_leaf_is_matched_by_each_table(architecture: str) -> None:
         matched = tree.match(leaves, groups, default=len(groups))  # raises where a pattern matches nothing
         head = {name for name, group in matched.items() if group == len(groups)}
         assert any(name.startswith(model.classifier_names) for name in head)
-    shardings = jax.tree.leaves(state_shardings(nnx.state(model), make_mesh()))
+    shardings = jax.tree.leaves(state_shardings({"model": nnx.state(model)}, make_mesh()))
     assert len(shardings) == len(jax.tree.leaves(nnx.state(model)))
 
 

@@ -194,7 +194,7 @@ def test_fine_tune_configs_run_from_a_local_timm_file(name: str, tmp_path: Path,
     config.source.update({"data_dir": str(shared / "data" / "tfds"), "train": "train[:256]", "test": "test[:100]"})
     config.data.batch_size = 16
     config.mesh = ConfigDict({"data": 1})
-    config.train.update({"steps": 3})
+    config.train.update({"steps": 6})  # milestones at 0.3 of it come after the warm-up
     config.schedule.warmup_steps = 1
     result = run.train(config, tmp_path / "run")
     assert result["count"] == 100
@@ -214,7 +214,7 @@ def test_fine_tune_configs_run_as_they_are(name: str, tmp_path: Path, shared: Pa
     config.source.update({"data_dir": str(shared / "data" / "tfds"), "train": "train[:64]", "test": "test[:16]"})
     config.data.batch_size = 8
     config.mesh = ConfigDict({"data": 1})
-    config.train.update({"steps": 2})
+    config.train.update({"steps": 4})
     config.schedule.warmup_steps = 1
     assert run.train(config, tmp_path / "run")["count"] == 16
 
@@ -252,10 +252,10 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
         (["--config.optimiser.learning_rate=1"], "did you mean optimizer.learning_rate"),
         (["--config.train.epochs=many"], "takes a float"),
         (["--config.model.name=resnet51"], "did you mean 'resnet50'"),
-        (["--config.model.name=resnet50.a9_in1k"], "resnet50.a1_in1k"),
+        (["--config.model.name=resnet50.a9_in1k"], "valid: a1_in1k"),
         (["--config.source.name=digit"], "did you mean 'digits'"),
-        (["--config.model.image_size=17"], "not divisible by the patch size 2"),
-        (["--config.model.patch_sise=4"], "did you mean 'patch_size'"),
+        (["--config.model.image_size=17"], "not divisible by the patch size 4"),
+        (["--config.model.patch_sise=4"], "did you mean model.patch_size"),
         (["--config.optimizer.name=adamv"], "did you mean 'adamw'"),
         (["--config.schedule.name=cosin"], "did you mean 'cosine'"),
         (["--config.augment.crop=resize"], "resized"),
@@ -301,7 +301,7 @@ def test_weights_of_another_architecture(capsys: pytest.CaptureFixture, tmp_path
         f"--workdir={tmp_path / 'run'}",
         f"--config.model.checkpoint_path={tmp_path / 'vit.safetensors'}",
     )
-    for word in ("missing", "conv1", "pos_embed"):
+    for word in ("missing", "unexpected", "test_resnet", "blocks.0.", "another architecture"):
         assert word in error
 
 

@@ -17,7 +17,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from jaxvision.augment import host
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.source import Example, Source
 from jaxvision.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 Batch = dict[str, np.ndarray]  # image uint8 [b, h, w, c], label int32 [b], index int32 [b], mask bool [b]
 T = TypeVar("T")
@@ -284,6 +287,23 @@ def train_batches(
     for batch in _stream(work, start_step, stop_step, workers):
         pictures.found_corrupt(int(i) for i in batch["index"][~batch["mask"]])
         yield batch
+
+
+def batch_shapes(pictures: Pictures, batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of what `train_batches` yields, of the batch over all processes.
+
+    Args:
+      pictures: from `prepare`.
+      batch_size: images per step.
+      image_size: side to which pictures that are not kept in memory are cropped.
+    """
+    import jax  # not above: the workers, which import this file, do without
+
+    stored = pictures.stored
+    shape = (image_size, image_size, pictures.channels) if stored is None else stored.shape[1:]
+    image = jax.ShapeDtypeStruct((batch_size, *shape), np.uint8)
+    rest = {"label": np.int32, "mask": np.bool_, "index": np.int32}
+    return {"image": image} | {key: jax.ShapeDtypeStruct((batch_size,), kind) for key, kind in rest.items()}
 
 
 def eval_batches(

@@ -21,6 +21,7 @@ from jaxvision.models.base import Model
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.head import linear_head
+from jaxvision.models.layers.init import normal, uniform
 from jaxvision.models.layers.norm import BatchNorm
 from jaxvision.models.layers.pool import global_avg_pool
 from jaxvision.models.layers.sequential import Sequential
@@ -72,7 +73,7 @@ class Parts:
         """Returns a convolution; see `Conv`. The fan of a grouped one is counted within its group, as in TensorFlow."""
         fan_out = kernel_size**2 * out_features // options.get("groups", 1)
         common = {"padding": self.padding, "dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": self.rngs}
-        init = nnx.initializers.normal(math.sqrt(2 / fan_out))
+        init = normal(math.sqrt(2 / fan_out))
         return Conv(in_features, out_features, kernel_size, kernel_init=init, **options, **common)
 
     def norm(self, features: int) -> BatchNorm:
@@ -283,7 +284,7 @@ class EfficientNet(Model):
         self.drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
         self.classifier = self._fresh_head(
             rngs,
-            kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
+            kernel_init=uniform(max(num_classes, 1) ** -0.5),
             bias_init=nnx.initializers.zeros,
         )
 

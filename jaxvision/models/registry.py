@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from flax import nnx
 
 from jaxvision.errors import UserError, unknown
 from jaxvision.models.base import Model
+from jaxvision.models.layers.init import streams
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
 
 def build_abstract(architecture: str, **overrides: Any) -> Model:
     """Returns the model with `jax.ShapeDtypeStruct` leaves: its structure, at no cost in memory or time."""
-    return nnx.eval_shape(lambda: build(architecture, rngs=nnx.Rngs(jax.random.key(0)), **overrides))
+    return nnx.eval_shape(lambda: build(architecture, rngs=streams(0, 1), **overrides))
 
 
 def check_options(what: str, got: Iterable[str], valid: Iterable[str]) -> None:

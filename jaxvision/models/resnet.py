@@ -18,12 +18,11 @@ from jaxvision.models.base import Model
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.head import linear_head
+from jaxvision.models.layers.init import he_normal
 from jaxvision.models.layers.norm import BatchNorm
 from jaxvision.models.layers.pool import avg_pool, global_avg_pool, max_pool
 from jaxvision.models.layers.sequential import Sequential
 from jaxvision.models.layers.squeeze_excite import SqueezeExcite
-
-conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class BasicBlock(nnx.Module):
@@ -52,12 +51,12 @@ class BasicBlock(nnx.Module):
         drop_path: float = 0.0,
         **common: Any,
     ):
-        self.conv1 = Conv(in_features, width, 3, stride=stride, kernel_init=conv_init, **common)
+        self.conv1 = Conv(in_features, width, 3, stride=stride, kernel_init=he_normal, **common)
         self.bn1 = BatchNorm(width, **common)
-        self.conv2 = Conv(width, width, 3, kernel_init=conv_init, **common)
+        self.conv2 = Conv(width, width, 3, kernel_init=he_normal, **common)
         # A scale of zero makes each branch start as nothing, so that a deep net starts as a shallow one.
         self.bn2 = BatchNorm(width, scale_init=nnx.initializers.zeros, **common)
-        self.se = SqueezeExcite(width, kernel_init=conv_init, **common) if squeeze_excite else None
+        self.se = SqueezeExcite(width, kernel_init=he_normal, **common) if squeeze_excite else None
         self.drop_path = drop.DropPath(drop_path, rngs=common["rngs"])
         self.downsample = _downsample(in_features, width, stride, avg_down, **common)
 
@@ -102,13 +101,13 @@ class Bottleneck(nnx.Module):
         **common: Any,
     ):
         inner, out_features = width * base_width // 64 * groups, width * self.expansion
-        self.conv1 = Conv(in_features, inner, 1, kernel_init=conv_init, **common)
+        self.conv1 = Conv(in_features, inner, 1, kernel_init=he_normal, **common)
         self.bn1 = BatchNorm(inner, **common)
-        self.conv2 = Conv(inner, inner, 3, stride=stride, groups=groups, kernel_init=conv_init, **common)
+        self.conv2 = Conv(inner, inner, 3, stride=stride, groups=groups, kernel_init=he_normal, **common)
         self.bn2 = BatchNorm(inner, **common)
-        self.conv3 = Conv(inner, out_features, 1, kernel_init=conv_init, **common)
+        self.conv3 = Conv(inner, out_features, 1, kernel_init=he_normal, **common)
         self.bn3 = BatchNorm(out_features, scale_init=nnx.initializers.zeros, **common)
-        self.se = SqueezeExcite(out_features, kernel_init=conv_init, **common) if squeeze_excite else None
+        self.se = SqueezeExcite(out_features, kernel_init=he_normal, **common) if squeeze_excite else None
         self.drop_path = drop.DropPath(drop_path, rngs=common["rngs"])
         self.downsample = _downsample(in_features, out_features, stride, avg_down, **common)
 
@@ -127,7 +126,7 @@ def _downsample(in_features: int, out_features: int, stride: int, avg_down: bool
     if stride == 1 and in_features == out_features:
         return None
     stride, pools = (1, [avg_pool if stride == 2 else _identity]) if avg_down else (stride, [])
-    conv = Conv(in_features, out_features, 1, stride=stride, kernel_init=conv_init, **common)
+    conv = Conv(in_features, out_features, 1, stride=stride, kernel_init=he_normal, **common)
     return Sequential([*pools, conv, BatchNorm(out_features, **common)])
 
 
@@ -196,18 +195,18 @@ class ResNet(Model):
         self.conv1: nnx.Module
         if stem_width is None:
             self.first_conv, features = "conv1", 64
-            self.conv1 = Conv(in_channels, features, 7, stride=2, kernel_init=conv_init, **common)
+            self.conv1 = Conv(in_channels, features, 7, stride=2, kernel_init=he_normal, **common)
         else:
             self.first_conv, features = "conv1.0", 2 * stem_width
             self.conv1 = Sequential(
                 [
-                    Conv(in_channels, stem_width, 3, stride=2, kernel_init=conv_init, **common),
+                    Conv(in_channels, stem_width, 3, stride=2, kernel_init=he_normal, **common),
                     BatchNorm(stem_width, **common),
                     jax.nn.relu,
-                    Conv(stem_width, stem_width, 3, kernel_init=conv_init, **common),
+                    Conv(stem_width, stem_width, 3, kernel_init=he_normal, **common),
                     BatchNorm(stem_width, **common),
                     jax.nn.relu,
-                    Conv(stem_width, features, 3, kernel_init=conv_init, **common),
+                    Conv(stem_width, features, 3, kernel_init=he_normal, **common),
                 ]
             )
         self.bn1 = BatchNorm(features, **common)

@@ -18,6 +18,7 @@ from jaxvision.models.base import Model
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.attention import Attention
 from jaxvision.models.layers.head import linear_head
+from jaxvision.models.layers.init import normal
 from jaxvision.models.layers.mlp import Mlp, linear_init
 from jaxvision.models.layers.norm import LayerScale
 from jaxvision.models.layers.patch import PatchEmbed
@@ -138,7 +139,7 @@ class VisionTransformer(Model):
         self.patch_embed = PatchEmbed(image_size, patch_size, in_channels, d, **types)
         self.grid_size = self.patch_embed.grid_size
         n = self.num_prefix_tokens + self.patch_embed.num_patches
-        self.cls_token = nnx.Param(nnx.initializers.normal(1e-6)(rngs.params(), (1, 1, d), param_dtype))
+        self.cls_token = nnx.Param(normal(1e-6)(rngs.params(), (1, 1, d), param_dtype))
         self.dist_token = nnx.Param(linear_init(rngs.params(), (1, 1, d), param_dtype)) if distilled else nnx.data(None)
         self.pos_embed = nnx.Param(linear_init(rngs.params(), (1, n, d), param_dtype))
         self.pos_drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)

@@ -16,8 +16,8 @@ from flax.nnx.nn import dtypes
 
 from jaxvision import tree
 from jaxvision.errors import UserError, nearest
-from jaxvision.models.layers.conv import torch_default_init
 from jaxvision.models.layers.frozen import Frozen
+from jaxvision.models.layers.init import torch_default
 from jaxvision.models.layers.norm import BatchNorm
 
 M = TypeVar("M", bound=Any)  # an nnx.Module with the attributes that docs/architecture.md gives every model
@@ -135,7 +135,7 @@ class LoRALinear(nnx.Module):
         d_in, d_out = linear.kernel.shape
         self.kernel, self.bias = linear.kernel, linear.bias
         # B is zero, so the model starts as it was.
-        self.lora_a = nnx.LoRAParam(torch_default_init(rngs.params(), (d_in, rank), linear.param_dtype))
+        self.lora_a = nnx.LoRAParam(torch_default(rngs.params(), (d_in, rank), linear.param_dtype))
         self.lora_b = nnx.LoRAParam(jnp.zeros((rank, d_out), linear.param_dtype))
         self.scale = alpha / rank
         self.dtype = linear.dtype

@@ -25,21 +25,9 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
+from jaxvision.models.layers.init import torch_default
+
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
-
-# PyTorch's default for Conv2d is kaiming_uniform(a=sqrt(5)), which is U(+-1/sqrt(fan_in)).
-torch_default_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def torch_bias_init(fan_in: int) -> Any:
-    """Returns PyTorch's default initializer for the bias of a layer with `fan_in` inputs, U(+-1/sqrt(fan_in)).
-
-    >>> bias = torch_bias_init(64)(jax.random.key(0), (1000,))
-    >>> bool(abs(bias).max() <= 1 / 8)
-    True
-    """
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Conv(nnx.Module):
@@ -82,7 +70,7 @@ class Conv(nnx.Module):
         use_bias: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        kernel_init: Any = torch_default_init,
+        kernel_init: Any = torch_default,
         bias_init: Any = nnx.initializers.zeros,
         rngs: nnx.Rngs,
     ):

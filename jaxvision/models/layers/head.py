@@ -7,14 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvision.models.layers.conv import torch_bias_init, torch_default_init
+from jaxvision.models.layers.init import torch_default, torch_default_bias
 
 
 def linear_head(
     features: int,
     num_classes: int,
     *,
-    kernel_init: Any = torch_default_init,
+    kernel_init: Any = torch_default,
     bias_init: Any = None,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
@@ -43,7 +43,7 @@ def linear_head(
         features,
         num_classes,
         kernel_init=kernel_init,
-        bias_init=torch_bias_init(features) if bias_init is None else bias_init,
+        bias_init=torch_default_bias(features) if bias_init is None else bias_init,
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxvision.models.layers.init import normal
+
 # timm truncates this at an absolute 2, which is a hundred standard deviations out: no truncation at all.
-linear_init = nnx.initializers.normal(0.02)
+linear_init = normal(0.02)
 
 
 class Mlp(nnx.Module):

@@ -12,7 +12,7 @@ from flax.nnx.nn import dtypes
 
 from jaxvision.errors import UserError
 from jaxvision.models import registry
-from jaxvision.models.layers.conv import torch_default_init
+from jaxvision.models.layers.init import torch_default
 
 
 class PatchEmbed(nnx.Module):
@@ -95,7 +95,7 @@ class PatchProjection(nnx.Module):
         p, c, d = patch_size, in_channels, features
         # timm leaves PyTorch's default for convolutions in place here, kernel and bias.
         bound = (p * p * c) ** -0.5
-        self.kernel = nnx.Param(torch_default_init(rngs.params(), (p, p, c, d), param_dtype))
+        self.kernel = nnx.Param(torch_default(rngs.params(), (p, p, c, d), param_dtype))
         self.bias = nnx.Param(jax.random.uniform(rngs.params(), (d,), param_dtype, -bound, bound))
         self.dtype = dtype
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvision.models.layers.conv import Conv, torch_bias_init, torch_default_init
+from jaxvision.models.layers.conv import Conv
+from jaxvision.models.layers.init import torch_default, torch_default_bias
 from jaxvision.models.layers.width import make_divisible
 
 
@@ -39,13 +40,13 @@ class SqueezeExcite(nnx.Module):
         *,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        kernel_init: Any = torch_default_init,
+        kernel_init: Any = torch_default,
         rngs: nnx.Rngs,
     ):
         hidden = make_divisible(features / 16, round_limit=0.0)
         common = {"use_bias": True, "kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype}
-        self.fc1 = Conv(features, hidden, 1, bias_init=torch_bias_init(features), **common, rngs=rngs)
-        self.fc2 = Conv(hidden, features, 1, bias_init=torch_bias_init(hidden), **common, rngs=rngs)
+        self.fc1 = Conv(features, hidden, 1, bias_init=torch_default_bias(features), **common, rngs=rngs)
+        self.fc2 = Conv(hidden, features, 1, bias_init=torch_default_bias(hidden), **common, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `x` [b, h, w, c] with its channels scaled."""

@@ -1,0 +1,67 @@
+"""jaxvision.models.layers.init: distributions, and the same numbers whether traced or not."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxvision.models import registry
+from jaxvision.models.layers import init
+
+
+@pytest.mark.parametrize("shape", [(3,), (2**16,), (3, 3, 90, 100)])
+@pytest.mark.parametrize("make", [init.normal, init.uniform])
+def test_jit_and_dtype_change_no_numbers(make, shape):
+    key = jax.random.key(1)
+    values = make(0.5)(key, shape)
+    assert values.shape == shape
+    np.testing.assert_array_equal(values, jax.jit(lambda key: make(0.5)(key, shape))(key))
+    half = make(0.5)(key, shape, jnp.bfloat16)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(half, values.astype(jnp.bfloat16))
+
+
+def test_blocks_are_not_repeated():
+    values = np.asarray(init.normal(1.0)(jax.random.key(0), (3 * 2**16,)))
+    assert len(np.unique(values)) > 0.9 * len(
+        values
+    )  # 2^23 values there are; a block drawn twice would leave two thirds
+    assert np.abs(np.corrcoef(values.reshape(3, -1)) - np.eye(3)).max() < 0.02
+
+
+def test_distributions():
+    shape, key = (3, 3, 100, 200), jax.random.key(0)
+    for values, deviation in [
+        (init.normal(0.02)(key, shape), 0.02),
+        (init.uniform(0.3)(key, shape), 0.3 / np.sqrt(3)),
+        (init.he_normal(key, shape), np.sqrt(2 / (9 * 200))),
+        (init.torch_default(key, shape), (9 * 100) ** -0.5 / np.sqrt(3)),
+        (init.torch_default_bias(16)(key, (10000,)), 0.25 / np.sqrt(3)),
+    ]:
+        np.testing.assert_allclose(jnp.std(values), deviation, rtol=0.01)
+        np.testing.assert_allclose(jnp.mean(values) / deviation, 0, atol=0.03)
+    normal = np.sort(np.asarray(init.normal(1.0)(key, (10001,))))
+    quantiles = normal[[228, 1587, 5000, 8413, 9772]]  # of -2, -1, 0, 1, 2 standard deviations
+    np.testing.assert_allclose(quantiles, [-2, -1, 0, 1, 2], atol=0.1)
+
+
+def test_a_seed_is_a_model_and_layers_differ():
+    a, b, c = (registry.build("test_resnet", rngs=nnx.Rngs(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(a.fc.kernel[...], b.fc.kernel[...])
+    assert (a.fc.kernel[...] != c.fc.kernel[...]).all()
+    assert (a.layer2[0].conv2.kernel[...] != a.layer3[0].conv2.kernel[...]).all()
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_streams_are_those_of_flax(architecture: str):
+    options = {"dropout": 0.1, "drop_path": 0.1}
+    ours = registry.build(architecture, rngs=init.streams(3, 4), **options)
+    flax = registry.build(architecture, rngs=nnx.Rngs(params=3, dropout=4), **options)
+    assert nnx.graphdef(ours) == nnx.graphdef(flax)
+    for a, b in zip(jax.tree.leaves(nnx.state(ours)), jax.tree.leaves(nnx.state(flax)), strict=True):
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
