@@ -210,6 +210,7 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
         "num_classes": model.num_classes,
         "label_names": list(classifier.classes),
         "model_args": _timm_arguments(model),
+        "jaxvision_options": dict(model.options),
         "pretrained_cfg": {
             "tag": "jaxvision",
             "num_classes": model.num_classes,
@@ -259,7 +260,8 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
         raise UserError(f"{source} holds no finished model (export/config.json); let the run end, then try again")
     config = json.loads((folder / "config.json").read_text())
     cfg = config["pretrained_cfg"]
-    arguments = {_OURS.get(key, key): value for key, value in config.get("model_args", {}).items()}
+    arguments = config.get("jaxvision_options", {})
+    arguments |= {ours: config["model_args"][key] for key, ours in _OURS.items() if key in config.get("model_args", {})}
     model = create_model(
         config["architecture"],
         checkpoint_path=checkpoint_path or folder / "model.safetensors",
@@ -277,7 +279,17 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
     return Classifier(model, tuple(config["label_names"]), preprocess)
 
 
-_OURS = {"img_size": "image_size", "in_chans": "in_channels"}  # timm's argument -> ours
+# timm's argument -> ours. Other changes of shape than these timm cannot be told.
+_OURS = {
+    "img_size": "image_size",
+    "in_chans": "in_channels",
+    "patch_size": "patch_size",
+    "layers": "depths",
+    "channels": "widths",
+    "embed_dim": "embed_dim",
+    "depth": "depth",
+    "num_heads": "num_heads",
+}
 
 
 def _is_export(folder: Path) -> bool:
@@ -286,8 +298,7 @@ def _is_export(folder: Path) -> bool:
 
 def _timm_arguments(model: Model) -> dict[str, Any]:
     arguments: dict[str, Any] = {"in_chans": model.in_channels} if model.in_channels != 3 else {}
-    if isinstance(size := getattr(model, "patch_size", None), int):
+    if model.family == "vit":
         arguments["img_size"] = model.image_size
-        if size != registry.variant(model.architecture).arguments.get("patch_size", 16):
-            arguments["patch_size"] = size
-    return arguments
+    theirs = {ours: name for name, ours in _OURS.items()}
+    return arguments | {theirs[name]: value for name, value in model.options if name in theirs}

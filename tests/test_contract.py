@@ -16,7 +16,8 @@ from flax import nnx
 from reference import import_timm
 
 from jaxvision import tree
-from jaxvision.create import create_model
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
 from jaxvision.models import registry
 from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.mesh import make_mesh
@@ -206,3 +207,27 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(family: str) -> None:
     other = "resnet50" if family == "vit" else "vit_tiny_patch16_224"
     with pytest.raises(UserError, match=f"unknown {family} architecture"):
         create({"architecture": other})
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("resnet18", {"widths": (16, 32, 64, 128), "depths": [1, 1, 1, 1]}),
+        ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 3, "embed_dim": 96, "image_size": 64}),
+        ("deit_tiny_distilled_patch16_224", {"image_size": 64}),
+    ],
+)
+def test_an_export_of_another_shape_is_read_by_timm_and_by_us(architecture: str, options: dict, tmp_path: Path) -> None:
+    import torch
+
+    model = create_model(architecture, num_classes=4, in_channels=1, **options)
+    preprocess = Preprocess(image_size=64, mean=(0.5,), std=(0.5,))
+    save_classifier(tmp_path, Classifier(model, tuple("abcd"), preprocess))
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 1)).astype(np.float32)
+    ours = np.asarray(model(images))
+    np.testing.assert_array_equal(load_classifier(tmp_path).model(images), ours)
+    reference = import_timm().create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        theirs = reference(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(np.abs(theirs).max(), 0.1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import jax
 from flax import nnx
@@ -19,6 +20,7 @@ class Model(nnx.Module):
       image_size: side of the image in pixels; a convnet takes any other, too.
       num_features: c of the pooled features that the head sees.
       classifier_names: attributes that are the head, such as ``("fc",)`` or ``("head", "head_dist")``.
+      options: ((argument, value), ...) by which the shape of this model differs from its row in the family's table.
       first_conv: path of the convolution that sees the image, such as ``"conv1"`` or ``"patch_embed.proj"``.
     """
 
@@ -30,6 +32,7 @@ class Model(nnx.Module):
     num_features: int
     classifier_names: tuple[str, ...]
     first_conv: str
+    options: tuple[tuple[str, Any], ...]
 
     @abstractmethod
     def __call__(self, images: jax.Array) -> jax.Array:

@@ -29,6 +29,17 @@ class Variant:
 
 
 _VARIANTS: dict[str, Variant] = {}
+# Arguments that every family has; they have attributes of their own, or say nothing of the shape.
+_COMMON = {
+    "num_classes",
+    "in_channels",
+    "image_size",
+    "dropout",
+    "attention_dropout",
+    "drop_path",
+    "dtype",
+    "param_dtype",
+}
 
 
 def register(family: str, build: type[Model], table: Mapping[str, Mapping[str, Any]]) -> None:
@@ -101,7 +112,16 @@ def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
     arguments: dict[str, Any] = {**row.arguments, **overrides, "rngs": rngs}
     model = row.build(**arguments)
     model.architecture, model.family = row.architecture, row.family
+    model.options = tuple(
+        (name, _hashable(value))
+        for name, value in sorted(overrides.items())
+        if name not in _COMMON and _hashable(value) != _hashable(row.arguments.get(name))
+    )
     return model
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def build_abstract(architecture: str, **overrides: Any) -> Model:

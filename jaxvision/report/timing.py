@@ -74,6 +74,7 @@ class Clock:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Counts the time inside the block as `name`; a part within a part counts as the outer one."""
+        assert name != STEPS, "steps are what is left when all parts are told"
         if self._inside:
             yield
             return

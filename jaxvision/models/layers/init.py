@@ -76,7 +76,7 @@ def streams(params: int, dropout: int) -> nnx.Rngs:
     >>> streams(0, 1).params().shape
     ()
     """
-    rngs = nnx.Rngs()
+    rngs: Any = nnx.Rngs()
     rngs.params, rngs.dropout = (
         _Stream(jax.random.key(params), tag="params"),
         _Stream(jax.random.key(dropout), tag="dropout"),
@@ -93,7 +93,7 @@ class _Stream(nnx.RngStream):
         self.calls += 1
         return jax.random.fold_in(self.key.get_value(), self.calls - 1)
 
-    def fork(self, *, split: None = None) -> nnx.RngStream:
+    def fork(self, *, split: None = None) -> nnx.RngStream:  # type: ignore[override]
         return nnx.RngStream(self(), tag=self.tag)
 
 
