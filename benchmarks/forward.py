@@ -1,6 +1,6 @@
 """Images per second of a forward pass, beside timm on PyTorch in the same process, with the same threads.
 
-    python benchmarks/forward.py [--models resnet50 ...] [--batch 8] [--rounds 5] [--iterations 2]
+    python benchmarks/forward.py [--models resnet50 ...] [--batch 8] [--rounds 10] [--iterations 2]
 
 Each model runs jitted in JAX, and in PyTorch eagerly with its two memory layouts. The three take turns, so that a busy
 machine slows all of them; the best round of each counts. Needs the extra ``reference`` (PyTorch and timm).
@@ -87,7 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--iterations", type=int, default=2)
     args = parser.parse_args()
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import math
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from jaxvision.eval.metrics import Evaluation
 from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
-from jaxvision.parallel.mesh import check_batch_size, make_mesh, shard_batch
+from jaxvision.parallel.mesh import check_batch_size, make_mesh, replicated, shard_batch
 from jaxvision.parallel.rules import state_shardings
 from jaxvision.train import optim, partial
 from jaxvision.train.loss import make_loss
@@ -412,8 +413,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         if result is None or final != watched:
             with clock.part("evaluation"):
                 result = assess(data[final], state=state, name=final)
+        # Every process takes part in gathering the state; what follows is for one process and one device of it.
+        state = jax.jit(lambda state: state, out_shardings=replicated(mesh))(state)
         if distributed.is_main():
-            model = evaluated_model(nnx.merge(graph, state))
+            model = evaluated_model(nnx.merge(graph, jax.tree.map(lambda x: x.addressable_data(0), state)))
             with clock.part("report"):
                 classifier = Classifier(partial.merge_lora(cast(Model, model)), tuple(classes), preprocess)
                 save_classifier(workdir / "export", classifier)
@@ -465,8 +468,7 @@ def evaluate(
       UserError: data that are not there, or of other classes than the model's.
     """
     clock = report.Clock()
-    stream = open_null() if quiet else None
-    with report.Console(stream) as console:
+    with report.Console(io.StringIO() if quiet else None) as console:
         if Path(data).is_dir():
             part = Path(data) / split
             chosen: Any = open_test_folder(part if part.is_dir() else data, classifier.classes)
@@ -715,13 +717,6 @@ def parameter_counts(model_state: nnx.State) -> tuple[int, int]:
     return trainable + frozen, trainable
 
 
-def open_null() -> Any:
-    """Returns a stream that keeps nothing."""
-    import io
-
-    return io.StringIO()
-
-
 def _given(section: ConfigDict) -> dict[str, Any]:
     """Returns the keys of a section that have a value: None means that the function's own default holds."""
     return {key: value for key, value in section.items() if value is not None}
@@ -752,7 +747,7 @@ def _headline(result: Evaluation) -> dict[str, float]:
     return {key: value for key, value in result.scalars().items() if key != "count"}
 
 
-def _notes(data: Mapping[str, pipeline.Pictures]) -> Iterator[str] | list[str]:
+def _notes(data: Mapping[str, pipeline.Pictures]) -> list[str]:
     return [
         f"{len(part.corrupt)} damaged pictures of the {name} data were skipped: "
         + ", ".join(where for where, _ in list(part.corrupt.values())[:5])

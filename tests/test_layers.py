@@ -14,6 +14,7 @@ from jax import lax
 
 from jaxvision.models.layers.conv import Conv, convolve, same_padding
 from jaxvision.models.layers.head import linear_head
+from jaxvision.models.layers.norm import BatchNorm
 from jaxvision.models.layers.pool import avg_pool, global_avg_pool, max_pool
 from jaxvision.models.layers.sequential import Sequential
 from jaxvision.models.layers.squeeze_excite import SqueezeExcite, SqueezeExciteReduce
@@ -308,3 +309,19 @@ def test_no_classes_are_no_head_and_one_may_come_later():
     assert net.fc is None
     net.fc = linear_head(4, 2, rngs=nnx.Rngs(0))
     assert net.fc(jnp.zeros((1, 4))).shape == (1, 2)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_batch_norm_in_evaluation_is_the_formula_rounded_once(dtype):
+    rng = np.random.default_rng(0)
+    norm = BatchNorm(7, epsilon=1e-3, dtype=dtype, rngs=nnx.Rngs(0))
+    scale, bias, mean = rng.normal(size=(3, 7))
+    var = rng.uniform(0.5, 2, 7)
+    for name, value in (("scale", scale), ("bias", bias), ("mean", mean), ("var", var)):
+        getattr(norm, name)[...] = jnp.asarray(value, jnp.float32)
+    x = rng.normal(size=(2, 3, 3, 7)).astype(np.float32)
+    exact = (x - mean) / np.sqrt(var + 1e-3) * scale + bias
+    y = jax.jit(lambda norm, x: norm(x))(norm, x)
+    assert y.dtype == (dtype or jnp.float32)
+    tolerance = 1e-6 if dtype is None else 2**-7  # three roundings to eight bits: scale, bias, and the result
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=tolerance, atol=4 * tolerance)

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn import dtypes
+from jax import lax
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -26,6 +28,9 @@ class BatchNorm(nnx.BatchNorm):
     Attributes:
       frozen: if True the statistics are used and kept in training, too; `train.partial` sets it.
     """
+
+    scale: nnx.Param
+    bias: nnx.Param
 
     def __init__(
         self,
@@ -55,6 +60,21 @@ class BatchNorm(nnx.BatchNorm):
         """Joins the training or evaluation view; a frozen layer stays in the latter."""
         if use_running_average is not None:
             self.use_running_average = use_running_average or self.frozen
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        """Returns the normalised `x`, in the same shape; in training the statistics move on."""
+        if not self.use_running_average:
+            return super().__call__(x)
+        # The statistics are constants here: one multiply-add for each number, as PyTorch does it. Worked out in
+        # float32, which matters in bfloat16.
+        scale = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
+        bias = self.bias[...] - self.mean[...] * scale
+        (dtype,) = {y.dtype for y in dtypes.promote_dtype((x, self.scale[...]), dtype=self.dtype)}
+        affine = (scale.astype(dtype), bias.astype(dtype))
+        # XLA's CPU backend would take the root anew for each number.
+        scale, bias = lax.platform_dependent(*affine, cpu=lambda *c: lax.optimization_barrier(c), default=lambda *c: c)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        return x.astype(dtype) * scale.reshape(shape) + bias.reshape(shape)
 
 
 class LayerScale(nnx.Module):
