@@ -74,6 +74,16 @@ class Loop:
     patience: int | None = None
     log_every: int = 10
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "evaluate_every"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"train.{name} is a number above 0, got {getattr(self, name)}")
+        for name in ("steps", "accumulate", "patience", "log_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"train.{name} is 1 or more, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"train.ema_decay is between 0 and 1, such as 0.9998, or None; got {self.ema_decay}")
+
 
 # --- The config ---
 
@@ -152,6 +162,8 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
       UserError: a section or key that nothing takes; the message names the nearest.
     """
     given = ConfigDict(config)
+    if not isinstance(given.get("seed", 0), int) or given.get("seed", 0) < 0:
+        raise UserError(f"config.seed is a whole number, 0 or more; got {given.seed!r}")
     full = ConfigDict({"seed": given.get("seed", 0), "mesh": ConfigDict(given.get("mesh", {"data": -1}))})
     for name in given:
         if name not in {"seed", "mesh", "source", *SECTIONS}:
@@ -178,6 +190,8 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
                     section[key] = value
                     continue
                 raise unknown(f"key of config.{name} ({functions[0].__name__.strip('_')})", key, section)
+            if section.get_type(key) is float and type(value) is int:
+                value = float(value)  # a file's `epochs = 10` must not make 0.5 an error on the command line
             with section.ignore_type():
                 section[key] = value
         full[name] = section

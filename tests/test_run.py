@@ -261,6 +261,12 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
         (["--config.augment.crop=resize"], "resized"),
         (["--config.model.checkpoint_path=nowhere.safetensors"], "nowhere.safetensors"),
         (["--config.data.batch_size=30"], "not divisible by 8 devices"),
+        (["--config.train.log_every=0"], "train.log_every is 1 or more"),
+        (["--config.train.steps=-3"], "train.steps is 1 or more"),
+        (["--config.train.epochs=0"], "train.epochs is a number above 0"),
+        (["--config.train.ema_decay=1.5"], "train.ema_decay is between 0 and 1"),
+        (["--config.seed=-1"], "config.seed is a whole number"),
+        (["--config.data.eval_batch_size=-8"], "batch size -8"),
         (["--confg=x"], "unknown flag"),
     ],
 )
@@ -271,6 +277,12 @@ def test_mistakes_end_in_one_line(
     error = refused(capsys, "--config", "configs/quickstart.py:vit", "--workdir", str(workdir), *arguments)
     assert message in error
     assert not workdir.exists() or not any(workdir.iterdir()), "something was left behind"
+
+
+def test_a_flag_has_the_type_of_the_key_not_of_the_file() -> None:
+    config, _, _ = command.parse(["--config=configs/quickstart.py:vit", "--config.train.epochs=0.5"])
+    assert config is not None
+    assert config.train.epochs == 0.5
 
 
 def test_no_config_or_a_misspelt_one(capsys: pytest.CaptureFixture) -> None:
