@@ -250,16 +250,16 @@ def _attention(arguments: argparse.Namespace) -> None:
     elif model.family == "vit":
         if arguments.label is not None:
             raise UserError("--label is for a convnet; the attention of a ViT knows no class")
-        heat, method = explain(model, images), "attention rollout"
+        heat, method = jax.jit(explain)(model, images), "attention rollout"
     else:
         classes = None
         if arguments.label is not None:
             if arguments.label not in classifier.classes:
                 raise unknown("class", arguments.label, classifier.classes)
             classes = np.array([classifier.classes.index(arguments.label)])
-        probabilities = np.asarray(jax.nn.softmax(model(images)))[0]
+        probabilities = np.asarray(jax.jit(lambda model, images: jax.nn.softmax(model(images)))(model, images))[0]
         chosen = int(probabilities.argmax() if classes is None else classes[0])
-        heat = explain(model, images, classes=classes)
+        heat = explain(model, images, classes=np.array([chosen]))
         method = f"Grad-CAM for {classifier.classes[chosen]!r} ({probabilities[chosen]:.1%})"
     heat = np.asarray(heat)[0]
     picture = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]

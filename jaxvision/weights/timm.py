@@ -306,7 +306,10 @@ def save_timm(model: Model, path: str | Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what this user's files have; safetensors lets nobody else read its own
         save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # a network file system may say only here that its disk is full
         os.replace(temporary, path)
