@@ -446,7 +446,8 @@ def check_config(workdir: str | Path, config: Mapping[str, Any], *, may_differ: 
                 changes = "; ".join(f"{key} {change}" for key, change in differences.items())
                 raise UserError(
                     f"{workdir} was started with another config: {changes}; "
-                    f"take another workdir, or set the values back"
+                    f"take another workdir (with model.checkpoint_path={workdir}/export/model.safetensors it begins "
+                    f"with this one's result), or set the values back"
                 )
     except json.JSONDecodeError as e:
         raise UserError(f"{path} is not JSON ({e}); remove the folder to start afresh") from e

@@ -29,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:
-        from jaxvision.main import main as train
+        from jaxvision.main import run_and_exit
 
-        return train(argv[1:])
+        sys.argv[1:] = argv[1:]
+        run_and_exit()
     try:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments) or 0
@@ -177,7 +178,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     failed = 0
     for file in files:
         try:
-            images = _read(file, classifier)[1]
+            images = classifier.images([file])
         except UserError as e:
             # One bad picture among many: the others still get their answer, the status says that not all did.
             print(f"error: {e}", file=sys.stderr)
@@ -210,23 +211,6 @@ def _pictures(paths: Iterable[str]) -> Iterable[Path]:
             raise UserError(f"no such picture: {path}")
 
 
-def _read(file: Path, classifier: Any) -> tuple[Any, Any]:
-    """Returns the picture as the model sees it, uint8 [h, w, c], and normalised as a batch of one."""
-    from jaxvision.augment import host, on_device
-
-    try:
-        picture = host.decode(file.read_bytes())
-    except OSError as e:
-        raise UserError(f"{file} cannot be read: {e}") from e
-    except UserError as e:
-        raise UserError(f"{file}: {e}") from e
-    if classifier.model.in_channels == 1:
-        picture = picture.convert("L")
-    pixels = host.eval_transform(picture, classifier.preprocess)
-    images = on_device.normalise(pixels[None], classifier.preprocess.mean, classifier.preprocess.std)
-    return pixels, images
-
-
 def _attention(arguments: argparse.Namespace) -> None:
     import jax
     import numpy as np
@@ -241,7 +225,7 @@ def _attention(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output or f"{files[0].stem}-attention.png")
     classifier = _classifier(arguments)
     model = classifier.model
-    pixels, images = _read(files[0], classifier)
+    pixels, images = classifier.pixels(files[0]), classifier.images([files[0]])
     if arguments.layer is not None:
         if model.family != "vit":
             raise UserError(f"--layer is for a ViT; {model.architecture} is explained by Grad-CAM, which takes --label")

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from PIL.Image import Image
 
+from jaxvision.augment import host, on_device
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.errors import UserError, unknown
 from jaxvision.models import registry
@@ -75,7 +79,12 @@ def create_model(
       >>> model(jnp.zeros((1, 32, 32, 3))).shape
       (1, 10)
     """
-    entry = catalog.lookup(name)
+    try:
+        entry = catalog.lookup(name)
+    except UserError as e:
+        if Path(name).is_dir():
+            raise UserError(f"{name} is a folder; load a run's model by jaxvision.load_classifier({name!r})") from e
+        raise
     if num_classes is not None and num_classes < 0:
         raise UserError(f"num_classes is 0 or more, got {num_classes}")
     if in_channels < 1:
@@ -187,6 +196,40 @@ class Classifier:
     model: Model
     classes: tuple[str, ...]
     preprocess: Preprocess
+
+    def images(self, pictures: Sequence[str | Path | Image]) -> jax.Array:
+        """Returns what the model takes: [b, image_size, image_size, c], transformed as in evaluation and normalised.
+
+        Args:
+          pictures: files, or pictures of Pillow's.
+
+        Raises:
+          UserError: a file is not there, or is no picture.
+
+        Example:
+          >>> from PIL import Image
+          >>> model = create_model("test_vit", num_classes=2, image_size=32, patch_size=8)
+          >>> classifier = Classifier(model, ("cat", "dog"), Preprocess(image_size=32))
+          >>> probabilities = jax.nn.softmax(classifier.model(classifier.images([Image.new("RGB", (60, 40))])))
+          >>> probabilities.shape
+          (1, 2)
+        """
+        pixels = np.stack([self.pixels(picture) for picture in pictures])
+        return on_device.normalise(pixels, self.preprocess.mean, self.preprocess.std)
+
+    def pixels(self, picture: str | Path | Image) -> np.ndarray:
+        """Returns one picture as the model sees it before it is normalised, uint8 [image_size, image_size, c]."""
+        if isinstance(picture, str | Path):
+            try:
+                picture = host.decode(Path(picture).read_bytes())
+            except OSError as e:
+                raise UserError(f"{picture} cannot be read: {e}") from e
+            except UserError as e:
+                raise UserError(f"{picture}: {e}") from e
+        picture = picture.convert("RGB")
+        if self.model.in_channels == 1:
+            picture = picture.convert("L")
+        return host.eval_transform(picture, self.preprocess)
 
 
 def save_classifier(folder: str | Path, classifier: Classifier) -> Path:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command goes on from the last checkpoint, if there is one yet", file=sys.stderr)
         return 130
 
 
@@ -215,5 +216,15 @@ def help_text(config: ConfigDict | None) -> str:
     return "\n".join(lines)
 
 
+def run_and_exit() -> None:
+    """Ends the process with the status of `main`."""
+    status = main()
+    if status == 130:  # XLA may still be compiling, and would crash at the end that Python makes in good order
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

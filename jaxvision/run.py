@@ -7,13 +7,14 @@ key is an error that names the function and the nearest valid key.
 
 from __future__ import annotations
 
+import csv
 import functools
 import inspect
 import io
 import math
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,6 +152,7 @@ SECTIONS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "train": ((Loop,), set()),
     "checkpoint": ((Checkpoints,), {"workdir", "config", "say", "read_only"}),
 }
+METRICS = ("top1", "top5", "loss", "calibration_error")
 # What may change between a run and its continuation.
 MAY_DIFFER = ("checkpoint", "data.workers", "data.memory_limit", "data.eval_batch_size", "train.log_every", "mesh")
 
@@ -266,8 +268,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
 
     Args:
       config: sections as in `SECTIONS`, ``source``, ``mesh`` and ``seed``; a missing key has its function's default.
-      workdir: gets ``config.json``, ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``report.html`` and
-        ``export/`` (the model as timm reads it, with its classes and its transform).
+      workdir: gets ``config.json``, ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``report.html``,
+        ``mistakes.csv`` and ``export/`` (the model as timm reads it, with its classes and its transform).
 
     Returns:
       ``top1``, ``top5``, ``loss``, ``calibration_error`` and ``count``, on the test data.
@@ -281,6 +283,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
 
         # Devices and data. Data tells its classes, its channels and its length once.
         distributed.initialize()
+        if config.checkpoint.best not in (None, *METRICS):
+            raise unknown("metric of checkpoint.best", config.checkpoint.best, METRICS)
         mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
         process = (jax.process_index(), jax.process_count())
         loop = Loop(**config.train)
@@ -381,6 +385,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         write_config(workdir, config.to_dict())
         metrics = stack.enter_context(report.MetricsWriter(workdir, resume_step=start if restored else None))
 
+        for text in _doubts(config, steps=steps, restored=start > 0):
+            console.warn(text)
+        console.note("compiling the step ..." if start < steps else "this run is finished: no step is left to train")
+
         # The loop. Numbers are fetched now and then, so that the devices never wait for the host.
         watched = "validation" if "validation" in data else "test"
         evaluate_every = max(loop.evaluate_every * steps_per_epoch, 1)  # not whole: epochs follow without a gap
@@ -408,7 +416,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 better = best is None or result.top1 > best
                 best, worse = (result.top1, 0) if better else (best, worse + 1)
                 metrics.write(step, watched, result.scalars(), epoch=step / steps_per_epoch)
-                console.result(_headline(result), name=watched, step=step, epoch=step / steps_per_epoch, best=better)
+                console.result(
+                    _headline(result),
+                    name=watched,
+                    step=step,
+                    epoch=step / steps_per_epoch,
+                    best=better and watched != "test",
+                )
                 with clock.part("checkpoint"):
                     checkpoints.save(step, state, position={"step": step}, metrics=result.scalars())
                 if loop.patience is not None and worse >= loop.patience and step < steps:
@@ -423,6 +437,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             restored = checkpoints.restore(abstract, shardings, step="best")
             assert restored is not None
             state, chosen, result = restored.state, restored.step, None
+        reason = (
+            "the best on the validation data"
+            if watched == "validation"
+            else "the last: no validation data to choose by"
+        )
+        console.note(f"exported is the model of step {chosen:,}, {reason}")
         final = "test" if "test" in data else watched
         if result is None or final != watched:
             with clock.part("evaluation"):
@@ -448,7 +468,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             console.finish(
                 final=_headline(result),
                 timing=clock.timing(),
-                files={"report": path, "model": workdir / "export", "metrics": workdir / "metrics.jsonl"},
+                files={
+                    "report": path,
+                    "mistakes": write_mistakes(workdir, tuple(classes), result, data[final]),
+                    "model": workdir / "export",
+                    "metrics": workdir / "metrics.jsonl",
+                },
             )
         return result.scalars()
 
@@ -483,6 +508,8 @@ def evaluate(
     """
     clock = report.Clock()
     with report.Console(io.StringIO() if quiet else None) as console:
+        if not Path(data).is_dir() and data not in source.SOURCES:
+            raise UserError(f"no such folder: {data}; nor is it a source ({', '.join(source.SOURCES)})")
         if Path(data).is_dir():
             part = Path(data) / split
             chosen: Any = open_test_folder(part if part.is_dir() else data, classifier.classes)
@@ -529,6 +556,7 @@ def evaluate(
                 command=[Path(sys.argv[0]).name, *sys.argv[1:]],
             )
             files["report"] = report.write_report(report_dir, replace(page, timing=clock.timing()))
+            files["mistakes"] = write_mistakes(report_dir, classifier.classes, result, pictures)
         console.finish(final=_headline(result) | {"count": result.count}, timing=clock.timing(), files=files)
         return result.scalars()
 
@@ -612,6 +640,8 @@ def training_images(
 
 def host_crop(config: ConfigDict) -> dict[str, Any] | None:
     """Returns the options of the workers' random crop, or None where the config crops nothing."""
+    if config.augment.crop not in ("none", "resized"):
+        raise unknown("augment.crop", config.augment.crop, ("none", "resized"))
     if config.augment.crop == "none":
         return None
     keys = {"scale": "crop_scale", "ratio": "crop_ratio", "interpolation": "interpolation"}
@@ -724,6 +754,19 @@ def describe(
     )
 
 
+def write_mistakes(folder: str | Path, classes: Sequence[str], result: Evaluation, pictures: pipeline.Pictures) -> Path:
+    """Writes ``mistakes.csv``, every wrong answer, the most confident first; returns its path."""
+    path = Path(folder) / "mistakes.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["picture", "true", "predicted", "confidence"])
+        for row in result.mistakes(result.count):
+            where = pictures.source.where(int(result.index[row]))
+            names = classes[result.label[row]], classes[result.prediction[row]]
+            rows.writerow([where, *names, f"{result.confidence[row]:.4f}"])
+    return path
+
+
 def parameter_counts(model_state: nnx.State) -> tuple[int, int]:
     """Returns (all, trainable) parameters, from arrays or shapes."""
     trainable = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.filter_state(model_state, nnx.Param)))
@@ -751,6 +794,19 @@ def _checked(recent: list[dict[str, jax.Array]], *, first_step: int) -> dict[str
         check_finite(values, first_step + i)
     last = {key: float(np.mean([values[key] for values in fetched])) for key in fetched[0] if key != "finite"}
     return last | {"learning_rate": float(fetched[-1]["learning_rate"])}
+
+
+def _doubts(config: ConfigDict, *, steps: int, restored: bool) -> list[str]:
+    """Returns what a user may not have meant."""
+    if restored:
+        return []
+    loaded, model = config.model.pretrained or config.model.checkpoint_path, config.model
+    doubts = []
+    if not loaded and (model.freeze_backbone or model.freeze_layers or model.freeze or config.lora.rank):
+        doubts.append("what is frozen has random weights; set model.pretrained or model.checkpoint_path")
+    if steps < 100:
+        doubts.append(f"{steps} steps in all are few; a smaller data.batch_size or more train.epochs make more")
+    return doubts
 
 
 def _best_so_far(workdir: Path, split: str) -> float | None:

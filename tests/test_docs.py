@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from jaxvision import main as command
 from jaxvision import run
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.create import Classifier, create_model, save_classifier
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Documents name the models that people use; the tests run the tiny one of the same family, from no network.
@@ -30,6 +33,11 @@ def snippets(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if "runs/mine" in "".join(snippets(page)):  # what the page's commands have left behind
+        model = create_model("test_resnet", num_classes=2, image_size=32)
+        save_classifier(tmp_path / "runs/mine/export", Classifier(model, ("cat", "dog"), Preprocess(image_size=32)))
+        for name in ("cat", "dog"):
+            Image.new("RGB", (50, 40)).save(f"{name}.jpg")
     names: dict[str, object] = {}
     for snippet in snippets(page):
         if "->" in snippet and "[b, " in snippet and "import" not in snippet and page.name == "architecture.md":

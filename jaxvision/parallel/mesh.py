@@ -87,7 +87,9 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> Non
       UserError: the batch is not divisible by devices × microbatches; the message names the nearest sizes that are.
     """
     parts = batch_devices(mesh) * accumulate
-    if batch_size < 1 or batch_size % parts:
+    if batch_size < 1:
+        raise UserError(f"the batch size is 1 or more, got {batch_size}")
+    if batch_size % parts:
         lower = batch_size // parts * parts
         nearest = f"{lower} and {lower + parts}" if lower > 0 else f"{parts}"
         by = f"{batch_devices(mesh)} devices" + (f" times {accumulate} microbatches" if accumulate > 1 else "")

@@ -206,7 +206,8 @@ def add_lora(
         found = {name: at for name, at in linears.items() if f".{name}".endswith(f".{target}")}
         if not found:
             endings = {".".join(name.split(".")[-2:]) for name in linears}
-            hint = f"; did you mean {' or '.join(map(repr, nearest(target, endings)))}?" if endings else ""
+            close = nearest(target, endings)
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; LoRA is for ViTs"
             raise UserError(f"LoRA: no linear layer of the model is called {target!r}{hint}")
         chosen |= found
     freeze(model, backbone=True)

@@ -62,8 +62,9 @@ def fetch(source: Entry | str, *, revision: str | None = None) -> Path:
     except Exception as e:  # which exception says "no network" differs between releases of huggingface_hub
         raise UserError(
             f"cannot fetch {where} from the hub ({_first_line(e)}). Offline ways: checkpoint_path=<a local "
-            f".safetensors file>; on a machine with a network `hf download {repository} {filename}`, and its cache "
-            f"(HF_HOME) copied here; or pretrained=False"
+            f".safetensors file> (on a command line --config.model.checkpoint_path=... or --checkpoint); on a machine "
+            f"with a network `hf download {repository} {filename}`, and its cache (HF_HOME) copied here; or "
+            f"pretrained=False"
         ) from e
 
 
