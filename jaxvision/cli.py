@@ -6,6 +6,7 @@ Training has its own command, ``python -m jaxvision.main --config FILE`` (also `
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import json
 import sys
@@ -262,7 +263,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         key, equals, value = option.partition("=")
         if not equals:
             raise UserError(f"--option takes KEY=VALUE, got {option!r}")
-        options[key] = value
+        if key in ("classifier", "data", "split", "batch_size", "workers", "report_dir", "quiet", "max_corrupt"):
+            raise UserError(f"--option is for what the source takes; {key!r} has a flag of its own, or none")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value  # words
     result = run.evaluate(
         _classifier(arguments),
         arguments.data,

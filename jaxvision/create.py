@@ -87,6 +87,8 @@ def create_model(
         raise
     if num_classes is not None and num_classes < 0:
         raise UserError(f"num_classes is 0 or more, got {num_classes}")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is 1 pixel or more, got {image_size}")
     if in_channels < 1:
         raise UserError(f"in_channels is 1 or more, got {in_channels}")
     # Options are looked at before the file is: a misspelt one should not wait for a download.
@@ -246,7 +248,6 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
       ('cat', 'dog')
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     model, preprocess, names = classifier.model, classifier.preprocess, classifier.model.classifier_names
     config = {
         "architecture": model.architecture,
@@ -269,8 +270,11 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
     }
     timm.save_timm(model, folder / "model.safetensors")
     temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False))
-    temporary.replace(folder / "config.json")
+    try:
+        temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False))
+        temporary.replace(folder / "config.json")
+    except OSError as e:
+        raise UserError(f"cannot write {folder / 'config.json'}: {e.strerror or e}") from e
     return folder
 
 
@@ -301,25 +305,26 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
     folder = folder if (folder / "config.json").is_file() and _is_export(folder) else folder / "export"
     if not _is_export(folder):
         raise UserError(f"{source} holds no finished model (export/config.json); let the run end, then try again")
-    config = json.loads((folder / "config.json").read_text())
-    cfg = config["pretrained_cfg"]
+    if "num_classes" in options:
+        raise UserError(f"{source} has its own classes; another num_classes is for a model's name")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        cfg = config["pretrained_cfg"]
+        size = options.get("image_size") or cfg["input_size"][-1]
+        classes = tuple(config["label_names"])
+        transform = {key: cfg[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std")}
+        architecture, num_classes = config["architecture"], config["num_classes"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{folder / 'config.json'} is not one that save_classifier writes ({e!r})") from e
     arguments = config.get("jaxvision_options", {})
     arguments |= {ours: config["model_args"][key] for key, ours in _OURS.items() if key in config.get("model_args", {})}
     model = create_model(
-        config["architecture"],
+        architecture,
         checkpoint_path=checkpoint_path or folder / "model.safetensors",
-        num_classes=config["num_classes"],
-        **{"image_size": cfg["input_size"][-1], **arguments, **options},
+        num_classes=num_classes,
+        **{**arguments, **options, "image_size": size},
     )
-    preprocess = Preprocess(
-        image_size=cfg["input_size"][-1],
-        crop_pct=cfg["crop_pct"],
-        crop_mode=cfg["crop_mode"],
-        interpolation=cfg["interpolation"],
-        mean=cfg["mean"],
-        std=cfg["std"],
-    )
-    return Classifier(model, tuple(config["label_names"]), preprocess)
+    return Classifier(model, classes, Preprocess(image_size=size, **transform))
 
 
 # timm's argument -> ours. Other changes of shape than these timm cannot be told.

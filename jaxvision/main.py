@@ -133,9 +133,8 @@ def load(spec: str) -> ConfigDict:
         return get_config(argument) if colon else get_config()
     except ValueError as e:  # what a config says of its argument
         raise UserError(f"{spec}: {e}") from e
-    except TypeError as e:
-        needs = "no argument" if colon else "an argument after a colon"
-        raise UserError(f"{file} takes {needs} ({e})") from e
+    except Exception as e:
+        raise UserError(f"{spec} cannot be read as a config: {type(e).__name__}: {e}") from e
 
 
 def complete(config: ConfigDict) -> ConfigDict:

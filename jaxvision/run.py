@@ -77,7 +77,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "evaluate_every"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"train.{name} is a number above 0, got {getattr(self, name)}")
         for name in ("steps", "accumulate", "patience", "log_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -164,8 +164,8 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
       UserError: a section or key that nothing takes; the message names the nearest.
     """
     given = ConfigDict(config)
-    if not isinstance(given.get("seed", 0), int) or given.get("seed", 0) < 0:
-        raise UserError(f"config.seed is a whole number, 0 or more; got {given.seed!r}")
+    if not isinstance(given.get("seed", 0), int) or not 0 <= given.get("seed", 0) < 2**31:
+        raise UserError(f"config.seed is a whole number, 0 or more and below 2**31; got {given.seed!r}")
     full = ConfigDict({"seed": given.get("seed", 0), "mesh": ConfigDict(given.get("mesh", {"data": -1}))})
     for name in given:
         if name not in {"seed", "mesh", "source", *SECTIONS}:
@@ -186,14 +186,27 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
             _set_default(section, key, parameter)
         if name == "lora":
             section.rank = 0  # off
+        if name == "model":  # the architecture's own options: None is what its row says
+            architecture = catalog.lookup(given.model.name).architecture
+            # A module class is called through NNX's metaclass, whose own signature says nothing.
+            init = cast(Any, registry.variant(architecture).build).__init__
+            own = _options(init, {"self", "rngs", *section, *sections[name][1]})
+            for key, parameter in own.items():
+                simple = parameter.annotation if parameter.annotation in (int, float, str, bool) else object
+                section[key] = config_dict.placeholder(simple)
         for key, value in given.get(name, {}).items():
+            if key in sections[name][1]:
+                raise UserError(f"config.{name}.{key} cannot be set: it follows from the data, or from config.seed")
             if key not in section:
                 if name == "model":  # options of the architecture's own class are checked when it is built
                     section[key] = value
                     continue
                 raise unknown(f"key of config.{name} ({functions[0].__name__.strip('_')})", key, section)
-            if section.get_type(key) is float and type(value) is int:
+            kind = section.get_type(key)
+            if kind is float and type(value) is int:
                 value = float(value)  # a file's `epochs = 10` must not make 0.5 an error on the command line
+            if kind in (int, float, bool) and not isinstance(value, kind | None):
+                raise UserError(f"config.{name}.{key} is of the type {kind.__name__}, got {value!r}")
             with section.ignore_type():
                 section[key] = value
         full[name] = section
@@ -278,11 +291,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       UserError: a mistake in the config, in the data or in the weights; or a loss that is not finite.
     """
     config, workdir, clock = complete(config), Path(workdir), report.Clock()
+    _check_values(config)
+    distributed.initialize()  # before anything that looks at the devices, the console included
     with ExitStack() as stack:
         console = stack.enter_context(report.Console())
 
         # Devices and data. Data tells its classes, its channels and its length once.
-        distributed.initialize()
         if config.checkpoint.best not in (None, *METRICS):
             raise unknown("metric of checkpoint.best", config.checkpoint.best, METRICS)
         mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
@@ -392,8 +406,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         # The loop. Numbers are fetched now and then, so that the devices never wait for the host.
         watched = "validation" if "validation" in data else "test"
         evaluate_every = max(loop.evaluate_every * steps_per_epoch, 1)  # not whole: epochs follow without a gap
-        step, recent, best, worse, result = start, [], _best_so_far(workdir, watched), 0, None
-        while step < steps:
+        step, recent, result = start, [], None
+        best, worse = _standing(workdir, watched)
+        while step < steps and (loop.patience is None or worse < loop.patience):
             with clock.part("data wait"):
                 batch = next(batches)
             with clock.part("compile") if step == start else nullcontext():  # the clock takes what is left for steps
@@ -425,9 +440,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 )
                 with clock.part("checkpoint"):
                     checkpoints.save(step, state, position={"step": step}, metrics=result.scalars())
-                if loop.patience is not None and worse >= loop.patience and step < steps:
-                    console.note(f"stopped early: {worse} evaluations without a better top-1")
-                    break
+
+        if step < steps:
+            console.note(f"stopped early: {worse} evaluations without a better top-1")
 
         # The result: the best by the validation data; without those nothing may be chosen, and the last one counts.
         with clock.part("checkpoint"):
@@ -517,6 +532,12 @@ def evaluate(
             chosen = source.open_source(data, **options).part(split)
         if len(chosen.classes) != len(classifier.classes):
             raise UserError(f"{chosen.name} has {len(chosen.classes)} classes, the model {len(classifier.classes)}")
+        check_batch_size(batch_size, make_mesh(devices=jax.devices()[:1]))
+        try:
+            if report_dir is not None:
+                Path(report_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UserError(f"cannot make the folder {report_dir}: {e.strerror or e}") from e
         pictures = pipeline.prepare(chosen, max_corrupt=max_corrupt, say=console.warn)
         mesh = make_mesh(devices=jax.devices()[:1])
         graph, state = nnx.split(classifier.model)
@@ -545,7 +566,6 @@ def evaluate(
             )
         files = {}
         if report_dir is not None:
-            Path(report_dir).mkdir(parents=True, exist_ok=True)
             page = describe(
                 classifier,
                 result,
@@ -809,8 +829,39 @@ def _doubts(config: ConfigDict, *, steps: int, restored: bool) -> list[str]:
     return doubts
 
 
-def _best_so_far(workdir: Path, split: str) -> float | None:
-    return max((line["top1"] for line in report.read_metrics(workdir) if line["split"] == split), default=None)
+def _check_values(config: ConfigDict) -> None:
+    """Raises for a key that must be given and is not, and for numbers that make no sense."""
+    sections = {"source": ((source.source_function(config.source.name),), set()), **SECTIONS}
+    for name, (functions, ours) in sections.items():
+        for function in functions:
+            for key, parameter in _options(function, ours).items():
+                if parameter.default is parameter.empty and config[name].get(key) is None:
+                    raise UserError(f"the config needs {name}.{key}: --config.{name}.{key}=... or a line in the file")
+    least: dict[str, float] = {
+        "optimizer.weight_decay": 0, "data.max_corrupt": 0, "data.memory_limit": 0, "data.workers": 0,
+        "model.image_size": 1, "data.eval_batch_size": 1,
+    }  # fmt: skip
+    for name, smallest in least.items():
+        section, key = name.split(".")
+        value = config[section].get(key)
+        if value is not None and not value >= smallest:
+            raise UserError(f"{name} is {smallest} or more, got {value}")
+    if not 0 < config.optimizer.learning_rate < math.inf:
+        raise UserError(f"optimizer.learning_rate is a number above 0, got {config.optimizer.learning_rate}")
+    for key in ("mean", "std"):
+        value = config.preprocess[key]
+        if value is not None and (not isinstance(value, tuple | list) or (key == "std" and min(value) <= 0)):
+            raise UserError(f"preprocess.{key} has one number for each channel, above 0 for std; got {value!r}")
+
+
+def _standing(workdir: Path, split: str) -> tuple[float | None, int]:
+    """Returns the best top-1 so far, and how many evaluations there were since: what a run that goes on must know."""
+    best, worse = None, 0
+    for line in report.read_metrics(workdir):
+        if line["split"] == split:
+            better = best is None or line["top1"] > best
+            best, worse = (line["top1"], 0) if better else (best, worse + 1)
+    return best, worse
 
 
 def _headline(result: Evaluation) -> dict[str, float]:

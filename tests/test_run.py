@@ -266,7 +266,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
         (["--config.train.epochs=0"], "train.epochs is a number above 0"),
         (["--config.train.ema_decay=1.5"], "train.ema_decay is between 0 and 1"),
         (["--config.seed=-1"], "config.seed is a whole number"),
-        (["--config.data.eval_batch_size=-8"], "batch size -8"),
+        (["--config.data.eval_batch_size=-8"], "data.eval_batch_size is 1 or more"),
         (["--confg=x"], "unknown flag"),
     ],
 )
@@ -295,7 +295,7 @@ def test_a_misspelt_key_in_a_config_file(capsys: pytest.CaptureFixture, tmp_path
     text = Path(command._configs_folder() / "quickstart.py").read_text()
     for old, new, message in [
         ('"weight_decay"', '"weight_decy"', "did you mean 'weight_decay'"),
-        ("config.optimizer =", "config.optimiser =", "did you mean 'optimizer'"),
+        ("config.schedule =", "config.schedul =", "did you mean 'schedule'"),
     ]:
         (tmp_path / "mine.py").write_text(text.replace(old, new))
         assert message in refused(capsys, "--config", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "run"))

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.extend import core
 
 from jaxvision import tree
+from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers.frozen import Frozen
@@ -140,6 +141,8 @@ def model_info(model: str | Model, image_size: int | None = None) -> ModelInfo:
     """
     if isinstance(model, str):
         entry = catalog.lookup(model)
+        if image_size is not None and image_size < 1:
+            raise UserError(f"image_size is 1 pixel or more, got {image_size}")
         overrides = {"num_classes": entry.num_classes, "image_size": image_size or entry.image_size}
         model = registry.build_abstract(entry.architecture, **overrides)
     size = image_size or model.image_size

@@ -139,6 +139,8 @@ def check_options(what: str, got: Iterable[str], valid: Iterable[str]) -> None:
 
 def check_divisible(image_size: int, patch_size: int) -> None:
     """Raises when patches do not tile the image."""
+    if image_size < 1 or patch_size < 1:
+        raise UserError(f"image_size and patch_size are 1 pixel or more, got {image_size} and {patch_size}")
     if image_size % patch_size:
         lower = image_size // patch_size * patch_size
         raise UserError(
