@@ -4,10 +4,11 @@
 
 Recipe: a ResNet-10 of half ResNet-18's width with the three-convolution stem of ResNet-D, random crops with
 padding 4 and flips (He et al., https://arxiv.org/abs/1512.03385, section 4.2), label smoothing, one cosine, and
-Muon, which with six epochs gets further than SGD with nine (79.7 %). timm's ResNets divide the resolution by 32,
+Muon, which gets further in its first epoch than SGD does (57.8 % to 48.3 %). timm's ResNets divide the resolution by 32,
 so pictures are shown at 64 px.
 
-Measured with this file: RESULT
+Measured with this file: 69.2 % after two of the six epochs; not yet to the end. With SGD (learning rate 0.1,
+Nesterov, weight decay 5e-4, 9 epochs) in its place: 79.66 % in 16 minutes on two cores of an AMD EPYC.
 
 Data: CIFAR-10 as TensorFlow Datasets prepares it (ArrayRecord); point --config.source.data_dir to it.
 """
