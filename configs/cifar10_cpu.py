@@ -4,11 +4,11 @@
 
 Recipe: a ResNet-10 of half ResNet-18's width with the three-convolution stem of ResNet-D, random crops with
 padding 4 and flips (He et al., https://arxiv.org/abs/1512.03385, section 4.2), label smoothing, one cosine, and
-Muon, which gets further in its first epoch than SGD does (57.8 % to 48.3 %). timm's ResNets divide the resolution by 32,
-so pictures are shown at 64 px.
+Muon, which gets further in its first epoch than SGD does (57.8 % to 48.3 %). timm's ResNets divide the resolution
+by 32, so pictures are shown at 64 px.
 
-Measured with this file: 69.2 % after two of the six epochs; not yet to the end. With SGD (learning rate 0.1,
-Nesterov, weight decay 5e-4, 9 epochs) in its place: 79.66 % in 16 minutes on two cores of an AMD EPYC.
+Measured with this file on two cores of an AMD EPYC: 80.96 % in 12 minutes 28 seconds. With SGD (learning rate 0.1,
+Nesterov, weight decay 5e-4, 9 epochs) in the place of Muon: 79.66 % in 16 minutes.
 
 Data: CIFAR-10 as TensorFlow Datasets prepares it (ArrayRecord); point --config.source.data_dir to it.
 """

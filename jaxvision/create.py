@@ -6,6 +6,7 @@ This is the one place where architectures (`models`), files (`weights`) and free
 from __future__ import annotations
 
 import json
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +86,11 @@ def create_model(
         if Path(name).is_dir():
             raise UserError(f"{name} is a folder; load a run's model by jaxvision.load_classifier({name!r})") from e
         raise
-    if num_classes is not None and num_classes < 0:
-        raise UserError(f"num_classes is 0 or more, got {num_classes}")
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size is 1 pixel or more, got {image_size}")
-    if in_channels < 1:
-        raise UserError(f"in_channels is 1 or more, got {in_channels}")
+    _check_whole("num_classes", num_classes, 0)
+    _check_whole("image_size", image_size, 1)
+    _check_whole("in_channels", in_channels, 1)
+    _check_whole("freeze_layers", freeze_layers, 0)
+    freeze = (freeze,) if isinstance(freeze, str) else freeze
     # Options are looked at before the file is: a misspelt one should not wait for a download.
     registry.check_options(f"argument of {entry.architecture}", options, registry.options(entry.architecture))
     path: Path | None = None
@@ -112,8 +112,8 @@ def create_model(
     rates = {"dropout": dropout, "attention_dropout": attention_dropout, "drop_path": drop_path}
     overrides |= {key: rate for key, rate in rates.items() if rate is not None}
     for key, rate in rates.items():
-        if rate is not None and not 0 <= rate < 1:
-            raise UserError(f"{key} is a probability in [0, 1), got {rate}")
+        if rate is not None and not (isinstance(rate, int | float) and 0 <= rate < 1):
+            raise UserError(f"{key} is a probability in [0, 1), got {rate!r}")
 
     rngs = streams(params=seed, dropout=seed + 1)
     if path is None:
@@ -189,6 +189,11 @@ def _dtype(dtype: Any) -> Any:
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     return jnp.dtype(dtype)
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least):
+        raise UserError(f"{name} is a whole number, {least} or more; got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -162,14 +162,14 @@ def override(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
         section, _, name = key.rpartition(".")
         owner = functools.reduce(getattr, section.split(".") if section else [], config)
         try:
-            owner[name] = _value(text, owner.get_type(name))
+            owner[name] = _value(text, owner.get_type(name), keys[key])
         except (ValueError, TypeError, KeyError, SyntaxError) as e:
             kind = owner.get_type(name).__name__
             raise UserError(f"config key {key!r} takes a {kind} (now: {keys[key]!r}), not {text!r}") from e
 
 
-def _value(text: str, kind: type) -> Any:
-    """Returns what a flag's text means for a key of a type; ``None`` is none of any."""
+def _value(text: str, kind: type, now: Any) -> Any:
+    """Returns what a flag's text means for a key of a type, whose value is `now`; ``None`` is none of any."""
     if text == "None":
         return None
     if kind is bool:
@@ -181,6 +181,8 @@ def _value(text: str, kind: type) -> Any:
     except (ValueError, SyntaxError):
         if kind is object:  # a key without a type takes words, too
             return text
+        if kind is tuple and all(isinstance(item, str) for item in now):  # patterns, such as layer1,layer2
+            return tuple(text.split(","))
         raise
     if kind is tuple:
         return tuple(value) if isinstance(value, list | tuple) else (value,)

@@ -14,7 +14,7 @@ import io
 import math
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,6 +221,7 @@ def explain_keys(config: Mapping[str, Any]) -> dict[str, str]:
     'stop after this many evaluations without a better top-1; None never stops early.'
     """
     texts = {"seed": "of everything random: weights, order, augmentation.",
+             "source.name": f"where the pictures come from: {', '.join(source.SOURCES)}.",
              "mesh.data": "devices along the axis that batches are split over; -1 is all."}  # fmt: skip
     sections = {"source": ((source.source_function(config["source"]["name"]),), set()), **SECTIONS}
     family: Callable[..., Any] = registry.variant(catalog.lookup(config["model"]["name"]).architecture).build
@@ -475,7 +476,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                     data[final],
                     title=config.model.name,
                     subtitle=f"{final} data of {config.source.name}, step {chosen:,} of {steps:,}",
-                    notes=_notes(data),
+                    notes=[*_notes(data), *_targets_note(config)],
                     config=config.to_dict(),
                     command=[Path(sys.argv[0]).name, *sys.argv[1:]],
                 )
@@ -526,12 +527,20 @@ def evaluate(
         if not Path(data).is_dir() and data not in source.SOURCES:
             raise UserError(f"no such folder: {data}; nor is it a source ({', '.join(source.SOURCES)})")
         if Path(data).is_dir():
-            part = Path(data) / split
-            chosen: Any = open_test_folder(part if part.is_dir() else data, classifier.classes)
+            part = Path(data) / split if (Path(data) / split).is_dir() else Path(data)
+            names = _spelled(classifier.classes, {path.name for path in part.iterdir() if path.is_dir()})
+            chosen: Any = open_test_folder(part, names)
         else:
             chosen = source.open_source(data, **options).part(split)
+            names = _spelled(classifier.classes, chosen.classes)
         if len(chosen.classes) != len(classifier.classes):
             raise UserError(f"{chosen.name} has {len(chosen.classes)} classes, the model {len(classifier.classes)}")
+        pairs = zip(chosen.classes, names, strict=True)
+        if differing := [f"{i} is {a!r} in the data, {b!r} in the model" for i, (a, b) in enumerate(pairs) if a != b]:
+            # Names alone may differ ("3" and "class 3"); the same names in another order cannot be meant.
+            if set(chosen.classes) == set(names):
+                raise UserError(f"{chosen.name} numbers the model's classes in another order: {differing[0]}")
+            console.warn(f"classes are compared by number, but their names differ: {differing[0]}")
         check_batch_size(batch_size, make_mesh(devices=jax.devices()[:1]))
         try:
             if report_dir is not None:
@@ -579,6 +588,12 @@ def evaluate(
             files["mistakes"] = write_mistakes(report_dir, classifier.classes, result, pictures)
         console.finish(final=_headline(result) | {"count": result.count}, timing=clock.timing(), files=files)
         return result.scalars()
+
+
+def _spelled(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:
+    """Returns `classes` as the data call them: ImageNet's come by their names, or as WordNet's identifiers."""
+    by_wordnet = tuple(classes) == catalog.class_names() and not set(found).isdisjoint(catalog.synsets())
+    return catalog.synsets() if by_wordnet else classes
 
 
 # --- Its parts, in the order in which they are used ---
@@ -865,7 +880,20 @@ def _standing(workdir: Path, split: str) -> tuple[float | None, int]:
 
 
 def _headline(result: Evaluation) -> dict[str, float]:
-    return {key: value for key, value in result.scalars().items() if key != "count"}
+    left_out = {"count", "top5"} if result.classes <= 5 else {"count"}  # of five classes, five are always right
+    return {key: value for key, value in result.scalars().items() if key not in left_out}
+
+
+def _targets_note(config: ConfigDict) -> list[str]:
+    softened = {
+        "label smoothing": config.loss.label_smoothing,
+        "mixup": config.augment.mixup,
+        "cutmix": config.augment.cutmix,
+    }
+    names = [name for name, strength in softened.items() if strength]
+    if not names:
+        return []
+    return [f"The training loss is with {', '.join(names)}, the evaluation's without: they do not compare."]
 
 
 def _notes(data: Mapping[str, pipeline.Pictures]) -> list[str]:

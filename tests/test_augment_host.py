@@ -65,6 +65,13 @@ def test_decode_keeps_the_upper_8_of_16_bits():
     np.testing.assert_array_equal(np.asarray(host.decode(encode(deep, "TIFF"))), expected)
 
 
+def test_decode_refuses_floats_whose_range_nobody_knows():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 5), 0.5, np.float32)).save(buffer, "TIFF")
+    with pytest.raises(host.BadImage, match="unknown range"):
+        host.decode(buffer.getvalue())
+
+
 def test_decode_of_black_and_white():
     bits = Image.fromarray(scene(channels=1)[..., 0]).convert("1")
     assert set(np.unique(np.asarray(host.decode(encode(bits))))) == {0, 255}

@@ -18,6 +18,7 @@ from reference import import_timm
 from jaxvision import tree
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
+from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.mesh import make_mesh
@@ -231,3 +232,29 @@ def test_an_export_of_another_shape_is_read_by_timm_and_by_us(architecture: str,
     with torch.no_grad():
         theirs = reference(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(np.abs(theirs).max(), 0.1))
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": "10"}, "num_classes is a whole number, 0 or more; got '10'"),
+        ({"image_size": 64.0}, "image_size is a whole number, 1 or more; got 64.0"),
+        ({"in_channels": 0}, "in_channels is a whole number, 1 or more; got 0"),
+        ({"freeze_layers": -1}, "freeze_layers is a whole number, 0 or more; got -1"),
+        ({"dropout": "0.1"}, "dropout is a probability in \\[0, 1\\), got '0.1'"),
+    ],
+)
+def test_values_of_another_kind_are_told(family: str, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_model(TINY[family], **options)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_images_of_another_kind_are_told(family: str) -> None:
+    model = create_model(TINY[family])
+    size = model.image_size
+    with pytest.raises(UserError, match=r"takes \[b, h, w, 3\], channels last"):
+        model(jnp.zeros((1, 3, size, size)))
+    with pytest.raises(UserError, match=r"images are uint8: a model takes them as floats"):
+        model(jnp.zeros((1, size, size, 3), jnp.uint8))

@@ -71,7 +71,7 @@ def test_mesh_errors(axes: dict, message: str) -> None:
         (30, 1, "batch size 30 is not divisible by 8 devices; the nearest sizes that are: 24 and 32"),
         (5, 1, "batch size 5 is not divisible by 8 devices; the nearest sizes that are: 8"),
         (24, 2, "batch size 24 is not divisible by 8 devices times 2 microbatches; .*: 16 and 32"),
-        (0, 1, "batch size 0"),
+        (0, 1, "the batch size is 1 or more, got 0"),
     ],
 )
 def test_batches_that_cannot_be_split(batch_size: int, accumulate: int, message: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,6 +19,7 @@ from jaxvision import main as command
 from jaxvision import run
 from jaxvision.create import load_classifier
 from jaxvision.errors import UserError
+from jaxvision.weights import catalog
 from jaxvision.weights.timm import save_timm
 
 CONFIGS = [Path(name).stem for name in command.packaged()]
@@ -65,15 +68,43 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
-    assert {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.html", "export"} <= {
-        p.name for p in finished.iterdir()
-    }
+    assert {p.name for p in finished.iterdir()} == {
+        "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.html", "mistakes.csv", "export"
+    }  # fmt: skip
     page = (finished / "report.html").read_text()
     assert "test_resnet" in page
     assert "Grad-CAM" in page
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert {"train", "test"} == {line["split"] for line in lines}
     assert {"loss", "grad_norm", "learning_rate", "accuracy", "images_per_second"} <= set(lines[0])
+
+
+def test_mistakes_are_listed_the_most_confident_first(finished: Path) -> None:
+    with (finished / "mistakes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    last = [json.loads(x) for x in (finished / "metrics.jsonl").read_text().splitlines() if '"test"' in x][-1]
+    assert len(rows) == round(359 * (1 - last["top1"])) > 0
+    assert all(row["true"] != row["predicted"] for row in rows)
+    confidences = [float(row["confidence"]) for row in rows]
+    assert confidences == sorted(confidences, reverse=True)
+
+
+def test_classes_are_compared_by_name_as_well(finished: Path, capsys: pytest.CaptureFixture) -> None:
+    classifier = load_classifier(finished)
+    backwards = replace(classifier, classes=classifier.classes[::-1])
+    with pytest.raises(UserError, match="numbers the model's classes in another order: 0 is '0' in the data, '9'"):
+        run.evaluate(backwards, "digits", quiet=True)
+    run.evaluate(replace(classifier, classes=tuple(f"digit {i}" for i in range(10))), "digits")
+    assert "their names differ: 0 is '0' in the data, 'digit 0' in the model" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_imagenets_classes_come_by_name_or_by_wordnets_identifier() -> None:
+    names = catalog.class_names()
+    assert run._spelled(names, {"n02123045", "n01440764"}) == catalog.synsets()
+    assert run._spelled(names, {"tench"}) == names
+    assert run._spelled(("a", "b"), {"n02123045"}) == ("a", "b")
 
 
 def test_the_exported_model_is_the_one_that_was_evaluated(finished: Path) -> None:
@@ -173,7 +204,7 @@ def test_every_config_is_complete_and_names_what_exists(name: str) -> None:
     config = run.complete(command.load(f"configs/{name}.py"))
     texts = run.explain_keys(config)
     for key in command.leaves(config):
-        assert texts.get(key) or key in ("source.name",), f"{key} has no explanation"
+        assert texts.get(key), f"{key} has no explanation"
     assert command.help_text(config)
 
 
@@ -267,6 +298,14 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
         (["--config.train.ema_decay=1.5"], "train.ema_decay is between 0 and 1"),
         (["--config.seed=-1"], "config.seed is a whole number"),
         (["--config.data.eval_batch_size=-8"], "data.eval_batch_size is 1 or more"),
+        (["--config.optimizer.learning_rate=0"], "optimizer.learning_rate is a number above 0"),
+        (["--config.optimizer.learning_rate=None"], "the config needs optimizer.learning_rate"),
+        (["--config.optimizer.weight_decay=-0.1"], "optimizer.weight_decay is 0 or more"),
+        (["--config.data.workers=-1"], "data.workers is 0 or more"),
+        (["--config.data.batch_size=0"], "the batch size is 1 or more"),
+        (["--config.preprocess.std=(0.0,)"], "preprocess.std has one number for each channel"),
+        (["--config.checkpoint.best=top2"], "did you mean 'top1'"),
+        (["--config.model.freeze=layer1,layer2"], "layer1"),
         (["--confg=x"], "unknown flag"),
     ],
 )
@@ -277,6 +316,14 @@ def test_mistakes_end_in_one_line(
     error = refused(capsys, "--config", "configs/quickstart.py:vit", "--workdir", str(workdir), *arguments)
     assert message in error
     assert not workdir.exists() or not any(workdir.iterdir()), "something was left behind"
+
+
+def test_patterns_may_be_given_as_words() -> None:
+    config, _, _ = command.parse(
+        ["--config=configs/quickstart.py:vit", "--config.model.freeze=blocks\\.[01]\\.,patch_embed"]
+    )
+    assert config is not None
+    assert config.model.freeze == ("blocks\\.[01]\\.", "patch_embed")
 
 
 def test_a_flag_has_the_type_of_the_key_not_of_the_file() -> None:

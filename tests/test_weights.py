@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import pickle
 import resource
 from pathlib import Path
 
@@ -418,8 +419,9 @@ def test_a_truncated_file(file):
 def test_what_is_not_there_or_not_a_weight_file(tmp_path):
     assert "no such weight file" in unchanged(build("test_resnet"), tmp_path / "nothing.safetensors")
     assert "no such weight file" in unchanged(build("test_resnet"), tmp_path)
-    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04 and so on")
-    assert "PyTorch pickle" in unchanged(build("test_resnet"), tmp_path / "model.pth")
+    for start in (b"PK\x03\x04 and so on", pickle.dumps({}, protocol=2), pickle.dumps({}, protocol=4)):
+        (tmp_path / "model.pth").write_bytes(start)
+        assert "PyTorch pickle" in unchanged(build("test_resnet"), tmp_path / "model.pth")
 
 
 def test_quantised_tensors_are_refused(file):

@@ -47,6 +47,8 @@ def decode(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return _to_rgb(ImageOps.exif_transpose(picture))
+    except BadImage:
+        raise
     except Image.DecompressionBombError as e:
         raise BadImage(str(e)) from e
     # Pillow's plugins raise all of these on damaged files, and more classes than they document.
@@ -57,6 +59,8 @@ def decode(data: bytes) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":  # clipped at 0 and 255 by Pillow: what lies in [0, 1] would turn black
+        raise BadImage("a picture of floating-point numbers of unknown range; save it with 8 or 16 bits")
     if picture.mode.startswith("I;16") or picture.mode == "I":
         # Pillow's own conversion clips 16 bits at 255: nearly every pixel would turn white.
         high = np.asarray(picture.convert("I")).clip(0, 65535) >> 8

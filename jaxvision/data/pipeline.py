@@ -113,7 +113,8 @@ def prepare(
     """
     n = len(source)
     if passed_over := getattr(source, "passed_over", 0):
-        say(f"{source.name}: passed over {passed_over:,} files that are no pictures by their ending")
+        files = "1 file that is no picture" if passed_over == 1 else f"{passed_over:,} files that are no pictures"
+        say(f"{source.name}: passed over {files} by the ending")
     pictures = Pictures(source, None, None, 3, max_corrupt=max_corrupt, say=say)
     # A few pictures from all over the set tell whether it is worth trying: reading a million photographs is not.
     probed = (_try(source, int(i)) for i in np.unique(np.linspace(0, n - 1, _PROBES).astype(int)))

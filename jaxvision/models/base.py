@@ -6,7 +6,10 @@ from abc import abstractmethod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+
+from jaxvision.errors import UserError
 
 
 class Model(nnx.Module):
@@ -57,3 +60,20 @@ class Model(nnx.Module):
     @abstractmethod
     def no_weight_decay(self) -> tuple[str, ...]:
         """Returns the names of parameters that never decay, beyond those with fewer than two axes."""
+
+
+def check_images(images: jax.Array, in_channels: int) -> None:
+    """Raises unless `images` are what a model of `in_channels` takes, as far as shape and dtype tell.
+
+    Raises:
+      UserError: not [b, h, w, in_channels], or whole numbers: pixels that nobody has normalised yet.
+    """
+    if images.ndim != 4 or images.shape[-1] != in_channels:
+        raise UserError(
+            f"images of shape {list(images.shape)} do not fit: this model takes [b, h, w, {in_channels}], channels last"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(
+            f"images are {images.dtype}: a model takes them as floats, normalised by its mean and std, such as "
+            "jaxvision.load_classifier(...).images(files) gives"
+        )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvision.models import registry
-from jaxvision.models.base import Model
+from jaxvision.models.base import Model, check_images
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.head import linear_head
@@ -294,6 +294,7 @@ class EfficientNet(Model):
 
     def forward_intermediates(self, images: jax.Array) -> list[jax.Array]:
         """Returns the last feature map of each resolution: 1/2, 1/4, 1/8, 1/16 and 1/32 of the image."""
+        check_images(images, self.in_channels)
         maps = []
         x = self.activation(self.bn1(self.conv_stem(images)))
         for stage, stride in zip(self.blocks, self.strides, strict=True):

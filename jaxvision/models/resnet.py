@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvision.models import registry
-from jaxvision.models.base import Model
+from jaxvision.models.base import Model, check_images
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.head import linear_head
@@ -229,6 +229,7 @@ class ResNet(Model):
 
     def forward_intermediates(self, images: jax.Array) -> list[jax.Array]:
         """Returns the feature maps of the stem and the four stages, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image."""
+        check_images(images, self.in_channels)
         x = jax.nn.relu(self.bn1(self.conv1(images)))
         maps = [x]
         x = max_pool(x)

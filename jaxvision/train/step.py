@@ -173,6 +173,6 @@ def check_finite(metrics: Mapping[str, Any], step: int) -> None:
     else:
         what = f"the loss is {loss:g} (gradient norm {norm:g}, learning rate {rate:g})"
     raise UserError(
-        f"step {step}: {what}; stopped, and the last checkpoint is good. Usual remedies: a lower learning rate, "
+        f"step {step}: {what}; stopped, and nothing of it was saved. Usual remedies: a lower learning rate, "
         f"a longer warm-up, gradient clipping; a label outside num_classes also does this"
     )

@@ -266,7 +266,8 @@ def _open(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as e:
         with path.open("rb") as raw:
-            pickled = raw.read(2) in (b"PK", b"\x80\x02")
+            start = raw.read(2)
+        pickled = start == b"PK" or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))
         if pickled:
             raise UserError(
                 f"{path} is a PyTorch pickle, which can run any code when it is read; convert it where PyTorch is "

@@ -12,6 +12,7 @@ from flax.nnx.nn import dtypes
 
 from jaxvision.errors import UserError
 from jaxvision.models import registry
+from jaxvision.models.base import check_images
 from jaxvision.models.layers.init import torch_default
 
 
@@ -62,14 +63,15 @@ class PatchEmbed(nnx.Module):
         """Returns the tokens [b, n, d] of `images` [b, h, w, c], row by row.
 
         Raises:
-          UserError: images of another size, or with another number of channels, than the model was built for.
+          UserError: images of another size, or with another number of channels, than the model was built for, or
+            whole numbers.
         """
+        check_images(images, self.in_channels)
         wanted = (self.image_size, self.image_size, self.in_channels)
-        if images.ndim != 4 or images.shape[1:] != wanted:
+        if images.shape[1:] != wanted:
             raise UserError(
                 f"images of shape {list(images.shape)} do not fit: this model takes "
-                f"[b, {', '.join(map(str, wanted))}]; resize them, or create the model with another image_size "
-                "(or in_channels)"
+                f"[b, {', '.join(map(str, wanted))}]; resize them, or create the model with another image_size"
             )
         x = self.proj(images)
         b, h, w, d = x.shape

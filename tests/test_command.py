@@ -1,0 +1,73 @@
+"""The command as its users meet it: real processes, real signals, a launcher beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ["--config", "configs/quickstart.py:resnet", "--config.data.batch_size=16"]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT), *(p for p in sys.path if p)])
+    return {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": "", **extra}
+
+
+def test_ctrl_c_while_the_step_is_compiled_ends_in_one_line(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxvision.main", *QUICK, "--workdir", str(tmp_path / "run")],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = threading.Timer(120, process.kill)
+    deadline.start()
+    try:
+        assert process.stdout is not None
+        assert any(line.startswith("compiling the step") for line in process.stdout), "it never began"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    finally:
+        deadline.cancel()
+        process.kill()
+    assert process.returncode == 130, err
+    assert err.splitlines() == ["interrupted; the same command goes on from the last checkpoint, if there is one yet"]
+
+
+def test_two_processes_of_the_launcher_train_as_one(tmp_path: Path) -> None:
+    """Half of each batch each: the same numbers as one process, one set of files, and only the first one speaks."""
+    flags = [*QUICK, "--config.train.steps=6"]
+    two = subprocess.run(
+        [sys.executable, ROOT / "launch" / "local.py", "--processes", "2", "--", *flags, "--workdir", tmp_path / "two"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("compiling the step") == 1
+    one = subprocess.run(
+        [sys.executable, "-m", "jaxvision.main", *flags, "--workdir", tmp_path / "one"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert one.returncode == 0, one.stderr
+    files = [{p.name for p in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert files[0] == files[1]
+    last = [json.loads((tmp_path / n / "metrics.jsonl").read_text().splitlines()[-1]) for n in ("one", "two")]
+    assert last[0]["split"] == last[1]["split"] == "test"
+    assert last[1]["count"] == last[0]["count"] == 359
+    assert last[1]["loss"] == pytest.approx(last[0]["loss"], rel=1e-4)
+
+
+def test_the_launcher_hands_on_the_exit_status_of_a_mistake(tmp_path: Path) -> None:
+    flags = [*QUICK, "--config.train.steps=0", "--workdir", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / "local.py", "--processes", "2", "--", *flags],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "train.steps is 1 or more" in done.stderr
+    assert not (tmp_path / "run").exists()
