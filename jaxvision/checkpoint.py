@@ -384,23 +384,15 @@ def _reason(error: BaseException) -> str:
 
 def _hush_orbax() -> None:
     """Keeps Orbax's own log records, tracebacks among them, off the console; its failures are raised as errors here."""
-    for name, hush in (("absl", _NotOrbax), ("concurrent.futures", _NotAfterTheEnd), ("asyncio", _NotAfterTheEnd)):
-        logger = logging.getLogger(name)
-        if not any(isinstance(f, hush) for f in logger.filters):
-            logger.addFilter(hush())
+    for logger in (logging.getLogger("absl"), logging.getLogger("asyncio")):
+        if not any(isinstance(f, _NotOrbax) for f in logger.filters):
+            logger.addFilter(_NotOrbax())
 
 
 class _NotOrbax(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
-
-class _NotAfterTheEnd(logging.Filter):
-    """Drops what writes that go on after one has failed say to the event loop, which that failure has closed."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error))
+        # asyncio names the task that failed, and with it its file.
+        return "orbax" not in record.pathname and not (record.name == "asyncio" and "orbax" in record.getMessage())
 
 
 def _plain(value: Any) -> Any:

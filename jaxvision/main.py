@@ -217,8 +217,15 @@ def help_text(config: ConfigDict | None) -> str:
     return "\n".join(lines)
 
 
+def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    # TensorStore tells this of each write that ends after one has failed: a full disk would bring a screenful.
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
+
+
 def run_and_exit() -> None:
     """Ends the process with the status of `main`."""
+    sys.unraisablehook = _unraisable
     status = main()
     if status == 130:  # XLA may still be compiling, and would crash at the end that Python makes in good order
         sys.stdout.flush()

@@ -71,3 +71,16 @@ def test_the_launcher_hands_on_the_exit_status_of_a_mistake(tmp_path: Path) -> N
     assert done.returncode == 2
     assert "train.steps is 1 or more" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_takes_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
+    """A limit on the size of a file fails in the middle of writing, as a full disk does."""
+    flags = [*QUICK, "--config.train.steps=4", "--config.train.evaluate_every=0.05", "--workdir", str(tmp_path / "run")]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 100; exec "$@"', "-", sys.executable, "-m", "jaxvision.main", *flags],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: the checkpoint of step ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not any((tmp_path / "run" / "checkpoints").iterdir())

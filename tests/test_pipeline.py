@@ -273,7 +273,7 @@ def test_files_that_are_no_pictures_are_told(tmp_path):
     said = []
     photos(tmp_path, said=said)
     assert len(said) == 1
-    assert "passed over 1 files that are no pictures" in said[0]
+    assert "passed over 1 file that is no picture by the ending" in said[0]
 
 
 # --- labels

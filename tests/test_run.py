@@ -304,7 +304,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
         (["--config.data.workers=-1"], "data.workers is 0 or more"),
         (["--config.data.batch_size=0"], "the batch size is 1 or more"),
         (["--config.preprocess.std=(0.0,)"], "preprocess.std has one number for each channel"),
-        (["--config.checkpoint.best=top2"], "did you mean 'top1'"),
+        (["--config.checkpoint.best=top2"], "did you mean 'top5' or 'top1'"),
         (["--config.model.freeze=layer1,layer2"], "layer1"),
         (["--confg=x"], "unknown flag"),
     ],
