@@ -166,6 +166,14 @@ def test_started_again_it_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: 
     assert steps == sorted(steps)
 
 
+def test_patience_counts_across_a_restart(tmp_path: Path) -> None:
+    rows = [("validation", x) for x in (0.5, 0.7, 0.7, 0.6)] + [("test", 0.9)]
+    lines = [json.dumps({"step": i, "split": split, "top1": top1}) for i, (split, top1) in enumerate(rows)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert run._standing(tmp_path, "validation") == (0.7, 2)  # as good as before is no better
+    assert run._standing(tmp_path / "new", "validation") == (None, 0)
+
+
 def test_another_config_is_refused_and_the_difference_shown(finished: Path) -> None:
     before = (finished / "config.json").read_bytes()
     config = quick("resnet", train={"steps": 60}, data={"batch_size": 64}, optimizer={"learning_rate": 0.5})
