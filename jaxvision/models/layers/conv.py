@@ -92,7 +92,7 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the convolved images [b, h', w', out_features] of `x` [b, h, w, in_features]."""
         bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        x, kernel, bias = dtypes.promote_dtype((x, self._taps(), bias), dtype=self.dtype)
         k = kernel.shape[0]
         if self.padding == "same":
             padding = same_padding(x.shape[1:3], k, self.stride, self.dilation)
@@ -101,6 +101,42 @@ class Conv(nnx.Module):
             padding = ((p, p), (p, p))
         y = convolve(x, kernel, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups)
         return y if bias is None else y + bias.reshape(1, 1, 1, -1)
+
+    def _taps(self) -> jax.Array:
+        """Returns what the image is convolved with, [k, k, in_features / groups, out_features]."""
+        return self.kernel[...]
+
+
+class StdConv(Conv):
+    """A convolution whose kernel has mean 0 and variance 1 for each of its outputs, at every call anew.
+
+    Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
+    https://arxiv.org/abs/1903.10520.
+
+    Args:
+      in_features: channels of the input.
+      out_features: channels of the output.
+      kernel_size: k of the k x k kernel.
+      epsilon: added to the variance; 1e-8 in BiT and in the hybrids of ResNet and ViT.
+      **options: those of `Conv`.
+
+    Example:
+      >>> conv = StdConv(3, 8, 3, padding="same", rngs=nnx.Rngs(0))
+      >>> conv(jnp.zeros((1, 15, 15, 3))).shape
+      (1, 15, 15, 8)
+    """
+
+    def __init__(self, in_features: int, out_features: int, kernel_size: int, *, epsilon: float = 1e-8, **options: Any):
+        super().__init__(in_features, out_features, kernel_size, **options)
+        self.epsilon = epsilon
+
+    def _taps(self) -> jax.Array:
+        kernel = self.kernel[...]
+        kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+        taps = (0, 1, 2)
+        centred = kernel - kernel.mean(axis=taps, keepdims=True)
+        variance = (centred**2).mean(axis=taps, keepdims=True)
+        return (centred * lax.rsqrt(variance + self.epsilon)).astype(self.kernel.dtype)
 
 
 def same_padding(size: tuple[int, ...], kernel_size: int, stride: int, dilation: int = 1) -> Padding:
