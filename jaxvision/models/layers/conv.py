@@ -93,12 +93,7 @@ class Conv(nnx.Module):
         """Returns the convolved images [b, h', w', out_features] of `x` [b, h, w, in_features]."""
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = dtypes.promote_dtype((x, self._taps(), bias), dtype=self.dtype)
-        k = kernel.shape[0]
-        if self.padding == "same":
-            padding = same_padding(x.shape[1:3], k, self.stride, self.dilation)
-        else:
-            p = ((self.stride - 1) + self.dilation * (k - 1)) // 2
-            padding = ((p, p), (p, p))
+        padding = padding_of(self.padding, x.shape[1:3], kernel.shape[0], self.stride, self.dilation)
         y = convolve(x, kernel, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups)
         return y if bias is None else y + bias.reshape(1, 1, 1, -1)
 
@@ -137,6 +132,18 @@ class StdConv(Conv):
         centred = kernel - kernel.mean(axis=taps, keepdims=True)
         variance = (centred**2).mean(axis=taps, keepdims=True)
         return (centred * lax.rsqrt(variance + self.epsilon)).astype(self.kernel.dtype)
+
+
+def padding_of(kind: str, size: tuple[int, ...], kernel_size: int, stride: int, dilation: int = 1) -> Padding:
+    """Returns the padding of an image of `size` (h, w) by the rule ``"torch"`` or ``"same"``; see `Conv`.
+
+    >>> padding_of("torch", (224, 224), 7, 2), padding_of("same", (224, 224), 7, 2)
+    (((3, 3), (3, 3)), ((2, 3), (2, 3)))
+    """
+    if kind == "same":
+        return same_padding(size, kernel_size, stride, dilation)
+    p = ((stride - 1) + dilation * (kernel_size - 1)) // 2
+    return (p, p), (p, p)
 
 
 def same_padding(size: tuple[int, ...], kernel_size: int, stride: int, dilation: int = 1) -> Padding:
