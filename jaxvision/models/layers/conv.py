@@ -262,7 +262,9 @@ def _sliced(x, kernel, stride, padding, dilation, groups):
     dense = dense.reshape(slices, k, k, m * inner, d // slices)
     options = {"stride": stride, "padding": padding, "dilation": dilation}
     parts = zip(jnp.split(x, slices, axis=-1), dense, strict=True)
-    return jnp.concatenate([convolve(part, kernel, **options) for part, kernel in parts], axis=-1)
+    # XLA takes half a minute to compile the 25 patches of 16 slices.
+    convolved = convolve if k <= 3 else _convolution
+    return jnp.concatenate([convolved(part, kernel, **options) for part, kernel in parts], axis=-1)
 
 
 # --- depthwise: the derivative is written out, too, so that each direction chooses its lowering ---
