@@ -8,16 +8,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from against_timm import assert_close
+from against_timm import assert_close, fill, randomised
 from flax import nnx
 from jax import lax
+from reference import import_timm
 
-from jaxvision.models.layers.conv import Conv, convolve, same_padding
+from jaxvision.errors import UserError
+from jaxvision.models.base import feature_indices
+from jaxvision.models.layers import norm
+from jaxvision.models.layers.conv import Conv, StdConv, convolve, same_padding
 from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.norm import BatchNorm
-from jaxvision.models.layers.pool import avg_pool, global_avg_pool, max_pool
+from jaxvision.models.layers.pool import (
+    GLOBAL_POOLS,
+    avg_pool,
+    blur_pool,
+    check_global_pool,
+    global_avg_pool,
+    global_pool,
+    max_pool,
+    tile_pool,
+)
 from jaxvision.models.layers.sequential import Sequential
-from jaxvision.models.layers.squeeze_excite import SqueezeExcite, SqueezeExciteReduce
+from jaxvision.models.layers.squeeze_excite import (
+    EfficientChannelAttention,
+    GlobalContext,
+    SqueezeExcite,
+    SqueezeExciteReduce,
+)
 from jaxvision.models.layers.width import make_divisible
 
 
@@ -234,14 +252,25 @@ def test_impossible_convolutions_are_refused():
 
 
 @pytest.mark.timm
-@pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 2)])
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (2, 3)])
 def test_pools_are_pytorchs(size):
+    import_timm()
     import torch
+    from timm.layers import BlurPool2d, create_pool2d
 
     x = noise(2, *size, 3)
     tensor = to_torch(x).requires_grad_()
     cases = [
         (max_pool, torch.nn.MaxPool2d(3, 2, 1)),
+        (functools.partial(max_pool, stride=1), torch.nn.MaxPool2d(3, 1, 1)),
+        (functools.partial(max_pool, padding="same"), create_pool2d("max", 3, 2, padding="same")),
+        (
+            functools.partial(max_pool, padding="zero"),
+            torch.nn.Sequential(torch.nn.ConstantPad2d(1, 0.0), torch.nn.MaxPool2d(3, 2)),
+        ),
+        (blur_pool, BlurPool2d(3)),
+        (functools.partial(blur_pool, stride=1, border="zero"), BlurPool2d(stride=1, pad_mode="constant")),
+        (tile_pool, torch.nn.AvgPool2d(2)),
         (avg_pool, torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)),
         (global_avg_pool, lambda x: x.mean((2, 3))),
     ]
@@ -251,6 +280,28 @@ def test_pools_are_pytorchs(size):
         (wanted**2).sum().backward()
         assert_close(ours(x), channels_last(wanted), 1e-6)
         assert_close(jax.grad(lambda x, f=ours: jnp.sum(f(x) ** 2))(x), channels_last(tensor.grad), 1e-6)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("kind", GLOBAL_POOLS)
+def test_global_pools_are_timms(kind):
+    import_timm()
+    from timm.layers import SelectAdaptivePool2d
+
+    x = noise(2, 3, 5, 4)
+    theirs = SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind))
+    assert_close(global_pool(x, kind), channels_last(theirs(to_torch(x))), 1e-6)
+    assert global_pool(x, kind).shape[-1] == 4 * GLOBAL_POOLS[kind]
+
+
+def test_pools_and_levels_that_cannot_be_are_told():
+    with pytest.raises(UserError, match="unknown global_pool 'mean'"):
+        check_global_pool("mean", 0)
+    with pytest.raises(UserError, match="say num_classes=0"):
+        check_global_pool("", 10)
+    for indices, message in ((6, "the last 6"), (0, "the last 0"), ([1, 5], "there is no 5"), ([-6], "there is no -6")):
+        with pytest.raises(UserError, match=message):
+            feature_indices(indices, 5)
 
 
 def test_max_pool_is_the_same_on_every_platform():
@@ -273,6 +324,81 @@ def test_squeeze_excite_by_hand():
     reduce = SqueezeExciteReduce(32, 5, activation=jax.nn.relu, conv=functools.partial(Conv, rngs=nnx.Rngs(0)))
     assert reduce.conv_reduce.kernel.shape == (1, 1, 32, 5)
     assert reduce(x).shape == x.shape
+
+
+def of_timm(kind: str):
+    """Returns a layer of ours and timm's of the same kind, with 64 channels."""
+    import_timm()
+    import torch
+    from timm import layers
+
+    rngs = nnx.Rngs(0)
+    return {
+        "group": lambda: (norm.GroupNorm(64, rngs=rngs), layers.GroupNorm(64)),
+        "group of 16": lambda: (
+            norm.GroupNorm(64, group_size=16, rngs=rngs),
+            layers.GroupNormAct(64, group_size=16, apply_act=False),
+        ),
+        "layer": lambda: (norm.LayerNorm(64, rngs=rngs), layers.LayerNorm2d(64)),
+        "evo": lambda: (norm.EvoNormS0(64), layers.EvoNorm2dS0(64)),
+        "evo of 16": lambda: (norm.EvoNormS0(64, group_size=16), layers.EvoNorm2dS0(64, group_size=16)),
+        "evo, affine": lambda: (norm.EvoNormS0(64, activation=False), layers.EvoNorm2dS0(64, apply_act=False)),
+        "filter response": lambda: (norm.FilterResponseNorm(64), layers.FilterResponseNormTlu2d(64)),
+        "filter response, linear": lambda: (
+            norm.FilterResponseNorm(64, activation=False),
+            layers.FilterResponseNormTlu2d(64, apply_act=False),
+        ),
+        "eca": lambda: (EfficientChannelAttention(64, rngs=rngs), layers.EcaModule(64)),
+        "eca of 2048": lambda: (EfficientChannelAttention(2048, rngs=rngs), layers.EcaModule(2048)),
+        "se": lambda: (SqueezeExcite(64, ratio=0.25, rngs=rngs), layers.SEModule(64, rd_ratio=0.25)),
+        "context": lambda: (
+            GlobalContext(64, 8, activation=jax.nn.silu, conv=functools.partial(Conv, rngs=rngs), rngs=rngs),
+            layers.GlobalContext(64, act_layer=torch.nn.SiLU),
+        ),
+        "std conv": lambda: (
+            StdConv(64, 8, 3, stride=2, groups=2, use_bias=True, rngs=rngs),
+            layers.StdConv2d(64, 8, 3, stride=2, groups=2, bias=True, eps=1e-8),
+        ),
+        "std conv, same": lambda: (
+            StdConv(64, 8, 3, stride=2, padding="same", epsilon=1e-6, rngs=rngs),
+            layers.StdConv2dSame(64, 8, 3, stride=2),
+        ),
+    }[kind]()
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "group", "group of 16", "layer", "evo", "evo of 16", "evo, affine", "filter response",
+        "filter response, linear", "eca", "eca of 2048", "se", "context", "std conv", "std conv, same",
+    ],
+)  # fmt: skip
+def test_layers_are_timms_forward_and_backward(kind):
+    ours, theirs = of_timm(kind)
+    fill(ours, randomised(theirs).state_dict())
+    x = noise(2, 6, 5, 2048 if "2048" in kind else 64)
+    tensor = to_torch(x).requires_grad_()
+    wanted = theirs(tensor)
+    (wanted**2).sum().backward()
+    assert_close(ours(x), channels_last(wanted), 1e-5)
+    gradient = jax.jit(jax.grad(lambda x, layer: jnp.sum(layer(x) ** 2)))(x, ours)
+    assert_close(gradient, channels_last(tensor.grad), 2e-5)
+
+
+@pytest.mark.parametrize("layer", [norm.GroupNorm, norm.LayerNorm, norm.EvoNormS0, norm.FilterResponseNorm])
+def test_norms_compute_in_bfloat16_with_statistics_in_float32(layer):
+    x = jnp.asarray(noise(2, 5, 5, 64) + 3, jnp.bfloat16)
+    exact = layer(64, rngs=nnx.Rngs(0))(x.astype(jnp.float32))
+    rounded = layer(64, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x)
+    assert rounded.dtype == jnp.bfloat16
+    assert_close(rounded.astype(jnp.float32), exact, 2**-7)
+
+
+def test_groups_that_do_not_divide_are_refused():
+    for options in ({"groups": 7}, {"group_size": 24}):
+        with pytest.raises(ValueError, match="do not divide"):
+            norm.GroupNorm(64, **options, rngs=nnx.Rngs(0))
 
 
 def test_make_divisible_keeps_within_a_tenth():

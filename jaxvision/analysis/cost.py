@@ -247,7 +247,8 @@ def _product(eqn: core.JaxprEqn, known: Sequence[frozenset[str] | None]) -> Iter
     if eqn.primitive.name == "conv_general_dilated":
         kernel: Any = eqn.invars[1].aval
         features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-        yield _Product("linear", names[0], out.size * kernel.size // features, out)
+        # A kernel of fixed numbers, which blurs, belongs to what came before it.
+        yield _Product("linear", names[0] if names else "", out.size * kernel.size // features, out)
     elif eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         left: Any = eqn.invars[0].aval

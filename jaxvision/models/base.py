@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +13,34 @@ from flax import nnx
 from jaxvision.errors import UserError
 
 
+class FeatureInfo(NamedTuple):
+    """One level of what `forward_intermediates` returns.
+
+    Attributes:
+      name: of the module that puts it out, such as ``"layer2"``.
+      channels: c of the map [b, h, w, c].
+      stride: pixels of the image for one of the map.
+    """
+
+    name: str
+    channels: int
+    stride: int
+
+
 class Model(nnx.Module):
     """An image classifier: images [b, h, w, c] -> logits [b, num_classes].
 
     Attributes:
       architecture: timm's name, such as ``"resnet50"``.
-      family: ``"resnet"``, ``"vit"`` or ``"efficientnet"``.
+      family: ``"resnet"``, ``"resnetv2"``, ``"vit"`` or ``"efficientnet"``.
       num_classes: of the head; 0 is no head.
       in_channels: channels of the image.
       image_size: side of the image in pixels; a convnet takes any other, too.
       num_features: c of the pooled features that the head sees.
-      classifier_names: attributes that are the head, such as ``("fc",)`` or ``("head", "head_dist")``.
+      classifier_names: paths of what is the head, such as ``("fc",)``, ``("head", "head_dist")`` or ``("head.fc",)``.
       options: ((argument, value), ...) by which the shape of this model differs from its row in the family's table.
       first_conv: path of the convolution that sees the image, such as ``"conv1"`` or ``"patch_embed.proj"``.
+      feature_info: name, channels and stride of each level that `forward_intermediates` has.
     """
 
     architecture: str
@@ -35,6 +51,7 @@ class Model(nnx.Module):
     num_features: int
     classifier_names: tuple[str, ...]
     first_conv: str
+    feature_info: tuple[FeatureInfo, ...]
     options: tuple[tuple[str, Any], ...]
 
     @abstractmethod
@@ -60,6 +77,31 @@ class Model(nnx.Module):
     @abstractmethod
     def no_weight_decay(self) -> tuple[str, ...]:
         """Returns the names of parameters that never decay, beyond those with fewer than two axes."""
+
+
+def feature_indices(indices: int | Sequence[int] | None, n: int) -> tuple[int, ...]:
+    """Returns which of `n` levels of features are wanted, the first level first.
+
+    Args:
+      indices: None for all of them, a number for so many of the last, or the levels, negative ones from the end.
+      n: number of levels.
+
+    Raises:
+      UserError: a level that is not there.
+
+    >>> feature_indices(None, 3), feature_indices(2, 3), feature_indices([-1, 0], 3)
+    ((0, 1, 2), (1, 2), (0, 2))
+    """
+    if indices is None:
+        return tuple(range(n))
+    if isinstance(indices, int):
+        if not 0 < indices <= n:
+            raise UserError(f"there are {n} levels of features; the last {indices} of them cannot be had")
+        return tuple(range(n - indices, n))
+    for i in indices:
+        if not -n <= i < n:
+            raise UserError(f"there are {n} levels of features, 0 to {n - 1} or -{n} to -1; there is no {i}")
+    return tuple(sorted({i % n for i in indices}))
 
 
 def check_images(images: jax.Array, in_channels: int) -> None:

@@ -1,11 +1,12 @@
-"""Squeeze-and-excitation: channels weighted by what the whole image holds.
+"""Squeeze-and-excitation and its relatives: channels weighted by what the whole image holds.
 
-Hu et al., "Squeeze-and-Excitation Networks", https://arxiv.org/abs/1709.01507. There are two classes because timm has
-two sets of names and of rules for the hidden width; the arithmetic is the same.
+Hu et al., "Squeeze-and-Excitation Networks", https://arxiv.org/abs/1709.01507. There are two classes of it because timm
+has two sets of names and of rules for the hidden width; the arithmetic is the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from flax import nnx
 
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.init import torch_default, torch_default_bias
+from jaxvision.models.layers.norm import LayerNorm
 from jaxvision.models.layers.width import make_divisible
 
 
@@ -22,7 +24,8 @@ class SqueezeExcite(nnx.Module):
     """Scales each channel of [b, h, w, c] by a gate in (0, 1), with the names and widths of timm's ResNets.
 
     Args:
-      features: c. The hidden width is c / 16, rounded to a multiple of 8.
+      features: c.
+      ratio: of the hidden width to c; it is rounded to a multiple of 8.
       dtype: of the computation; None takes the promoted type of input and parameters.
       param_dtype: of the parameters.
       kernel_init: of both 1x1 convolutions.
@@ -38,12 +41,13 @@ class SqueezeExcite(nnx.Module):
         self,
         features: int,
         *,
+        ratio: float = 1 / 16,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         kernel_init: Any = torch_default,
         rngs: nnx.Rngs,
     ):
-        hidden = make_divisible(features / 16, round_limit=0.0)
+        hidden = make_divisible(features * ratio, round_limit=0.0)
         common = {"use_bias": True, "kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype}
         self.fc1 = Conv(features, hidden, 1, bias_init=torch_default_bias(features), **common, rngs=rngs)
         self.fc2 = Conv(hidden, features, 1, bias_init=torch_default_bias(hidden), **common, rngs=rngs)
@@ -81,3 +85,99 @@ class SqueezeExciteReduce(nnx.Module):
         """Returns `x` [b, h, w, c] with its channels scaled."""
         squeezed = x.mean(axis=(1, 2), keepdims=True)
         return x * jax.nn.sigmoid(self.conv_expand(self.activation(self.conv_reduce(squeezed))))
+
+
+class EfficientChannelAttention(nnx.Module):
+    """Scales each channel of [b, h, w, c] by a gate that sees the means of its neighbours among the channels, too.
+
+    Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks",
+    https://arxiv.org/abs/1910.03151
+
+    Args:
+      features: c, by which the paper's rule sets the size of the neighbourhood; any other input will do.
+      dtype: of the computation; None takes the promoted type of input and parameters.
+      param_dtype: of the parameters.
+      rngs: the stream ``params``.
+
+    Example:
+      >>> gate = EfficientChannelAttention(256, rngs=nnx.Rngs(0))
+      >>> gate(jnp.ones((1, 7, 7, 256))).shape, gate.conv.kernel.shape
+      ((1, 7, 7, 256), (5, 1, 1))
+    """
+
+    def __init__(self, features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        half = int((math.log2(features) + 1) / 2)
+        self.conv = nnx.Conv(
+            1,
+            1,
+            max(half | 1, 3),  # odd
+            padding="SAME",
+            use_bias=False,
+            kernel_init=torch_default,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `x` [b, h, w, c] with its channels scaled."""
+        b, _, _, c = x.shape
+        gate = jax.nn.sigmoid(self.conv(x.mean(axis=(1, 2)).reshape(b, c, 1)))
+        return x * gate.reshape(b, 1, 1, c)
+
+
+class GlobalContext(nnx.Module):
+    """Scales each channel of [b, h, w, c] by a gate that sees a weighted mean over the image.
+
+    Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond",
+    https://arxiv.org/abs/1904.11492; the gate multiplies here, as in timm.
+
+    Args:
+      features: c.
+      hidden: width between the two 1x1 convolutions of the gate.
+      activation: between them.
+      conv: makes a convolution from ``(in_features, out_features, kernel_size, use_bias=True)``.
+      dtype: of the norm's computation; None takes the promoted type of input and parameters.
+      param_dtype: of the norm's parameters.
+      rngs: the stream ``params``, of the norm.
+
+    Example:
+      >>> import functools
+      >>> rngs = nnx.Rngs(0)
+      >>> gate = GlobalContext(96, 12, activation=nnx.silu, conv=functools.partial(Conv, rngs=rngs), rngs=rngs)
+      >>> gate(jnp.ones((1, 7, 7, 96))).shape, gate.mlp_scale.fc1.kernel.shape
+      ((1, 7, 7, 96), (1, 1, 96, 12))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array],
+        conv: Callable[..., Conv],
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.conv_attn = conv(features, 1, 1, use_bias=True)
+        self.mlp_scale = _ContextMlp(
+            features, hidden, activation=activation, conv=conv, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `x` [b, h, w, c] with its channels scaled."""
+        weights = jax.nn.softmax(self.conv_attn(x), axis=(1, 2))
+        context = jnp.einsum("bhwc,bhw->bc", x, weights[..., 0])
+        return x * jax.nn.sigmoid(self.mlp_scale(context[:, None, None]))
+
+
+class _ContextMlp(nnx.Module):
+    def __init__(self, features: int, hidden: int, *, activation: Any, conv: Any, **common: Any):
+        self.fc1 = conv(features, hidden, 1, use_bias=True)
+        self.norm = LayerNorm(hidden, **common)
+        self.fc2 = conv(hidden, features, 1, use_bias=True)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(self.activation(self.norm(self.fc1(x))))
