@@ -31,6 +31,15 @@ def normal(stddev: float) -> Initializer:
     return lambda key, shape, dtype=jnp.float32: _drawn(jax.random.normal, key, shape, stddev, dtype)
 
 
+def truncated_normal(stddev: float) -> Initializer:
+    """Returns the initializer N(0, stddev^2) without what lies beyond two standard deviations.
+
+    >>> bool(abs(truncated_normal(0.1)(jax.random.key(0), (100,))).max() <= 0.2)
+    True
+    """
+    return lambda key, shape, dtype=jnp.float32: _drawn(_truncated, key, shape, stddev, dtype)
+
+
 def uniform(bound: float) -> Initializer:
     """Returns the initializer U(-bound, bound).
 
@@ -101,16 +110,25 @@ def _uniform(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     return jax.random.uniform(key, shape, minval=-1)
 
 
+def _truncated(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    return jax.random.truncated_normal(key, -2, 2, shape)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _block(draw: Callable[..., jax.Array], key: jax.Array, i: Any) -> jax.Array:
     return draw(jax.random.fold_in(key, i), (_BLOCK,))
 
 
-def _drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], scale: float, dtype: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))  # traced once for each shape, however deep the model
+def _traced(draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ...], scale: float, dtype: Any) -> Any:
     n = math.prod(shape)
-    blocks = -(-n // _BLOCK)
+    values = jax.vmap(lambda i: _block(draw, key, i))(jnp.arange(-(-n // _BLOCK))).reshape(-1)[:n].reshape(shape)
+    return (values * scale).astype(dtype)
+
+
+def _drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], scale: float, dtype: Any) -> jax.Array:
     if isinstance(key, jax.core.Tracer):
-        values = jax.vmap(lambda i: _block(draw, key, i))(jnp.arange(blocks)).reshape(-1)[:n].reshape(shape)
-        return (values * scale).astype(dtype)
-    values = np.concatenate([np.asarray(_block(draw, key, i)) for i in range(blocks)])[:n].reshape(shape)
+        return _traced(draw, key, tuple(shape), scale, jnp.dtype(dtype))
+    n = math.prod(shape)
+    values = np.concatenate([np.asarray(_block(draw, key, i)) for i in range(-(-n // _BLOCK))])[:n].reshape(shape)
     return jnp.asarray((values * np.float32(scale)).astype(dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
+
+Norm = Callable[..., nnx.Module]  # (features, dtype=, param_dtype=, rngs=) -> a normalisation over the last axis
 
 
 class BatchNorm(nnx.BatchNorm):
