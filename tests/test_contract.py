@@ -56,7 +56,7 @@ def test_another_head_changes_the_head_and_nothing_else(architecture: str) -> No
     model = abstract(architecture)
     many, few = parameters(model), parameters(abstract(architecture, num_classes=7))
     assert many.keys() == few.keys()
-    changed = {name.partition(".")[0] for name in many if many[name] != few[name]}
+    changed = {name.rpartition(".")[0] for name in many if many[name] != few[name]}
     assert changed == set(model.classifier_names)
     assert not any(
         name.startswith(model.classifier_names) for name in parameters(abstract(architecture, num_classes=0))

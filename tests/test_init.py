@@ -65,3 +65,13 @@ def test_streams_are_those_of_flax(architecture: str):
         if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "resnet50_gn", "test_vit", "test_efficientnet"])
+def test_shapes_alone_are_those_of_the_model(architecture: str):
+    options = {"dropout": 0.1, "drop_path": 0.1}
+    quick = registry.build_abstract(architecture, **options)
+    traced = nnx.eval_shape(lambda: registry.build(architecture, rngs=init.streams(0, 1), **options))
+    assert nnx.graphdef(quick) == nnx.graphdef(traced)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a == b, nnx.state(quick), nnx.state(traced)))
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(nnx.state(quick)))

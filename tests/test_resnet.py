@@ -13,7 +13,7 @@ from reference import import_timm
 from jaxvision import tree
 from jaxvision.models import registry
 from jaxvision.models.layers.mode import train_view
-from jaxvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from jaxvision.models.resnet import BasicBlock, Bottleneck, Parts, ResNet
 from jaxvision.weights.timm import timm_name
 
 
@@ -42,7 +42,7 @@ def small(**options):
         "test_resnet",
         {"ours": {"groups": 32, "base_width": 4}, "theirs": {"cardinality": 32, "base_width": 4}},
         {
-            "ours": {"squeeze_excite": True, "stem_width": 32, "avg_down": True, "base_width": 128},
+            "ours": {"gate": "se", "stem_width": 32, "avg_down": True, "base_width": 128},
             "theirs": {
                 "block_args": {"attn_layer": "se"},
                 "stem_type": "deep",
@@ -60,7 +60,7 @@ def test_every_feature_map_and_the_logits_are_timms(case):
 
     @jax.jit
     def forward(model, x):
-        maps = model.forward_intermediates(x)
+        maps = model.forward_intermediates(x, intermediates_only=True)
         return maps, model.forward_head(maps[-1]), model.forward_head(maps[-1], pre_logits=True)
 
     maps, logits, pooled = forward(ours, array)
@@ -131,7 +131,7 @@ def test_a_training_step_has_timms_gradients_and_statistics():
 
 def test_an_untrained_block_is_what_the_papers_say():
     for block, last in ((BasicBlock, "bn2"), (Bottleneck, "bn3")):
-        made = block(32, 32, stride=2, dtype=None, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+        made = block(Parts(nnx.Rngs(0)), 32, 32, stride=2)
         assert not getattr(made, last).scale[...].any()  # a branch starts as nothing
         assert (made.bn1.scale[...] == 1).all()
         assert (made.downsample[1].scale[...] == 1).all()

@@ -110,7 +110,7 @@ def test_features_maps_and_logits_are_timms(name) -> None:
 
 
 @pytest.mark.timm
-@pytest.mark.parametrize("name", (*BLOCKS, "vit_base_patch32_siglip_256", "vit_base_patch16_clip_quickgelu_224"))
+@pytest.mark.parametrize("name", [*BLOCKS, "vit_base_patch32_siglip_256", "vit_base_patch16_clip_quickgelu_224"])
 def test_gradients_are_timms(name) -> None:
     import torch
 

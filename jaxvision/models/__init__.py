@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxvision.models import efficientnet, resnet, vit
+from jaxvision.models import efficientnet, resnet, resnetv2, vit
 
-__all__ = ["create_efficientnet", "create_resnet", "create_vit", "efficientnet", "resnet", "vit"]
+__all__ = ["create_efficientnet", "create_resnet", "create_vit", "efficientnet", "resnet", "resnetv2", "vit"]
 
 
 def __getattr__(name: str) -> Any:

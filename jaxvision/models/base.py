@@ -32,13 +32,13 @@ class Model(nnx.Module):
 
     Attributes:
       architecture: timm's name, such as ``"resnet50"``.
-      family: ``"resnet"``, ``"vit"`` or ``"efficientnet"``.
+      family: ``"resnet"``, ``"resnetv2"``, ``"vit"`` or ``"efficientnet"``.
       num_classes: of the head; 0 is no head.
       in_channels: channels of the image.
       image_size: side of the image in pixels; a convnet takes any other, too. (height, width) of a ViT whose images are
         not square.
       num_features: c of the pooled features that the head sees.
-      classifier_names: attributes that are the head, such as ``("fc",)`` or ``("head", "head_dist")``.
+      classifier_names: paths of what is the head, such as ``("fc",)``, ``("head", "head_dist")`` or ``("head.fc",)``.
       options: ((argument, value), ...) by which the shape of this model differs from its row in the family's table.
       first_conv: path of the convolution that sees the image, such as ``"conv1"`` or ``"patch_embed.proj"``.
       table_only: arguments of the class that are code, such as the kind of block: a row of the table gives them.

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from flax import nnx
 
 from jaxvision.errors import UserError, unknown
 from jaxvision.models.base import Model
-from jaxvision.models.layers.init import streams
+from jaxvision.models.layers.init import shapes_only, streams
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def register(family: str, build: type[Model], table: Mapping[str, Mapping[str, A
 def architectures(pattern: str = "*", *, family: str | None = None) -> list[str]:
     """Returns the sorted names of the architectures that match a shell pattern.
 
-    >>> architectures("resnet1?")
-    ['resnet18']
+    >>> architectures("resnet5?")
+    ['resnet50']
     """
     return sorted(
         name
@@ -69,7 +70,7 @@ def families() -> list[str]:
     """Returns the names of the families.
 
     >>> families()
-    ['efficientnet', 'resnet', 'vit']
+    ['efficientnet', 'resnet', 'resnetv2', 'vit']
     """
     return sorted({variant.family for variant in _VARIANTS.values()})
 
@@ -129,7 +130,13 @@ def _hashable(value: Any) -> Any:
 
 def build_abstract(architecture: str, **overrides: Any) -> Model:
     """Returns the model with `jax.ShapeDtypeStruct` leaves: its structure, at no cost in memory or time."""
-    return nnx.eval_shape(lambda: build(architecture, rngs=streams(0, 1), **overrides))
+    with shapes_only():
+        model = build(architecture, rngs=streams(0, 1), **overrides)
+    for _, leaf in nnx.iter_graph(model):
+        if isinstance(leaf, nnx.Variable):
+            value = leaf.get_raw_value()
+            leaf.set_value(jax.ShapeDtypeStruct(value.shape, value.dtype))
+    return model
 
 
 def check_options(what: str, got: Iterable[str], valid: Iterable[str]) -> None:

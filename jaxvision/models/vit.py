@@ -21,9 +21,9 @@ from jaxvision.models.base import FeatureInfo, Model, feature_indices
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.attention import Attention, AttentionPool, DifferentialAttention
 from jaxvision.models.layers.head import linear_head
-from jaxvision.models.layers.init import normal
+from jaxvision.models.layers.init import normal, zeros
 from jaxvision.models.layers.mlp import ACTIVATIONS, GluMlp, Mlp, SwiGlu, linear_init
-from jaxvision.models.layers.norm import LayerNorm, Norm
+from jaxvision.models.layers.norm import LayerNorm, Norm, RMSNorm
 from jaxvision.models.layers.patch import PatchEmbed, Size, resize_grid
 from jaxvision.models.vit_blocks import (
     Block,
@@ -198,7 +198,7 @@ class VisionTransformer(Model):
             self.embed_dim,
             self.num_classes,
             kernel_init=linear_init,
-            bias_init=nnx.initializers.zeros_init(),
+            bias_init=zeros,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=rngs,
@@ -437,7 +437,7 @@ _AIM_1B = _size(2048, 24, 16, 2.75)
 _AIM_3B = _size(3072, 24, 24, 2.6667)
 
 _LAYER_NORM_5 = functools.partial(LayerNorm, epsilon=1e-5)
-_RMS_NORM_5 = functools.partial(nnx.RMSNorm, epsilon=1e-5)
+_RMS_NORM_5 = functools.partial(RMSNorm, epsilon=1e-5)
 _NO_QKV_BIAS = functools.partial(Attention, qkv_bias=False)
 
 _MIIL = {"block": functools.partial(Block, attention=_NO_QKV_BIAS)}
@@ -463,8 +463,8 @@ _POST = {
 _XP = {
     "pre_norm": True,
     "no_embed_class": True,
-    "norm": nnx.RMSNorm,
-    "block": functools.partial(ParallelScalingBlock, qkv_bias=False, qk_norm=nnx.RMSNorm),
+    "norm": RMSNorm,
+    "block": functools.partial(ParallelScalingBlock, qkv_bias=False, qk_norm=RMSNorm),
 }
 _AIM = _GAP | {
     "activation": "silu",
@@ -704,7 +704,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         global_pool="avg",
         layer_scale=1e-5,
         dynamic_image_size=True,
-        norm=nnx.RMSNorm,
+        norm=RMSNorm,
     ),
 }
 

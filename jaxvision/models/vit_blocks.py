@@ -23,7 +23,8 @@ from jaxvision.models.layers.attention import (
     split_heads,
 )
 from jaxvision.models.layers.drop import DropPath
-from jaxvision.models.layers.mlp import Mlp, activate, linear_init
+from jaxvision.models.layers.init import constant, zeros
+from jaxvision.models.layers.mlp import Mlp, activate, linear
 from jaxvision.models.layers.norm import LayerScale, Norm
 
 
@@ -140,7 +141,7 @@ class ResPostBlock(nnx.Module):
         if layer_scale is not None:
             norms: list[Any] = [self.norm1, self.norm2]
             for scaled in norms:
-                scaled.scale = nnx.Param(jnp.full(d, layer_scale, param_dtype))
+                scaled.scale = nnx.Param(constant(layer_scale)(None, (d,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the tokens [b, n, d] after the block."""
@@ -188,8 +189,8 @@ class ParallelScalingBlock(Attend):
         types: Types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.activation = activation
         self.in_norm = norm(d, **types)
-        self.in_proj = nnx.Linear(d, hidden + 3 * d, use_bias=qkv_bias, kernel_init=linear_init, **types)
-        self.mlp_bias = nnx.data(None) if qkv_bias else nnx.Param(jnp.zeros(hidden, param_dtype))
+        self.in_proj = linear(d, hidden + 3 * d, use_bias=qkv_bias, **types)
+        self.mlp_bias = nnx.data(None) if qkv_bias else nnx.Param(zeros(None, (hidden,), param_dtype))
         self.q_norm = nnx.data(None) if qk_norm is None else qk_norm(d // num_heads, **types)
         self.k_norm = nnx.data(None) if qk_norm is None else qk_norm(d // num_heads, **types)
         self.mlp_drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
@@ -199,8 +200,8 @@ class ParallelScalingBlock(Attend):
 
     def add_projections(self, d: int, hidden: int, index: int, types: Types) -> None:
         """Gives the block what `project` needs."""
-        self.attn_out_proj = nnx.Linear(d, d, kernel_init=linear_init, **types)
-        self.mlp_out_proj = nnx.Linear(hidden, d, kernel_init=linear_init, **types)
+        self.attn_out_proj = linear(d, d, **types)
+        self.mlp_out_proj = linear(hidden, d, **types)
 
     def project(self, attended: jax.Array, hidden: jax.Array) -> jax.Array:
         """Returns [b, n, d] of what the two branches end with."""
@@ -242,7 +243,7 @@ class DiffParallelScalingBlock(Differential, ParallelScalingBlock):
     def add_projections(self, d: int, hidden: int, index: int, types: Types) -> None:
         """Gives the block what `project` and the differences need."""
         self.add_lambdas(d, index, **types)
-        self.out_proj = nnx.Linear(d + hidden, d, kernel_init=linear_init, **types)
+        self.out_proj = linear(d + hidden, d, **types)
 
     def project(self, attended: jax.Array, hidden: jax.Array) -> jax.Array:
         """Returns [b, n, d] of what the two branches end with."""

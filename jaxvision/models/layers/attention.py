@@ -11,8 +11,8 @@ from flax import nnx
 
 from jaxvision.errors import UserError
 from jaxvision.models.layers.init import normal, truncated_normal
-from jaxvision.models.layers.mlp import Mlp, linear_init
-from jaxvision.models.layers.norm import Norm
+from jaxvision.models.layers.mlp import Mlp, linear, linear_init
+from jaxvision.models.layers.norm import Norm, RMSNorm
 
 
 class Attend(nnx.Module):
@@ -109,11 +109,11 @@ class Attention(Attend):
         check_heads(features, num_heads)
         super().__init__(num_heads, attention_dropout=attention_dropout, rngs=rngs)
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.qkv = nnx.Linear(features, 3 * features, use_bias=qkv_bias, kernel_init=kernel_init, **types)
+        self.qkv = linear(features, 3 * features, use_bias=qkv_bias, kernel_init=kernel_init, **types)
         self.q_norm = nnx.data(None) if qk_norm is None else qk_norm(features // num_heads, **types)
         self.k_norm = nnx.data(None) if qk_norm is None else qk_norm(features // num_heads, **types)
         self.norm = nnx.data(None) if out_norm is None else out_norm(features, **types)
-        self.proj = nnx.Linear(features, features, use_bias=proj_bias, kernel_init=kernel_init, **types)
+        self.proj = linear(features, features, use_bias=proj_bias, kernel_init=kernel_init, **types)
         self.proj_drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -152,7 +152,7 @@ class Differential(Attend):
         self.lambda_k1 = nnx.Param(normal(0.1)(rngs.params(), (half,), jnp.float32))
         self.lambda_q2 = nnx.Param(normal(0.1)(rngs.params(), (half,), jnp.float32))
         self.lambda_k2 = nnx.Param(normal(0.1)(rngs.params(), (half,), jnp.float32))
-        self.sub_norm = nnx.RMSNorm(2 * half, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.sub_norm = RMSNorm(2 * half, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def combined(self, weights: jax.Array) -> jax.Array:
         """Returns the differences [b, heads, n, m] of [b, 2 heads, n, m]; rows of weights sum to 1 - lambda."""
@@ -247,9 +247,9 @@ class AttentionPool(Attend):
         super().__init__(num_heads, rngs=rngs)
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.latent = nnx.Param(truncated_normal(features**-0.5)(rngs.params(), (1, 1, features), param_dtype))
-        self.q = nnx.Linear(features, features, kernel_init=linear_init, **types)
-        self.kv = nnx.Linear(features, 2 * features, kernel_init=linear_init, **types)
-        self.proj = nnx.Linear(features, features, kernel_init=linear_init, **types)
+        self.q = linear(features, features, **types)
+        self.kv = linear(features, 2 * features, **types)
+        self.proj = linear(features, features, **types)
         self.norm = norm(features, **types)
         self.mlp = Mlp(features, int(features * mlp_ratio), activation=activation, **types)
 

@@ -27,7 +27,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from jaxvision.models.layers.init import torch_default
+from jaxvision.models.layers.init import torch_default, zeros
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
@@ -73,7 +73,7 @@ class Conv(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         kernel_init: Any = torch_default,
-        bias_init: Any = nnx.initializers.zeros,
+        bias_init: Any = zeros,
         rngs: nnx.Rngs,
     ):
         if in_features % groups or out_features % groups:

@@ -3,13 +3,17 @@
 XLA compiles a random number generator anew for every shape, a third of a second each on a CPU: an EfficientNet would
 spend more time on being born than on its first epoch of a small data set. So numbers are drawn in blocks of one shape,
 which compile once, and put together by NumPy. Under `jax.jit` the same numbers come out of one call for each tensor.
+
+And where nobody wants the numbers, none are drawn: see `shapes_only`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +24,25 @@ from flax import nnx
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> values, as in Flax
 
 _BLOCK = 2**16
+_SHAPES_ONLY = contextvars.ContextVar("shapes only", default=False)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within it the initializers of this file return zeros that take no memory and no time.
+
+    A model of a thousand layers is so made in a fraction of a second. To trace it for its shapes would take several.
+
+    >>> with shapes_only():
+    ...     kernel = normal(0.02)(jax.random.key(0), (1000, 1000, 1000))
+    >>> kernel.shape, kernel.strides
+    ((1000, 1000, 1000), (0, 0, 0))
+    """
+    token = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(token)
 
 
 def normal(stddev: float) -> Initializer:
@@ -47,6 +70,52 @@ def uniform(bound: float) -> Initializer:
     True
     """
     return lambda key, shape, dtype=jnp.float32: _drawn(_uniform, key, shape, bound, dtype)
+
+
+def zeros(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Returns zeros, whatever the key.
+
+    >>> zeros(jax.random.key(0), (2,)).tolist()
+    [0.0, 0.0]
+    """
+    return _nothing(shape, dtype) if _SHAPES_ONLY.get() else jnp.zeros(shape, dtype)
+
+
+def ones(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Returns ones, whatever the key.
+
+    >>> ones(jax.random.key(0), (2,)).tolist()
+    [1.0, 1.0]
+    """
+    return _nothing(shape, dtype) if _SHAPES_ONLY.get() else jnp.ones(shape, dtype)
+
+
+def constant(value: float) -> Initializer:
+    """Returns the initializer of one value, whatever the key.
+
+    >>> constant(0.5)(None, (2,)).tolist()
+    [0.5, 0.5]
+    """
+    return lambda key, shape, dtype=jnp.float32: (
+        _nothing(shape, dtype) if _SHAPES_ONLY.get() else jnp.full(shape, value, dtype)
+    )
+
+
+def halves(first: Initializer, second: Initializer) -> Initializer:
+    """Returns the initializer of a tensor whose last axis has two halves, each with its own.
+
+    >>> halves(zeros, ones)(jax.random.key(0), (4,)).tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        if _SHAPES_ONLY.get():
+            return _nothing(shape, dtype)
+        half = (*shape[:-1], shape[-1] // 2)
+        keys = jax.random.split(key)
+        return jnp.concatenate([first(keys[0], half, dtype), second(keys[1], half, dtype)], axis=-1)
+
+    return init
 
 
 def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -99,11 +168,17 @@ class _Stream(nnx.RngStream):
         self.calls = 0
 
     def __call__(self) -> jax.Array:
+        if _SHAPES_ONLY.get():
+            return self.key.get_value()
         self.calls += 1
         return jax.random.fold_in(self.key.get_value(), self.calls - 1)
 
     def fork(self, *, split: None = None) -> nnx.RngStream:  # type: ignore[override]
         return nnx.RngStream(self(), tag=self.tag)
+
+
+def _nothing(shape: Sequence[int], dtype: Any) -> Any:
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _uniform(key: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -127,6 +202,8 @@ def _traced(draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ..
 
 
 def _drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], scale: float, dtype: Any) -> jax.Array:
+    if _SHAPES_ONLY.get():
+        return _nothing(shape, dtype)
     if isinstance(key, jax.core.Tracer):
         return _traced(draw, key, tuple(shape), scale, jnp.dtype(dtype))
     n = math.prod(shape)

@@ -9,11 +9,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvision.errors import unknown
-from jaxvision.models.layers.init import Initializer, normal
+from jaxvision.models.layers.init import halves, normal, ones, zeros
 from jaxvision.models.layers.norm import Norm
 
 # timm truncates this at an absolute 2, which is a hundred standard deviations out: no truncation at all.
 linear_init = normal(0.02)
+
+
+def linear(features: int, out_features: int, **options: Any) -> nnx.Linear:
+    """Returns a linear layer that starts as timm's ViTs do: normal of 0.02, biases of zero.
+
+    >>> linear(8, 4, rngs=nnx.Rngs(0))(jnp.zeros((1, 8))).tolist()
+    [[0.0, 0.0, 0.0, 0.0]]
+    """
+    return nnx.Linear(features, out_features, **{"kernel_init": linear_init, "bias_init": zeros, **options})
 
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
@@ -81,10 +90,10 @@ class Mlp(nnx.Module):
     ):
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.activation = activation
-        self.fc1 = nnx.Linear(features, hidden_features, use_bias=use_bias, kernel_init=kernel_init, **types)
+        self.fc1 = linear(features, hidden_features, use_bias=use_bias, kernel_init=kernel_init, **types)
         self.drop1 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
         self.norm = nnx.data(None) if norm is None else norm(hidden_features, **types)
-        self.fc2 = nnx.Linear(hidden_features, features, use_bias=use_bias, kernel_init=kernel_init, **types)
+        self.fc2 = linear(hidden_features, features, use_bias=use_bias, kernel_init=kernel_init, **types)
         self.drop2 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -126,17 +135,17 @@ class GluMlp(nnx.Module):
         half = hidden_features // 2
         self.activation = activation
         # timm starts the second half as it would start a gate, although here it is the value.
-        self.fc1 = nnx.Linear(
+        self.fc1 = linear(
             features,
             2 * half,
             use_bias=use_bias,
-            kernel_init=_halves(linear_init, normal(1e-6)),
-            bias_init=_halves(nnx.initializers.zeros, nnx.initializers.ones),
+            kernel_init=halves(linear_init, normal(1e-6)),
+            bias_init=halves(zeros, ones),
             **types,
         )
         self.drop1 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
         self.norm = nnx.data(None) if norm is None else norm(half, **types)
-        self.fc2 = nnx.Linear(half, features, use_bias=use_bias, kernel_init=linear_init, **types)
+        self.fc2 = linear(half, features, use_bias=use_bias, **types)
         self.drop2 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -175,29 +184,16 @@ class SwiGlu(nnx.Module):
     ):
         types = {"use_bias": use_bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.activation = activation
-        self.fc1_g = nnx.Linear(
-            features, hidden_features, kernel_init=normal(1e-6), bias_init=nnx.initializers.ones, **types
-        )
-        self.fc1_x = nnx.Linear(features, hidden_features, kernel_init=linear_init, **types)
+        self.fc1_g = linear(features, hidden_features, kernel_init=normal(1e-6), bias_init=ones, **types)
+        self.fc1_x = linear(features, hidden_features, **types)
         self.drop1 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
         self.norm = (
             nnx.data(None) if norm is None else norm(hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         )
-        self.fc2 = nnx.Linear(hidden_features, features, kernel_init=linear_init, **types)
+        self.fc2 = linear(hidden_features, features, **types)
         self.drop2 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns [..., d]."""
         x = self.drop1(activate(self.fc1_g(x), self.activation) * self.fc1_x(x))
         return self.drop2(self.fc2(x if self.norm is None else self.norm(x)))
-
-
-def _halves(first: Initializer, second: Initializer) -> Initializer:
-    """Returns the initializer of a tensor whose last axis has two halves."""
-
-    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
-        half = (*shape[:-1], shape[-1] // 2)
-        keys = jax.random.split(key)
-        return jnp.concatenate([first(keys[0], half, dtype), second(keys[1], half, dtype)], axis=-1)
-
-    return init

@@ -11,10 +11,12 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
+from jaxvision.models.layers.init import constant, ones, zeros
+
 Norm = Callable[..., nnx.Module]  # (features, dtype=, param_dtype=, rngs=) -> a normalisation over the last axis
 
 
-class BatchNorm(nnx.BatchNorm):
+class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last.
 
     Under a sharded `jax.jit` the batch axis is the global batch, so statistics are synchronised over devices by
@@ -32,9 +34,6 @@ class BatchNorm(nnx.BatchNorm):
       frozen: if True the statistics are used and kept in training, too; `train.partial` sets it.
     """
 
-    scale: nnx.Param
-    bias: nnx.Param
-
     def __init__(
         self,
         features: int,
@@ -43,20 +42,16 @@ class BatchNorm(nnx.BatchNorm):
         momentum: float = 0.9,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        scale_init: Any = nnx.initializers.ones,
+        scale_init: Any = ones,
         rngs: nnx.Rngs,
     ):
-        super().__init__(
-            features,
-            use_running_average=True,
-            momentum=momentum,
-            epsilon=epsilon,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            scale_init=scale_init,
-            use_fast_variance=False,
-            rngs=rngs,
-        )
+        # Not `nnx.BatchNorm`, which has the same arithmetic in training: it takes twice as long to build.
+        self.mean = nnx.BatchStat(zeros(None, (features,), jnp.float32))
+        self.var = nnx.BatchStat(ones(None, (features,), jnp.float32))
+        self.scale = nnx.Param(scale_init(rngs.params(), (features,), param_dtype))
+        self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype))
+        self.epsilon, self.momentum, self.dtype = epsilon, momentum, dtype
+        self.use_running_average = True
         self.frozen = False
 
     def set_view(self, use_running_average: bool | None = None) -> None:
@@ -64,20 +59,27 @@ class BatchNorm(nnx.BatchNorm):
         if use_running_average is not None:
             self.use_running_average = use_running_average or self.frozen
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the normalised `x`, in the same shape; in training the statistics move on."""
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        x, gain, bias = dtypes.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
         if not self.use_running_average:
-            return super().__call__(x)
+            axes = tuple(range(x.ndim - 1))
+            exact = x.astype(_exact(x))
+            mean = exact.mean(axes)
+            var = lax.square(exact - mean.reshape(shape)).mean(axes)
+            for old, new in ((self.mean, mean), (self.var, var)):
+                old[...] = self.momentum * old[...] + (1 - self.momentum) * new
+            gain = lax.rsqrt(var + self.epsilon).reshape(shape) * gain.reshape(shape)
+            return ((x - mean.reshape(shape)) * gain + bias.reshape(shape)).astype(x.dtype)
         # The statistics are constants here: one multiply-add for each number, as PyTorch does it. Worked out in
         # float32, which matters in bfloat16.
         scale = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
         bias = self.bias[...] - self.mean[...] * scale
-        (dtype,) = {y.dtype for y in dtypes.promote_dtype((x, self.scale[...]), dtype=self.dtype)}
-        affine = (scale.astype(dtype), bias.astype(dtype))
+        affine = (scale.astype(x.dtype), bias.astype(x.dtype))
         # XLA's CPU backend would take the root anew for each number.
         scale, bias = lax.platform_dependent(*affine, cpu=lambda *c: lax.optimization_barrier(c), default=lambda *c: c)
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        return x.astype(dtype) * scale.reshape(shape) + bias.reshape(shape)
+        return x * scale.reshape(shape) + bias.reshape(shape)
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -110,7 +112,7 @@ class GroupNorm(nnx.GroupNorm):
         epsilon: float = 1e-5,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        scale_init: Any = nnx.initializers.ones,
+        scale_init: Any = ones,
         rngs: nnx.Rngs,
     ):
         super().__init__(
@@ -120,6 +122,7 @@ class GroupNorm(nnx.GroupNorm):
             dtype=dtype,
             param_dtype=param_dtype,
             scale_init=scale_init,
+            bias_init=zeros,
             use_fast_variance=False,
             rngs=rngs,
         )
@@ -152,8 +155,44 @@ class LayerNorm(nnx.LayerNorm):
         rngs: nnx.Rngs,
     ):
         super().__init__(
-            features, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
+            features,
+            epsilon=epsilon,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            scale_init=ones,
+            bias_init=zeros,
+            use_fast_variance=False,
+            rngs=rngs,
         )
+
+
+class RMSNorm(nnx.RMSNorm):
+    """Division of each pixel, or token, by the root of the mean square of its channels, and a scale; no bias.
+
+    Zhang & Sennrich, "Root Mean Square Layer Normalization", https://arxiv.org/abs/1910.07467
+
+    Args:
+      features: c of the input [..., c].
+      epsilon: added to the mean square.
+      dtype: of the computation; None takes the promoted type of input and parameters.
+      param_dtype: of the scale.
+      rngs: the stream ``params``.
+
+    Example:
+      >>> RMSNorm(2, rngs=nnx.Rngs(0))(jnp.array([[3.0, 4.0]])).round(2).tolist()
+      [[0.85, 1.13]]
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(features, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, scale_init=ones, rngs=rngs)
 
 
 class EvoNormS0(nnx.Module):
@@ -189,9 +228,9 @@ class EvoNormS0(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ):
         self.groups, self.epsilon, self.dtype = _groups(features, groups, group_size), epsilon, dtype
-        self.scale = nnx.Param(jnp.ones(features, param_dtype))
-        self.bias = nnx.Param(jnp.zeros(features, param_dtype))
-        self.v = nnx.Param(jnp.ones(features, param_dtype)) if activation else nnx.data(None)
+        self.scale = nnx.Param(ones(None, (features,), param_dtype))
+        self.bias = nnx.Param(zeros(None, (features,), param_dtype))
+        self.v = nnx.Param(ones(None, (features,), param_dtype)) if activation else nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the activated and normalised `x`, in the same shape."""
@@ -235,9 +274,9 @@ class FilterResponseNorm(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ):
         self.epsilon, self.dtype = epsilon, dtype
-        self.scale = nnx.Param(jnp.ones(features, param_dtype))
-        self.bias = nnx.Param(jnp.zeros(features, param_dtype))
-        self.tau = nnx.Param(jnp.zeros(features, param_dtype)) if activation else nnx.data(None)
+        self.scale = nnx.Param(ones(None, (features,), param_dtype))
+        self.bias = nnx.Param(zeros(None, (features,), param_dtype))
+        self.tau = nnx.Param(zeros(None, (features,), param_dtype)) if activation else nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the normalised and activated `x`, in the same shape."""
@@ -286,7 +325,7 @@ class LayerScale(nnx.Module):
     """
 
     def __init__(self, features: int, init: float, *, param_dtype: Any = jnp.float32):
-        self.gamma = nnx.Param(jnp.full(features, init, param_dtype))
+        self.gamma = nnx.Param(constant(init)(None, (features,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the scaled branch, in the shape and dtype of `x`."""

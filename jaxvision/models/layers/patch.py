@@ -13,7 +13,7 @@ from flax.nnx.nn import dtypes
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.base import check_images
-from jaxvision.models.layers.init import torch_default
+from jaxvision.models.layers.init import torch_default, torch_default_bias
 from jaxvision.models.layers.norm import Norm
 
 Size = int | tuple[int, int]  # a square's side, or (height, width)
@@ -120,11 +120,10 @@ class PatchProjection(nnx.Module):
         p, q = registry.pair("patch_size", patch_size)
         c, d = in_channels, features
         # timm leaves PyTorch's default for convolutions in place here, kernel and bias.
-        bound = (p * q * c) ** -0.5
         self.kernel = nnx.Param(torch_default(rngs.params(), (p, q, c, d), param_dtype))
         self.bias = nnx.data(None)
         if use_bias:
-            self.bias = nnx.Param(jax.random.uniform(rngs.params(), (d,), param_dtype, -bound, bound))
+            self.bias = nnx.Param(torch_default_bias(p * q * c)(rngs.params(), (d,), param_dtype))
         self.dtype = dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
