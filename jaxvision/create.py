@@ -36,7 +36,7 @@ def create_model(
     *,
     checkpoint_path: str | Path | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     in_channels: int = 3,
     dropout: float | None = None,
     attention_dropout: float | None = None,
@@ -57,8 +57,8 @@ def create_model(
       checkpoint_path: take them from this safetensors file instead; no network is touched.
       num_classes: of the head. Another number than the weights have gives a fresh head; 0 gives none.
         Default: as many as the weights have; without weights the tag's own number, 1000 for a name without tag.
-      image_size: side of the square image in pixels. A ViT's position grid is resampled to it, as timm does; a
-        convnet takes any size and only notes it. Default: the size the weights were trained at.
+      image_size: side of the square image in pixels; of a ViT also (height, width). A ViT's position grid is resampled
+        to it, as timm does; a convnet takes any size and only notes it. Default: the size the weights were trained at.
       in_channels: channels of the image. The first convolution is adapted as timm does.
       dropout: before the classifier of a convnet; after position embedding, attention and MLP of a ViT. Default 0.
       attention_dropout: of a ViT's attention weights. Default 0.
@@ -87,7 +87,8 @@ def create_model(
             raise UserError(f"{name} is a folder; load a run's model by jaxvision.load_classifier({name!r})") from e
         raise
     _check_whole("num_classes", num_classes, 0)
-    _check_whole("image_size", image_size, 1)
+    if not (isinstance(image_size, list | tuple) and registry.variant(entry.architecture).family == "vit"):
+        _check_whole("image_size", image_size, 1)
     _check_whole("in_channels", in_channels, 1)
     _check_whole("freeze_layers", freeze_layers, 0)
     freeze = (freeze,) if isinstance(freeze, str) else freeze
@@ -337,6 +338,18 @@ _OURS = {
     "img_size": "image_size",
     "in_chans": "in_channels",
     "patch_size": "patch_size",
+    "global_pool": "global_pool",
+    "mlp_ratio": "mlp_ratio",
+    "init_values": "layer_scale",
+    "class_token": "class_token",
+    "reg_tokens": "reg_tokens",
+    "no_embed_class": "no_embed_class",
+    "pre_norm": "pre_norm",
+    "final_norm": "final_norm",
+    "fc_norm": "fc_norm",
+    "pool_include_prefix": "pool_include_prefix",
+    "dynamic_img_size": "dynamic_image_size",
+    "act_layer": "activation",
     "layers": "depths",
     "channels": "widths",
     "embed_dim": "embed_dim",

@@ -189,8 +189,8 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
         if name == "model":  # the architecture's own options: None is what its row says
             architecture = catalog.lookup(given.model.name).architecture
             # A module class is called through NNX's metaclass, whose own signature says nothing.
-            init = cast(Any, registry.variant(architecture).build).__init__
-            own = _options(init, {"self", "rngs", *section, *sections[name][1]})
+            build = cast(Any, registry.variant(architecture).build)
+            own = _options(build.__init__, {"self", "rngs", *build.table_only, *section, *sections[name][1]})
             for key, parameter in own.items():
                 simple = parameter.annotation if parameter.annotation in (int, float, str, bool) else object
                 section[key] = config_dict.placeholder(simple)

@@ -14,7 +14,12 @@ from jaxvision import tree
 from jaxvision.models import registry
 from jaxvision.weights.timm import timm_name
 
-OURS = {"img_size": "image_size", "in_chans": "in_channels", "init_values": "layer_scale"}
+OURS = {
+    "img_size": "image_size",
+    "in_chans": "in_channels",
+    "init_values": "layer_scale",
+    "dynamic_img_size": "dynamic_image_size",
+}
 
 
 def pair(name: str, *, seed: int = 0, **timm_options: Any) -> tuple[Any, Any]:

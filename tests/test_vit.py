@@ -227,7 +227,7 @@ def test_mistakes_are_told_in_one_line(x) -> None:
         registry.build_abstract("test_vit", image_size=30)
     with pytest.raises(UserError, match="num_heads 3 does not divide the width 64"):
         registry.build_abstract("test_vit", num_heads=3)
-    model = registry.build_abstract("test_vit", image_size=32)
+    model = registry.build_abstract("test_vit", image_size=32, dynamic_image_size=False)
     with pytest.raises(UserError, match=r"images of shape \[2, 48, 48, 3\] do not fit.*\[b, 32, 32, 3\]"):
         model(jnp.zeros((2, 48, 48, 3)))
     with pytest.raises(UserError, match="images of shape"):

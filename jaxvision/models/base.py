@@ -35,11 +35,13 @@ class Model(nnx.Module):
       family: ``"resnet"``, ``"resnetv2"``, ``"vit"`` or ``"efficientnet"``.
       num_classes: of the head; 0 is no head.
       in_channels: channels of the image.
-      image_size: side of the image in pixels; a convnet takes any other, too.
+      image_size: side of the image in pixels; a convnet takes any other, too. (height, width) of a ViT whose images are
+        not square.
       num_features: c of the pooled features that the head sees.
       classifier_names: paths of what is the head, such as ``("fc",)``, ``("head", "head_dist")`` or ``("head.fc",)``.
       options: ((argument, value), ...) by which the shape of this model differs from its row in the family's table.
       first_conv: path of the convolution that sees the image, such as ``"conv1"`` or ``"patch_embed.proj"``.
+      table_only: arguments of the class that are code, such as the kind of block: a row of the table gives them.
       feature_info: name, channels and stride of each level that `forward_intermediates` has.
     """
 
@@ -47,12 +49,13 @@ class Model(nnx.Module):
     family: str
     num_classes: int
     in_channels: int
-    image_size: int
+    image_size: Any  # int or, of a ViT, (height, width)
     num_features: int
     classifier_names: tuple[str, ...]
     first_conv: str
     feature_info: tuple[FeatureInfo, ...]
     options: tuple[tuple[str, Any], ...]
+    table_only: tuple[str, ...] = ()
 
     @abstractmethod
     def __call__(self, images: jax.Array) -> jax.Array:

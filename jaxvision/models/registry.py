@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ _COMMON = {
     "in_channels",
     "image_size",
     "dropout",
+    "head_dropout",
     "attention_dropout",
     "drop_path",
     "dtype",
@@ -85,11 +87,12 @@ def variant(architecture: str) -> Variant:
 
 
 def options(architecture: str) -> list[str]:
-    """Returns the keyword arguments that the architecture's class takes, `rngs` aside."""
+    """Returns the keyword arguments that the architecture's class takes from a user: not `rngs`, nor what is code."""
     build = variant(architecture).build
     # A module class is called through nnx's metaclass, whose own signature is (*args, **kwargs).
     parameters = inspect.signature(build.__init__).parameters.values()  # type: ignore[misc]
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs"]
+    hidden = {"rngs", *build.table_only}
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in hidden]
 
 
 def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
@@ -144,13 +147,38 @@ def check_options(what: str, got: Iterable[str], valid: Iterable[str]) -> None:
             raise unknown(what, name, valid)
 
 
-def check_divisible(image_size: int, patch_size: int) -> None:
-    """Raises when patches do not tile the image."""
-    if image_size < 1 or patch_size < 1:
-        raise UserError(f"image_size and patch_size are 1 pixel or more, got {image_size} and {patch_size}")
-    if image_size % patch_size:
-        lower = image_size // patch_size * patch_size
+def pair(what: str, size: Any) -> tuple[int, int]:
+    """Returns (height, width) of a size that is given as one whole number or as two.
+
+    >>> pair("image_size", 224), pair("image_size", (224, 160))
+    ((224, 224), (224, 160))
+    """
+    both = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    whole = all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in both)
+    if len(both) != 2 or not whole or min(both) < 1:
+        raise UserError(f"{what} is a whole number of pixels, 1 or more, or (height, width); got {size!r}")
+    return int(both[0]), int(both[1])
+
+
+def side(size: tuple[int, int]) -> int | tuple[int, int]:
+    """Returns the side of a square, (height, width) of anything else.
+
+    >>> side((224, 224)), side((224, 160))
+    (224, (224, 160))
+    """
+    return size[0] if size[0] == size[1] else size
+
+
+def check_divisible(image_size: Any, patch_size: Any) -> None:
+    """Raises when patches do not tile the image; each size is a whole number or (height, width)."""
+    image, patch = pair("image_size", image_size), pair("patch_size", patch_size)
+    if any(n % p for n, p in zip(image, patch, strict=True)):
+        lower = [n // p * p for n, p in zip(image, patch, strict=True)]
+        nearest = (
+            (lower[0] or patch[0], lower[1] or patch[1]),
+            (lower[0] + patch[0], lower[1] + patch[1]),
+        )
         raise UserError(
-            f"image_size {image_size} is not divisible by the patch size {patch_size}; "
-            f"the nearest sizes that are: {lower or patch_size} and {lower + patch_size}"
+            f"image_size {side(image)} is not divisible by the patch size {side(patch)}; "
+            f"the nearest sizes that are: {side(nearest[0])} and {side(nearest[1])}"
         )

@@ -173,7 +173,7 @@ def add_lora(
     *,
     rank: int = 8,
     alpha: float = 16.0,
-    targets: Sequence[str] = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
+    targets: Sequence[str] | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> M:
     """Freezes everything but the classifier and gives linear layers low-rank adapters, in place; returns the model.
@@ -183,11 +183,12 @@ def add_lora(
     Args:
       rank: of the adapters.
       alpha: the adapters' output is scaled by ``alpha / rank``.
-      targets: the layers: the last segments of their names.
+      targets: the layers: the last segments of their names, such as ``["attn.qkv", "mlp.fc1"]``. Default: all linear
+        layers of the blocks' attention and MLP, of whatever kind the blocks are.
       rngs: stream ``params``; ``nnx.Rngs(0)`` if None.
 
     Raises:
-      UserError: a target matches no linear layer, or the model has adapters already.
+      UserError: a target matches no linear layer, the model has no blocks with such layers, or it has adapters already.
 
     Example:
       >>> from jaxvision.models import registry
@@ -202,7 +203,11 @@ def add_lora(
         raise UserError("the model has LoRA adapters already; merge_lora merges them")
     linears = _children(model, nnx.Linear)
     chosen: dict[str, tuple[nnx.Module, str]] = {}
-    for target in targets:
+    if targets is None:
+        if not hasattr(model, "get_attention_maps"):
+            raise UserError("LoRA is for ViTs: this model has no attention; name the linear layers that shall get it")
+        chosen = {name: at for name, at in linears.items() if name.startswith("blocks.")}
+    for target in targets or ():
         found = {name: at for name, at in linears.items() if f".{name}".endswith(f".{target}")}
         if not found:
             endings = {".".join(name.split(".")[-2:]) for name in linears}

@@ -1,4 +1,4 @@
-"""Tensors that fit almost: another number of input channels, another grid of positions.
+"""Tensors that fit almost: another number of input channels, another size of patch, another grid of positions.
 
 Pure functions from array to array, with timm's arithmetic, so that an adapted model starts from the same numbers here
 and there.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxvision.errors import UserError
+from jaxvision.models.layers.patch import resize_grid
 
 
 def input_channels(weight: np.ndarray, channels: int) -> np.ndarray:
@@ -45,38 +46,78 @@ def input_channels(weight: np.ndarray, channels: int) -> np.ndarray:
     return repeated.astype(weight.dtype)
 
 
-def position_grid(pos_embed: np.ndarray, tokens: int, *, prefix: int) -> np.ndarray:
-    """Returns position embeddings resampled to another square grid; the prefix tokens' slots stay as they are.
+def patch_kernel(weight: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
+    """Returns the patch projection's weight for patches of another size, FlexiViT's way.
 
-    Bicubic with antialiasing and half-pixel centres, in float32, as timm does it.
+    A patch that is resized and then projected by the new kernel gives the token that the patch itself gave with the
+    old one, as far as there is such a kernel: the old one times the pseudo-inverse of the resize.
+    Beyer et al., "FlexiViT", https://arxiv.org/abs/2212.08013, section 3.4
 
     Args:
-      pos_embed: [1, prefix + old * old, d], the grid row by row.
-      tokens: wanted length, prefix + new * new.
+      weight: [out, in, old h, old w], PyTorch's layout. The arithmetic is float32, whatever its dtype.
+      size: new (h, w).
+      interpolation: of the resize, as for `resize_grid`.
+
+    Returns:
+      [out, in, *size] of the dtype of `weight`; `weight` itself when nothing changes.
+
+    Example:
+      >>> patch_kernel(np.ones((8, 3, 16, 16), np.float32), (8, 12)).shape
+      (8, 3, 8, 12)
+    """
+    out, inner, *old = weight.shape
+    if tuple(old) == tuple(size):
+        return weight
+    n = math.prod(old)
+    # What the resize makes of each pixel alone: [new h * w, old h * w].
+    matrix = np.asarray(resize_grid(jnp.eye(n)[None], (old[0], old[1]), size, interpolation)[0], np.float64)
+    # PyTorch's cut for singular values, as of a float32 matrix.
+    inverse = np.linalg.pinv(matrix, rcond=max(matrix.shape) * float(np.finfo(np.float32).eps))
+    resized = weight.astype(np.float32).reshape(out, inner, n) @ inverse.astype(np.float32)
+    return resized.reshape(out, inner, *size).astype(weight.dtype)
+
+
+def position_grid(
+    pos_embed: np.ndarray,
+    tokens: int,
+    *,
+    prefix: int,
+    old: tuple[int, int] | None = None,
+    new: tuple[int, int] | None = None,
+    interpolation: str = "bicubic",
+) -> np.ndarray:
+    """Returns position embeddings resampled to another grid; the prefix tokens' slots stay as they are.
+
+    Args:
+      pos_embed: [1, prefix + old rows * columns, d], the grid row by row.
+      tokens: wanted length, prefix + new rows * columns.
       prefix: slots in front that belong to no patch (class token, distillation token, registers).
+      old: rows and columns of `pos_embed`; None: as many of each.
+      new: rows and columns that are wanted; None: as many of each.
+      interpolation: as for `resize_grid`.
 
     Returns:
       [1, tokens, d] of the dtype of `pos_embed`; `pos_embed` itself when nothing changes.
 
     Raises:
-      UserError: either grid is not a square.
+      UserError: a grid of which rows and columns are not given is no square.
 
     Example:
       >>> position_grid(np.zeros((1, 1 + 14 * 14, 192), np.float32), 1 + 24 * 24, prefix=1).shape
       (1, 577, 192)
     """
-    _, n, d = pos_embed.shape
-    if n == tokens:
+    n = pos_embed.shape[1]
+    if n == tokens and old == new:
         return pos_embed
-    old, new = _side(n - prefix), _side(tokens - prefix)
-    grid = pos_embed[:, prefix:].astype(np.float32).reshape(old, old, d)
-    grid = np.asarray(jax.image.resize(grid, (new, new, d), "cubic", antialias=True))
-    grid = grid.reshape(1, new * new, d).astype(pos_embed.dtype)
+    old, new = old or _side(n - prefix), new or _side(tokens - prefix)
+    if old == new:
+        return pos_embed
+    grid = np.asarray(resize_grid(jnp.asarray(pos_embed[:, prefix:]), old, new, interpolation))
     return np.concatenate([pos_embed[:, :prefix], grid], axis=1)
 
 
-def _side(patches: int) -> int:
+def _side(patches: int) -> tuple[int, int]:
     side = math.isqrt(max(patches, 0))
     if side < 1 or side * side != patches:
         raise UserError(f"position embeddings of {patches} patches are not a square grid, and cannot be resampled")
-    return side
+    return side, side

@@ -30,6 +30,7 @@ from safetensors.numpy import save_file
 
 from jaxvision import tree
 from jaxvision.errors import UserError
+from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.weights import adapt
@@ -150,9 +151,9 @@ def _match(
         wanted = timm_shape(name, leaf.shape)
         if key not in shapes:
             missing.append(key)
-        elif shapes[key] == wanted:
+        elif shapes[key] == wanted and not (name == "pos_embed" and _of_another_form(model, shapes)):
             adapters[name] = lambda tensor: tensor
-        elif (adapter := _adapter(model, name, shapes[key], wanted)) is not None:
+        elif (adapter := _adapter(model, name, shapes, wanted)) is not None:
             logger.info("%s: %s adapted from %s to %s", path.name, key, list(shapes[key]), list(wanted))
             adapters[name] = adapter
         else:
@@ -175,20 +176,51 @@ def _match(
 
 
 def _adapter(
-    model: Model, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]
+    model: Any, name: str, shapes: dict[str, tuple[int, ...]], wanted: tuple[int, ...]
 ) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Returns the function that makes a tensor of `shape` fit `wanted`, or None where that makes no sense."""
-    if len(shape) != len(wanted):
+    """Returns the function that makes a file's tensor fit `wanted`, or None where that makes no sense."""
+    shape = shapes[timm_name(name)]
+    if len(shape) != len(wanted) or shape[0] != wanted[0]:
         return None
-    differs = [i for i, (a, b) in enumerate(zip(shape, wanted, strict=True)) if a != b]
-    if differs != [1]:
-        return None
-    if name == f"{model.first_conv}.kernel":
-        return lambda tensor: adapt.input_channels(tensor, wanted[1])
-    if name == "pos_embed":
-        prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
-        return lambda tensor: adapt.position_grid(tensor, wanted[1], prefix=prefix)
+    if name == "pos_embed" and shape[2] == wanted[2]:
+        options = {"old": _old_grid(model, shapes), "new": model.grid_size, "interpolation": model.interpolation}
+        return lambda tensor: adapt.position_grid(tensor, wanted[1], prefix=_own_positions(model), **options)
+    patches = name == "patch_embed.proj.kernel"
+    if patches or name == f"{model.first_conv}.kernel":
+        seen = name == f"{model.first_conv}.kernel"
+        if (shape[1] != wanted[1] and not seen) or (shape[2:] != wanted[2:] and not patches):
+            return None
+
+        def adapter(tensor: np.ndarray) -> np.ndarray:
+            tensor = adapt.input_channels(tensor, wanted[1])
+            if not patches:
+                return tensor
+            return adapt.patch_kernel(tensor, (wanted[2], wanted[3]), model.interpolation)
+
+        return adapter
     return None
+
+
+def _of_another_form(model: Any, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Returns whether a file's grid of positions has other rows and columns than the model's: 10 x 10 for 4 x 25."""
+    return _old_grid(model, shapes) not in (None, model.grid_size)
+
+
+def _own_positions(model: Any) -> int:
+    return 0 if model.no_embed_class else model.num_prefix_tokens
+
+
+def _old_grid(model: Any, shapes: dict[str, tuple[int, ...]]) -> tuple[int, int] | None:
+    """Returns the grid of a file's position embeddings if it is that of the architecture's own image size, as in timm.
+
+    Else None, and whoever needs it takes it for a square.
+    """
+    size = registry.pair("image_size", registry.variant(model.architecture).arguments.get("image_size", 224))
+    patch = shapes.get("patch_embed.proj.weight", ())[2:]
+    if len(patch) != 2:
+        return None
+    grid = (size[0] // patch[0], size[1] // patch[1])
+    return grid if grid[0] * grid[1] == shapes["pos_embed"][1] - _own_positions(model) else None
 
 
 def _in_head(model: Model, name: str) -> bool:

@@ -54,6 +54,15 @@ def normal(stddev: float) -> Initializer:
     return lambda key, shape, dtype=jnp.float32: _drawn(jax.random.normal, key, shape, stddev, dtype)
 
 
+def truncated_normal(stddev: float) -> Initializer:
+    """Returns the initializer N(0, stddev^2) without what lies beyond two standard deviations.
+
+    >>> bool(abs(truncated_normal(0.1)(jax.random.key(0), (100,))).max() <= 0.2)
+    True
+    """
+    return lambda key, shape, dtype=jnp.float32: _drawn(_truncated, key, shape, stddev, dtype)
+
+
 def uniform(bound: float) -> Initializer:
     """Returns the initializer U(-bound, bound).
 
@@ -79,6 +88,34 @@ def ones(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) 
     [1.0, 1.0]
     """
     return _nothing(shape, dtype) if _SHAPES_ONLY.get() else jnp.ones(shape, dtype)
+
+
+def constant(value: float) -> Initializer:
+    """Returns the initializer of one value, whatever the key.
+
+    >>> constant(0.5)(None, (2,)).tolist()
+    [0.5, 0.5]
+    """
+    return lambda key, shape, dtype=jnp.float32: (
+        _nothing(shape, dtype) if _SHAPES_ONLY.get() else jnp.full(shape, value, dtype)
+    )
+
+
+def halves(first: Initializer, second: Initializer) -> Initializer:
+    """Returns the initializer of a tensor whose last axis has two halves, each with its own.
+
+    >>> halves(zeros, ones)(jax.random.key(0), (4,)).tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        if _SHAPES_ONLY.get():
+            return _nothing(shape, dtype)
+        half = (*shape[:-1], shape[-1] // 2)
+        keys = jax.random.split(key)
+        return jnp.concatenate([first(keys[0], half, dtype), second(keys[1], half, dtype)], axis=-1)
+
+    return init
 
 
 def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -148,18 +185,27 @@ def _uniform(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     return jax.random.uniform(key, shape, minval=-1)
 
 
+def _truncated(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    return jax.random.truncated_normal(key, -2, 2, shape)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _block(draw: Callable[..., jax.Array], key: jax.Array, i: Any) -> jax.Array:
     return draw(jax.random.fold_in(key, i), (_BLOCK,))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))  # traced once for each shape, however deep the model
+def _traced(draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ...], scale: float, dtype: Any) -> Any:
+    n = math.prod(shape)
+    values = jax.vmap(lambda i: _block(draw, key, i))(jnp.arange(-(-n // _BLOCK))).reshape(-1)[:n].reshape(shape)
+    return (values * scale).astype(dtype)
+
+
 def _drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], scale: float, dtype: Any) -> jax.Array:
     if _SHAPES_ONLY.get():
         return _nothing(shape, dtype)
-    n = math.prod(shape)
-    blocks = -(-n // _BLOCK)
     if isinstance(key, jax.core.Tracer):
-        values = jax.vmap(lambda i: _block(draw, key, i))(jnp.arange(blocks)).reshape(-1)[:n].reshape(shape)
-        return (values * scale).astype(dtype)
-    values = np.concatenate([np.asarray(_block(draw, key, i)) for i in range(blocks)])[:n].reshape(shape)
+        return _traced(draw, key, tuple(shape), scale, jnp.dtype(dtype))
+    n = math.prod(shape)
+    values = np.concatenate([np.asarray(_block(draw, key, i)) for i in range(-(-n // _BLOCK))])[:n].reshape(shape)
     return jnp.asarray((values * np.float32(scale)).astype(dtype))

@@ -1,4 +1,4 @@
-"""The two-layer perceptron of a transformer block."""
+"""The perceptrons of a transformer block, plain and gated."""
 
 from __future__ import annotations
 
@@ -8,20 +8,60 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvision.models.layers.init import normal
+from jaxvision.errors import unknown
+from jaxvision.models.layers.init import halves, normal, ones, zeros
+from jaxvision.models.layers.norm import Norm
 
 # timm truncates this at an absolute 2, which is a hundred standard deviations out: no truncation at all.
 linear_init = normal(0.02)
 
 
-class Mlp(nnx.Module):
-    """Linear, GELU, linear; dropout after each linear layer, as in the ViT paper.
+def linear(features: int, out_features: int, **options: Any) -> nnx.Linear:
+    """Returns a linear layer that starts as timm's ViTs do: normal of 0.02, biases of zero.
 
-    The GELU is the exact one, with the error function: timm's weights were trained with it.
+    >>> linear(8, 4, rngs=nnx.Rngs(0))(jnp.zeros((1, 8))).tolist()
+    [[0.0, 0.0, 0.0, 0.0]]
+    """
+    return nnx.Linear(features, out_features, **{"kernel_init": linear_init, "bias_init": zeros, **options})
+
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
+
+
+def activate(x: jax.Array, activation: str) -> jax.Array:
+    """Returns `x` after an activation function, in the same shape.
+
+    Args:
+      activation: ``"gelu"`` is the exact one, with the error function; ``"gelu_tanh"`` its approximation;
+        ``"quick_gelu"`` is x sigmoid(1.702 x), OpenAI's; ``"silu"`` is x sigmoid(x).
+
+    Raises:
+      UserError: no such activation.
+
+    >>> [round(float(activate(jnp.float32(1), name)), 4) for name in ("gelu", "gelu_tanh", "quick_gelu", "silu")]
+    [0.8413, 0.8412, 0.8458, 0.7311]
+    """
+    match activation:
+        case "gelu":
+            return jax.nn.gelu(x, approximate=False)
+        case "gelu_tanh":
+            return jax.nn.gelu(x, approximate=True)
+        case "quick_gelu":
+            return x * jax.nn.sigmoid(1.702 * x)
+        case "silu":
+            return jax.nn.silu(x)
+    raise unknown("activation", activation, ACTIVATIONS)
+
+
+class Mlp(nnx.Module):
+    """Linear, activation, linear; dropout after each linear layer, as in the ViT paper.
 
     Args:
       features: d of the input and the output [..., d].
       hidden_features: width in between.
+      activation: see `activate`. The default is the exact GELU.
+      use_bias: of both layers.
+      norm: of what the second layer sees, BEiT-3's sub-LN; None builds none.
       dropout: rate after each of the two layers.
       dtype: of the computation; None takes the promotion of input and parameters.
       param_dtype: of the parameters.
@@ -39,19 +79,121 @@ class Mlp(nnx.Module):
         features: int,
         hidden_features: int,
         *,
+        activation: str = "gelu",
+        use_bias: bool = True,
+        norm: Norm | None = None,
         dropout: float = 0.0,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         kernel_init: Any = linear_init,
         rngs: nnx.Rngs,
     ):
-        linear = {"dtype": dtype, "param_dtype": param_dtype, "kernel_init": kernel_init, "rngs": rngs}
-        self.fc1 = nnx.Linear(features, hidden_features, **linear)
+        types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.activation = activation
+        self.fc1 = linear(features, hidden_features, use_bias=use_bias, kernel_init=kernel_init, **types)
         self.drop1 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
-        self.fc2 = nnx.Linear(hidden_features, features, **linear)
+        self.norm = nnx.data(None) if norm is None else norm(hidden_features, **types)
+        self.fc2 = linear(hidden_features, features, use_bias=use_bias, kernel_init=kernel_init, **types)
         self.drop2 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns [..., d]."""
-        x = self.drop1(jax.nn.gelu(self.fc1(x), approximate=False))
-        return self.drop2(self.fc2(x))
+        x = self.drop1(activate(self.fc1(x), self.activation))
+        return self.drop2(self.fc2(x if self.norm is None else self.norm(x)))
+
+
+class GluMlp(nnx.Module):
+    """SwiGLU whose gate and value come out of one packed layer: ``fc2(silu(gate) * value)``.
+
+    Shazeer, "GLU Variants Improve Transformer", https://arxiv.org/abs/2002.05202
+
+    Args:
+      features: d of the input and the output [..., d].
+      hidden_features: width of gate and value together; ``fc2`` sees half of it.
+      **options: as of `Mlp`.
+
+    Example:
+      >>> mlp = GluMlp(8, 32, rngs=nnx.Rngs(0))
+      >>> mlp(jnp.ones((1, 5, 8))).shape, mlp.fc2.kernel.shape
+      ((1, 5, 8), (16, 8))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int,
+        *,
+        activation: str = "silu",
+        use_bias: bool = True,
+        norm: Norm | None = None,
+        dropout: float = 0.0,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        half = hidden_features // 2
+        self.activation = activation
+        # timm starts the second half as it would start a gate, although here it is the value.
+        self.fc1 = linear(
+            features,
+            2 * half,
+            use_bias=use_bias,
+            kernel_init=halves(linear_init, normal(1e-6)),
+            bias_init=halves(zeros, ones),
+            **types,
+        )
+        self.drop1 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
+        self.norm = nnx.data(None) if norm is None else norm(half, **types)
+        self.fc2 = linear(half, features, use_bias=use_bias, **types)
+        self.drop2 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns [..., d]."""
+        gate, value = jnp.split(self.fc1(x), 2, axis=-1)
+        x = self.drop1(activate(gate, self.activation) * value)
+        return self.drop2(self.fc2(x if self.norm is None else self.norm(x)))
+
+
+class SwiGlu(nnx.Module):
+    """SwiGLU with a layer each for gate and value: ``fc2(silu(fc1_g) * fc1_x)``.
+
+    Args:
+      features: d of the input and the output [..., d].
+      hidden_features: width of gate and of value.
+      **options: as of `Mlp`.
+
+    Example:
+      >>> mlp = SwiGlu(8, 16, rngs=nnx.Rngs(0))
+      >>> mlp(jnp.ones((1, 5, 8))).shape
+      (1, 5, 8)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int,
+        *,
+        activation: str = "silu",
+        use_bias: bool = True,
+        norm: Norm | None = None,
+        dropout: float = 0.0,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        types = {"use_bias": use_bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.activation = activation
+        self.fc1_g = linear(features, hidden_features, kernel_init=normal(1e-6), bias_init=ones, **types)
+        self.fc1_x = linear(features, hidden_features, **types)
+        self.drop1 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
+        self.norm = (
+            nnx.data(None) if norm is None else norm(hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        )
+        self.fc2 = linear(hidden_features, features, **types)
+        self.drop2 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns [..., d]."""
+        x = self.drop1(activate(self.fc1_g(x), self.activation) * self.fc1_x(x))
+        return self.drop2(self.fc2(x if self.norm is None else self.norm(x)))

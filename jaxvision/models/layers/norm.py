@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,9 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from jaxvision.models.layers.init import ones, zeros
+from jaxvision.models.layers.init import constant, ones, zeros
+
+Norm = Callable[..., nnx.Module]  # (features, dtype=, param_dtype=, rngs=) -> a normalisation over the last axis
 
 
 class BatchNorm(nnx.Module):
@@ -163,6 +166,35 @@ class LayerNorm(nnx.LayerNorm):
         )
 
 
+class RMSNorm(nnx.RMSNorm):
+    """Division of each pixel, or token, by the root of the mean square of its channels, and a scale; no bias.
+
+    Zhang & Sennrich, "Root Mean Square Layer Normalization", https://arxiv.org/abs/1910.07467
+
+    Args:
+      features: c of the input [..., c].
+      epsilon: added to the mean square.
+      dtype: of the computation; None takes the promoted type of input and parameters.
+      param_dtype: of the scale.
+      rngs: the stream ``params``.
+
+    Example:
+      >>> RMSNorm(2, rngs=nnx.Rngs(0))(jnp.array([[3.0, 4.0]])).round(2).tolist()
+      [[0.85, 1.13]]
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(features, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, scale_init=ones, rngs=rngs)
+
+
 class EvoNormS0(nnx.Module):
     """An activation and a normalisation in one: ``x * sigmoid(v * x)`` by the standard deviation of its group.
 
@@ -293,7 +325,7 @@ class LayerScale(nnx.Module):
     """
 
     def __init__(self, features: int, init: float, *, param_dtype: Any = jnp.float32):
-        self.gamma = nnx.Param(jnp.full(features, init, param_dtype))
+        self.gamma = nnx.Param(constant(init)(None, (features,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the scaled branch, in the shape and dtype of `x`."""
