@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import resource
+import sys
 from pathlib import Path
 
 import jax
@@ -408,20 +409,292 @@ def test_counters_are_neither_missing_nor_left_over(file):
     timm.load_timm(build("test_resnet"), write(file, change=change))
 
 
-def test_a_truncated_file(file):
+def test_a_file_cut_anywhere(file):
     data = write(file).read_bytes()
-    for n in (0, 4, 100, len(data) // 2, len(data) - 1):
+    header = 8 + int.from_bytes(data[:8], "little")
+    places = {0, 1, 7, 8, 9, header - 1, header, header + 1, len(data) - 1}
+    rng = np.random.default_rng(0)
+    while len(places) < 50:  # half of them within the header, which is a small part of the file
+        places.add(int(rng.integers(header if len(places) % 2 else len(data))))
+    model = build("test_resnet")
+    for n in sorted(places):
         file.write_bytes(data[:n])
-        message = unchanged(build("test_resnet"), file)
-        assert f"({n:,} bytes) is truncated or not a safetensors file" in message
+        assert f"({n:,} bytes) is truncated or not a safetensors file" in unchanged(model, file), n
 
 
-def test_what_is_not_there_or_not_a_weight_file(tmp_path):
+def test_a_header_that_promises_too_much(file):
+    file.write_bytes((2**63).to_bytes(8, "little") + b"{}")
+    assert "not a safetensors file" in unchanged(build("test_resnet"), file)
+    file.write_bytes(b"<!DOCTYPE html><html>404</html>")
+    assert "not a safetensors file" in unchanged(build("test_resnet"), file)
+
+
+def test_what_is_not_there(tmp_path):
     assert "no such weight file" in unchanged(build("test_resnet"), tmp_path / "nothing.safetensors")
     assert "no such weight file" in unchanged(build("test_resnet"), tmp_path)
+    for name in ("a\nb", "a\0b", "x" * 5000, "../../nowhere"):
+        assert "no such weight file" in unchanged(build("test_resnet"), name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16, np.float64])
+def test_a_value_that_is_not_finite_is_named(value, dtype, file):
+    def change(tensors):
+        for key in tensors:
+            tensors[key] = tensors[key].astype(dtype)
+        tensors["layer4.0.conv1.weight"][-1, 0, 0, 0] = value
+
+    message = unchanged(build("test_resnet"), write(file, change=change))
+    assert "the tensor layer4.0.conv1.weight holds values that are NaN or infinite" in message
+    assert "too large" not in message
+
+
+def test_values_too_large_for_the_models_dtype_are_told(file):
+    def change(tensors):
+        tensors["head.bias"][3] = 1e6
+
+    message = unchanged(build("test_vit", param_dtype=jnp.float16), write(file, "test_vit", change=change))
+    assert "head.bias" in message
+    assert "too large for float16" in message
+
+
+def test_large_values_are_not_taken_for_infinite(file):
+    def change(tensors):
+        tensors["fc.bias"][:2] = 3e38  # their sum is
+
+    model = timm.load_timm(abstract("test_resnet"), write(file, change=change))
+    assert float(model.fc.bias[0]) == np.float32(3e38)
+
+
+def test_arrays_do_not_live_in_the_file(file):
+    model = timm.load_timm(abstract("test_vit"), write(file, "test_vit"))
+    before = arrays(model)
+    with file.open("r+b") as opened:  # in place: the very pages that were read
+        opened.seek(8 + int.from_bytes(opened.read(8), "little"))
+        opened.write(bytes(file.stat().st_size - opened.tell()))
+    same(before, {name: np.asarray(leaf.get_value()) for name, leaf in timm.weights(model).items()})
+    assert before["head.kernel"].any()
+
+
+# --- PyTorch's pickles ------------------------------------------------------------------------------------------------
+
+
+def state_dict(architecture: str = "test_resnet", seed: int = 0) -> dict:
+    """Returns timm's tensors for an architecture, of made-up values, as PyTorch has them."""
+    import torch
+
+    state = {}
+    for name, leaf in timm.weights(abstract(architecture)).items():
+        key = timm.timm_name(name)
+        state[key] = torch.from_numpy(fill.tensor(key, timm.timm_shape(name, leaf.shape), seed=seed).copy())
+        if name.endswith(".mean"):
+            state[name.removesuffix("mean") + "num_batches_tracked"] = torch.tensor(7)
+    return state
+
+
+def loaded(path: Path, seed: int = 0, architecture: str = "test_resnet", atol: float = 0) -> None:
+    """Asserts that what is loaded from `path` is the state_dict of this seed."""
+    for name, value in arrays(timm.load_timm(abstract(architecture), path)).items():
+        expected = fill.tensor(timm.timm_name(name), timm.timm_shape(name, value.shape), seed=seed)
+        got = value.transpose(timm._axes(name, value.ndim))
+        np.testing.assert_allclose(got, expected, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("name", ["model.pth", "model.pt", "checkpoint.pth.tar", "pytorch_model.bin"])
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_a_pickled_state_dict(name, wrapper, tmp_path):
+    import torch
+
+    torch.save({wrapper + key: value for key, value in state_dict().items()}, tmp_path / name)
+    loaded(tmp_path / name)
+    assert timm.num_classes(tmp_path / name, ("fc",)) == 1000
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("average", ["state_dict_ema", "model_ema", None])
+def test_a_checkpoint_of_timms_trainer(average, tmp_path):
+    """With what its CheckpointSaver puts there: flags, an optimizer's state, an epoch; the average is what counts."""
+    import argparse
+
+    import torch
+
+    library = import_timm()
+    model = library.create_model("test_resnet")
+    model.load_state_dict(state_dict())
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoint = {
+        "epoch": 3,
+        "arch": "test_resnet",
+        "state_dict": {f"module.{key}": value for key, value in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "version": 2,
+        "args": argparse.Namespace(lr=0.1, model="test_resnet"),
+        "amp_scaler": {"scale": 1.0},
+        "metric": 71.5,
+    }
+    if average:
+        checkpoint[average] = {f"module.{key}": value for key, value in state_dict(seed=5).items()}
+    path = tmp_path / "model_best.pth.tar"
+    torch.save(checkpoint, path)
+    loaded(path, seed=5 if average else 0)
+    # What timm itself takes from the same file.
+    from timm.models import load_checkpoint
+
+    load_checkpoint(model, str(path))
+    ours = arrays(timm.load_timm(abstract("test_resnet"), path))
+    np.testing.assert_array_equal(ours["fc.kernel"].T, model.fc.weight.detach().numpy())
+
+
+@pytest.mark.timm
+def test_the_saver_of_timms_trainer_itself(tmp_path):
+    import argparse
+
+    import torch
+
+    library = import_timm()
+    from timm.utils import CheckpointSaver, ModelEmaV3
+
+    torch.manual_seed(0)
+    model = library.create_model("test_resnet")
+    ema = ModelEmaV3(model, decay=0.5)
+    with torch.no_grad():
+        model.fc.weight.mul_(2)
+    args = argparse.Namespace(model="test_resnet", opt="sgd")
+    saver = CheckpointSaver(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), args, model_ema=ema, checkpoint_dir=str(tmp_path)
+    )
+    saver.save_checkpoint(0, metric=1.0)
+    got = arrays(timm.load_timm(abstract("test_resnet"), tmp_path / "last.pth.tar"))
+    np.testing.assert_array_equal(got["fc.kernel"].T, ema.module.fc.weight.detach().numpy())
+    assert not np.array_equal(got["fc.kernel"].T, model.fc.weight.detach().numpy())
+
+
+@pytest.mark.timm
+def test_ijepas_nesting_and_older_pickles(tmp_path):
+    import torch
+
+    state = {f"module.{key}": value for key, value in state_dict().items()}
+    torch.save({"encoder": state, "predictor": {}, "opt": None, "epoch": 300}, tmp_path / "a.pth.tar")
+    torch.save(state, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    torch.save({"model": {"state_dict": state}}, tmp_path / "c.pth")
+    for name in ("a.pth.tar", "b.pth", "c.pth"):
+        loaded(tmp_path / name)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_pickles_of_other_precisions(dtype, tmp_path):
+    import torch
+
+    state = {k: v.to(getattr(torch, dtype)) if v.is_floating_point() else v for k, v in state_dict().items()}
+    torch.save(state, tmp_path / "model.pth")
+    got = arrays(timm.load_timm(abstract("test_resnet"), tmp_path / "model.pth"))
+    for name, value in got.items():
+        expected = state[timm.timm_name(name)].float().numpy()
+        np.testing.assert_array_equal(value.transpose(timm._axes(name, value.ndim)), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.module."])
+def test_what_wrapped_a_model_is_taken_off_safetensors_too(wrapper, file):
+    def change(tensors):
+        for key in list(tensors):
+            tensors[wrapper + key] = tensors.pop(key)
+
+    loaded(write(file, change=change))
+    assert timm.num_classes(file, ("fc",)) == 1000
+
+
+def test_one_tensor_in_two_wrappings(file):
+    def change(tensors):
+        tensors["module.fc.bias"] = tensors["fc.bias"]
+
+    assert "holds the tensor 'fc.bias' twice" in unchanged(build("test_resnet"), write(file, change=change))
+
+
+class Evil:
+    """Runs code when it is unpickled by the book."""
+
+    def __reduce__(self):
+        return (os.mkdir, (str(Path(os.environ["EVIL"]) / "was_here"),))
+
+
+@pytest.mark.timm
+def test_pickles_run_no_code(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("EVIL", str(tmp_path))
+    for i, content in enumerate(
+        [{"state_dict": state_dict(), "extra": Evil()}, import_timm().create_model("test_vit")]
+    ):
+        torch.save(content, tmp_path / f"{i}.pth")
+        message = unchanged(build("test_resnet"), tmp_path / f"{i}.pth")
+        assert "holds more than tensors (" in message
+        assert "save its state_dict" in message
+    assert not (tmp_path / "was_here").exists()
+    for protocol in (2, 4):
+        (tmp_path / "raw.pth").write_bytes(pickle.dumps(Evil(), protocol=protocol))
+        assert "PyTorch pickle that cannot be read as weights" in unchanged(build("test_resnet"), tmp_path / "raw.pth")
+    assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.timm
+def test_pickles_without_weights(tmp_path):
+    import torch
+
+    for content, words in [
+        ({"epoch": 3}, "no state_dict is in it"),
+        ({"state_dict": {}}, "no state_dict is in it"),
+        ([1, 2], "of a list"),
+    ]:
+        torch.save(content, tmp_path / "model.pth")
+        assert words in unchanged(build("test_resnet"), tmp_path / "model.pth")
+
+
+@pytest.mark.timm
+def test_a_pickle_cut_anywhere(tmp_path):
+    import torch
+
+    path = tmp_path / "model.pth"
+    torch.save(state_dict(), path)
+    data, model = path.read_bytes(), build("test_resnet")
+    for n in np.linspace(2, len(data) - 1, 10).astype(int):
+        path.write_bytes(data[:n])
+        assert "PyTorch pickle that cannot be read as weights" in unchanged(model, path)
+
+
+@pytest.mark.timm
+def test_a_pickle_with_something_wrong(tmp_path):
+    import torch
+
+    for change, words in [
+        (lambda x: x.fill_(float("nan")), "the tensor fc.bias holds values that are NaN"),
+        (lambda x: x.to(torch.int8), "fc.bias torch.int8"),
+        (lambda x: x[:7].clone(), "fc.bias [7] in the file"),
+    ]:
+        state = state_dict()
+        state["fc.bias"] = change(state["fc.bias"])
+        torch.save(state, tmp_path / "model.pth")
+        assert words in unchanged(build("test_resnet"), tmp_path / "model.pth", head="load")
+
+
+def test_a_pickle_offered_as_safetensors(file):
     for start in (b"PK\x03\x04 and so on", pickle.dumps({}, protocol=2), pickle.dumps({}, protocol=4)):
-        (tmp_path / "model.pth").write_bytes(start)
-        assert "PyTorch pickle" in unchanged(build("test_resnet"), tmp_path / "model.pth")
+        file.write_bytes(start)
+        message = unchanged(build("test_resnet"), file)
+        assert "not what its name says but a PyTorch pickle" in message
+        assert "model.pth" in message
+
+
+def test_pickles_need_torch_and_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
+    message = unchanged(build("test_resnet"), tmp_path / "model.pth")
+    assert "PyTorch pickle" in message
+    assert "jaxvision-nnx[torch]" in message
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
 def test_quantised_tensors_are_refused(file):
