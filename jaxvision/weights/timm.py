@@ -221,7 +221,7 @@ def _placed(tensor: np.ndarray, old: Any, *, what: str) -> jax.Array:
     """Returns `tensor` in the dtype of `old` and where `old` is; one that was nowhere in particular leaves it to JAX.
 
     A process reads only what its own devices hold. The strides of a view are undone on the way, which is several times
-    faster than a copy by numpy; and never is the file's own memory taken for the array's.
+    faster than a copy by numpy.
 
     Raises:
       UserError: values that are not finite.
@@ -232,13 +232,14 @@ def _placed(tensor: np.ndarray, old: Any, *, what: str) -> jax.Array:
             value = tensor[index].astype(old.dtype, copy=False)
         if not _finite(value):
             raise UserError(f"{what} holds values that are NaN or infinite" + _overflow(tensor[index], value))
-        return value
+        # On a CPU JAX takes memory that is aligned as it is for its own, which must not be the file's.
+        return value.copy() if value.base is not None and value.flags.c_contiguous else value
 
     sharding = getattr(old, "sharding", None) if getattr(old, "committed", True) else None
     if sharding is None or (sharding.is_fully_addressable and sharding.is_fully_replicated):
-        return jax.device_put(part(...), sharding, may_alias=False)
+        return jax.device_put(part(...), sharding)
     indices = sharding.addressable_devices_indices_map(tensor.shape)
-    shards = [jax.device_put(part(index), device, may_alias=False) for device, index in indices.items()]
+    shards = [jax.device_put(part(index), device) for device, index in indices.items()]
     return jax.make_array_from_single_device_arrays(tensor.shape, sharding, shards)
 
 
