@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
+import http.server
+import io
 import logging
 import os
 import pickle
+import re
 import resource
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -22,6 +28,7 @@ from reference import import_timm
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from jaxvision.create import create_model
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.layers.frozen import Frozen
@@ -748,13 +755,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def put(cache: Path, repository: str, architecture: str) -> Path:
+def put(cache: Path, repository: str, architecture: str, *, revision: str = "main", name: str = "", **options) -> Path:
     """Puts a file into the hub's cache, in the layout that huggingface_hub keeps there."""
     folder = cache / f"models--{repository.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("0" * 40)
-    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    return write(folder / "snapshots" / ("0" * 40) / "model.safetensors", architecture)
+    commit = hashlib.sha1(revision.encode()).hexdigest()
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / revision).write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    return write(folder / "snapshots" / commit / (name or "model.safetensors"), architecture, **options)
 
 
 def test_what_the_cache_has_needs_no_network(cache):
@@ -778,11 +786,156 @@ def test_licences_are_said(cache, caplog):
     assert "cc-by-nc-4.0: non-commercial use only" in caplog.text
 
 
+def test_a_revision_is_pinned_by_name_or_by_commit(cache):
+    repository = "timm/test_resnet.r160_in1k"
+    main, old = (put(cache, repository, "test_resnet", revision=revision) for revision in ("main", "v1.0"))
+    entry = catalog.lookup("test_resnet")
+    assert hub.fetch(entry) == hub.fetch(entry, revision="main") == main
+    assert hub.fetch(entry, revision="v1.0") == hub.fetch(entry, revision=old.parent.name) == old != main
+    with pytest.raises(UserError, match=r"cannot fetch .* at revision v2 from the hub"):
+        hub.fetch(entry, revision="v2")
+
+
+@pytest.mark.parametrize("revision", ["../../other", "/etc", "", "a b", "a\nb", "a/../../b", ".."])
+def test_a_revision_that_is_a_path(cache, revision):
+    put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    with pytest.raises(UserError, match="a revision is a branch, a tag or a commit") as error:
+        hub.fetch(catalog.lookup("test_resnet"), revision=revision)
+    assert "\n" not in str(error.value)
+
+
+def test_create_model_takes_the_revision(cache):
+    put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    put(cache, "timm/test_resnet.r160_in1k", "test_resnet", revision="v2", change=lambda x: x["fc.bias"].fill(0.5))
+    model = create_model("test_resnet", pretrained=True, revision="v2")
+    assert float(model.fc.bias[0]) == 0.5
+    assert float(create_model("test_resnet", pretrained=True).fc.bias[0]) != 0.5
+    for options in ({}, {"pretrained": True, "checkpoint_path": "x"}):
+        with pytest.raises(UserError, match="revision is of weights on the hub"):
+            create_model("test_resnet", revision="v2", **options)
+
+
+def test_a_file_that_is_not_the_one_that_is_known(cache):
+    path = put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    entry = catalog.lookup("test_resnet")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert hub.fetch(dataclasses.replace(entry, sha256=digest)) == path
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"is not the file that is known as test_resnet.r160_in1k: .* not {digest}"):
+        hub.fetch(dataclasses.replace(entry, sha256=digest))
+
+
+def test_without_safetensors_the_pickle_is_taken(cache):
+    path = put(cache, "some/one", "test_resnet", name="pytorch_model.bin")
+    assert hub.fetch("some/one") == path
+    loaded(path)  # it is one of safetensors by content, which is what counts
+
+
+def test_what_the_hub_answers_is_told(cache, monkeypatch):
+    """Without a network: its exceptions are raised in its place."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    asked = []
+
+    def answer(error, *, but=()):
+        def metadata(url, **options):
+            asked.append(url.rsplit("/", 1)[-1])
+            if asked[-1] not in but:
+                raise error.__new__(error)  # what they are made with differs between releases
+
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
+
+    for error, words in [
+        (errors.RepositoryNotFoundError, "the hub has no repository 'a/b', or it is private"),
+        (errors.RevisionNotFoundError, "has no revision 'v9'"),
+        (
+            errors.RemoteEntryNotFoundError,
+            "the hub has no file a/b/model.safetensors at revision v9, nor a pytorch_mod",
+        ),
+    ]:
+        answer(error)
+        with pytest.raises(UserError, match=re.escape(words)):
+            hub.fetch("a/b", revision="v9")
+    asked.clear()
+    answer(errors.RemoteEntryNotFoundError, but=("pytorch_model.bin",))
+    with pytest.raises(UserError, match="cannot fetch"):  # the download itself, which the test has no network for
+        hub.fetch("a/b")
+    assert asked == ["model.safetensors", "pytorch_model.bin"]
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `content`; knows ranges; breaks off after half of it while `breaks` is left."""
+
+    content, breaks, ranges = b"", 0, []
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        Server.ranges.append(wanted)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        body = self.content[start:]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if Server.breaks:
+            Server.breaks -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.timm
+def test_a_pickle_at_a_url_is_kept_and_taken_up_where_it_broke_off(tmp_path, monkeypatch, caplog):
+    import torch
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    content = io.BytesIO()
+    torch.save({"encoder": {f"module.{key}": value for key, value in state_dict().items()}}, content)
+    Server.content, Server.breaks, Server.ranges = content.getvalue(), 1, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/x/IN1K.pth.tar"
+        entry = catalog.Entry(
+            architecture="mine", tag="ijepa", url=url, filename="IN1K.pth.tar", license="cc-by-nc-4.0"
+        )
+        with pytest.raises(UserError, match=f"cannot fetch {url} .*HF_HUB_OFFLINE is set.*checkpoint_path, or a copy"):
+            hub.fetch(entry)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        with pytest.raises(UserError, match="goes on from there"):
+            hub.fetch(entry)
+        assert not (tmp_path / "torch" / "checkpoints" / "IN1K.pth.tar").exists()
+        path = hub.fetch(entry)
+        assert hub.fetch(entry) == path  # and no further request
+        server.shutdown()
+    assert Server.ranges == [None, f"bytes={len(Server.content) // 2}-"]
+    assert path.read_bytes() == Server.content
+    loaded(path)
+    assert "non-commercial use only" in caplog.text
+    with pytest.raises(UserError, match="they have no revisions"):
+        hub.fetch(entry, revision="v1")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"PyTorch pickle; .* jaxvision-nnx\[torch\]"):
+        hub.fetch(entry)
+
+
+def test_a_tag_without_weights_is_answered_with_those_that_have_some(cache):
+    with pytest.raises(UserError, match=r"no weights for 'test_resnet.none'; of test_resnet there are r160_in1k; pass"):
+        hub.fetch(catalog.Entry(architecture="test_resnet", tag="none"))
+
+
 def test_an_architecture_without_published_weights(cache):
     with pytest.raises(UserError, match="publishes no weights for 'mine'"):
         hub.fetch(catalog.Entry(architecture="mine"))
 
 
-def test_a_name_that_no_repository_can_have(cache):
-    with pytest.raises(UserError, match="not the name of a repository"):
-        hub.fetch("a/b/c")
+@pytest.mark.parametrize("name", ["a/b/c", "../etc", "a/../b", "/etc/passwd", "a\nb", "", "a/b\0", "a/" + "x" * 500])
+def test_a_name_that_no_repository_can_have(cache, name):
+    with pytest.raises(UserError, match="not the name of a repository") as error:
+        hub.fetch(name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
