@@ -5,11 +5,14 @@ from __future__ import annotations
 import fnmatch
 
 import pytest
+from flax import nnx
 from reference import import_timm
 
 from jaxvision import create
+from jaxvision.augment.preprocess import Preprocess
 from jaxvision.errors import UserError
 from jaxvision.models import registry
+from jaxvision.models.layers.mode import eval_view
 from jaxvision.weights import catalog
 
 MODULES = ["resnet", "vision_transformer", "deit", "vision_transformer_hybrid", "efficientnet", "resnetv2"]
@@ -288,6 +291,7 @@ def test_licences_that_need_a_word():
 # --- The trap of quick GELU -------------------------------------------------------------------------------------------
 
 PLAIN = "vit_base_patch32_clip_224"  # exact GELU; its tag openai was trained with the quick one
+HUGE = "vit_huge_patch14_clip_378"  # exact GELU; all of its tags were trained with the quick one
 
 
 @pytest.fixture
@@ -315,6 +319,34 @@ def test_others_and_who_says_so_get_what_they_asked_for(built, caplog):
     create.create_model(f"{PLAIN}.openai", activation="gelu")
     assert built[-1]["activation"] == "gelu"
     assert not caplog.records
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("name", [f"{PLAIN}.openai", HUGE])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_an_export_runs_as_it_was(name, by_name, tmp_path):
+    architecture = name.partition(".")[0]
+    if architecture not in registry.architectures():
+        pytest.skip("not here yet")
+    import torch
+    from against_timm import fill, images, randomised
+
+    patch = 14 if architecture == HUGE else 32
+    size = {"depth": 1, "embed_dim": 64, "num_heads": 2, "num_classes": 5}
+    if by_name:
+        model = create.create_model(name, image_size=2 * patch, **size)
+    else:  # exact GELU, for no weights are named
+        model = eval_view(registry.build(architecture, image_size=2 * patch, **size, rngs=nnx.Rngs(0)))
+    theirs = randomised(import_timm().create_model(architecture, img_size=2 * patch, **size))
+    fill(model, theirs.state_dict())
+    preprocess = Preprocess(image_size=2 * patch)
+    create.save_classifier(tmp_path, create.Classifier(model, tuple("abcde"), preprocess))
+    x, ours = images(2, 2 * patch, 2 * patch, 3)
+    expected = model(ours)
+    assert (create.load_classifier(tmp_path).model(ours) == expected).all()
+    again = import_timm().create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        assert abs(again(x).numpy() - expected).max() < 1e-5 * abs(expected).max()
 
 
 @pytest.mark.timm

@@ -240,6 +240,28 @@ def test_leaves_are_placed_where_they_were(empty, file):
     np.testing.assert_array_equal(np.asarray(kernel).T, load_file(file)["blocks.0.mlp.fc1.weight"])
 
 
+@pytest.mark.parametrize("spec", [PartitionSpec("data"), PartitionSpec(None, "data")])
+def test_what_is_split_is_read_in_parts(spec):
+    """No device is given more than its own part of the file, so that of many hosts each reads no more than its own."""
+
+    sizes = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, index):
+            part = super().__getitem__(index)
+            sizes.append(part.size)
+            return part
+
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    tensor = np.arange(16 * 24, dtype=np.float32).reshape(16, 24)
+    old = jax.ShapeDtypeStruct((16, 24), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+    placed = timm._placed(tensor.view(Watched), old, what="")
+    assert placed.sharding == old.sharding
+    assert placed.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(placed), tensor.astype(jnp.bfloat16))
+    assert set(sizes) == {tensor.size // len(jax.devices())}
+
+
 def test_a_leaf_that_was_nowhere_in_particular_stays_free(file):
     model = timm.load_timm(build("test_resnet"), write(file))
     assert not any(leaf.get_value().committed for leaf in timm.weights(model).values())
