@@ -10,7 +10,7 @@ import ast
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,11 +55,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
 
-    command = commands.add_parser("list", help="names of models, and of their weight tags")
+    command = commands.add_parser("list", help="a table of models to pick one from")
     command.add_argument("pattern", nargs="?", default="*", help="shell pattern, such as 'vit_*'")
     command.add_argument("--family", help="resnet, vit or efficientnet")
-    command.add_argument("--pretrained", action="store_true", help="weight tags (name.tag) instead of architectures")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="a row for each weight tag (name.tag); default: one for each architecture, about its default weights",
+    )
+    command.add_argument("--license", help="of the weights: a shell pattern, such as apache-2.0 or 'cc-*'")
+    command.add_argument("--max-params", metavar="N", help="most parameters, such as 30M")
+    command.add_argument("--max-macs", metavar="N", help="most multiply-adds for an image, such as 4G")
+    command.add_argument("--sort", default="name", metavar="BY", help="name, top1, params or macs (default: name)")
+    command.add_argument("--json", action="store_true", help="print JSON, one list of objects")
     command.set_defaults(run=_list)
 
     command = commands.add_parser("info", help="parameters, multiply-adds, activations and bytes by stage")
@@ -116,7 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OUTPUT",
         help="a folder (model.safetensors and config.json), or a file that ends in .safetensors",
     )
-    command.add_argument("--checkpoint", metavar="FILE", help="timm's safetensors file for a NAME (default: the hub)")
+    command.add_argument("--to", default="timm", choices=["timm"], help="what shall read it (default: timm)")
+    command.add_argument("--checkpoint", metavar="FILE", help="timm's weight file for a NAME (default: the hub)")
     command.add_argument("--num-classes", type=int, help="of the head (default: the weights' own)")
     command.add_argument("--image-size", type=int, help="side in pixels; a ViT's position grid is resampled to it")
     command.add_argument("--in-channels", type=int, help="channels of the image")
@@ -132,7 +141,7 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
         metavar="NAME|FOLDER",
         help="a name such as resnet50.a1_in1k (weights from the hub), or the workdir of a run",
     )
-    command.add_argument("--checkpoint", metavar="FILE", help="timm's safetensors file for a NAME, instead of the hub")
+    command.add_argument("--checkpoint", metavar="FILE", help="timm's weight file for a NAME, instead of the hub")
     command.add_argument("--num-classes", type=int, help="of the head in --checkpoint (default: the name's own)")
     command.add_argument("--image-size", type=int, help="side in pixels (default: the weights' own)")
 
@@ -153,13 +162,53 @@ def _classifier(arguments: argparse.Namespace) -> Any:
 def _list(arguments: argparse.Namespace) -> None:
     from jaxvision.weights import catalog
 
-    names = catalog.list_models(arguments.pattern, family=arguments.family, pretrained=arguments.pretrained)
+    names = catalog.list_models(
+        arguments.pattern,
+        family=arguments.family,
+        pretrained=arguments.pretrained,
+        license=arguments.license,
+        max_params=arguments.max_params,
+        max_macs=arguments.max_macs,
+        sort=arguments.sort,
+    )
+    rows = [
+        {
+            "name": name,
+            "parameters": entry.params,
+            "multiply_adds": entry.macs.get(entry.rated_size),
+            "image_size": entry.rated_size,
+            "top1": entry.top1,
+            "top5": entry.top5,
+            "license": entry.license if entry.published else None,
+            "weights": entry.name if entry.published else None,
+        }
+        for name in names
+        for entry in [catalog.lookup(name)]
+    ]
     if arguments.json:
-        print(json.dumps(names))
-    elif names:
-        print("\n".join(names))
+        print(json.dumps(rows))
+    elif rows:
+        print(_table(rows))
     else:
-        raise UserError(f"no model matches {arguments.pattern!r}; `jaxvision list` shows all")
+        raise UserError(f"no model matches {arguments.pattern!r} and what else was asked; `jaxvision list` shows all")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns rows of `_list` as text: a line for each, names first."""
+    width = max(len(row["name"]) for row in rows)
+
+    def number(value: float | None, unit: float, digits: int) -> str:
+        return "" if value is None else f"{value / unit:.{digits}f}"
+
+    lines = [f"{'name':{width}} {'params M':>9} {'MACs G':>8} {'size':>5} {'top-1':>7} {'top-5':>7}  licence"]
+    for row in rows:
+        columns = [
+            f"{row['name']:{width}} {number(row['parameters'], 1e6, 2):>9} {number(row['multiply_adds'], 1e9, 2):>8}",
+            f"{row['image_size']:5} {number(row['top1'], 1, 3):>7} {number(row['top5'], 1, 3):>7} ",
+            row["license"] or ("" if row["weights"] else "no weights"),
+        ]
+        lines.append(" ".join(columns).rstrip())
+    return "\n".join(lines)
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ This is the one place where architectures (`models`), files (`weights`) and free
 from __future__ import annotations
 
 import json
+import logging
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from jaxvision.models.layers.mode import eval_view
 from jaxvision.train import partial
 from jaxvision.weights import catalog, hub, timm
 
+logger = logging.getLogger(__name__)
+
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -35,6 +38,7 @@ def create_model(
     pretrained: bool = False,
     *,
     checkpoint_path: str | Path | None = None,
+    revision: str | None = None,
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     in_channels: int = 3,
@@ -54,7 +58,9 @@ def create_model(
     Args:
       name: timm's name, ``"resnet50"``, with a weight tag if one is wanted, ``"resnet50.a1_in1k"``.
       pretrained: take the weights of the tag (without one: the architecture's default tag) from the hub or its cache.
-      checkpoint_path: take them from this safetensors file instead; no network is touched.
+      checkpoint_path: take them from this file instead; no network is touched. Safetensors, or where torch is installed
+        a PyTorch pickle, such as a checkpoint of timm's trainer.
+      revision: branch, tag or commit of the weights' repository on the hub. Default: its main branch.
       num_classes: of the head. Another number than the weights have gives a fresh head; 0 gives none.
         Default: as many as the weights have; without weights the tag's own number, 1000 for a name without tag.
       image_size: side of the square image in pixels; of a ViT also (height, width). A ViT's position grid is resampled
@@ -94,13 +100,19 @@ def create_model(
     freeze = (freeze,) if isinstance(freeze, str) else freeze
     # Options are looked at before the file is: a misspelt one should not wait for a download.
     registry.check_options(f"argument of {entry.architecture}", options, registry.options(entry.architecture))
+    if entry.activation is not None and "activation" not in options:
+        # timm lists these weights here, too, under an architecture of exact GELU, which is not what they were made for.
+        logger.warning("the weights %s were trained with activation=%r: it is used", entry.name, entry.activation)
+        options["activation"] = entry.activation
+    if revision is not None and (checkpoint_path is not None or not pretrained):
+        raise UserError("revision is of weights on the hub: it needs pretrained=True and no checkpoint_path")
     path: Path | None = None
     published = entry.num_classes
     if checkpoint_path is not None:
         path = Path(checkpoint_path)
         published = timm.num_classes(path, entry.classifier)
     elif pretrained:
-        path = hub.fetch(entry)
+        path = hub.fetch(entry, revision=revision)
     overrides: dict[str, Any] = {
         "num_classes": published if num_classes is None else num_classes,
         "image_size": entry.preprocess.image_size if image_size is None else image_size,
@@ -324,6 +336,8 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
         raise UserError(f"{folder / 'config.json'} is not one that save_classifier writes ({e!r})") from e
     arguments = config.get("jaxvision_options", {})
     arguments |= {ours: config["model_args"][key] for key, ours in _OURS.items() if key in config.get("model_args", {})}
+    if catalog.lookup(architecture).activation is not None:
+        arguments.setdefault("activation", "gelu")  # not said is the architecture's own, not its weights'
     model = create_model(
         architecture,
         checkpoint_path=checkpoint_path or folder / "model.safetensors",
@@ -355,6 +369,7 @@ _OURS = {
     "embed_dim": "embed_dim",
     "depth": "depth",
     "num_heads": "num_heads",
+    "act_layer": "activation",
 }
 
 

@@ -640,7 +640,7 @@ def build_model(config: ConfigDict, num_classes: int, channels: int, image_size:
     """
     options = _given(config.model) | {"num_classes": num_classes, "in_channels": channels, "image_size": image_size}
     if not weights:
-        options |= {"pretrained": False, "checkpoint_path": None}
+        options |= {"pretrained": False, "checkpoint_path": None, "revision": None}
     model = create_model(**options, seed=config.seed)
     if config.lora.rank:
         partial.add_lora(model, **config.lora, rngs=nnx.Rngs(config.seed + 2))

@@ -5,27 +5,104 @@ from __future__ import annotations
 import fnmatch
 
 import pytest
+from flax import nnx
 from reference import import_timm
 
+from jaxvision import create
+from jaxvision.augment.preprocess import Preprocess
 from jaxvision.errors import UserError
 from jaxvision.models import registry
+from jaxvision.models.layers.mode import eval_view
 from jaxvision.weights import catalog
 
-MODULES = ["resnet", "vision_transformer", "deit", "efficientnet"]
+MODULES = ["resnet", "vision_transformer", "deit", "vision_transformer_hybrid", "efficientnet", "resnetv2"]
 
 
 @pytest.mark.timm
 def test_every_tag_of_every_architecture_is_timms():
     timm = import_timm()
-    for architecture in registry.architectures():
-        theirs = {cfg.tag: cfg for cfg in timm.models.get_arch_pretrained_cfgs(architecture).values() if cfg.hf_hub_id}
-        ours = {entry.tag: entry for entry in catalog.entries(architecture) if entry.hub_id}
-        assert list(ours) == list(theirs), architecture
-        for tag, cfg in theirs.items():
-            entry = ours[tag]
-            classifier = (cfg.classifier,) if isinstance(cfg.classifier, str) else tuple(cfg.classifier)
+    theirs, weights = [], 0
+    for architecture in sorted(name for module in MODULES for name in timm.list_models(module=module)):
+        cfgs = timm.models.get_arch_pretrained_cfgs(architecture)
+        theirs.append(architecture)
+        ours = {entry.name: entry for entry in catalog.entries(architecture)}
+        # The tags that have weights, and an architecture's default in any case; the default first.
+        assert list(ours) == [n for i, (n, cfg) in enumerate(cfgs.items()) if cfg.has_weights or i == 0], architecture
+        for name, entry in ours.items():
+            cfg = cfgs[name]
+            weights += entry.published
+            assert entry.published == bool(cfg.has_weights), name
             assert (entry.hub_id, entry.num_classes, entry.license) == (cfg.hf_hub_id, cfg.num_classes, cfg.license)
+            classifier = (cfg.classifier,) if isinstance(cfg.classifier, str) else tuple(cfg.classifier)
             assert (entry.classifier, entry.first_conv) == (classifier, cfg.first_conv)
+            assert (entry.image_size, entry.crop_pct) == (cfg.input_size[-1], cfg.crop_pct)
+            assert entry.test_image_size == (cfg.test_input_size or cfg.input_size)[-1]
+            assert (entry.url, entry.filename) == (
+                (None, "model.safetensors") if cfg.hf_hub_id or not cfg.url else (cfg.url, cfg.url.split("/")[-1])
+            )
+    assert theirs == sorted(catalog._catalog())
+    assert len(theirs) >= 403
+    assert weights >= 632
+
+
+@pytest.mark.timm
+def test_quick_gelu_is_known_of_every_tag_that_was_trained_with_it():
+    timm = import_timm()
+    marked = set()
+    for architecture in catalog._catalog():
+        marked |= {entry.name for entry in catalog.entries(architecture) if entry.activation}
+    # timm lists the same repository twice, once under an architecture that has the activation.
+    twins = {
+        name.replace("_clip_quickgelu_", "_clip_"): cfg.hf_hub_id
+        for architecture in timm.list_models("*_clip_quickgelu_*", module="vision_transformer")
+        for name, cfg in timm.models.get_arch_pretrained_cfgs(architecture).items()
+    }
+    assert marked == twins.keys()
+    assert len(marked) == 17
+    for name in marked:
+        entry = catalog.entries(name.split(".")[0])
+        (entry,) = [e for e in entry if e.name == name]
+        assert (entry.activation, entry.hub_id) == ("quick_gelu", twins[name])
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50.a1_in1k",
+        "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+        "vit_base_patch16_224.augreg_in21k",
+        "tf_efficientnetv2_b0.in1k",
+        "vit_small_r26_s32_384.augreg_in21k_ft_in1k",
+        "deit_tiny_distilled_patch16_224.fb_in1k",
+        "vit_base_patch16_clip_224.openai",
+        "resnetv2_50x1_bit.goog_in21k",
+    ],
+)
+def test_parameters_are_those_of_timms_model(name):
+    import torch
+
+    with torch.device("meta"):
+        model = import_timm().create_model(name)
+    (entry,) = [entry for entry in catalog.entries(name.split(".")[0]) if entry.name == name]
+    assert entry.params == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_published_numbers_are_plausible():
+    """All rows: a number in the wrong column would show."""
+    rows = [entry for architecture in catalog._catalog() for entry in catalog.entries(architecture)]
+    rated = [entry for entry in rows if entry.top1]
+    assert len(rated) >= 170
+    for entry in rated:
+        assert 40 < entry.top1 < entry.top5 < 100, entry.name
+        assert entry.num_classes == 1000, entry.name
+    counted = [entry for entry in rows if entry.macs]
+    assert len(counted) > 200
+    for entry in rows:
+        assert 3e5 < entry.params < 3e9, entry.name
+        assert all(1e7 < macs < 3e12 for macs in entry.macs.values()), entry.name
+        assert set(entry.macs) <= {entry.image_size, entry.test_image_size}
+    assert all(entry.macs for entry in rated if entry.architecture == "resnet50")
 
 
 @pytest.mark.timm
@@ -96,12 +173,21 @@ def test_rows_by_hand():
         ("resnet_50", ["unknown model 'resnet_50'", "'resnet50'"]),
         ("resnet_50.a1_in1k", ["unknown model 'resnet_50'", "'resnet50'"]),
         ("vit_base_patch16", ["unknown model", "'vit_base_patch16_224'"]),
+        ("resnet50.augreg2_in21k_ft_in1k", ["unknown weight tag of resnet50", "it is a tag of vit_base_patch16_224"]),
+        ("vit_base_patch16_224.a1_in1k", ["unknown weight tag of vit_base_patch16_224", "it is a tag of "]),
+        ("../../resnet50", ["'../../resnet50' is not the name of a model", "checkpoint_path"]),
+        ("resnet50/../x", ["is not the name of a model"]),
+        ("resnet50\n.a1_in1k", ["is not the name of a model"]),
+        ("timm/resnet50.a1_in1k", ["is not the name of a model"]),
+        ("", ["unknown model ''"]),
+        ("..", ["unknown model ''"]),
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest(name, words):
     with pytest.raises(UserError) as error:
         catalog.lookup(name)
-    assert all(word in str(error.value) for word in words)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_an_architecture_of_ones_own_has_a_row_without_weights(monkeypatch):
@@ -110,6 +196,67 @@ def test_an_architecture_of_ones_own_has_a_row_without_weights(monkeypatch):
     entry = catalog.lookup("mine")
     assert (entry.name, entry.hub_id, entry.license_note) == ("mine", None, None)
     assert entry.preprocess.image_size == 224
+
+
+def test_a_row_of_an_architecture_that_is_not_here_yet_is_harmless(monkeypatch):
+    monkeypatch.delitem(registry._VARIANTS, "resnet50")
+    with pytest.raises(UserError, match="unknown model 'resnet50'"):
+        catalog.lookup("resnet50.a1_in1k")
+    for pretrained in (False, True):
+        names = catalog.list_models(pretrained=pretrained)
+        assert "resnet50d" in {name.split(".")[0] for name in names}
+        assert "resnet50" not in {name.split(".")[0] for name in names}
+
+
+def test_budgets_and_orders():
+    def numbers(names, number):
+        return [number(catalog.lookup(name)) for name in names]
+
+    small = catalog.list_models(family="resnet", max_params="26M", sort="params")
+    params = numbers(small, lambda entry: entry.params)
+    assert params == sorted(params)
+    assert "resnet50" in small  # 25,557,032
+    assert params[-1] <= 26e6
+    assert small == catalog.list_models(family="resnet", max_params=26_000_000, sort="params")
+    assert sorted(small) == sorted(catalog.list_models(family="resnet", max_params="0.026g"))
+    assert "resnet50" not in catalog.list_models(max_params=25_557_031)
+    assert "resnet50" in catalog.list_models(max_params=25_557_032)
+
+    best = catalog.list_models(family="vit", pretrained=True, sort="top1")
+    top1 = numbers(best, lambda entry: entry.top1)
+    known = [x for x in top1 if x is not None]
+    assert known == sorted(known, reverse=True)
+    assert top1 == known + [None] * (len(top1) - len(known))
+    assert sorted(best) == sorted(catalog.list_models(family="vit", pretrained=True))
+
+    light = catalog.list_models(max_macs="2G", sort="macs")
+    macs = numbers(light, lambda entry: entry.macs[entry.rated_size])
+    assert macs == sorted(macs)
+    assert "efficientnet_b0" in light  # 0.40 G
+    assert "resnet50" not in light
+    assert catalog.lookup("resnet50").macs == {224: 4_110_000_000, 288: 6_800_000_000}
+
+
+def test_licences_as_a_filter():
+    every = catalog.list_models(pretrained=True)
+    free, other = (catalog.list_models(pretrained=True, license=pattern) for pattern in ("Apache-2.0", "cc-*"))
+    assert "resnet50.a1_in1k" in free
+    assert "resnet50.fb_swsl_ig1b_ft_in1k" in other
+    assert set(free) | set(other) < set(every)
+    assert not set(free) & set(other)
+    with pytest.raises(UserError, match=r"unknown licence 'gpl'.*apache-2\.0"):
+        catalog.list_models(license="gpl")
+
+
+@pytest.mark.parametrize("budget", ["many", "30 M M", "-1", "", "1e", "nan", [], True])
+def test_a_budget_that_is_no_number(budget):
+    with pytest.raises(UserError, match="max_params is a number such as 30M"):
+        catalog.list_models(max_params=budget)
+
+
+def test_an_order_that_there_is_not():
+    with pytest.raises(UserError, match="unknown order 'top'; did you mean 'top1'"):
+        catalog.list_models(sort="top")
 
 
 def test_lists():
@@ -139,3 +286,88 @@ def test_licences_that_need_a_word():
     assert catalog.lookup("resnet50.a1_in1k").license_note is None
     note = catalog.lookup("resnet50.fb_swsl_ig1b_ft_in1k").license_note
     assert note == "the weights resnet50.fb_swsl_ig1b_ft_in1k are licensed cc-by-nc-4.0: non-commercial use only"
+
+
+# --- The trap of quick GELU -------------------------------------------------------------------------------------------
+
+PLAIN = "vit_base_patch32_clip_224"  # exact GELU; its tag openai was trained with the quick one
+HUGE = "vit_huge_patch14_clip_378"  # exact GELU; all of its tags were trained with the quick one
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Models that are asked for are noted, not built; the architecture stands in the registry in any case."""
+    noted = []
+    monkeypatch.setitem(registry._VARIANTS, PLAIN, registry.variant("test_vit"))
+    monkeypatch.setattr(registry, "options", lambda architecture: ["activation", "num_classes"])
+    monkeypatch.setattr(registry, "build", lambda architecture, **options: noted.append(options))
+    monkeypatch.setattr(create, "eval_view", lambda model: model)
+    return noted
+
+
+def test_weights_trained_with_quick_gelu_run_with_it(built, caplog):
+    create.create_model(f"{PLAIN}.openai")
+    assert built[-1]["activation"] == "quick_gelu"
+    assert f"the weights {PLAIN}.openai were trained with activation='quick_gelu': it is used" in caplog.text
+
+
+def test_others_and_who_says_so_get_what_they_asked_for(built, caplog):
+    create.create_model(f"{PLAIN}.laion2b_ft_in1k")
+    assert "activation" not in built[-1]
+    create.create_model(PLAIN)
+    assert "activation" not in built[-1]
+    create.create_model(f"{PLAIN}.openai", activation="gelu")
+    assert built[-1]["activation"] == "gelu"
+    assert not caplog.records
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("name", [f"{PLAIN}.openai", HUGE])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_an_export_runs_as_it_was(name, by_name, tmp_path):
+    architecture = name.partition(".")[0]
+    if architecture not in registry.architectures():
+        pytest.skip("not here yet")
+    import torch
+    from against_timm import fill, images, randomised
+
+    patch = 14 if architecture == HUGE else 32
+    size = {"depth": 1, "embed_dim": 64, "num_heads": 2, "num_classes": 5}
+    if by_name:
+        model = create.create_model(name, image_size=2 * patch, **size)
+    else:  # exact GELU, for no weights are named
+        model = eval_view(registry.build(architecture, image_size=2 * patch, **size, rngs=nnx.Rngs(0)))
+    theirs = randomised(import_timm().create_model(architecture, img_size=2 * patch, **size))
+    fill(model, theirs.state_dict())
+    preprocess = Preprocess(image_size=2 * patch)
+    create.save_classifier(tmp_path, create.Classifier(model, tuple("abcde"), preprocess))
+    x, ours = images(2, 2 * patch, 2 * patch, 3)
+    expected = model(ours)
+    assert (create.load_classifier(tmp_path).model(ours) == expected).all()
+    again = import_timm().create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        assert abs(again(x).numpy() - expected).max() < 1e-5 * abs(expected).max()
+
+
+@pytest.mark.timm
+def test_either_name_gives_the_same_numbers():
+    """Against real timm, as soon as the family has the names."""
+    twin = "vit_base_patch32_clip_quickgelu_224"
+    if not {PLAIN, twin} <= set(registry.architectures()):
+        pytest.skip("not here yet")
+    import torch
+    from against_timm import fill, images, randomised
+
+    options = {"depth": 1, "num_classes": 5}
+    theirs = randomised(import_timm().create_model(twin, img_size=64, **options).eval())
+    x, ours = images(2, 64, 64, 3)
+    with torch.no_grad():
+        expected = theirs(x).numpy()
+    logits = {
+        name: fill(create.create_model(name, image_size=64, **options), theirs.state_dict())(ours)
+        for name in (f"{twin}.openai", f"{PLAIN}.openai", PLAIN)
+    }
+    scale = abs(expected).max()
+    assert abs(logits[f"{twin}.openai"] - expected).max() < 1e-5 * scale
+    assert abs(logits[f"{PLAIN}.openai"] - expected).max() < 1e-5 * scale
+    assert abs(logits[PLAIN] - expected).max() > 1e-4 * scale

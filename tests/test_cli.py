@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from reference import import_timm
 
 from jaxvision import cli
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
-from jaxvision.weights.timm import save_timm
+from jaxvision.weights.timm import save_timm, timm_name, weights
 
 CLASSES = ("cat", "dog", "horse")
 
@@ -50,11 +51,41 @@ def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     return err
 
 
-def test_list(capsys: pytest.CaptureFixture) -> None:
-    assert run(capsys, "list", "resnet1*")[1].split() == ["resnet18", "resnet101", "resnet152"]
-    tags = json.loads(run(capsys, "list", "resnet50*", "--pretrained", "--json")[1])
-    assert "resnet50.a1_in1k" in tags
+def test_list_is_a_table_to_pick_from(capsys: pytest.CaptureFixture) -> None:
+    head, *lines = run(capsys, "list", "resnet1??", "--family", "resnet")[1].splitlines()
+    assert head.split() == ["name", "params", "M", "MACs", "G", "size", "top-1", "top-5", "licence"]
+    assert [line.split()[0] for line in lines] == ["resnet101", "resnet152"]
+    head, line = run(capsys, "list", "resnet50.tv_in1k", "--pretrained")[1].splitlines()
+    assert line.split() == ["resnet50.tv_in1k", "25.56", "4.11", "224", "76.156", "92.866", "bsd-3-clause"]
+    assert head.index("licence") == line.index("bsd-3-clause")
+
+    arguments = ["--family", "vit", "--max-params", "30M", "--sort", "top1", "--pretrained"]
+    rows = json.loads(run(capsys, "list", *arguments, "--json")[1])
+    assert all(row["parameters"] <= 30e6 for row in rows)
+    top1 = [row["top1"] for row in rows if row["top1"]]
+    assert len(top1) > 5
+    assert top1 == sorted(top1, reverse=True)
+    assert [line.split()[0] for line in run(capsys, "list", *arguments)[1].splitlines()[1:]] == [
+        row["name"] for row in rows
+    ]
+    (row,) = json.loads(run(capsys, "list", "resnet50", "--json")[1])
+    assert row == {
+        "name": "resnet50",
+        "parameters": 25557032,
+        "multiply_adds": 6800000000,
+        "image_size": 288,
+        "top1": 81.24,
+        "top5": 95.112,
+        "license": "apache-2.0",
+        "weights": "resnet50.a1_in1k",
+    }
+    assert run(capsys, "list", "vit_base_patch32_384", "--license", "apache*")[0] == 0
     assert "no model matches" in refused(capsys, "list", "alexnet*")
+    assert "no model matches" in refused(capsys, "list", "resnet50", "--max-params", "1M")
+    assert "max_params is a number such as 30M" in refused(capsys, "list", "--max-params", "small")
+    assert "unknown order" in refused(capsys, "list", "--sort", "speed")
+    assert "unknown family" in refused(capsys, "list", "--family", "convnext")
+    assert "unknown licence" in refused(capsys, "list", "--license", "gpl")
 
 
 def test_info(capsys: pytest.CaptureFixture) -> None:
@@ -140,6 +171,44 @@ def test_convert_adapts_a_weight_file(capsys: pytest.CaptureFixture, tmp_path: P
     assert "7 classes" in run(capsys, "convert", *arguments, "--in-channels", 1)[1]
     model = create_model("test_resnet", checkpoint_path=tmp_path / "out.safetensors", in_channels=1)
     assert model.num_classes == 7
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_what_is_converted_can_be_pushed_to_the_hub_and_used_from_pytorch(
+    capsys: pytest.CaptureFixture, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder as it is, and as the hub's cache keeps what was pushed there: strict, and the same logits."""
+    import torch
+    from golden import fill
+    from huggingface_hub import constants
+    from safetensors.torch import load_file
+
+    options = {"num_classes": 7, "in_channels": 4, "image_size": 64}
+    model = create_model(architecture, **options)
+    for name, leaf in weights(model).items():  # not one of them at its first value
+        leaf.set_value(np.asarray(fill.tensor(timm_name(name), leaf.shape), leaf.dtype))
+    save_timm(model, tmp_path / "in.safetensors")
+    arguments = [architecture, "--checkpoint", tmp_path / "in.safetensors", "--in-channels", 4, "--image-size", 64]
+    folder = tmp_path / "hub" / "models--me--mine" / "snapshots" / ("0" * 40)
+    assert run(capsys, "convert", "--to", "timm", *arguments, folder)[0] == 0
+    (tmp_path / "hub" / "models--me--mine" / "refs").mkdir()
+    (tmp_path / "hub" / "models--me--mine" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    images = fill.images((2, 64, 64, 4))
+    expected = np.asarray(model(images))
+    assert np.ptp(expected) > 0.1
+    timm = import_timm()
+    for source in (f"local-dir:{folder}", "hf-hub:me/mine"):
+        theirs = timm.create_model(source, pretrained=True).eval()
+        with torch.no_grad():
+            got = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        config = timm.data.resolve_data_config({}, model=theirs)
+        assert config["input_size"] == (4, 64, 64)
+        theirs.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    assert "--to" in refused(capsys, "convert", "--to", "onnx", *arguments, tmp_path / "x")
 
 
 def test_mistakes(capsys: pytest.CaptureFixture, tmp_path: Path, pictures: Path) -> None:

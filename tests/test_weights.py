@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
+import http.server
+import io
 import logging
 import os
 import pickle
+import re
 import resource
+import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -21,6 +28,7 @@ from reference import import_timm
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from jaxvision.create import create_model
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.layers.frozen import Frozen
@@ -232,6 +240,28 @@ def test_leaves_are_placed_where_they_were(empty, file):
     np.testing.assert_array_equal(np.asarray(kernel).T, load_file(file)["blocks.0.mlp.fc1.weight"])
 
 
+@pytest.mark.parametrize("spec", [PartitionSpec("data"), PartitionSpec(None, "data")])
+def test_what_is_split_is_read_in_parts(spec):
+    """No device is given more than its own part of the file, so that of many hosts each reads no more than its own."""
+
+    sizes = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, index):
+            part = super().__getitem__(index)
+            sizes.append(part.size)
+            return part
+
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    tensor = np.arange(16 * 24, dtype=np.float32).reshape(16, 24)
+    old = jax.ShapeDtypeStruct((16, 24), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+    placed = timm._placed(tensor.view(Watched), old, what="")
+    assert placed.sharding == old.sharding
+    assert placed.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(placed), tensor.astype(jnp.bfloat16))
+    assert set(sizes) == {tensor.size // len(jax.devices())}
+
+
 def test_a_leaf_that_was_nowhere_in_particular_stays_free(file):
     model = timm.load_timm(build("test_resnet"), write(file))
     assert not any(leaf.get_value().committed for leaf in timm.weights(model).values())
@@ -408,20 +438,296 @@ def test_counters_are_neither_missing_nor_left_over(file):
     timm.load_timm(build("test_resnet"), write(file, change=change))
 
 
-def test_a_truncated_file(file):
+def test_a_file_cut_anywhere(file):
     data = write(file).read_bytes()
-    for n in (0, 4, 100, len(data) // 2, len(data) - 1):
+    header = 8 + int.from_bytes(data[:8], "little")
+    places = {0, 1, 7, 8, 9, header - 1, header, header + 1, len(data) - 1}
+    rng = np.random.default_rng(0)
+    while len(places) < 50:  # half of them within the header, which is a small part of the file
+        places.add(int(rng.integers(header if len(places) % 2 else len(data))))
+    model = build("test_resnet")
+    for n in sorted(places):
         file.write_bytes(data[:n])
-        message = unchanged(build("test_resnet"), file)
-        assert f"({n:,} bytes) is truncated or not a safetensors file" in message
+        assert f"({n:,} bytes) is truncated or not a safetensors file" in unchanged(model, file), n
 
 
-def test_what_is_not_there_or_not_a_weight_file(tmp_path):
+def test_a_header_that_promises_too_much(file):
+    file.write_bytes((2**63).to_bytes(8, "little") + b"{}")
+    assert "not a safetensors file" in unchanged(build("test_resnet"), file)
+    file.write_bytes(b"<!DOCTYPE html><html>404</html>")
+    assert "not a safetensors file" in unchanged(build("test_resnet"), file)
+
+
+def test_what_is_not_there(tmp_path):
     assert "no such weight file" in unchanged(build("test_resnet"), tmp_path / "nothing.safetensors")
     assert "no such weight file" in unchanged(build("test_resnet"), tmp_path)
+    for name in ("a\nb", "a\0b", "x" * 5000, "../../nowhere"):
+        assert "no such weight file" in unchanged(build("test_resnet"), name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16, np.float64])
+def test_a_value_that_is_not_finite_is_named(value, dtype, file):
+    def change(tensors):
+        for key in tensors:
+            tensors[key] = tensors[key].astype(dtype)
+        tensors["layer4.0.conv1.weight"][-1, 0, 0, 0] = value
+
+    message = unchanged(build("test_resnet"), write(file, change=change))
+    assert "the tensor layer4.0.conv1.weight holds values that are NaN or infinite" in message
+    assert "too large" not in message
+
+
+def test_values_too_large_for_the_models_dtype_are_told(file):
+    def change(tensors):
+        tensors["head.bias"][3] = 1e6
+
+    message = unchanged(build("test_vit", param_dtype=jnp.float16), write(file, "test_vit", change=change))
+    assert "head.bias" in message
+    assert "too large for float16" in message
+
+
+def test_large_values_are_not_taken_for_infinite(file):
+    def change(tensors):
+        tensors["fc.bias"][:2] = 3e38  # their sum is
+
+    model = timm.load_timm(abstract("test_resnet"), write(file, change=change))
+    assert float(model.fc.bias[0]) == np.float32(3e38)
+
+
+def test_arrays_do_not_live_in_the_file(file):
+    data = write(file, "test_vit").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    padding = b" " * (-start % 64)  # at such an address JAX would take a numpy array as it is
+    file.write_bytes((start - 8 + len(padding)).to_bytes(8, "little") + data[8:start] + padding + data[start:])
+    model = timm.load_timm(abstract("test_vit"), file)
+    before = {name: value.copy() for name, value in arrays(model).items()}
+    with file.open("r+b") as opened:  # in place: the very pages that were read
+        opened.seek(start + len(padding))
+        opened.write(bytes(len(data) - start))
+    same(before, {name: np.asarray(leaf.get_value()) for name, leaf in timm.weights(model).items()})
+    assert before["head.kernel"].any()
+
+
+# --- PyTorch's pickles ------------------------------------------------------------------------------------------------
+
+
+def state_dict(architecture: str = "test_resnet", seed: int = 0) -> dict:
+    """Returns timm's tensors for an architecture, of made-up values, as PyTorch has them."""
+    import torch
+
+    state = {}
+    for name, leaf in timm.weights(abstract(architecture)).items():
+        key = timm.timm_name(name)
+        state[key] = torch.from_numpy(fill.tensor(key, timm.timm_shape(name, leaf.shape), seed=seed).copy())
+        if name.endswith(".mean"):
+            state[name.removesuffix("mean") + "num_batches_tracked"] = torch.tensor(7)
+    return state
+
+
+def loaded(path: Path, seed: int = 0, architecture: str = "test_resnet", atol: float = 0) -> None:
+    """Asserts that what is loaded from `path` is the state_dict of this seed."""
+    for name, value in arrays(timm.load_timm(abstract(architecture), path)).items():
+        expected = fill.tensor(timm.timm_name(name), timm.timm_shape(name, value.shape), seed=seed)
+        got = value.transpose(timm._axes(name, value.ndim))
+        np.testing.assert_allclose(got, expected, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("name", ["model.pth", "model.pt", "checkpoint.pth.tar", "pytorch_model.bin"])
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_a_pickled_state_dict(name, wrapper, tmp_path):
+    import torch
+
+    torch.save({wrapper + key: value for key, value in state_dict().items()}, tmp_path / name)
+    loaded(tmp_path / name)
+    assert timm.num_classes(tmp_path / name, ("fc",)) == 1000
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("average", ["state_dict_ema", "model_ema", None])
+def test_a_checkpoint_of_timms_trainer(average, tmp_path):
+    """With what its CheckpointSaver puts there: flags, an optimizer's state, an epoch; the average is what counts."""
+    import argparse
+
+    import torch
+
+    library = import_timm()
+    model = library.create_model("test_resnet")
+    model.load_state_dict(state_dict())
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoint = {
+        "epoch": 3,
+        "arch": "test_resnet",
+        "state_dict": {f"module.{key}": value for key, value in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "version": 2,
+        "args": argparse.Namespace(lr=0.1, model="test_resnet"),
+        "amp_scaler": {"scale": 1.0},
+        "metric": 71.5,
+    }
+    if average:
+        checkpoint[average] = {f"module.{key}": value for key, value in state_dict(seed=5).items()}
+    path = tmp_path / "model_best.pth.tar"
+    torch.save(checkpoint, path)
+    loaded(path, seed=5 if average else 0)
+    # What timm itself takes from the same file.
+    from timm.models import load_checkpoint
+
+    load_checkpoint(model, str(path))
+    ours = arrays(timm.load_timm(abstract("test_resnet"), path))
+    np.testing.assert_array_equal(ours["fc.kernel"].T, model.fc.weight.detach().numpy())
+
+
+@pytest.mark.timm
+def test_the_saver_of_timms_trainer_itself(tmp_path):
+    import argparse
+
+    import torch
+
+    library = import_timm()
+    from timm.utils import CheckpointSaver, ModelEmaV3
+
+    torch.manual_seed(0)
+    model = library.create_model("test_resnet")
+    ema = ModelEmaV3(model, decay=0.5)
+    with torch.no_grad():
+        model.fc.weight.mul_(2)
+    args = argparse.Namespace(model="test_resnet", opt="sgd")
+    saver = CheckpointSaver(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), args, model_ema=ema, checkpoint_dir=str(tmp_path)
+    )
+    saver.save_checkpoint(0, metric=1.0)
+    got = arrays(timm.load_timm(abstract("test_resnet"), tmp_path / "last.pth.tar"))
+    np.testing.assert_array_equal(got["fc.kernel"].T, ema.module.fc.weight.detach().numpy())
+    assert not np.array_equal(got["fc.kernel"].T, model.fc.weight.detach().numpy())
+
+
+@pytest.mark.timm
+def test_ijepas_nesting_and_older_pickles(tmp_path):
+    import torch
+
+    state = {f"module.{key}": value for key, value in state_dict().items()}
+    torch.save({"encoder": state, "predictor": {}, "opt": None, "epoch": 300}, tmp_path / "a.pth.tar")
+    torch.save(state, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    torch.save({"model": {"state_dict": state}}, tmp_path / "c.pth")
+    for name in ("a.pth.tar", "b.pth", "c.pth"):
+        loaded(tmp_path / name)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_pickles_of_other_precisions(dtype, tmp_path):
+    import torch
+
+    state = {k: v.to(getattr(torch, dtype)) if v.is_floating_point() else v for k, v in state_dict().items()}
+    torch.save(state, tmp_path / "model.pth")
+    got = arrays(timm.load_timm(abstract("test_resnet"), tmp_path / "model.pth"))
+    for name, value in got.items():
+        expected = state[timm.timm_name(name)].float().numpy()
+        np.testing.assert_array_equal(value.transpose(timm._axes(name, value.ndim)), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.module."])
+def test_what_wrapped_a_model_is_taken_off_safetensors_too(wrapper, file):
+    def change(tensors):
+        for key in list(tensors):
+            tensors[wrapper + key] = tensors.pop(key)
+
+    loaded(write(file, change=change))
+    assert timm.num_classes(file, ("fc",)) == 1000
+
+
+def test_one_tensor_in_two_wrappings(file):
+    def change(tensors):
+        tensors["module.fc.bias"] = tensors["fc.bias"]
+
+    assert "holds the tensor 'fc.bias' twice" in unchanged(build("test_resnet"), write(file, change=change))
+
+
+class Evil:
+    """Runs code when it is unpickled by the book."""
+
+    def __reduce__(self):
+        return (os.mkdir, (str(Path(os.environ["EVIL"]) / "was_here"),))
+
+
+@pytest.mark.timm
+def test_pickles_run_no_code(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("EVIL", str(tmp_path))
+    for i, content in enumerate(
+        [{"state_dict": state_dict(), "extra": Evil()}, import_timm().create_model("test_vit")]
+    ):
+        torch.save(content, tmp_path / f"{i}.pth")
+        message = unchanged(build("test_resnet"), tmp_path / f"{i}.pth")
+        assert "holds more than tensors (" in message
+        assert "save its state_dict" in message
+    assert not (tmp_path / "was_here").exists()
+    for protocol in (2, 4):
+        (tmp_path / "raw.pth").write_bytes(pickle.dumps(Evil(), protocol=protocol))
+        assert "PyTorch pickle that cannot be read as weights" in unchanged(build("test_resnet"), tmp_path / "raw.pth")
+    assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.timm
+def test_pickles_without_weights(tmp_path):
+    import torch
+
+    for content, words in [
+        ({"epoch": 3}, "no state_dict is in it"),
+        ({"state_dict": {}}, "no state_dict is in it"),
+        ([1, 2], "of a list"),
+    ]:
+        torch.save(content, tmp_path / "model.pth")
+        assert words in unchanged(build("test_resnet"), tmp_path / "model.pth")
+
+
+@pytest.mark.timm
+def test_a_pickle_cut_anywhere(tmp_path):
+    import torch
+
+    path = tmp_path / "model.pth"
+    torch.save(state_dict(), path)
+    data, model = path.read_bytes(), build("test_resnet")
+    for n in np.linspace(2, len(data) - 1, 10).astype(int):
+        path.write_bytes(data[:n])
+        assert "PyTorch pickle that cannot be read as weights" in unchanged(model, path)
+
+
+@pytest.mark.timm
+def test_a_pickle_with_something_wrong(tmp_path):
+    import torch
+
+    for change, words in [
+        (lambda x: x.fill_(float("nan")), "the tensor fc.bias holds values that are NaN"),
+        (lambda x: x.to(torch.int8), "fc.bias torch.int8"),
+        (lambda x: x[:7].clone(), "fc.bias [7] in the file"),
+    ]:
+        state = state_dict()
+        state["fc.bias"] = change(state["fc.bias"])
+        torch.save(state, tmp_path / "model.pth")
+        assert words in unchanged(build("test_resnet"), tmp_path / "model.pth", head="load")
+
+
+def test_a_pickle_offered_as_safetensors(file):
     for start in (b"PK\x03\x04 and so on", pickle.dumps({}, protocol=2), pickle.dumps({}, protocol=4)):
-        (tmp_path / "model.pth").write_bytes(start)
-        assert "PyTorch pickle" in unchanged(build("test_resnet"), tmp_path / "model.pth")
+        file.write_bytes(start)
+        message = unchanged(build("test_resnet"), file)
+        assert "not what its name says but a PyTorch pickle" in message
+        assert "model.pth" in message
+
+
+def test_pickles_need_torch_and_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
+    message = unchanged(build("test_resnet"), tmp_path / "model.pth")
+    assert "PyTorch pickle" in message
+    assert "jaxvision-nnx[torch]" in message
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
 def test_quantised_tensors_are_refused(file):
@@ -471,13 +777,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def put(cache: Path, repository: str, architecture: str) -> Path:
+def put(cache: Path, repository: str, architecture: str, *, revision: str = "main", name: str = "", **options) -> Path:
     """Puts a file into the hub's cache, in the layout that huggingface_hub keeps there."""
     folder = cache / f"models--{repository.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("0" * 40)
-    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    return write(folder / "snapshots" / ("0" * 40) / "model.safetensors", architecture)
+    commit = hashlib.sha1(revision.encode()).hexdigest()
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / revision).write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    return write(folder / "snapshots" / commit / (name or "model.safetensors"), architecture, **options)
 
 
 def test_what_the_cache_has_needs_no_network(cache):
@@ -501,11 +808,156 @@ def test_licences_are_said(cache, caplog):
     assert "cc-by-nc-4.0: non-commercial use only" in caplog.text
 
 
+def test_a_revision_is_pinned_by_name_or_by_commit(cache):
+    repository = "timm/test_resnet.r160_in1k"
+    main, old = (put(cache, repository, "test_resnet", revision=revision) for revision in ("main", "v1.0"))
+    entry = catalog.lookup("test_resnet")
+    assert hub.fetch(entry) == hub.fetch(entry, revision="main") == main
+    assert hub.fetch(entry, revision="v1.0") == hub.fetch(entry, revision=old.parent.name) == old != main
+    with pytest.raises(UserError, match=r"cannot fetch .* at revision v2 from the hub"):
+        hub.fetch(entry, revision="v2")
+
+
+@pytest.mark.parametrize("revision", ["../../other", "/etc", "", "a b", "a\nb", "a/../../b", ".."])
+def test_a_revision_that_is_a_path(cache, revision):
+    put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    with pytest.raises(UserError, match="a revision is a branch, a tag or a commit") as error:
+        hub.fetch(catalog.lookup("test_resnet"), revision=revision)
+    assert "\n" not in str(error.value)
+
+
+def test_create_model_takes_the_revision(cache):
+    put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    put(cache, "timm/test_resnet.r160_in1k", "test_resnet", revision="v2", change=lambda x: x["fc.bias"].fill(0.5))
+    model = create_model("test_resnet", pretrained=True, revision="v2")
+    assert float(model.fc.bias[0]) == 0.5
+    assert float(create_model("test_resnet", pretrained=True).fc.bias[0]) != 0.5
+    for options in ({}, {"pretrained": True, "checkpoint_path": "x"}):
+        with pytest.raises(UserError, match="revision is of weights on the hub"):
+            create_model("test_resnet", revision="v2", **options)
+
+
+def test_a_file_that_is_not_the_one_that_is_known(cache):
+    path = put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    entry = catalog.lookup("test_resnet")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert hub.fetch(dataclasses.replace(entry, sha256=digest)) == path
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"is not the file that is known as test_resnet.r160_in1k: .* not {digest}"):
+        hub.fetch(dataclasses.replace(entry, sha256=digest))
+
+
+def test_without_safetensors_the_pickle_is_taken(cache):
+    path = put(cache, "some/one", "test_resnet", name="pytorch_model.bin")
+    assert hub.fetch("some/one") == path
+    loaded(path)  # it is one of safetensors by content, which is what counts
+
+
+def test_what_the_hub_answers_is_told(cache, monkeypatch):
+    """Without a network: its exceptions are raised in its place."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    asked = []
+
+    def answer(error, *, but=()):
+        def metadata(url, **options):
+            asked.append(url.rsplit("/", 1)[-1])
+            if asked[-1] not in but:
+                raise error.__new__(error)  # what they are made with differs between releases
+
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
+
+    for error, words in [
+        (errors.RepositoryNotFoundError, "the hub has no repository 'a/b', or it is private"),
+        (errors.RevisionNotFoundError, "has no revision 'v9'"),
+        (
+            errors.RemoteEntryNotFoundError,
+            "the hub has no file a/b/model.safetensors at revision v9, nor a pytorch_mod",
+        ),
+    ]:
+        answer(error)
+        with pytest.raises(UserError, match=re.escape(words)):
+            hub.fetch("a/b", revision="v9")
+    asked.clear()
+    answer(errors.RemoteEntryNotFoundError, but=("pytorch_model.bin",))
+    with pytest.raises(UserError, match="cannot fetch"):  # the download itself, which the test has no network for
+        hub.fetch("a/b")
+    assert asked == ["model.safetensors", "pytorch_model.bin"]
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `content`; knows ranges; breaks off after half of it while `breaks` is left."""
+
+    content, breaks, ranges = b"", 0, []
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        Server.ranges.append(wanted)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        body = self.content[start:]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if Server.breaks:
+            Server.breaks -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.timm
+def test_a_pickle_at_a_url_is_kept_and_taken_up_where_it_broke_off(tmp_path, monkeypatch, caplog):
+    import torch
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    content = io.BytesIO()
+    torch.save({"encoder": {f"module.{key}": value for key, value in state_dict().items()}}, content)
+    Server.content, Server.breaks, Server.ranges = content.getvalue(), 1, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/x/IN1K.pth.tar"
+        entry = catalog.Entry(
+            architecture="mine", tag="ijepa", url=url, filename="IN1K.pth.tar", license="cc-by-nc-4.0"
+        )
+        with pytest.raises(UserError, match=f"cannot fetch {url} .*HF_HUB_OFFLINE is set.*checkpoint_path, or a copy"):
+            hub.fetch(entry)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        with pytest.raises(UserError, match="goes on from there"):
+            hub.fetch(entry)
+        assert not (tmp_path / "torch" / "checkpoints" / "IN1K.pth.tar").exists()
+        path = hub.fetch(entry)
+        assert hub.fetch(entry) == path  # and no further request
+        server.shutdown()
+    assert Server.ranges == [None, f"bytes={len(Server.content) // 2}-"]
+    assert path.read_bytes() == Server.content
+    loaded(path)
+    assert "non-commercial use only" in caplog.text
+    with pytest.raises(UserError, match="they have no revisions"):
+        hub.fetch(entry, revision="v1")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"PyTorch pickle; .* jaxvision-nnx\[torch\]"):
+        hub.fetch(entry)
+
+
+def test_a_tag_without_weights_is_answered_with_those_that_have_some(cache):
+    with pytest.raises(UserError, match=r"no weights for 'test_resnet.none'; of test_resnet there are r160_in1k; pass"):
+        hub.fetch(catalog.Entry(architecture="test_resnet", tag="none"))
+
+
 def test_an_architecture_without_published_weights(cache):
     with pytest.raises(UserError, match="publishes no weights for 'mine'"):
         hub.fetch(catalog.Entry(architecture="mine"))
 
 
-def test_a_name_that_no_repository_can_have(cache):
-    with pytest.raises(UserError, match="not the name of a repository"):
-        hub.fetch("a/b/c")
+@pytest.mark.parametrize("name", ["a/b/c", "../etc", "a/../b", "/etc/passwd", "a\nb", "", "a/b\0", "a/" + "x" * 500])
+def test_a_name_that_no_repository_can_have(cache, name):
+    with pytest.raises(UserError, match="not the name of a repository") as error:
+        hub.fetch(name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700

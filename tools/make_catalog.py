@@ -1,11 +1,12 @@
 """Writes what jaxvision knows of timm's weights: jaxvision/weights/catalog.json and imagenet1k.txt.
 
-Facts only, from an installed timm (PyTorch is needed to import it), for every architecture that jaxvision registers:
+Facts only, from an installed timm (PyTorch is needed to import it), for every architecture of timm's modules that hold
+our families, whether jaxvision has it yet or not:
 
-    python tools/make_catalog.py [--results results-imagenet.csv]
+    python tools/make_catalog.py [--results results-imagenet.csv] [--costs benchmark-infer-amp-nchw-....csv]
 
-Run it again when an architecture is added or timm publishes new weights. The accuracies stand in timm's repository,
-in results/results-imagenet.csv, not in its package; without `--results` those that the catalog holds are kept.
+Run it again when timm publishes new weights. Accuracies and multiply-adds stand in the folder results/ of timm's
+repository, not in its package; without `--results` or `--costs` those that the catalog holds are kept.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 from reference import import_timm  # noqa: E402
 
-from jaxvision.models import registry  # noqa: E402
-
+MODULES = ["resnet", "vision_transformer", "deit", "vision_transformer_hybrid", "efficientnet", "resnetv2"]
 WEIGHTS = ROOT / "jaxvision" / "weights"
 # WordNet's first word names two classes each of these times; a list of labels should not.
 RENAMED = {
@@ -38,8 +38,7 @@ RENAMED = {
 def published(results: Path | None) -> dict[str, dict[str, list[float]]]:
     """Returns {name: {image size: [top-1, top-5]}} of ImageNet-1k."""
     if results is None:
-        old = json.loads((WEIGHTS / "catalog.json").read_text(encoding="utf-8"))["weights"]
-        return {name: row["accuracy"] for name, row in old.items()}
+        return {name: row["accuracy"] for name, row in kept().items()}
     found: dict[str, dict[str, list[float]]] = collections.defaultdict(dict)
     with results.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -47,12 +46,42 @@ def published(results: Path | None) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def row(cfg: Any, accuracy: dict[str, list[float]]) -> dict[str, Any]:
+def multiply_adds(costs: Path | None) -> dict[str, dict[str, int]]:
+    """Returns {architecture: {image size: multiply-adds of one image}}."""
+    found: dict[str, dict[str, int]] = collections.defaultdict(dict)
+    if costs is None:
+        for name, row in kept().items():
+            found[name.partition(".")[0]] |= row["macs"]
+        return found
+    with costs.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["infer_gmacs"]:
+                macs = round(float(row["infer_gmacs"]) * 1e9)
+                found[row["model"].partition(".")[0]].setdefault(row["infer_img_size"], macs)
+    return found
+
+
+def kept() -> dict[str, dict[str, Any]]:
+    """Returns the rows of the catalog as it is."""
+    return json.loads((WEIGHTS / "catalog.json").read_text(encoding="utf-8"))["weights"]
+
+
+def parameters(timm: Any, name: str, cfg: Any) -> int:
+    """Returns the number of parameters of a model with the classes and the image size of its weights."""
+    import torch
+
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=cfg.num_classes)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def row(cfg: Any, params: int, accuracy: dict[str, list[float]], macs: dict[str, int]) -> dict[str, Any]:
     """Returns the catalog's row of one of timm's pretrained configurations."""
     test_size = cfg.test_input_size or cfg.input_size
     for c, h, w in (cfg.input_size, test_size):
         assert (c, h) == (3, w), f"{cfg.architecture}.{cfg.tag} is not trained on square RGB images"
-    return {
+    sizes = sorted({cfg.input_size[-1], test_size[-1]})
+    found = {
         "hub_id": cfg.hf_hub_id,
         "filename": cfg.hf_hub_filename or "model.safetensors",
         "num_classes": cfg.num_classes,
@@ -65,24 +94,34 @@ def row(cfg: Any, accuracy: dict[str, list[float]]) -> dict[str, Any]:
         "mean": list(cfg.mean),
         "std": list(cfg.std),
         "license": cfg.license,
-        "classifier": [cfg.classifier] if isinstance(cfg.classifier, str) else list(cfg.classifier),
+        "classifier": [cfg.classifier] if isinstance(cfg.classifier, str) else list(cfg.classifier or ()),
         "first_conv": cfg.first_conv,
+        "params": params,
+        "macs": {str(size): macs[str(size)] for size in sizes if str(size) in macs},
         "accuracy": dict(sorted(accuracy.items(), key=lambda item: int(item[0]))),
     }
+    if cfg.url and not cfg.hf_hub_id:
+        found |= {"url": cfg.url, "filename": cfg.url.rsplit("/", 1)[-1]}
+    if any("quickgelu" in note.lower() for note in cfg.notes or ()) and "quickgelu" not in cfg.architecture:
+        found["activation"] = "quick_gelu"  # timm lists the weights under an architecture of exact GELU, too
+    return found
 
 
-def rows(timm: Any, accuracies: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
+def rows(timm: Any, accuracies: dict[str, Any], costs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the rows by name, each architecture's default tag first.
 
     A tag without weights is left out, unless it is its architecture's default: then it still says how images are
     prepared.
     """
     found = {}
-    for architecture in registry.architectures():
-        cfgs = timm.models.get_arch_pretrained_cfgs(architecture)  # the default first; empty for one of ours alone
+    counts: dict[tuple[Any, ...], int] = {}
+    for architecture in sorted(name for module in MODULES for name in timm.list_models(module=module)):
+        cfgs = timm.models.get_arch_pretrained_cfgs(architecture)  # the default first
         for i, (name, cfg) in enumerate(cfgs.items()):
-            if cfg.hf_hub_id or i == 0:
-                found[name] = row(cfg, accuracies.get(name, {}))
+            if cfg.has_weights or i == 0:
+                key = (architecture, cfg.num_classes, cfg.input_size)
+                counts[key] = counts.get(key) or parameters(timm, name, cfg)
+                found[name] = row(cfg, counts[key], accuracies.get(name, {}), costs.get(architecture, {}))
     return found
 
 
@@ -105,10 +144,11 @@ def main() -> None:
     """Writes both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, help="timm's results/results-imagenet.csv")
+    parser.add_argument("--costs", type=Path, help="one of timm's results/benchmark-infer-*.csv")
     arguments = parser.parse_args()
 
     timm = import_timm()
-    found = rows(timm, published(arguments.results))
+    found = rows(timm, published(arguments.results), multiply_adds(arguments.costs))
     # A line for each set of weights: a change is a line in the diff.
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
     text = f'{{"timm": {json.dumps(timm.__version__)}, "weights": {{\n{lines}\n}}}}\n'

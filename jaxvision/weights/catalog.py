@@ -9,14 +9,15 @@ from __future__ import annotations
 import fnmatch
 import functools
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 from jaxvision.augment.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from jaxvision.errors import unknown
+from jaxvision.errors import UserError, unknown
 from jaxvision.models import registry
 
 # What these licences allow is for a lawyer to say; that they are not the usual ones is for us to say.
@@ -30,8 +31,10 @@ class Entry:
     Attributes:
       architecture: name of the model, without the tag.
       tag: name of the weights; ``""`` where timm gives none.
-      hub_id: repository on the Hugging Face hub, or None where nothing is published.
-      filename: of the weights in that repository.
+      hub_id: repository on the Hugging Face hub, or None where nothing is published there.
+      url: of weights that are not on the hub: a PyTorch pickle.
+      filename: of the weights in that repository, or of the pickle.
+      sha256: of the file, in hexadecimal digits, or None where it is not known.
       num_classes: size of the head in the file; 0 for a backbone without one.
       image_size: side of the images in the last phase of training, in pixels.
       test_image_size: side at which timm evaluates; larger than `image_size` for many convnets.
@@ -40,13 +43,19 @@ class Entry:
       license: of the weights, not of the code.
       classifier: attributes of the model that hold its head: its ``classifier_names``.
       first_conv: path of the convolution that sees the image.
+      activation: ``"quick_gelu"`` of weights that were trained with it and that timm lists under an architecture of
+        exact GELU, too; else None, the architecture's own.
+      params: number of parameters, the head of these weights included; None for an architecture of ours alone.
+      macs: multiply-adds for one image as timm publishes them, by image size; may be empty.
       accuracy: published ImageNet-1k top-1 and top-5 in percent by image size; may be empty.
     """
 
     architecture: str
     tag: str = ""
     hub_id: str | None = None
+    url: str | None = None
     filename: str = "model.safetensors"
+    sha256: str | None = None
     num_classes: int = 1000
     image_size: int = 224
     test_image_size: int = 224
@@ -59,12 +68,35 @@ class Entry:
     license: str | None = None
     classifier: tuple[str, ...] = ()
     first_conv: str = ""
+    activation: str | None = None
+    params: int | None = None
+    macs: Mapping[int, int] = field(default_factory=dict)
     accuracy: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The full name, such as ``"resnet50.a1_in1k"``."""
         return f"{self.architecture}.{self.tag}" if self.tag else self.architecture
+
+    @property
+    def published(self) -> bool:
+        """Whether there are weights to be had."""
+        return self.hub_id is not None or self.url is not None
+
+    @property
+    def rated_size(self) -> int:
+        """The image size that accuracy and multiply-adds are told for: that of timm's evaluation if published."""
+        return self.test_image_size if self.test_image_size in self.accuracy or not self.accuracy else self.image_size
+
+    @property
+    def top1(self) -> float | None:
+        """Published ImageNet-1k top-1 in percent at `rated_size`, or None."""
+        return self.accuracy.get(self.rated_size, (None, None))[0]
+
+    @property
+    def top5(self) -> float | None:
+        """Published ImageNet-1k top-5 in percent at `rated_size`, or None."""
+        return self.accuracy.get(self.rated_size, (None, None))[1]
 
     @property
     def preprocess(self) -> Preprocess:
@@ -89,7 +121,7 @@ class Entry:
     @property
     def license_note(self) -> str | None:
         """One line for the user of weights that are not simply free to use, else None."""
-        if self.hub_id is None or self.license in _FREE_LICENSES:
+        if not self.published or self.license in _FREE_LICENSES:
             return None
         if self.license is None:
             return f"the weights {self.name} state no licence"
@@ -110,8 +142,11 @@ def _catalog() -> dict[str, dict[str, Entry]]:
 
 def _entry(architecture: str, tag: str, row: Mapping[str, Any]) -> Entry:
     tuples = {key: tuple(row[key]) for key in ("mean", "std", "classifier")}
-    accuracy = {int(size): (top1, top5) for size, (top1, top5) in row["accuracy"].items()}
-    return Entry(architecture=architecture, tag=tag, **{**row, **tuples, "accuracy": accuracy})
+    sizes = {
+        "macs": {int(size): macs for size, macs in row["macs"].items()},
+        "accuracy": {int(size): (top1, top5) for size, (top1, top5) in row["accuracy"].items()},
+    }
+    return Entry(architecture=architecture, tag=tag, **{**row, **tuples, **sizes})
 
 
 def lookup(name: str) -> Entry:
@@ -121,7 +156,7 @@ def lookup(name: str) -> Entry:
     gets a row without weights.
 
     Raises:
-      UserError: no such architecture or tag; the message names the nearest.
+      UserError: no such architecture or tag; the message names the nearest, or whose tag it is.
 
     Example:
       >>> lookup("resnet50").name
@@ -129,15 +164,21 @@ def lookup(name: str) -> Entry:
       >>> lookup("resnet50.tv_in1k").preprocess.interpolation
       'bilinear'
     """
+    if re.search(r"[^\w.-]", name := str(name)):
+        raise UserError(
+            f"{name[:300]!r} is not the name of a model; a weight file is given beside the name, as checkpoint_path"
+        )
     architecture, dot, tag = name.partition(".")
     known = registry.architectures()
-    if architecture not in _catalog() and architecture not in known:
-        raise unknown("model", architecture, [*known, *_catalog()])
+    if architecture not in known:
+        raise unknown("model", architecture, known)
     tags = _catalog().get(architecture) or {"": Entry(architecture=architecture)}
     if not dot:
         return next(iter(tags.values()))
     if tag not in tags:
-        raise unknown(f"weight tag of {architecture}", tag, tags)
+        error = unknown(f"weight tag of {architecture}", tag, tags)
+        owners = [other for other in known if tag and tag in _catalog().get(other, ())]
+        raise UserError(f"{error}; it is a tag of {' and '.join(owners[:3])}") if owners else error
     return tags[tag]
 
 
@@ -150,31 +191,90 @@ def entries(architecture: str) -> list[Entry]:
     return list(_catalog().get(architecture, {}).values())
 
 
-def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bool = False) -> list[str]:
-    """Returns names of models, numbers in them sorted as numbers.
+SORTS: dict[str, Callable[[Entry], float | None]] = {
+    "top1": lambda entry: None if entry.top1 is None else -entry.top1,
+    "params": lambda entry: entry.params,
+    "macs": lambda entry: entry.macs.get(entry.rated_size),
+}
+
+
+def list_models(
+    pattern: str = "*",
+    *,
+    family: str | None = None,
+    pretrained: bool = False,
+    license: str | None = None,
+    max_params: str | float | None = None,
+    max_macs: str | float | None = None,
+    sort: str = "name",
+) -> list[str]:
+    """Returns names of models.
+
+    What is said of an architecture (licence, size, accuracy) is what holds for its default weights, those that
+    ``create_model(name, pretrained=True)`` loads; `lookup` has the numbers.
 
     Args:
       pattern: a shell pattern of the architecture or, with `pretrained`, of ``architecture.tag``. One without a dot
         takes every tag.
       family: ``"resnet"``, ``"vit"`` or ``"efficientnet"``; None takes all.
       pretrained: list ``architecture.tag`` of every published set of weights, instead of architectures.
+      license: a shell pattern of the weights' licence, such as ``"apache-2.0"`` or ``"cc-*"``; None takes all.
+      max_params: most parameters, as a number or as ``"30M"``.
+      max_macs: most multiply-adds for an image, as a number or as ``"4G"``. Where timm publishes none, the model is
+        left out.
+      sort: ``"name"`` with numbers in it sorted as numbers; ``"top1"``, the best published ImageNet-1k accuracy first;
+        ``"params"`` or ``"macs"``, the smallest first. What has no such number comes last.
 
     Raises:
-      UserError: no such family.
+      UserError: no such family, licence or order, or a budget that is no number.
 
     Example:
-      >>> list_models("resnet1*")
-      ['resnet18', 'resnet101', 'resnet152']
-      >>> list_models("deit_base*", pretrained=True)[0]
-      'deit_base_distilled_patch16_224.fb_in1k'
+      >>> list_models("resnet1*", max_params="60M")
+      ['resnet18', 'resnet101']
+      >>> list_models("deit_*_224", max_params="30M", pretrained=True, sort="top1")[0]
+      'deit_small_distilled_patch16_224.fb_in1k'
     """
     if family is not None and family not in registry.families():
         raise unknown("family", family, registry.families())
-    names = registry.architectures(family=family)
+    if sort != "name" and sort not in SORTS:
+        raise unknown("order", sort, ["name", *SORTS])
+    rows = [
+        (name, entry)
+        for architecture in registry.architectures(family=family)
+        for name, entry in _named(architecture, pretrained)
+    ]
+    if pretrained and "." not in pattern:
+        pattern = f"{pattern}.*"
+    if license is not None:
+        licenses = {entry.license for _, entry in rows if entry.license}
+        matching = fnmatch.filter(licenses, str(license).lower())
+        if not matching:
+            raise unknown("licence", license, licenses)
+        rows = [(name, entry) for name, entry in rows if entry.published and entry.license in matching]
+    for what, budget in (("params", max_params), ("macs", max_macs)):
+        if budget is not None:
+            most = _number(f"max_{what}", budget)
+            rows = [(name, entry) for name, entry in rows if (n := SORTS[what](entry)) is not None and n <= most]
+    rows = [(name, entry) for name, entry in rows if fnmatch.fnmatchcase(name, pattern)]
+    rows.sort(key=lambda row: _natural(row[0]))
+    if sort != "name":
+        values = {name: SORTS[sort](entry) for name, entry in rows}
+        rows.sort(key=lambda row: math.inf if (value := values[row[0]]) is None else value)
+    return [name for name, _ in rows]
+
+
+def _named(architecture: str, pretrained: bool) -> list[tuple[str, Entry]]:
     if pretrained:
-        names = [entry.name for name in names for entry in entries(name) if entry.hub_id]
-        pattern = pattern if "." in pattern else f"{pattern}.*"
-    return sorted(fnmatch.filter(names, pattern), key=_natural)
+        return [(entry.name, entry) for entry in entries(architecture) if entry.published]
+    return [(architecture, lookup(architecture))]
+
+
+def _number(what: str, value: str | float) -> float:
+    """Returns 30e6 for ``"30M"``."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(e\d+)?([KMGBT]?)", str(value).strip().upper().replace("E", "e"))
+    if found is None:
+        raise UserError(f"{what} is a number such as 30M, 4.1G or 2e9, got {value!r}")
+    return float(found[1] + (found[2] or "")) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}[found[3]]
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
