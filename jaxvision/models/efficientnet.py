@@ -26,7 +26,7 @@ from jaxvision.models import registry
 from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices
 from jaxvision.models.efficientnet_blocks import BLOCKS, Parts, Pruned, Row, Shape, Stage, plan, repeated
 from jaxvision.models.layers.head import linear_head
-from jaxvision.models.layers.init import uniform
+from jaxvision.models.layers.init import uniform, zeros
 from jaxvision.models.layers.pool import GLOBAL_POOLS, check_global_pool, global_pool
 from jaxvision.models.layers.sequential import Sequential
 from jaxvision.models.layers.width import make_divisible
@@ -153,7 +153,7 @@ class EfficientNet(Model):
         self.classifier = self._fresh_head(
             rngs,
             kernel_init=uniform(max(num_classes, 1) ** -0.5),
-            bias_init=nnx.initializers.zeros,
+            bias_init=zeros,
         )
 
     def _fresh_head(self, rngs: nnx.Rngs, **inits: Any) -> Any:

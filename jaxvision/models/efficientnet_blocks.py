@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.conv import Conv
-from jaxvision.models.layers.init import normal, uniform
+from jaxvision.models.layers.init import normal, uniform, zeros
 from jaxvision.models.layers.mixed import CondConv, MixConv
 from jaxvision.models.layers.norm import BatchNorm, EvoNormS0, GroupNorm, LayerNorm
 from jaxvision.models.layers.pool import blur_pool, global_avg_pool
@@ -192,9 +192,9 @@ def plan(
 def repeated(stage: Stage, factor: float, *, nearest: bool = False) -> list[Row]:
     """Returns a row for each block of a stage that is `factor` times as deep, rounded up or to the nearest.
 
-    >>> rows = repeated((Row("ir", 1, 5, 2, 40), Row("ir", 3, 3, 1, 40)), 1.3)
+    >>> rows = repeated((Row("ir", 1, 5, 2, 40), Row("ir", 3, 3, 1, 40)), 1.1)
     >>> [row.kernel for row in rows]
-    [5, 3, 3, 3, 3, 3]
+    [5, 3, 3, 3, 3]
     """
     rows = (stage,) if isinstance(stage, Row) else stage
     old = sum(row.repeats for row in rows)
@@ -248,7 +248,7 @@ class Parts:
     def router(self, in_features: int, experts: int) -> nnx.Linear:
         """Returns the layer from pooled features to a logit for each expert."""
         init = uniform((in_features + experts) ** -0.5)
-        return nnx.Linear(in_features, experts, kernel_init=init, **self._types())
+        return nnx.Linear(in_features, experts, kernel_init=init, bias_init=zeros, **self._types())
 
     def expert_conv(self, shape: Shape, in_features: int, out_features: int, *, spatial: bool = False) -> CondConv:
         """Returns a 1x1 convolution, or the `spatial` one, that is mixed from experts."""
