@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from kinds import every_architecture
 from reference import import_timm
 
 from jaxvision import tree
@@ -27,7 +28,6 @@ from jaxvision.train import optim
 from jaxvision.weights import catalog
 from jaxvision.weights.timm import load_timm, save_timm
 
-ALL = registry.architectures()
 TINY = {"resnet": "test_resnet", "vit": "test_vit", "efficientnet": "test_efficientnet"}
 
 
@@ -41,7 +41,7 @@ def parameters(model: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.timm
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", every_architecture())
 def test_parameters_are_timms_by_number(architecture: str) -> None:
     import torch
 
@@ -51,7 +51,7 @@ def test_parameters_are_timms_by_number(architecture: str) -> None:
     assert ours == sum(p.numel() for p in reference.parameters())
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", every_architecture())
 def test_another_head_changes_the_head_and_nothing_else(architecture: str) -> None:
     model = abstract(architecture)
     many, few = parameters(model), parameters(abstract(architecture, num_classes=7))
@@ -63,7 +63,7 @@ def test_another_head_changes_the_head_and_nothing_else(architecture: str) -> No
     )
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", every_architecture())
 def test_every_leaf_is_matched_by_each_table(architecture: str) -> None:
     model = abstract(architecture)
     leaves = list(parameters(model))
@@ -78,7 +78,7 @@ def test_every_leaf_is_matched_by_each_table(architecture: str) -> None:
     assert len(shardings) == len(jax.tree.leaves(nnx.state(model)))
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", every_architecture())
 def test_catalog_and_model_agree(architecture: str) -> None:
     model, entry = abstract(architecture), catalog.lookup(architecture)
     assert entry.architecture == model.architecture == architecture

@@ -39,6 +39,8 @@ def tensor(name: str, shape: tuple[int, ...], *, gain: float = 1.0, seed: int = 
         return np.float32(0.2) * u
     if last == "weight" and len(shape) == 1:  # the scale of a norm
         return np.float32(1) + np.float32(0.3) * u
+    if last == "weight" and len(shape) == 2 and "conv" in name:  # CondConv's experts, flat: the fan is not known
+        return np.float32(0.1 * gain * math.sqrt(3)) * u
     if last == "weight":
         gain = gain if len(shape) == 4 else 1.0
         return np.float32(gain * math.sqrt(3 / math.prod(shape[1:]))) * u

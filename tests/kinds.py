@@ -1,0 +1,37 @@
+"""The architectures that the ordinary tests take for all: every kind of part of every family, as small as it comes.
+
+The others differ from these in depth, width and size alone; with ``--slow`` they are tested, too.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxvision.models import registry
+
+KINDS = """
+test_resnet resnet18 resnet50 resnet50d resnet10t resnext50_32x4d seresnet50 ecaresnet26t ecaresnet50d_pruned
+resnetaa50 resnetblur18 resnetrs50 resnet50_gn
+
+resnetv2_18 resnetv2_34d resnetv2_50 resnetv2_50d_gn resnetv2_50d_evos resnetv2_50d_frn resnetv2_50x1_bit
+
+test_vit test_vit2 test_vit3 test_vit4 vit_tiny_patch16_224 vit_small_patch32_224 deit_tiny_distilled_patch16_224
+deit3_small_patch16_224 vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2 flexivit_small
+vit_xsmall_patch16_clip_224 vit_base_patch16_clip_quickgelu_224 vit_base_patch16_siglip_224
+vit_base_patch32_siglip_256 vit_medium_patch16_gap_256 vit_pwee_patch16_reg1_gap_256 vit_dwee_patch16_reg1_gap_256
+vit_dpwee_patch16_reg1_gap_256 vit_base_patch16_rpn_224 vit_base_patch16_xp_224 vit_small_patch16_18x2_224
+beit3_base_patch16_224
+
+test_efficientnet test_efficientnet_gn test_efficientnet_ln test_efficientnet_evos efficientnet_b0 tf_efficientnet_b0
+tf_efficientnet_lite0 efficientnet_b1_pruned efficientnet_es tf_efficientnetv2_b0 gc_efficientnetv2_rw_t mixnet_s
+tf_mixnet_s mobilenetv1_100 mobilenetv2_050 mnasnet_small semnasnet_075 fbnetc_100 spnasnet_100 tinynet_e
+efficientnet_cc_b0_4e efficientnet_x_b3 efficientnet_blur_b0 efficientnet_b0_g8_gn mobilenet_edgetpu_v2_xs
+""".split()
+
+
+def every_architecture() -> list:
+    """Returns all names as parameters of a test; those that are no kind of their own are slow."""
+    assert set(KINDS) <= set(registry.architectures())
+    return [
+        pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow]) for name in registry.architectures()
+    ]
