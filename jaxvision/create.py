@@ -339,6 +339,7 @@ _OURS = {
     "patch_size": "patch_size",
     "layers": "depths",
     "channels": "widths",
+    "global_pool": "global_pool",
     "embed_dim": "embed_dim",
     "depth": "depth",
     "num_heads": "num_heads",
