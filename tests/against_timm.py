@@ -12,6 +12,7 @@ from reference import import_timm
 
 from jaxvision import tree
 from jaxvision.models import registry
+from jaxvision.models.layers.mode import train_view
 from jaxvision.weights.timm import timm_name
 
 OURS = {
@@ -19,6 +20,10 @@ OURS = {
     "in_chans": "in_channels",
     "init_values": "layer_scale",
     "dynamic_img_size": "dynamic_image_size",
+    "drop_rate": "dropout",
+    "drop_path_rate": "drop_path",
+    "layers": "depths",
+    "channels": "widths",
 }
 
 
@@ -103,3 +108,95 @@ def assert_gradients_close(ours: nnx.State, theirs: Any, tolerance: float) -> No
         error = np.abs(got - wanted.pop(timm_name(name))).max()
         assert error <= tolerance * largest, (name, error / largest)
     assert not wanted
+
+
+def channels_last(tensor: Any) -> np.ndarray:
+    """Returns timm's [b, c, h, w] as [b, h, w, c], and anything else as it is."""
+    array = tensor.detach().numpy()
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+def assert_forward_is_timms(ours: Any, theirs: Any, size: int, *, tolerance: float = 1e-5) -> None:
+    """Asserts that every feature map, the features, the pooled ones and the logits of images of `size` are timm's."""
+    tensor, array = images(2, size, size, ours.in_channels)
+
+    @jax.jit
+    def forward(model: Any, x: jax.Array) -> Any:
+        features, maps = model.forward_intermediates(x)
+        normalised = model.forward_intermediates(x, norm=True, intermediates_only=True)
+        head = model.forward_head(features), model.forward_head(features, pre_logits=True)
+        return maps, normalised, features, *head
+
+    import torch
+
+    with torch.no_grad():
+        features, maps = theirs.forward_intermediates(tensor)
+        normalised = theirs.forward_intermediates(tensor, norm=True, intermediates_only=True)
+        wanted = maps, normalised, features, theirs(tensor), theirs.forward_head(features, pre_logits=True)
+    got = forward(ours, array)
+    assert [len(x) for x in got[:2]] == [len(x) for x in wanted[:2]]
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert_close(a, channels_last(b), tolerance)
+    info = [(level["num_chs"], level["reduction"], level["module"]) for level in theirs.feature_info]
+    assert [(level.channels, level.stride, level.name) for level in ours.feature_info] == info
+
+
+def assert_training_step_is_timms(ours: Any, theirs: Any, size: int, *, batch: int = 4, tolerance: float = 2e-4) -> Any:
+    """Asserts that logits and gradients in training are timm's; returns the BatchNorm statistics before and after."""
+    tensor, array = images(batch, size, size, ours.in_channels)
+    theirs.train()
+    out = theirs(tensor)
+    (out**2).sum().backward()
+    structure, params, rest = nnx.split(train_view(ours), nnx.Param, ...)
+
+    @jax.jit
+    def step(params: nnx.State, rest: nnx.State) -> Any:
+        def loss(params: nnx.State) -> Any:
+            model = nnx.merge(structure, params, rest, copy=True)
+            logits = model(array)
+            return jnp.sum(logits**2), (logits, nnx.state(model, nnx.BatchStat))
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    grads, (logits, statistics) = step(params, rest)
+    assert_close(logits, out.detach())
+    # A ReLU whose input is zero but for rounding passes the gradient on in one net and not in the other.
+    assert_gradients_close(grads, theirs, tolerance)
+    return rest, statistics
+
+
+def assert_groups_are_timms(name: str) -> None:
+    """Asserts that each parameter is in timm's group of layers, and that the same ones do not decay."""
+    timm = import_timm()
+    import torch
+    from timm.models import group_parameters
+
+    with torch.device("meta"):
+        theirs = timm.create_model(name)
+    ours = registry.build_abstract(name)
+    names = tree.names(nnx.state(ours, nnx.Param))
+    for coarse in (False, True):
+        patterns = ours.layer_groups(coarse=coarse)
+        got = tree.match(names, [(pattern, i) for i, pattern in enumerate(patterns)], default=len(patterns))
+        wanted = group_parameters(theirs, theirs.group_matcher(coarse=coarse), reverse=True)
+        assert {timm_name(n): group for n, group in got.items()} == wanted
+    wanted = theirs.no_weight_decay() if hasattr(theirs, "no_weight_decay") else ()
+    assert {timm_name(n) for n in ours.no_weight_decay()} == set(wanted)
+
+
+def assert_born_alike(ours: Any, theirs: Any) -> None:
+    """Asserts that fresh weights are constant where timm's are, and else spread like them."""
+    state_dict = theirs.state_dict()
+    for path, leaf in nnx.iter_graph(ours):
+        if not isinstance(leaf, nnx.Param | nnx.BatchStat):
+            continue
+        name = tree.join(path)
+        got, wanted = np.asarray(leaf[...]), state_dict[timm_name(name)].numpy()
+        if np.ptp(wanted) == 0:
+            np.testing.assert_array_equal(got, wanted.flat[0], err_msg=name)
+            continue
+        assert np.ptp(got) > 0, name
+        if got.size >= 64:  # five standard deviations of the difference of two estimates from n numbers
+            np.testing.assert_allclose(got.std(), wanted.std(), rtol=5 / np.sqrt(got.size), err_msg=name)
+        if got.size > 1000:  # a uniform one ends at sqrt(3) standard deviations
+            assert (np.abs(got).max() < 2 * got.std()) == (np.abs(wanted).max() < 2 * wanted.std()), name

@@ -127,13 +127,21 @@ def global_pool(x: jax.Array, kind: str = "avg") -> jax.Array:
         return x
     if kind == "avg":
         return global_avg_pool(x)
-    maxima = x.max(axis=(1, 2))
+    maxima = _global_max(x)
     if kind == "max":
         return maxima
     if kind == "avgmax":
         return 0.5 * (global_avg_pool(x) + maxima)
     assert kind == "catavgmax", kind
     return jnp.concatenate([global_avg_pool(x), maxima], axis=-1)
+
+
+def _global_max(x: jax.Array) -> jax.Array:
+    # The gradient of `max` asks which pixels equal the maximum. XLA may compute a pixel twice and round it differently;
+    # then none does, and the gradient is 0 / 0. So the pixel is picked, as in PyTorch.
+    b, h, w, c = x.shape
+    x = x.reshape(b, h * w, c)
+    return jnp.take_along_axis(x, x.argmax(axis=1, keepdims=True), axis=1)[:, 0]
 
 
 def check_global_pool(kind: str, num_classes: int) -> None:
