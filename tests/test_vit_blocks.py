@@ -280,6 +280,24 @@ def test_weights_for_other_sizes_are_timms(name, options, tmp_path) -> None:
 
 
 @pytest.mark.timm
+def test_weights_with_an_attention_pool_serve_a_model_without_as_in_timm(tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    timm, file = import_timm(), tmp_path / "model.safetensors"
+    options = {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 2, "num_classes": 4}
+    save_file(randomised(timm.create_model("vit_base_patch16_siglip_224", **options)).state_dict(), file)
+    overlay = {"file": str(file), "num_classes": 4, "input_size": (3, 32, 32)}
+    name = "vit_base_patch16_siglip_gap_224"
+    theirs = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options).eval()
+    ours = {OURS.get(key, key): value for key, value in options.items()}
+    torch_x, x = images(1, 32, 32, 3)
+    model = load_timm(registry.build_abstract(name, **ours), file)
+    assert_close(jax.jit(lambda model, x: model(x))(model, x), theirs(torch_x).detach())
+    with pytest.raises(UserError, match=r"normalise before pooling: build the model with fc_norm=False"):
+        load_timm(registry.build_abstract("vit_base_patch16_siglip_224", global_pool="avg", **ours), file)
+
+
+@pytest.mark.timm
 def test_pixels_that_fill_no_patch_are_ignored_where_timm_does() -> None:
     theirs, ours = pair("vit_so400m_patch14_siglip_384", img_size=34, num_classes=7, depth=1, **SMALL)
     torch_x, x = images(2, 34, 34, 3)

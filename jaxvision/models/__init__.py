@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxvision.models import efficientnet, resnet, resnetv2, vit
+from jaxvision.models import efficientnet, resnet, resnetv2, vit, vit_hybrid
 
-__all__ = ["create_efficientnet", "create_resnet", "create_vit", "efficientnet", "resnet", "resnetv2", "vit"]
+__all__ = [
+    "create_efficientnet",
+    "create_resnet",
+    "create_vit",
+    "efficientnet",
+    "resnet",
+    "resnetv2",
+    "vit",
+    "vit_hybrid",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -153,6 +153,8 @@ def _match(
     """Returns what to do with each leaf's tensor on its way in; raises unless leaves and tensors match one to one."""
     adapters: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     missing, differing = [], []
+    if getattr(model, "attn_pool", ...) is None:  # SigLIP's weights for a model that pools in another way, as in timm
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("attn_pool.")}
     for name, leaf in targets.items():
         key = timm_name(name)
         wanted = timm_shape(name, leaf.shape)
@@ -177,6 +179,8 @@ def _match(
         hint = (
             f"; the model has {model.num_classes} classes: build it with the file's number, or load with head='fresh'"
         )
+    elif missing and all(key.startswith("fc_norm.") for key in missing):
+        hint = "; these weights normalise before pooling: build the model with fc_norm=False"
     else:
         hint = f"; {path.name} may hold the weights of another architecture"
     raise UserError(f"{path} does not fit {model.architecture}: {', '.join(problems)}{hint}")
