@@ -366,11 +366,9 @@ _OURS = {
     "act_layer": "activation",
     "layers": "depths",
     "channels": "widths",
-    "global_pool": "global_pool",
     "embed_dim": "embed_dim",
     "depth": "depth",
     "num_heads": "num_heads",
-    "act_layer": "activation",
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxvision.models import registry
 
-KINDS = """
+_KINDS = """
 test_resnet resnet18 resnet50 resnet50d resnet10t resnext50_32x4d seresnet50 ecaresnet26t ecaresnet50d_pruned
 resnetaa50 resnetblur18 resnetrs50 resnet50_gn
 
@@ -20,18 +20,17 @@ deit3_small_patch16_224 vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2 f
 vit_xsmall_patch16_clip_224 vit_base_patch16_clip_quickgelu_224 vit_base_patch16_siglip_224
 vit_base_patch32_siglip_256 vit_medium_patch16_gap_256 vit_pwee_patch16_reg1_gap_256 vit_dwee_patch16_reg1_gap_256
 vit_dpwee_patch16_reg1_gap_256 vit_base_patch16_rpn_224 vit_base_patch16_xp_224 vit_small_patch16_18x2_224
-beit3_base_patch16_224
+beit3_base_patch16_224 vit_tiny_r_s16_p8_224 vit_base_mci_224
 
 test_efficientnet test_efficientnet_gn test_efficientnet_ln test_efficientnet_evos efficientnet_b0 tf_efficientnet_b0
 tf_efficientnet_lite0 efficientnet_b1_pruned efficientnet_es tf_efficientnetv2_b0 gc_efficientnetv2_rw_t mixnet_s
 tf_mixnet_s mobilenetv1_100 mobilenetv2_050 mnasnet_small semnasnet_075 fbnetc_100 spnasnet_100 tinynet_e
 efficientnet_cc_b0_4e efficientnet_x_b3 efficientnet_blur_b0 efficientnet_b0_g8_gn mobilenet_edgetpu_v2_xs
-""".split()
+"""
+KINDS = _KINDS.split()
 
 
 def every_architecture() -> list:
     """Returns all names as parameters of a test; those that are no kind of their own are slow."""
     assert set(KINDS) <= set(registry.architectures())
-    return [
-        pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow]) for name in registry.architectures()
-    ]
+    return [pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow]) for name in registry.architectures()]
