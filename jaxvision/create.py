@@ -381,4 +381,6 @@ def _timm_arguments(model: Model) -> dict[str, Any]:
     if model.family == "vit":
         arguments["img_size"] = model.image_size
     theirs = {ours: name for name, ours in _OURS.items()}
+    if model.family == "efficientnet":  # its depth is a factor, which timm keeps to itself
+        del theirs["depth"]
     return arguments | {theirs[name]: value for name, value in model.options if name in theirs}
