@@ -25,6 +25,7 @@ from jaxvision.models.layers.init import normal, zeros
 from jaxvision.models.layers.mlp import ACTIVATIONS, GluMlp, Mlp, SwiGlu, linear_init
 from jaxvision.models.layers.norm import LayerNorm, Norm, RMSNorm
 from jaxvision.models.layers.patch import PatchEmbed, Size, resize_grid
+from jaxvision.models.layers.pool import global_pool
 from jaxvision.models.vit_blocks import (
     Block,
     DiffParallelScalingBlock,
@@ -297,15 +298,11 @@ class VisionTransformer(Model):
         match self.global_pool:
             case "token":
                 return features[:, 0]
-            case "avg":
-                return x.mean(1)
-            case "max":
-                return x.max(1)
-            case "avgmax":
-                return 0.5 * (x.max(1) + x.mean(1))
             case "map":
                 return self.attn_pool(x)
-        return features
+            case "":
+                return features
+        return global_pool(x[:, None], self.global_pool)  # the tokens as an image of one row
 
     def forward_head(self, features: jax.Array, pre_logits: bool = False) -> jax.Array:
         """Returns the logits [b, num_classes] of `features` [b, n, d], or with `pre_logits` what the head sees [b, d].
