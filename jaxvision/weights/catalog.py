@@ -229,8 +229,8 @@ def list_models(
       UserError: no such family, licence or order, or a budget that is no number.
 
     Example:
-      >>> list_models("resnet1*", max_params="60M")
-      ['resnet18', 'resnet101']
+      >>> list_models("resnet1*", max_params="15M")
+      ['resnet10t', 'resnet14t', 'resnet18', 'resnet18d']
       >>> list_models("deit_*_224", max_params="30M", pretrained=True, sort="top1")[0]
       'deit_small_distilled_patch16_224.fb_in1k'
     """
@@ -243,8 +243,8 @@ def list_models(
         for architecture in registry.architectures(family=family)
         for name, entry in _named(architecture, pretrained)
     ]
-    if pretrained and "." not in pattern:
-        pattern = f"{pattern}.*"
+    # As in timm: without a dot it means every tag, and the tags in which it occurs.
+    patterns = [pattern, f"{pattern}.*"] if pretrained and "." not in pattern else [pattern]
     if license is not None:
         licenses = {entry.license for _, entry in rows if entry.license}
         matching = fnmatch.filter(licenses, str(license).lower())
@@ -255,7 +255,7 @@ def list_models(
         if budget is not None:
             most = _number(f"max_{what}", budget)
             rows = [(name, entry) for name, entry in rows if (n := SORTS[what](entry)) is not None and n <= most]
-    rows = [(name, entry) for name, entry in rows if fnmatch.fnmatchcase(name, pattern)]
+    rows = [(name, entry) for name, entry in rows if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
     rows.sort(key=lambda row: _natural(row[0]))
     if sort != "name":
         values = {name: SORTS[sort](entry) for name, entry in rows}
