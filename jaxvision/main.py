@@ -17,6 +17,7 @@ import importlib.util
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,7 @@ def _unraisable(found: sys.UnraisableHookArgs) -> None:
 def run_and_exit() -> None:
     """Ends the process with the status of `main`."""
     sys.unraisablehook = _unraisable
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)  # Orbax's, when a save fails
     status = main()
     if status == 130:  # XLA may still be compiling, and would crash at the end that Python makes in good order
         sys.stdout.flush()
