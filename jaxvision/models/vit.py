@@ -31,6 +31,7 @@ from jaxvision.models.vit_blocks import (
     DiffParallelScalingBlock,
     ParallelScalingBlock,
     ParallelThingsBlock,
+    Parts,
     ResPostBlock,
 )
 
@@ -128,7 +129,7 @@ class VisionTransformer(Model):
         rngs: nnx.Rngs,
     ):
         d = embed_dim
-        types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         _check_pool(global_pool, class_token=class_token, distilled=distilled, reg_tokens=reg_tokens)
         _check_name("activation", activation, ACTIVATIONS)
         _check_name("interpolation", interpolation, ("bicubic", "bilinear"))
@@ -168,21 +169,19 @@ class VisionTransformer(Model):
         self.pos_embed = nnx.Param(linear_init(rngs.params(), (1, n, d), param_dtype))
         self.pos_drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
         self.norm_pre = norm(d, **types) if pre_norm else none
+        parts = Parts(
+            d,
+            num_heads,
+            norm,
+            mlp_ratio=mlp_ratio,
+            layer_scale=layer_scale,
+            activation=activation,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            **types,
+        )
         self.blocks = nnx.List(
-            block(
-                d,
-                num_heads,
-                index=i,
-                mlp_ratio=mlp_ratio,
-                layer_scale=layer_scale,
-                norm=norm,
-                activation=activation,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                drop_path=rate,
-                **types,
-            )
-            for i, rate in enumerate(drop.rates(drop_path, depth))
+            block(parts, index=i, drop_path=rate) for i, rate in enumerate(drop.rates(drop_path, depth))
         )
         self.feature_info = tuple(FeatureInfo(f"blocks.{i}", d, self.patch_embed.stride) for i in range(depth))
         self.norm = norm(d, **types) if final_norm and not fc_norm else none

@@ -1,13 +1,14 @@
 """The blocks of Vision Transformers: tokens [b, n, d] in, tokens [b, n, d] out.
 
-Every block is built by the same call, which `VisionTransformer` makes; what it does not need it does not use. Beyond
-calling it one may ask for the weights of its attention, ``block.weights(x)``.
+Every block is built by the same call, which `VisionTransformer` makes, from the `Parts` that all blocks of the model
+share. Beyond calling it one may ask for the weights of its attention, ``block.weights(x)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,70 +29,94 @@ from jaxvision.models.layers.mlp import Mlp, activate, linear
 from jaxvision.models.layers.norm import LayerScale, Norm
 
 
-class Types(TypedDict):
-    """Arguments that every layer takes."""
+@dataclass(frozen=True)
+class Parts:
+    """What all blocks of one model have in common: it makes their layers. For the fields see `VisionTransformer`."""
 
-    dtype: Any
-    param_dtype: Any
+    embed_dim: int
+    num_heads: int
+    norm_layer: Norm
     rngs: nnx.Rngs
+    mlp_ratio: float = 4.0
+    layer_scale: float | None = None
+    activation: str = "gelu"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP's hidden layer."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """Arguments that every layer takes."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": self.rngs}
+
+    def norm(self) -> Any:
+        """Returns the norm of a branch."""
+        return self.norm_layer(self.embed_dim, **self.types)
+
+    def attention(self, kind: Callable[..., Any], index: int) -> Any:
+        """Returns the attention layer of block `index`."""
+        rates = {"dropout": self.dropout, "attention_dropout": self.attention_dropout}
+        return kind(self.embed_dim, self.num_heads, index=index, **rates, **self.types)
+
+    def mlp(self, kind: Callable[..., Any]) -> Any:
+        """Returns the MLP."""
+        return kind(self.embed_dim, self.hidden, activation=self.activation, dropout=self.dropout, **self.types)
+
+    def scale(self) -> Any:
+        """Returns the LayerScale at the end of a branch, or nothing."""
+        if self.layer_scale is None:
+            return nnx.data(None)
+        return LayerScale(self.embed_dim, self.layer_scale, param_dtype=self.param_dtype)
+
+    def drop_path(self, rate: float) -> DropPath:
+        """Returns the stochastic depth of a branch."""
+        return DropPath(rate, rngs=self.rngs)
+
+    def dropout_layer(self) -> nnx.Dropout:
+        """Returns dropout for a block that has its linear layers itself."""
+        return nnx.Dropout(self.dropout, deterministic=True, rngs=self.rngs if self.dropout else None)
 
 
 class Block(nnx.Module):
     """Pre-norm transformer block: tokens plus attention, plus MLP.
 
     Args:
-      embed_dim: d of the tokens.
-      num_heads: must divide `embed_dim`.
+      parts: what the model's blocks share.
       index: of the block, from 0.
-      mlp_ratio: the MLP's hidden width as a multiple of `embed_dim`.
-      layer_scale: first value of a LayerScale on each residual branch; None builds none.
-      norm: before attention and before the MLP.
-      activation: of the MLP.
+      drop_path: rate of stochastic depth, of either branch.
       attention: such as `Attention`, or one with some of its options given.
       mlp: such as `Mlp`, or one with some of its options given.
-      dropout: rate after every linear layer but ``qkv``.
-      attention_dropout: rate on the attention weights.
-      drop_path: rate of stochastic depth, of either branch.
-      dtype: of the computation.
-      param_dtype: of the parameters.
-      rngs: streams ``params`` and ``dropout``.
 
     Example:
       >>> from jaxvision.models.layers.norm import LayerNorm
-      >>> block = Block(8, 2, norm=LayerNorm, rngs=nnx.Rngs(0))
+      >>> block = Block(Parts(8, 2, LayerNorm, nnx.Rngs(0)))
       >>> block(jnp.ones((1, 5, 8))).shape, block.weights(jnp.ones((1, 5, 8))).shape
       ((1, 5, 8), (1, 2, 5, 5))
     """
 
     def __init__(
         self,
-        embed_dim: int,
-        num_heads: int,
+        parts: Parts,
         *,
         index: int = 0,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = None,
-        norm: Norm,
-        activation: str = "gelu",
+        drop_path: float = 0.0,
         attention: Callable[..., Any] = Attention,
         mlp: Callable[..., Any] = Mlp,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        drop_path: float = 0.0,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
     ):
-        d = embed_dim
-        types: Types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.norm1 = norm(d, **types)
-        self.attn = attention(d, num_heads, index=index, dropout=dropout, attention_dropout=attention_dropout, **types)
-        self.ls1 = _scale(d, layer_scale, param_dtype)
-        self.drop_path1 = DropPath(drop_path, rngs=rngs)
-        self.norm2 = norm(d, **types)
-        self.mlp = mlp(d, int(d * mlp_ratio), activation=activation, dropout=dropout, **types)
-        self.ls2 = _scale(d, layer_scale, param_dtype)
-        self.drop_path2 = DropPath(drop_path, rngs=rngs)
+        self.norm1 = parts.norm()
+        self.attn = parts.attention(attention, index)
+        self.ls1 = parts.scale()
+        self.drop_path1 = parts.drop_path(drop_path)
+        self.norm2 = parts.norm()
+        self.mlp = parts.mlp(mlp)
+        self.ls2 = parts.scale()
+        self.drop_path2 = parts.drop_path(drop_path)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the tokens [b, n, d] after the block."""
@@ -108,40 +133,27 @@ class Block(nnx.Module):
 class ResPostBlock(nnx.Module):
     """Post-norm block: each branch is normalised at its end, and the norm's scale is its LayerScale.
 
-    Args: as of `Block`; `layer_scale` is the first value of the norms' scales.
+    Args: as of `Block`; the model's `layer_scale` is the first value of the norms' scales.
     """
 
     def __init__(
         self,
-        embed_dim: int,
-        num_heads: int,
+        parts: Parts,
         *,
         index: int = 0,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = None,
-        norm: Norm,
-        activation: str = "gelu",
+        drop_path: float = 0.0,
         attention: Callable[..., Any] = Attention,
         mlp: Callable[..., Any] = Mlp,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        drop_path: float = 0.0,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
     ):
-        d = embed_dim
-        types: Types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.attn = attention(d, num_heads, index=index, dropout=dropout, attention_dropout=attention_dropout, **types)
-        self.norm1 = norm(d, **types)
-        self.drop_path1 = DropPath(drop_path, rngs=rngs)
-        self.mlp = mlp(d, int(d * mlp_ratio), activation=activation, dropout=dropout, **types)
-        self.norm2 = norm(d, **types)
-        self.drop_path2 = DropPath(drop_path, rngs=rngs)
-        if layer_scale is not None:
-            norms: list[Any] = [self.norm1, self.norm2]
-            for scaled in norms:
-                scaled.scale = nnx.Param(constant(layer_scale)(None, (d,), param_dtype))
+        self.attn = parts.attention(attention, index)
+        self.norm1 = parts.norm()
+        self.drop_path1 = parts.drop_path(drop_path)
+        self.mlp = parts.mlp(mlp)
+        self.norm2 = parts.norm()
+        self.drop_path2 = parts.drop_path(drop_path)
+        if parts.layer_scale is not None:
+            for norm in (self.norm1, self.norm2):
+                norm.scale = nnx.Param(constant(parts.layer_scale)(None, (parts.embed_dim,), parts.param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the tokens [b, n, d] after the block."""
@@ -158,50 +170,41 @@ class ParallelScalingBlock(Attend):
 
     Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters", https://arxiv.org/abs/2302.05442
 
-    Args: as of `Block`, and
-
+    Args:
+      parts: what the model's blocks share.
+      index: of the block, from 0.
+      drop_path: rate of stochastic depth.
       qkv_bias: add a bias to queries, keys and values. Without it the MLP's hidden layer has one of its own.
       qk_norm: of each head's queries and keys; None builds none.
     """
 
     def __init__(
         self,
-        embed_dim: int,
-        num_heads: int,
+        parts: Parts,
         *,
         index: int = 0,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = None,
-        norm: Norm,
-        activation: str = "gelu",
+        drop_path: float = 0.0,
         qkv_bias: bool = True,
         qk_norm: Norm | None = None,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        drop_path: float = 0.0,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
     ):
-        check_heads(embed_dim, num_heads)
-        super().__init__(num_heads, attention_dropout=attention_dropout, rngs=rngs)
-        d, hidden = embed_dim, int(embed_dim * mlp_ratio)
-        types: Types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.activation = activation
-        self.in_norm = norm(d, **types)
+        d, num_heads, hidden, types = parts.embed_dim, parts.num_heads, parts.hidden, parts.types
+        check_heads(d, num_heads)
+        super().__init__(num_heads, attention_dropout=parts.attention_dropout, rngs=parts.rngs)
+        self.activation = parts.activation
+        self.in_norm = parts.norm()
         self.in_proj = linear(d, hidden + 3 * d, use_bias=qkv_bias, **types)
-        self.mlp_bias = nnx.data(None) if qkv_bias else nnx.Param(zeros(None, (hidden,), param_dtype))
+        self.mlp_bias = nnx.data(None) if qkv_bias else nnx.Param(zeros(None, (hidden,), parts.param_dtype))
         self.q_norm = nnx.data(None) if qk_norm is None else qk_norm(d // num_heads, **types)
         self.k_norm = nnx.data(None) if qk_norm is None else qk_norm(d // num_heads, **types)
-        self.mlp_drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
-        self.add_projections(d, hidden, index, types)
-        self.ls = _scale(d, layer_scale, param_dtype)
-        self.drop_path = DropPath(drop_path, rngs=rngs)
+        self.mlp_drop = parts.dropout_layer()
+        self.add_projections(parts, index)
+        self.ls = parts.scale()
+        self.drop_path = parts.drop_path(drop_path)
 
-    def add_projections(self, d: int, hidden: int, index: int, types: Types) -> None:
+    def add_projections(self, parts: Parts, index: int) -> None:
         """Gives the block what `project` needs."""
-        self.attn_out_proj = linear(d, d, **types)
-        self.mlp_out_proj = linear(hidden, d, **types)
+        self.attn_out_proj = linear(parts.embed_dim, parts.embed_dim, **parts.types)
+        self.mlp_out_proj = linear(parts.hidden, parts.embed_dim, **parts.types)
 
     def project(self, attended: jax.Array, hidden: jax.Array) -> jax.Array:
         """Returns [b, n, d] of what the two branches end with."""
@@ -237,13 +240,13 @@ class ParallelScalingBlock(Attend):
 class DiffParallelScalingBlock(Differential, ParallelScalingBlock):
     """A `ParallelScalingBlock` with the attention of `Differential`, and one projection for both branches.
 
-    Args: as of `Block`, and `qkv_bias` of `ParallelScalingBlock`.
+    Args: as of `ParallelScalingBlock`.
     """
 
-    def add_projections(self, d: int, hidden: int, index: int, types: Types) -> None:
+    def add_projections(self, parts: Parts, index: int) -> None:
         """Gives the block what `project` and the differences need."""
-        self.add_lambdas(d, index, **types)
-        self.out_proj = linear(d + hidden, d, **types)
+        self.add_lambdas(parts.embed_dim, index, **parts.types)
+        self.out_proj = linear(parts.embed_dim + parts.hidden, parts.embed_dim, **parts.types)
 
     def project(self, attended: jax.Array, hidden: jax.Array) -> jax.Array:
         """Returns [b, n, d] of what the two branches end with."""
@@ -259,40 +262,15 @@ class ParallelThingsBlock(nnx.Module):
 
     Touvron et al., "Three things everyone should know about Vision Transformers", https://arxiv.org/abs/2203.09795
 
-    Args: as of `Block`.
+    Args: `parts`, `index` and `drop_path` as of `Block`.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        index: int = 0,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = None,
-        norm: Norm,
-        activation: str = "gelu",
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        drop_path: float = 0.0,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        d = embed_dim
-        types: Types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-
+    def __init__(self, parts: Parts, *, index: int = 0, drop_path: float = 0.0):
         def branch(name: str, layer: nnx.Module) -> Branch:
-            scale = _scale(d, layer_scale, param_dtype)
-            return Branch(name, layer, norm(d, **types), scale, DropPath(drop_path, rngs=rngs))
+            return Branch(name, layer, parts.norm(), parts.scale(), parts.drop_path(drop_path))
 
-        self.attns = nnx.List(
-            branch("attn", Attention(d, num_heads, dropout=dropout, attention_dropout=attention_dropout, **types))
-            for _ in range(2)
-        )
-        self.ffns = nnx.List(
-            branch("mlp", Mlp(d, int(d * mlp_ratio), activation=activation, dropout=dropout, **types)) for _ in range(2)
-        )
+        self.attns = nnx.List(branch("attn", parts.attention(Attention, index)) for _ in range(2))
+        self.ffns = nnx.List(branch("mlp", parts.mlp(Mlp)) for _ in range(2))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the tokens [b, n, d] after the block."""
@@ -321,7 +299,3 @@ class Branch(nnx.Module):
         """Returns what the branch adds to the tokens, [b, n, d]."""
         y = getattr(self, self.name)(self.norm(x))
         return self.drop_path(y if self.ls is None else self.ls(y))
-
-
-def _scale(features: int, init: float | None, param_dtype: Any) -> Any:
-    return nnx.data(None) if init is None else LayerScale(features, init, param_dtype=param_dtype)
