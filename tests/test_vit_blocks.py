@@ -263,6 +263,37 @@ def test_images_of_any_size_are_timms(name, options) -> None:
     ],
 )
 def test_weights_for_other_sizes_are_timms(name, options, tmp_path) -> None:
+    assert_resampled_weights_are_timms(name, options, tmp_path)
+
+
+# How positions come to the tokens of one image: one row for each rule.
+REGIMES = {
+    "vit_tiny_patch16_224": "class token and patches",
+    "deit_tiny_distilled_patch16_224": "two tokens and patches",
+    "deit3_small_patch16_224": "patches only, beside a class token",
+    "vit_medium_patch16_gap_256": "patches only, nothing beside them",
+    "vit_medium_patch16_reg4_gap_256": "patches only, beside registers",
+    "vit_small_patch14_reg4_dinov2": "patches only, beside class token and registers",
+    "vit_small_patch14_dinov2": "class token and patches, of 37 by 37",
+    "vit_base_patch16_clip_224": "class token and patches, then a norm",
+    "vit_base_patch32_siglip_256": "patches only, read by an attention pool",
+    "flexivit_small": "patches only, resampled bilinearly",
+    "vit_tiny_r_s16_p8_224": "class token and the patches of a ResNet's map",
+}
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("name", REGIMES)
+@pytest.mark.parametrize("factor", [2, 0.5])
+def test_positions_at_twice_and_half_the_size_are_timms(name, factor, tmp_path) -> None:
+    native = registry.build_abstract(name)
+    stride = native.patch_embed.stride
+    size = int(native.image_size * factor) // stride * stride
+    assert_resampled_weights_are_timms(name, {"img_size": size, "depth": 1}, tmp_path)
+
+
+def assert_resampled_weights_are_timms(name, options, tmp_path) -> None:
+    """Checks the logits of a model of `options` that takes the weights of one of the native size."""
     import torch
     from safetensors.torch import save_file
 
