@@ -225,3 +225,9 @@ def test_mistakes_are_told() -> None:
         jaxvision.create_model("test_resnet", out_indices=2)
     with pytest.raises(UserError, match="a classifier has a head"):
         jaxvision.load_classifier("test_resnet", features_only=True)
+
+
+def test_what_is_said_of_a_head_has_no_effect() -> None:
+    """As in timm. A head that could not be built is none to complain of."""
+    features = jaxvision.create_model("test_resnet", features_only=True, num_classes=10, global_pool="", out_indices=1)
+    assert parameters(features) == parameters(jaxvision.create_model("test_resnet", features_only=True, out_indices=1))
