@@ -7,6 +7,7 @@
 from jaxvision.analysis.cost import model_info
 from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
 from jaxvision.errors import UserError
+from jaxvision.models.features import FeatureExtractor
 from jaxvision.models.layers.mode import eval_view, train_view
 from jaxvision.train.partial import add_lora, freeze, merge_lora, unfreeze
 from jaxvision.weights.catalog import list_models
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Classifier",
+    "FeatureExtractor",
     "UserError",
     "add_lora",
     "create_model",

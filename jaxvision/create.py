@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxvision.augment.preprocess import Preprocess
 from jaxvision.errors import UserError, unknown
 from jaxvision.models import registry
 from jaxvision.models.base import Model
+from jaxvision.models.features import FeatureExtractor
 from jaxvision.models.layers.init import streams
 from jaxvision.models.layers.mode import eval_view
 from jaxvision.train import partial
@@ -33,6 +34,12 @@ logger = logging.getLogger(__name__)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
+@overload
+def create_model(
+    name: str, pretrained: bool = False, *, features_only: Literal[True], **options: Any
+) -> FeatureExtractor: ...
+@overload
+def create_model(name: str, pretrained: bool = False, **options: Any) -> Model: ...
 def create_model(
     name: str,
     pretrained: bool = False,
@@ -43,8 +50,11 @@ def create_model(
     image_size: int | tuple[int, int] | None = None,
     in_channels: int = 3,
     dropout: float | None = None,
+    head_dropout: float | None = None,
     attention_dropout: float | None = None,
     drop_path: float | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
     freeze_backbone: bool = False,
     freeze_layers: int = 0,
     freeze: Sequence[str] = (),
@@ -52,7 +62,7 @@ def create_model(
     param_dtype: Any = "float32",
     seed: int = 0,
     **options: Any,
-) -> Model:
+) -> Model | FeatureExtractor:
     """Returns a model that is ready to predict (evaluation view).
 
     Args:
@@ -66,9 +76,16 @@ def create_model(
       image_size: side of the square image in pixels; of a ViT also (height, width). A ViT's position grid is resampled
         to it, as timm does; a convnet takes any size and only notes it. Default: the size the weights were trained at.
       in_channels: channels of the image. The first convolution is adapted as timm does.
-      dropout: before the classifier of a convnet; after position embedding, attention and MLP of a ViT. Default 0.
+      dropout: before the classifier of a convnet, timm's ``drop_rate``; after position embedding, attention and MLP of
+        a ViT, timm's ``pos_drop_rate`` and ``proj_drop_rate``. Default 0.
+      head_dropout: before the classifier of a ViT, timm's ``drop_rate``. Default 0.
       attention_dropout: of a ViT's attention weights. Default 0.
-      drop_path: stochastic depth of the last block; earlier ones get less. Default 0.
+      drop_path: stochastic depth, rising from 0 at the first block to this at the last (of an EfficientNet: to just
+        below it). Default 0.
+      features_only: give a `FeatureExtractor` in the place of a classifier: called with images it returns a tuple of
+        maps, the finest first. There is no head, whatever `num_classes`.
+      out_indices: which maps, with `features_only`: positions in the model's ``feature_info``, or a number for so many
+        of the last. Default: all five of a convnet, strides 2 to 32; the last three blocks of a ViT.
       freeze_backbone: everything but the head is frozen (`jaxvision.train.partial.freeze`).
       freeze_layers: the first n groups are frozen: stem and stages of a convnet, patch embedding and blocks of a ViT.
       freeze: names of parameters to freeze, as regular expressions anchored at the start.
@@ -76,6 +93,9 @@ def create_model(
       param_dtype: of the parameters.
       seed: of everything that is not loaded.
       **options: further arguments of the architecture's class, such as ``patch_size`` of a ViT.
+
+    Returns:
+      A `Model`; with `features_only` a `FeatureExtractor`.
 
     Raises:
       UserError: an unknown name, tag or option, or weights that do not fit; the message says what would.
@@ -85,6 +105,11 @@ def create_model(
       >>> model = jaxvision.create_model("test_vit", num_classes=10, image_size=32, patch_size=8)
       >>> model(jnp.zeros((1, 32, 32, 3))).shape
       (1, 10)
+      >>> features = jaxvision.create_model("test_resnet", features_only=True, out_indices=(1, 2, 3))
+      >>> [x.shape for x in features(jnp.zeros((1, 64, 64, 3)))]
+      [(1, 16, 16, 32), (1, 8, 8, 48), (1, 4, 4, 192)]
+      >>> [(level.channels, level.stride) for level in features.feature_info]
+      [(32, 4), (48, 8), (192, 16)]
     """
     try:
         entry = catalog.lookup(name)
@@ -106,6 +131,8 @@ def create_model(
         options["activation"] = entry.activation
     if revision is not None and (checkpoint_path is not None or not pretrained):
         raise UserError("revision is of weights on the hub: it needs pretrained=True and no checkpoint_path")
+    if out_indices is not None and not features_only:
+        raise UserError("out_indices chooses maps of features: it needs features_only=True")
     path: Path | None = None
     published = entry.num_classes
     if checkpoint_path is not None:
@@ -113,6 +140,8 @@ def create_model(
         published = timm.num_classes(path, entry.classifier)
     elif pretrained:
         path = hub.fetch(entry, revision=revision)
+    if features_only:
+        num_classes = 0
     overrides: dict[str, Any] = {
         "num_classes": published if num_classes is None else num_classes,
         "image_size": entry.preprocess.image_size if image_size is None else image_size,
@@ -121,8 +150,13 @@ def create_model(
         "param_dtype": _dtype(param_dtype),
         **options,
     }
-    # None means "not said": a ViT takes attention_dropout, a convnet does not and need not hear of it.
-    rates = {"dropout": dropout, "attention_dropout": attention_dropout, "drop_path": drop_path}
+    # None means "not said": a ViT takes attention_dropout and head_dropout, a convnet need not hear of them.
+    rates = {
+        "dropout": dropout,
+        "head_dropout": head_dropout,
+        "attention_dropout": attention_dropout,
+        "drop_path": drop_path,
+    }
     overrides |= {key: rate for key, rate in rates.items() if rate is not None}
     for key, rate in rates.items():
         if rate is not None and not (isinstance(rate, int | float) and 0 <= rate < 1):
@@ -137,7 +171,7 @@ def create_model(
         model = timm.load_timm(registry.build_abstract(entry.architecture, **overrides), path, head=head, rngs=rngs)
     if freeze_backbone or freeze_layers or freeze:
         partial.freeze(model, backbone=freeze_backbone, layers=freeze_layers, patterns=freeze)
-    return eval_view(model)
+    return eval_view(FeatureExtractor(model, out_indices) if features_only else model)
 
 
 def create_resnet(config: Mapping[str, Any]) -> Model:
@@ -191,7 +225,7 @@ def _create_from_dictionary(family: str, config: Mapping[str, Any]) -> Model:
         raise unknown(f"{family} architecture", name, registry.architectures(family=family))
     generic = set(create_model.__kwdefaults__ or ()) | {"pretrained"}
     if family != "vit":
-        generic -= {"attention_dropout"}
+        generic -= {"attention_dropout", "head_dropout"}
     registry.check_options(f"key of create_{family}", config, generic | set(registry.options(architecture)))
     return create_model(name, **config)
 
@@ -308,6 +342,11 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
     Raises:
       UserError: no such folder or model, or a folder whose run has not finished.
     """
+    if options.get("features_only"):
+        raise UserError(
+            "a classifier has a head: for maps of features give the weights' folder to create_model, "
+            "create_model(name, checkpoint_path=folder, features_only=True)"
+        )
     folder = Path(source)
     if not folder.is_dir():
         if folder.is_file() or "/" in str(source):

@@ -140,7 +140,7 @@ def _preprocess_options(
 SECTIONS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "data": ((_data_options,), set()),
     "preprocess": ((_preprocess_options,), set()),
-    "model": ((create_model,), {"num_classes", "in_channels", "seed"}),
+    "model": ((create_model,), {"num_classes", "in_channels", "seed", "features_only", "out_indices"}),
     "lora": ((partial.add_lora,), {"model", "rngs"}),
     "augment": (
         (on_device.augment_batch,),

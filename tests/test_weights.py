@@ -382,6 +382,67 @@ def test_an_adapted_vit_is_timms(architecture, channels, size, classes, file):
             np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6, err_msg=name)
 
 
+# --- The grid of positions, which their number alone does not tell ----------------------------------------------------
+
+
+def grid_of(path: Path) -> str | None:
+    with safe_open(path, framework="np") as opened:
+        return (opened.metadata() or {}).get("jaxvision.grid")
+
+
+@pytest.mark.parametrize("size", [(64, 400), (48, 192), (400, 64), 96])  # 4 x 25 are as many as the native 10 x 10
+def test_a_vits_grid_is_in_its_file_and_comes_back(size, file):
+    model = build("test_vit", image_size=size, depth=1)
+    timm.save_timm(model, file)
+    assert grid_of(file) == "x".join(map(str, model.grid_size))
+    again = timm.load_timm(abstract("test_vit", image_size=size, depth=1), file)
+    same(arrays(again), arrays(model))
+
+
+def test_a_file_that_says_its_grid_is_resampled_from_it(file):
+    model = build("test_vit", image_size=(64, 144), depth=1)  # 4 x 9, as many as 6 x 6
+    timm.save_timm(model, file)
+    again = timm.load_timm(abstract("test_vit", image_size=96, depth=1), file)
+    wanted = adapt.position_grid(arrays(model)["pos_embed"], 1 + 36, prefix=1, old=(4, 9), new=(6, 6))
+    np.testing.assert_array_equal(arrays(again)["pos_embed"], wanted)
+    assert np.abs(wanted - arrays(model)["pos_embed"]).max() > 0.001
+
+
+@pytest.mark.parametrize("said", [None, "", "10 x 10", "4x26", "-4x-25", "4x25x1", "x"])
+def test_a_file_that_does_not_say_its_grid_is_read_as_before(said, file):
+    """As timm reads it: so many positions as the architecture's own grid has are taken for that grid."""
+    model = build("test_vit", image_size=(64, 400), depth=1)
+    timm.save_timm(model, file)
+    tensors = load_file(file)
+    save_file(tensors, file, metadata={"format": "pt"} | ({} if said is None else {"jaxvision.grid": said}))
+    again = arrays(timm.load_timm(abstract("test_vit", image_size=(64, 400), depth=1), file))
+    wanted = adapt.position_grid(tensors["pos_embed"], 101, prefix=1, old=(10, 10), new=(4, 25))
+    np.testing.assert_array_equal(again["pos_embed"], wanted)
+    save_file(tensors, file)  # without any metadata
+    native = arrays(timm.load_timm(abstract("test_vit", depth=1), file))
+    np.testing.assert_array_equal(native["pos_embed"], tensors["pos_embed"])
+
+
+def test_only_a_vits_file_says_a_grid(file):
+    timm.save_timm(build("test_resnet"), file)
+    assert grid_of(file) is None
+
+
+@pytest.mark.timm
+def test_timm_loads_a_file_that_says_its_grid(file):
+    import torch
+    from safetensors.torch import load_file as load_torch
+
+    model = build("test_vit", image_size=(64, 400), depth=1)
+    timm.save_timm(model, file)
+    theirs = import_timm().create_model("test_vit", img_size=(64, 400), depth=1).eval()
+    theirs.load_state_dict(load_torch(file), strict=True)
+    images = np.random.default_rng(0).normal(size=(1, 64, 400, 3)).astype(np.float32)
+    with torch.no_grad():
+        wanted = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(logits(model, images), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 # --- What can be wrong with a file ------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ class Model(nnx.Module):
     classifier_names: tuple[str, ...]
     first_conv: str
     feature_info: tuple[FeatureInfo, ...]
-    options: tuple[tuple[str, Any], ...]
+    options: tuple[tuple[str, Any], ...] = ()
     table_only: tuple[str, ...] = ()
 
     @abstractmethod
@@ -66,12 +67,36 @@ class Model(nnx.Module):
         """Returns timm's features: [b, h', w', c] of a convnet, tokens [b, n, d] of a ViT."""
 
     @abstractmethod
+    def forward_intermediates(
+        self,
+        images: jax.Array,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Returns (features, maps) or the maps alone: of the levels `indices` of `feature_info`, None for all."""
+
+    @abstractmethod
     def forward_head(self, features: jax.Array, pre_logits: bool = False) -> jax.Array:
         """Returns the logits of features, or with `pre_logits` what the classifier sees [b, num_features]."""
 
     @abstractmethod
-    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """Gives the model a fresh head, in place; nothing else is touched."""
+    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
+        """Gives the model a fresh head, in place; nothing else is touched.
+
+        Args:
+          num_classes: width of the logits; 0 for no head.
+          rngs: stream ``params``.
+          global_pool: another pooling in front of the head, as at construction. None keeps the one there is.
+
+        Raises:
+          UserError: a pooling that there is not, or that this model cannot be given. Nothing is changed then.
+        """
+
+    @abstractmethod
+    def cut(self, level: int) -> None:
+        """Takes away, in place, what comes after a level of `feature_info`, but for the head (`FeatureExtractor`)."""
 
     @abstractmethod
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
@@ -80,6 +105,11 @@ class Model(nnx.Module):
     @abstractmethod
     def no_weight_decay(self) -> tuple[str, ...]:
         """Returns the names of parameters that never decay, beyond those with fewer than two axes."""
+
+
+def with_options(model: Model, **changed: Any) -> tuple[tuple[str, Any], ...]:
+    """Returns the options of a model of which some were changed after it was built, so that an export carries them."""
+    return tuple(sorted((dict(model.options) | changed).items()))
 
 
 def feature_indices(indices: int | Sequence[int] | None, n: int) -> tuple[int, ...]:
@@ -102,9 +132,9 @@ def feature_indices(indices: int | Sequence[int] | None, n: int) -> tuple[int, .
             raise UserError(f"there are {n} levels of features; the last {indices} of them cannot be had")
         return tuple(range(n - indices, n))
     for i in indices:
-        if not -n <= i < n:
-            raise UserError(f"there are {n} levels of features, 0 to {n - 1} or -{n} to -1; there is no {i}")
-    return tuple(sorted({i % n for i in indices}))
+        if not isinstance(i, numbers.Integral) or not -n <= i < n:
+            raise UserError(f"there are {n} levels of features, 0 to {n - 1} or -{n} to -1; there is no {i!r}")
+    return tuple(sorted({int(i) % n for i in indices}))
 
 
 def check_images(images: jax.Array, in_channels: int) -> None:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvision.models import registry
-from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices
+from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices, with_options
 from jaxvision.models.efficientnet_blocks import BLOCKS, Parts, Pruned, Row, Shape, Stage, plan, repeated
 from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.init import uniform, zeros
@@ -208,11 +208,20 @@ class EfficientNet(Model):
         """Returns the logits [b, num_classes] of normalised `images` [b, h, w, in_channels]."""
         return self.forward_head(self.forward_features(images))
 
-    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """Gives the model a fresh head for `num_classes` (none for 0); nothing else is touched."""
-        check_global_pool(self.global_pool, num_classes)
+    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
+        """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
+        pool = self.global_pool if global_pool is None else global_pool
+        check_global_pool(pool, num_classes)
+        if global_pool is not None:
+            self.global_pool, self.options = pool, with_options(self, global_pool=pool)
         self.num_classes = num_classes
         self.classifier = self._fresh_head(rngs)
+
+    def cut(self, level: int) -> None:
+        """Takes away, in place, what comes after a level of `feature_info`, but for the head."""
+        self.blocks = nnx.List(list(self.blocks)[: self.levels[level]])
+        self.levels, self.feature_info = self.levels[: level + 1], self.feature_info[: level + 1]
+        self.conv_head = self.bn2 = nnx.data(None)
 
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
         """Returns the patterns of the stem and of each block, or of each stage if `coarse`, from the image on.
@@ -223,7 +232,9 @@ class EfficientNet(Model):
             groups = [rf"blocks\.{i}\." for i in range(len(self.blocks))]
         else:
             groups = [rf"blocks\.{i}\.{j}\." for i, stage in enumerate(self.blocks) for j in range(len(stage))]
-        return (r"(conv_stem|bn1)\.", *groups[:-1], rf"({groups[-1]}|(conv_head|bn2)\.)")
+        if groups:  # there are none where the model was cut behind its stem
+            groups[-1] = rf"({groups[-1]}|(conv_head|bn2)\.)"
+        return (r"(conv_stem|bn1)\.", *groups)
 
     def no_weight_decay(self) -> tuple[str, ...]:
         """Returns no names: norms and biases aside, everything in an EfficientNet decays."""

@@ -21,7 +21,7 @@ from flax import nnx
 
 from jaxvision.errors import UserError, unknown
 from jaxvision.models import registry
-from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices
+from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices, with_options
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.head import linear_head
@@ -407,11 +407,23 @@ class ResNet(Model):
         """Returns the logits [b, num_classes] of normalised `images` [b, h, w, in_channels]."""
         return self.forward_head(self.forward_features(images))
 
-    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """Gives the model a fresh head for `num_classes` (none for 0); nothing else is touched."""
-        check_global_pool(self.global_pool, num_classes)
+    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
+        """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
+        pool = self.global_pool if global_pool is None else global_pool
+        check_global_pool(pool, num_classes)
+        if global_pool is not None:
+            self.global_pool, self.options = pool, with_options(self, global_pool=pool)
         self.num_classes = num_classes
+        self.num_features = self.feature_info[-1].channels * GLOBAL_POOLS[pool]
         self.fc = linear_head(self.num_features, num_classes, dtype=self.dtype, param_dtype=self.param_dtype, rngs=rngs)
+
+    def cut(self, level: int) -> None:
+        """Takes away, in place, what comes after a level of `feature_info`, but for the head."""
+        for later in self.feature_info[level + 1 :]:
+            delattr(self, later.name)
+        self.feature_info = self.feature_info[: level + 1]
+        if level == 0:
+            self.maxpool = Sequential()
 
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
         """Returns the patterns of the stem and of each block, or of each stage if `coarse`, from the image on."""

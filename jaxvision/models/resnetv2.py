@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxvision.errors import UserError, unknown
 from jaxvision.models import registry
-from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices
+from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices, with_options
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.conv import Conv, StdConv
 from jaxvision.models.layers.init import he_normal, normal, torch_default, torch_default_bias, zeros
@@ -435,12 +435,22 @@ class ResNetV2(Model):
         """Returns the logits [b, num_classes] of normalised `images` [b, h, w, in_channels]."""
         return self.forward_head(self.forward_features(images))
 
-    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """Gives the model a fresh head for `num_classes` (none for 0); nothing else is touched."""
+    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
+        """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
+        if global_pool is not None:
+            check_global_pool(global_pool, 0)
+            self.head.pool, self.options = global_pool, with_options(self, global_pool=global_pool)
+            self.num_features = self.feature_info[-1].channels * GLOBAL_POOLS[global_pool]
         self.num_classes = num_classes
         inits = {"kernel_init": torch_default, "bias_init": torch_default_bias(self.num_features)}
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": rngs}
         self.head.reset(self.num_features, num_classes, **inits, **types)
+
+    def cut(self, level: int) -> None:
+        """Takes away, in place, what comes after a level of `feature_info`, but for the head."""
+        self.stages = nnx.List(list(self.stages)[:level])
+        self.feature_info = self.feature_info[: level + 1]
+        self.norm = nnx.data(None)
 
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
         """Returns the patterns of the stem and of each block, or of each stage if `coarse`, from the image on.
@@ -452,7 +462,9 @@ class ResNetV2(Model):
         blocks = [
             rf"stages\.{i}\.blocks\.{j}\." for i, stage in enumerate(self.stages) for j in range(len(stage.blocks))
         ]
-        return (r"stem\.", *blocks[:-1], rf"({blocks[-1]}|norm\.)")
+        if blocks:  # there are none where the model was cut behind its stem
+            blocks[-1] = rf"({blocks[-1]}|norm\.)"
+        return (r"stem\.", *blocks)
 
     def no_weight_decay(self) -> tuple[str, ...]:
         """Returns no names: norms and biases aside, everything in a ResNetV2 decays."""

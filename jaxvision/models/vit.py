@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxvision.errors import UserError, unknown
 from jaxvision.models import registry
-from jaxvision.models.base import FeatureInfo, Model, feature_indices
+from jaxvision.models.base import FeatureInfo, Model, feature_indices, with_options
 from jaxvision.models.layers import drop
 from jaxvision.models.layers.attention import Attention, AttentionPool, DifferentialAttention
 from jaxvision.models.layers.head import linear_head
@@ -316,11 +316,38 @@ class VisionTransformer(Model):
             pooled = [getattr(self, name)(x) for name, x in zip(self.classifier_names, pooled, strict=True)]
         return sum(pooled[1:], pooled[0]) / len(pooled)
 
-    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """Replaces the head(s) by fresh ones of `num_classes` outputs (0: none); nothing else is touched."""
+    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
+        """Replaces the head(s) by fresh ones of `num_classes` outputs (0: none); nothing else is touched.
+
+        Args:
+          num_classes: width of the logits; 0 for no head.
+          rngs: stream ``params``.
+          global_pool: another pooling. The norm stays where it is, before pooling or after, as in timm: what is built
+            with ``global_pool="avg"`` normalises after. Attention pooling is left away with its weights, and cannot be
+            had where it was not built. None keeps the pooling there is.
+
+        Raises:
+          UserError: a pooling that there is not, or that this model cannot be given. Nothing is changed then.
+        """
+        if global_pool is not None:
+            tokens = {"class_token": self.cls_token is not None, "distilled": self.dist_token is not None}
+            _check_pool(global_pool, **tokens, reg_tokens=self.reg_token is not None)
+            if global_pool == "map" and self.attn_pool is None:
+                raise UserError("attention pooling has weights: build the model with global_pool='map' to have them")
+            if global_pool != "map":
+                self.attn_pool = nnx.data(None)
+            self.global_pool = global_pool
+            # Where the norm is follows from the pooling only when a model is built.
+            self.options = with_options(self, global_pool=global_pool, fc_norm=self.fc_norm is not None)
         self.num_classes = num_classes
         for name in self.classifier_names:
             setattr(self, name, self._fresh_head(rngs))
+
+    def cut(self, level: int) -> None:
+        """Takes away, in place, what comes after a level of `feature_info`, but for the head."""
+        self.blocks = nnx.List(list(self.blocks)[: level + 1])
+        self.feature_info = self.feature_info[: level + 1]
+        self.norm = self.fc_norm = self.attn_pool = nnx.data(None)
 
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
         """Returns patterns of parameter names, first layer first: the embedding, then each block.

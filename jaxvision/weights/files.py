@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
@@ -33,10 +34,12 @@ class TensorFile:
     Attributes:
       shapes: of the tensors by name, without what wrapped the model when it was saved (``module.``).
       dtypes: as safetensors calls them, such as ``"F32"``.
+      metadata: what else the file says, nothing if it is a pickle.
     """
 
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def tensor(self, name: str) -> np.ndarray:
@@ -56,7 +59,7 @@ class _Safetensors(TensorFile):
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        header.pop("__metadata__", None)
+        self.metadata = header.pop("__metadata__", {})
         rows = _unwrapped(header, path)
         self.shapes = {name: tuple(row["shape"]) for name, row in rows.items()}
         self.dtypes = {name: row["dtype"] for name, row in rows.items()}

@@ -15,8 +15,10 @@ So there is no table for any family: the target's own leaves say which tensors m
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -43,6 +45,8 @@ Head = Literal["auto", "load", "fresh"]
 _LAST_SEGMENT = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # PyTorch counts batches in each BatchNorm. Nothing reads the count; its files carry it.
 _COUNTER = "num_batches_tracked"
+# In a file's metadata: rows and columns of a ViT's positions, "4x25". Their number alone does not tell them.
+_GRID = "jaxvision.grid"
 
 
 def timm_name(leaf_name: str) -> str:
@@ -132,7 +136,7 @@ def load_timm(model: M, path: str | Path, *, head: Head = "auto", rngs: nnx.Rngs
         if head == "fresh":
             fresh = {name: targets.pop(name) for name in head_names}
             shapes = {key: shape for key, shape in shapes.items() if not _in_head(model, key)}
-        adapters = _match(model, path, targets, shapes)
+        adapters = _match(model, path, targets, shapes, _old_grid(model, shapes, file.metadata))
         _check_dtypes(path, {key: file.dtypes[key] for key in shapes})
         values = {}
         for name, leaf in targets.items():
@@ -148,7 +152,11 @@ def load_timm(model: M, path: str | Path, *, head: Head = "auto", rngs: nnx.Rngs
 
 
 def _match(
-    model: Model, path: Path, targets: dict[str, nnx.Variable], shapes: dict[str, tuple[int, ...]]
+    model: Any,
+    path: Path,
+    targets: dict[str, nnx.Variable],
+    shapes: dict[str, tuple[int, ...]],
+    grid: tuple[int, int] | None,
 ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Returns what to do with each leaf's tensor on its way in; raises unless leaves and tensors match one to one."""
     adapters: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
@@ -160,9 +168,9 @@ def _match(
         wanted = timm_shape(name, leaf.shape)
         if key not in shapes:
             missing.append(key)
-        elif shapes[key] == wanted and not (name == "pos_embed" and _of_another_form(model, shapes)):
+        elif shapes[key] == wanted and not (name == "pos_embed" and grid not in (None, model.grid_size)):
             adapters[name] = lambda tensor: tensor
-        elif (adapter := _adapter(model, name, shapes, wanted)) is not None:
+        elif (adapter := _adapter(model, name, shapes, wanted, grid)) is not None:
             logger.info("%s: %s adapted from %s to %s", path.name, key, list(shapes[key]), list(wanted))
             adapters[name] = adapter
         else:
@@ -187,14 +195,14 @@ def _match(
 
 
 def _adapter(
-    model: Any, name: str, shapes: dict[str, tuple[int, ...]], wanted: tuple[int, ...]
+    model: Any, name: str, shapes: dict[str, tuple[int, ...]], wanted: tuple[int, ...], grid: tuple[int, int] | None
 ) -> Callable[[np.ndarray], np.ndarray] | None:
     """Returns the function that makes a file's tensor fit `wanted`, or None where that makes no sense."""
     shape = shapes[timm_name(name)]
     if len(shape) != len(wanted) or shape[0] != wanted[0]:
         return None
     if name == "pos_embed" and shape[2] == wanted[2]:
-        options = {"old": _old_grid(model, shapes), "new": model.grid_size, "interpolation": model.interpolation}
+        options = {"old": grid, "new": model.grid_size, "interpolation": model.interpolation}
         return lambda tensor: adapt.position_grid(tensor, wanted[1], prefix=_own_positions(model), **options)
     patches = name == "patch_embed.proj.kernel"
     if patches or name == f"{model.first_conv}.kernel":
@@ -212,26 +220,26 @@ def _adapter(
     return None
 
 
-def _of_another_form(model: Any, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Returns whether a file's grid of positions has other rows and columns than the model's: 10 x 10 for 4 x 25."""
-    return _old_grid(model, shapes) not in (None, model.grid_size)
-
-
 def _own_positions(model: Any) -> int:
     return 0 if model.no_embed_class else model.num_prefix_tokens
 
 
-def _old_grid(model: Any, shapes: dict[str, tuple[int, ...]]) -> tuple[int, int] | None:
-    """Returns the grid of a file's position embeddings if it is that of the architecture's own image size, as in timm.
+def _old_grid(model: Any, shapes: dict[str, tuple[int, ...]], metadata: Mapping[str, str]) -> tuple[int, int] | None:
+    """Returns rows and columns of a file's position embeddings, if they can be known.
 
-    Else None, and whoever needs it takes it for a square.
+    A file of `save_timm` says them. Of any other they are those of the architecture's own image size where the number
+    of positions is the same, as in timm. Else None, and whoever needs the grid takes it for a square.
     """
-    size = registry.pair("image_size", registry.variant(model.architecture).arguments.get("image_size", 224))
-    patch = shapes.get("patch_embed.proj.weight", ())[2:]
-    if len(patch) != 2:
+    if len(shapes.get("pos_embed", ())) != 3 or not hasattr(model, "grid_size"):
         return None
-    grid = (size[0] // patch[0], size[1] // patch[1])
-    return grid if grid[0] * grid[1] == shapes["pos_embed"][1] - _own_positions(model) else None
+    said = re.fullmatch(r"(\d+)x(\d+)", metadata.get(_GRID, ""))
+    grids = [(int(said[1]), int(said[2]))] if said else []
+    patch = shapes.get("patch_embed.proj.weight", ())[2:]
+    if len(patch) == 2:
+        size = registry.pair("image_size", registry.variant(model.architecture).arguments.get("image_size", 224))
+        grids.append((size[0] // patch[0], size[1] // patch[1]))
+    patches = shapes["pos_embed"][1] - _own_positions(model)
+    return next((grid for grid in grids if math.prod(grid) == patches), None)
 
 
 def _in_head(model: Model, name: str) -> bool:
@@ -325,10 +333,11 @@ def num_classes(path: str | Path, classifier: Sequence[str]) -> int:
 # --- Out --------------------------------------------------------------------------------------------------------------
 
 
-def save_timm(model: Model, path: str | Path) -> None:
+def save_timm(model: Any, path: str | Path) -> None:
     """Writes the weights of `model` as a safetensors file that timm loads with ``strict=True``.
 
-    The file appears whole or not at all: an earlier one of that name survives a full disk and a crash.
+    The file appears whole or not at all: an earlier one of that name survives a full disk and a crash. Of a ViT its
+    metadata say rows and columns of the position grid, which `load_timm` heeds and timm does not look at.
 
     Args:
       model: any model of the registry. Frozen leaves are saved like the others, in the dtype that each has.
@@ -348,13 +357,16 @@ def save_timm(model: Model, path: str | Path) -> None:
         tensors[timm_name(name)] = np.ascontiguousarray(array.transpose(_axes(name, array.ndim)))
         if name.endswith(".mean"):
             tensors[name.removesuffix("mean") + _COUNTER] = np.zeros((), np.int64)
+    metadata = {"format": "pt"}
+    if "pos_embed" in tensors:
+        metadata[_GRID] = "x".join(map(str, model.grid_size))
     path = Path(path).expanduser()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode  # what this user's files have; safetensors lets nobody else read its own
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(mode)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # a network file system may say only here that its disk is full
