@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import jaxvision
 
@@ -78,3 +84,26 @@ def test_models_and_weights_import_no_more_than_they_may() -> None:
             for family in ("resnet", "vit", "efficientnet"):
                 assert f"models.{family}" not in text, file
                 assert f"models import {family}" not in text, file
+
+
+# Run where nothing is imported yet. JAX's and Flax's own import comes first, so that it is not counted.
+IMPORT = """
+import json, sys, time
+import flax.nnx, jax, jax.numpy
+begin = time.process_time()
+import {module}
+seconds = time.process_time() - begin
+print(json.dumps([seconds, sorted({{name.partition(".")[0] for name in sys.modules}})]))
+"""
+
+
+@pytest.mark.parametrize("module", ["jaxvision", "jaxvision.models", "jaxvision.cli", "jaxvision.run"])
+def test_import_is_quick_and_brings_no_other_framework(module: str) -> None:
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT.format(module=module)], env=here, capture_output=True, text=True, check=True
+    )
+    seconds, loaded = json.loads(done.stdout)
+    assert "jaxvision" in loaded
+    assert not {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "matplotlib"} & set(loaded)
+    assert seconds < 1.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,3 +77,12 @@ def test_shapes_alone_are_those_of_the_model(architecture: str):
     assert nnx.graphdef(quick) == nnx.graphdef(traced)
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, nnx.state(quick), nnx.state(traced)))
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(nnx.state(quick)))
+
+
+def test_shapes_alone_of_the_deepest_model_take_under_a_second_and_no_memory():
+    before = sum(x.nbytes for x in jax.live_arrays())
+    begin = time.process_time()
+    model = registry.build_abstract("resnetrs420")
+    assert time.process_time() - begin < 1
+    assert sum(x.nbytes for x in jax.live_arrays()) == before
+    assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) > 190e6
