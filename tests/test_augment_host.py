@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 import reference
 from PIL import Image, ImageOps
 
-from jaxvision.augment import host
+from jaxvision.augment import host, on_device
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.errors import UserError
+from jaxvision.models import registry
+from jaxvision.weights import catalog
 
 
 def scene(height=120, width=160, channels=3, seed=0, *, smooth=False):
@@ -217,6 +220,106 @@ def test_eval_transform_equals_timm_on_photographs(crop_mode, shared):
         )
         expected = timm_pixels(timm, Image.open(path).convert("RGB"), preprocess)
         np.testing.assert_array_equal(host.eval_transform(picture, preprocess), expected, path.name)
+
+
+def catalog_transforms(timm):
+    """{our Preprocess: timm's data config} of each row of the catalog, at the size of training and that of testing."""
+    found = {}
+    for architecture in registry.architectures():
+        for entry in catalog.entries(architecture):
+            cfg = timm.models.get_pretrained_cfg(entry.name).to_dict()
+            for test, preprocess in [(False, entry.preprocess), (True, entry.test_preprocess)]:
+                config = timm.data.resolve_data_config(pretrained_cfg=cfg, use_test_size=test)
+                assert found.setdefault(preprocess, config) == config, entry.name
+    return found
+
+
+def shape_of(preprocess):
+    return preprocess.image_size, preprocess.crop_pct, preprocess.crop_mode, preprocess.interpolation
+
+
+def assert_same_pixels(picture, preprocess, config, timm, *what):
+    expected = timm.data.create_transform(**config, normalize=False)(picture).permute(1, 2, 0).numpy()
+    got = host.eval_transform(picture, preprocess)
+    np.testing.assert_array_equal(got, expected, f"{shape_of(preprocess)} {picture.size} {what}")
+
+
+def of_each_kind():
+    """Files of odd sizes, {what: bytes}: of each kind that a folder of pictures may hold."""
+    alpha = Image.fromarray(scene(83, 119, channels=1, seed=1)[..., 0])
+    small = Image.fromarray(scene(83, 119))
+    transparent = small.copy()
+    transparent.putalpha(alpha)
+    grey = Image.fromarray(scene(143, 77, channels=1)[..., 0])
+    return {
+        "wide": encode(scene(97, 301)),
+        "tall JPEG": encode(scene(263, 121), "JPEG"),
+        "smaller than any crop": encode(scene(31, 45)),
+        "a few pixels": encode(scene(7, 20)),
+        "grey": encode(grey),
+        "grey JPEG": encode(grey, "JPEG"),
+        "black and white": encode(grey.convert("1")),
+        "grey, transparent": encode(transparent.convert("LA")),
+        "transparent": encode(transparent),
+        "palette": encode(small.quantize(32)),
+        "palette, transparent": encode(small.quantize(16), transparency=bytes(range(0, 256, 16))),
+        "CMYK": encode(small.convert("CMYK"), "JPEG"),
+    }
+
+
+@pytest.mark.timm
+def test_every_transform_of_the_catalog_equals_timms():
+    timm = reference.import_timm()
+    transforms = catalog_transforms(timm)
+    shapes = {shape_of(preprocess): (preprocess, config) for preprocess, config in transforms.items()}
+    assert len(shapes) >= 79
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Palette images with Transparency")  # ours asks Pillow in another way
+        files = {what: (data, Image.open(io.BytesIO(data)).convert("RGB")) for what, data in of_each_kind().items()}
+    large = Image.fromarray(scene(900, 900))
+    for preprocess, config in shapes.values():
+        to, size = preprocess.resize_to, preprocess.image_size
+        ours = {what: (host.decode(data), theirs) for what, (data, theirs) in files.items()}
+        for w, h in [(to + 1, to), (to, to - 1), (size - 1, size + 1)]:
+            ours[f"a pixel off, {w} x {h}"] = (large.crop((0, 0, w, h)),) * 2
+        for what, (picture, theirs) in ours.items():
+            np.testing.assert_array_equal(np.asarray(picture), np.asarray(theirs), what)
+            assert_same_pixels(picture, preprocess, config, timm, what)
+    assert all((p.mean, p.std) == (tuple(c["mean"]), tuple(c["std"])) for p, c in transforms.items())
+    picture = Image.fromarray(scene(97, 131))
+    for preprocess, config in {(p.mean, p.std): (p, c) for p, c in transforms.items()}.values():  # as the model sees it
+        expected = timm.data.create_transform(**config)(picture).permute(1, 2, 0).numpy()
+        got = on_device.normalise(host.eval_transform(picture, preprocess), preprocess.mean, preprocess.std)
+        np.testing.assert_allclose(np.asarray(got), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("crop_mode", MODES)
+def test_every_size_and_crop_of_the_catalog_in_each_mode_equals_timms(crop_mode):
+    timm = reference.import_timm()
+    pictures = [Image.fromarray(scene(*shape)) for shape in [(45, 31), (261, 347), (399, 125)]]
+    grey = Image.fromarray(scene(149, 203, channels=1)[..., 0])
+    asked = {shape_of(p): (p, config) for p, config in catalog_transforms(timm).items()}
+    for preprocess, config in asked.values():
+        preprocess, config = replace(preprocess, crop_mode=crop_mode), config | {"crop_mode": crop_mode}
+        for picture in pictures:
+            assert_same_pixels(picture, preprocess, config, timm)
+        one = {"mean": preprocess.mean[:1], "std": preprocess.std[:1]}  # as for a model of one channel
+        input_size = {"input_size": (1, *config["input_size"][1:])}
+        assert_same_pixels(grey, replace(preprocess, **one), config | one | input_size, timm)
+
+
+@pytest.mark.shared
+@pytest.mark.timm
+def test_every_transform_of_the_catalog_equals_timms_on_photographs(shared):
+    timm = reference.import_timm()
+    files = sorted((shared / "data" / "photos").iterdir())
+    shapes = {shape_of(preprocess): (preprocess, config) for preprocess, config in catalog_transforms(timm).items()}
+    for i, (preprocess, config) in enumerate(shapes.values()):
+        path = files[i % len(files)]
+        expected = timm.data.create_transform(**config, normalize=False)(Image.open(path).convert("RGB"))
+        got = host.eval_transform(host.decode(path.read_bytes()), preprocess)
+        np.testing.assert_array_equal(got, expected.permute(1, 2, 0).numpy(), f"{shape_of(preprocess)} {path.name}")
 
 
 @pytest.mark.parametrize(

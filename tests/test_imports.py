@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import jaxvision
 
@@ -78,3 +83,13 @@ def test_models_and_weights_import_no_more_than_they_may() -> None:
             for family in ("resnet", "vit", "efficientnet"):
                 assert f"models.{family}" not in text, file
                 assert f"models import {family}" not in text, file
+
+
+@pytest.mark.parametrize("module", ["jaxvision", "jaxvision.models", "jaxvision.cli", "jaxvision.run"])
+def test_import_brings_no_other_framework(module: str) -> None:
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
+    code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "jaxvision" in loaded
+    assert not {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "matplotlib"} & loaded

@@ -75,3 +75,10 @@ def test_shapes_alone_are_those_of_the_model(architecture: str):
     assert nnx.graphdef(quick) == nnx.graphdef(traced)
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, nnx.state(quick), nnx.state(traced)))
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(nnx.state(quick)))
+
+
+def test_shapes_alone_take_no_memory():  # benchmarks/start.py says how quick they are
+    before = sum(x.nbytes for x in jax.live_arrays())
+    model = registry.build_abstract("resnetrs420")
+    assert sum(x.nbytes for x in jax.live_arrays()) == before
+    assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) > 190e6

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from jaxvision.report.files import write_atomically
 
@@ -63,6 +62,8 @@ class MetricsWriter:
             write_atomically(path, "".join(_json_line(line) for line in kept))
         self._file = path.open("a", encoding="utf-8", newline="\n")
         if tensorboard:
+            from tensorboardX import SummaryWriter  # not above: it imports PyTorch wherever that is installed
+
             # purge_step hides the events of that step and later ones. Those of a run before this one are all hidden.
             purge = 0 if resume_step is None else resume_step + 1
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
