@@ -65,7 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--license", help="of the weights: a shell pattern, such as apache-2.0 or 'cc-*'")
     command.add_argument("--max-params", metavar="N", help="most parameters, such as 30M")
-    command.add_argument("--max-macs", metavar="N", help="most multiply-adds for an image, such as 4G")
+    command.add_argument(
+        "--max-macs",
+        metavar="N",
+        help="most multiply-adds for an image, such as 4G: those that timm publishes, or counted where it does not",
+    )
     command.add_argument("--sort", default="name", metavar="BY", help="name, top1, params or macs (default: name)")
     command.add_argument("--json", action="store_true", help="print JSON, one list of objects")
     command.set_defaults(run=_list)

@@ -13,6 +13,7 @@ from reference import import_timm
 from jaxvision.analysis.cost import model_info
 from jaxvision.errors import UserError
 from jaxvision.models import registry
+from jaxvision.weights import catalog
 
 # Image size, parameters in millions, GMACs with attention's own products: timm's results and benchmark tables.
 PUBLISHED = {
@@ -25,6 +26,11 @@ PUBLISHED = {
     "wide_resnet50_2": (224, "68.88", "11.43"),
     "resnext50_32x4d": (224, "25.03", "4.26"),
     "seresnet50": (224, "28.09", "4.11"),
+    "resnet50_gn": (224, "25.56", "4.14"),
+    "resnetv2_50": (224, "25.55", "4.11"),
+    "resnetv2_50d_evos": (224, "25.59", "4.33"),
+    "resnetv2_50d_frn": (224, "25.59", "4.33"),
+    "resnetv2_50x1_bit": (448, "25.55", "16.62"),
     "vit_tiny_patch16_224": (224, "5.72", "1.26"),
     "vit_small_patch16_384": (384, "22.20", "15.52"),
     "vit_small_patch32_224": (224, "22.88", "1.15"),
@@ -35,7 +41,11 @@ PUBLISHED = {
     "deit_tiny_patch16_224": (224, "5.72", "1.26"),
     "deit_small_distilled_patch16_224": (224, "22.44", "4.63"),
     "deit_base_distilled_patch16_384": (384, "87.63", "55.65"),
+    "aimv2_large_patch14_224": (224, "309.20", "82.30"),
+    "vit_so150m_patch16_reg4_map_256": (256, "141.48", "37.17"),
+    "vit_small_r26_s32_224": (224, "36.43", "3.56"),
     "efficientnet_b0": (224, "5.29", "0.40"),
+    "efficientnet_b0_gn": (224, "5.29", "0.42"),
     "efficientnet_b1": (240, "7.79", "0.71"),
     "efficientnet_b2": (256, "9.11", "0.89"),
     "efficientnet_b3": (288, "12.23", "1.63"),
@@ -57,10 +67,14 @@ ALWAYS = {
     "resnet50",
     "resnet50d",
     "resnext50_32x4d",
+    "resnetv2_50d_evos",
+    "resnetv2_50x1_bit",
     "vit_tiny_patch16_224",
     "vit_base_patch16_224",
     "deit_base_distilled_patch16_384",
+    "aimv2_large_patch14_224",
     "efficientnet_b0",
+    "efficientnet_b0_gn",
     "efficientnet_b3",
     "tf_efficientnet_lite0",
     "tf_efficientnet_lite4",
@@ -77,6 +91,18 @@ def test_numbers_are_timms(name):
     total = info(name, size).total
     assert f"{total.parameters / 1e6:.2f}" == parameters
     assert f"{total.multiply_adds_with_attention / 1e9:.2f}" == multiply_adds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry.architectures())
+def test_the_catalogs_numbers_are_ours(name):
+    """All that timm publishes, to the last of its two digits, and those that were counted where it publishes none.
+
+    One of that digit is left for a mean over tokens, which is counted here alone, and for the projection of an
+    attention pool's query, which is counted there alone.
+    """
+    for size, published in catalog.lookup(name).macs.items():
+        assert model_info(name, size).total.multiply_adds_with_attention == pytest.approx(published, abs=1e7, rel=0)
 
 
 # GMACs and activations (M) of timm's model cards, which leave attention's own products out.

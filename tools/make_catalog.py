@@ -6,7 +6,8 @@ our families, whether jaxvision has it yet or not:
     python tools/make_catalog.py [--results results-imagenet.csv] [--costs benchmark-infer-amp-nchw-....csv]
 
 Run it again when timm publishes new weights. Accuracies and multiply-adds stand in the folder results/ of timm's
-repository, not in its package; without `--results` or `--costs` those that the catalog holds are kept.
+repository, not in its package: those in `--results` and `--costs` are put over those that the catalog holds.
+Multiply-adds that timm publishes nowhere are counted, by jaxvision.model_info.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from reference import import_timm  # noqa: E402
+
+from jaxvision.analysis.cost import model_info  # noqa: E402
+from jaxvision.models import registry  # noqa: E402
 
 MODULES = ["resnet", "vision_transformer", "deit", "vision_transformer_hybrid", "efficientnet", "resnetv2"]
 WEIGHTS = ROOT / "jaxvision" / "weights"
@@ -37,28 +41,39 @@ RENAMED = {
 
 def published(results: Path | None) -> dict[str, dict[str, list[float]]]:
     """Returns {name: {image size: [top-1, top-5]}} of ImageNet-1k."""
-    if results is None:
-        return {name: row["accuracy"] for name, row in kept().items()}
-    found: dict[str, dict[str, list[float]]] = collections.defaultdict(dict)
-    with results.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found[row["model"]][row["img_size"]] = [float(row["top1"]), float(row["top5"])]
+    found = collections.defaultdict(dict, {name: row["accuracy"] for name, row in kept().items()})
+    for row in table(results):
+        found[row["model"]][row["img_size"]] = [float(row["top1"]), float(row["top5"])]
     return found
 
 
 def multiply_adds(costs: Path | None) -> dict[str, dict[str, int]]:
-    """Returns {architecture: {image size: multiply-adds of one image}}."""
+    """Returns {architecture: {image size: multiply-adds of one image}} as timm publishes them."""
     found: dict[str, dict[str, int]] = collections.defaultdict(dict)
-    if costs is None:
-        for name, row in kept().items():
-            found[name.partition(".")[0]] |= row["macs"]
-        return found
-    with costs.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["infer_gmacs"]:
-                macs = round(float(row["infer_gmacs"]) * 1e9)
-                found[row["model"].partition(".")[0]].setdefault(row["infer_img_size"], macs)
+    for name, row in kept().items():
+        # timm tells hundredths of 1e9: a finer number was counted here.
+        found[name.partition(".")[0]] |= {size: macs for size, macs in row["macs"].items() if macs % 10_000_000 == 0}
+    for row in table(costs):
+        if row["infer_gmacs"]:
+            macs = round(float(row["infer_gmacs"]) * 100) * 10_000_000
+            found[row["model"].partition(".")[0]][row["infer_img_size"]] = macs
     return found
+
+
+def count(costs: dict[str, dict[str, int]], architecture: str, num_classes: int, sizes: set[int]) -> None:
+    """Adds the multiply-adds that timm does not publish, of an architecture that jaxvision has."""
+    for size in sorted(sizes):
+        if str(size) not in costs[architecture] and architecture in registry.architectures():
+            model = registry.build_abstract(architecture, num_classes=num_classes, image_size=size)
+            costs[architecture][str(size)] = model_info(model, size).total.multiply_adds_with_attention
+
+
+def table(path: Path | None) -> list[dict[str, str]]:
+    """Returns the rows of a CSV file, none without one."""
+    if path is None:
+        return []
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def kept() -> dict[str, dict[str, Any]]:
@@ -117,11 +132,15 @@ def rows(timm: Any, accuracies: dict[str, Any], costs: dict[str, Any]) -> dict[s
     counts: dict[tuple[Any, ...], int] = {}
     for architecture in sorted(name for module in MODULES for name in timm.list_models(module=module)):
         cfgs = timm.models.get_arch_pretrained_cfgs(architecture)  # the default first
-        for i, (name, cfg) in enumerate(cfgs.items()):
-            if cfg.has_weights or i == 0:
-                key = (architecture, cfg.num_classes, cfg.input_size)
-                counts[key] = counts.get(key) or parameters(timm, name, cfg)
-                found[name] = row(cfg, counts[key], accuracies.get(name, {}), costs.get(architecture, {}))
+        listed = {name: cfg for i, (name, cfg) in enumerate(cfgs.items()) if cfg.has_weights or i == 0}
+        sizes = {
+            (size or cfg.input_size)[-1] for cfg in listed.values() for size in (cfg.input_size, cfg.test_input_size)
+        }
+        count(costs, architecture, next(iter(listed.values())).num_classes, sizes)
+        for name, cfg in listed.items():
+            key = (architecture, cfg.num_classes, cfg.input_size)
+            counts[key] = counts.get(key) or parameters(timm, name, cfg)
+            found[name] = row(cfg, counts[key], accuracies.get(name, {}), costs[architecture])
     return found
 
 

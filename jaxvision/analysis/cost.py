@@ -21,8 +21,10 @@ from jaxvision import tree
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.base import Model
+from jaxvision.models.layers.conv import StdConv
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.models.layers.mode import eval_view
+from jaxvision.models.layers.norm import BatchNorm
 from jaxvision.weights import catalog
 
 
@@ -35,7 +37,8 @@ class Cost:
       parameters: elements of the parameters, frozen or not; no BatchNorm statistics.
       weight_bytes: of parameters and statistics: what a file of them holds.
       multiply_adds: of convolutions, linear layers, norms and the last pooling. For an element of its input a BatchNorm
-        counts 2, a LayerNorm 5 and the pooling 1.
+        counts 2, a LayerNorm or GroupNorm 5 and the pooling 1; for a number of its kernel a StdConv 4. As in timm's
+        tables other norms (RMSNorm, EvoNorm) are not counted.
       attention: multiply-adds of the products of two activations, softmax(q k) v.
       activations: elements that convolutions and linear layers put out.
       activation_bytes: of these elements.
@@ -153,7 +156,15 @@ def model_info(model: str | Model, image_size: int | None = None) -> ModelInfo:
     traced = jax.make_jaxpr(lambda state, images: nnx.merge(graph, state)(images))(shapes, images).jaxpr
     leaves = dict(zip(tree.names(state), jax.tree.leaves(shapes), strict=True))
     made_of = {var: frozenset([name]) for var, name in zip(traced.invars, leaves, strict=False)}
-    products = _attributed(_products(traced, made_of))
+    counted = {
+        ".".join(map(str, (*path, "bias"))): 2 if isinstance(norm, BatchNorm) else 5
+        for path, norm in nnx.iter_modules(model)
+        if isinstance(norm, BatchNorm | nnx.LayerNorm | nnx.GroupNorm)
+    }
+    products = _attributed(_products(traced, made_of, counted))
+    for path, conv in nnx.iter_modules(model):
+        if isinstance(conv, StdConv):
+            products.append(_Product("norm", ".".join(map(str, (*path, "kernel"))), 4 * conv.kernel.size, conv.kernel))
 
     weights = tree.names(nnx.state(model, (nnx.Param, nnx.BatchStat, Frozen)))
     statistics = set(tree.names(nnx.state(model, nnx.BatchStat)))
@@ -207,11 +218,14 @@ class _Product:
     out: Any  # shape and dtype
 
 
-def _products(jaxpr: core.Jaxpr, made_of: dict[core.Var, frozenset[str]]) -> Iterator[_Product]:
+def _products(
+    jaxpr: core.Jaxpr, made_of: dict[core.Var, frozenset[str]], norms: Mapping[str, int]
+) -> Iterator[_Product]:
     """Yields the products of a program in order.
 
     `made_of` has the names of the parameters that a variable is computed from, for those that depend on nothing else.
-    It is added to on the way, for a kernel may be cast, sliced or scaled before it is used.
+    It is added to on the way, for a kernel may be cast, sliced or scaled before it is used. `norms` has the
+    multiply-adds for an element of each norm, by the name of its bias.
     """
     made_of |= dict.fromkeys(jaxpr.constvars, frozenset())
     for eqn in jaxpr.eqns:
@@ -223,14 +237,14 @@ def _products(jaxpr: core.Jaxpr, made_of: dict[core.Var, frozenset[str]]) -> Ite
         elif inner is not None:
             body, times, known = inner, eqn.params.get("length", 1), known[len(known) - len(inner.invars) :]
             inside = {var: names for var, names in zip(body.invars, known, strict=True) if names is not None}
-            for product in _products(body, inside):
+            for product in _products(body, inside, norms):
                 yield dataclasses.replace(product, multiply_adds=times * product.multiply_adds)
             outs = zip(eqn.outvars, body.outvars, strict=True)
             made_of |= {out: inside[var] for out, var in outs if isinstance(var, core.Var) and var in inside}
         elif all(names is not None for names in known):
             made_of |= dict.fromkeys(eqn.outvars, frozenset().union(*(names for names in known if names)))
         else:
-            yield from _product(eqn, known)
+            yield from _product(eqn, known, norms)
 
 
 def _inner(eqn: core.JaxprEqn) -> core.Jaxpr | None:
@@ -241,7 +255,9 @@ def _inner(eqn: core.JaxprEqn) -> core.Jaxpr | None:
     return getattr(body, "jaxpr", body)
 
 
-def _product(eqn: core.JaxprEqn, known: Sequence[frozenset[str] | None]) -> Iterator[_Product]:
+def _product(
+    eqn: core.JaxprEqn, known: Sequence[frozenset[str] | None], norms: Mapping[str, int]
+) -> Iterator[_Product]:
     names = sorted(frozenset().union(*(names for names in known if names)))
     out: Any = eqn.outvars[0].aval
     if eqn.primitive.name == "conv_general_dilated":
@@ -254,10 +270,9 @@ def _product(eqn: core.JaxprEqn, known: Sequence[frozenset[str] | None]) -> Iter
         left: Any = eqn.invars[0].aval
         depth = math.prod(left.shape[axis] for axis in contracted)
         yield _Product("linear" if names else "attention", names[0] if names else "", out.size * depth, out)
-    elif eqn.primitive.name == "mul" and any(name.endswith(".scale") for name in names):
-        # A BatchNorm in evaluation is one multiply-add of fixed numbers; a LayerNorm takes mean and variance first.
-        batch_norm = any(name.endswith(".var") for name in names)
-        yield _Product("norm", names[0], out.size * (2 if batch_norm else 5), out)
+    elif eqn.primitive.name == "add" and (bias := next((name for name in names if name in norms), None)):
+        # By its bias, the one parameter that meets every element: a GroupNorm's scale is folded into the deviations.
+        yield _Product("norm", bias, out.size * norms[bias], out)
 
 
 def _attributed(products: Iterable[_Product]) -> list[_Product]:

@@ -46,7 +46,9 @@ class Entry:
       activation: ``"quick_gelu"`` of weights that were trained with it and that timm lists under an architecture of
         exact GELU, too; else None, the architecture's own.
       params: number of parameters, the head of these weights included; None for an architecture of ours alone.
-      macs: multiply-adds for one image as timm publishes them, by image size; may be empty.
+      macs: multiply-adds for one image by image size, attention's own products included: those that timm publishes, in
+        hundredths of 1e9, or where it publishes none those that `model_info` counts by the same rule, to the last one.
+        Empty for an architecture of ours alone.
       accuracy: published ImageNet-1k top-1 and top-5 in percent by image size; may be empty.
     """
 
@@ -220,8 +222,8 @@ def list_models(
       pretrained: list ``architecture.tag`` of every published set of weights, instead of architectures.
       license: a shell pattern of the weights' licence, such as ``"apache-2.0"`` or ``"cc-*"``; None takes all.
       max_params: most parameters, as a number or as ``"30M"``.
-      max_macs: most multiply-adds for an image, as a number or as ``"4G"``. Where timm publishes none, the model is
-        left out.
+      max_macs: most multiply-adds for an image, as a number or as ``"4G"``: as timm publishes them or, where it
+        publishes none, as `model_info` counts them. Attention's own products are included.
       sort: ``"name"`` with numbers in it sorted as numbers; ``"top1"``, the best published ImageNet-1k accuracy first;
         ``"params"`` or ``"macs"``, the smallest first. What has no such number comes last.
 
