@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -21,33 +22,43 @@ def uniform(name: str, shape: tuple[int, ...], *, seed: int = 0) -> np.ndarray:
     return (((bits >> np.uint32(8)).astype(np.float32) - np.float32(2**23)) * np.float32(2**-23)).reshape(shape)
 
 
-def tensor(name: str, shape: tuple[int, ...], *, gain: float = 1.0, seed: int = 0) -> np.ndarray:
+def tensor(name: str, shape: tuple[int, ...], *, power: int = 0, seed: int = 0) -> np.ndarray:
     """Returns float32 values for timm's tensor `name`.
 
     Args:
       name: the key in timm's state dict.
       shape: of the tensor in PyTorch's layout.
-      gain: of the convolutions. At 1 they keep the variance of what they see, and an activation function then takes
-        some away: in a deep net of SiLUs and gates nothing of the image would reach the logits.
+      power: of a running variance, which is 2 ** power on average. Training makes it the variance of what the norm
+        sees; anything else, and a deep net either forgets the image or multiplies its rounding errors.
       seed: of everything.
     """
     u = uniform(name, shape, seed=seed)
     last = name.rsplit(".", 1)[-1]
     if last == "running_var":
-        return np.float32(1) + np.float32(0.5) * u
+        return (np.float32(1) + np.float32(0.5) * u) * np.float32(2.0**power)
     if last in ("running_mean", "bias"):
         return np.float32(0.2) * u
     if last == "weight" and len(shape) == 1:  # the scale of a norm
         return np.float32(1) + np.float32(0.3) * u
     if last == "weight" and len(shape) == 2 and "conv" in name:  # CondConv's experts, flat: the fan is not known
-        return np.float32(0.1 * gain * math.sqrt(3)) * u
+        return np.float32(0.1 * math.sqrt(3)) * u
     if last == "weight":
-        gain = gain if len(shape) == 4 else 1.0
-        return np.float32(gain * math.sqrt(3 / math.prod(shape[1:]))) * u
+        return np.float32(math.sqrt(3 / math.prod(shape[1:]))) * u
     # Tokens and positions are as small as in training, where the epsilon of the first norm makes a difference.
     return np.float32(0.02) * u if "token" in name or "embed" in name else u
 
 
 def images(shape: tuple[int, int, int, int], *, seed: int = 0) -> np.ndarray:
-    """Returns float32 images [b, h, w, c] of unit variance."""
-    return np.float32(math.sqrt(3)) * uniform("images", shape, seed=seed)
+    """Returns float32 images [b, h, w, c] of unit variance: four by four fields of colour under noise.
+
+    Of noise alone a deep net sees the mean, which is the same in every image.
+    """
+    b, h, w, c = shape
+    fields = uniform("fields", (b, 4, 4, c), seed=seed)[:, np.arange(h) * 4 // h][:, :, np.arange(w) * 4 // w]
+    return np.float32(math.sqrt(1.5)) * (fields + uniform("images", shape, seed=seed))
+
+
+def digest(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """Returns what tells one list of tensors from another, whatever their order."""
+    lines = sorted(f"{name} {list(shape)}" for name, shape in shapes)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

@@ -2,8 +2,8 @@
 
     python tests/golden/make_golden.py [ARCHITECTURE ... | --all]
 
-Without names the rows that are missing are made, on all cores, and with ``--all`` every row anew, which takes half an
-hour; stopped, it goes on. Needs PyTorch and timm (the extra ``reference``). Run it when an architecture is added.
+Without names the rows that are missing are made, on all cores, and with ``--all`` every row anew, which takes an hour;
+stopped, it goes on. Needs PyTorch and timm (the extra ``reference``). Run it when an architecture is added.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,84 +27,107 @@ sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE.parent.parent)]
 
 import fill  # noqa: E402
 import jax  # noqa: E402
+from flax import nnx  # noqa: E402
+from kinds import KINDS  # noqa: E402
 from reference import import_timm  # noqa: E402
 
 from jaxvision.models import registry  # noqa: E402
+from jaxvision.weights import catalog  # noqa: E402
 
-# The sizes that models were made for come in for some of each family; see `small_size` for the others.
-NATIVE = {
-    "resnet50": 224,
-    "resnetv2_50": 224,
-    "vit_base_patch16_224": 224,
-    "deit_base_distilled_patch16_384": 384,
-    "efficientnet_b0": 224,
-    "tf_efficientnet_b0": 224,
-}
 BATCH, KEPT = 2, 16
-GAINS = [1.0, 1.1, 1.2, 1.3, 1.35, 1.4, 1.45, 1.5]
 # timm gives this one its epsilon only together with its weights.
 OPTIONS = {"fbnetc_100": {"bn_eps": 1e-3}}
-LARGEST = 400e6  # parameters; above it blocks are left away
+LARGEST = (
+    400e6  # parameters; above it a ViT keeps two blocks, and a convnet, of which timm changes no depth, a small image
+)
+SMALLER = 256
 
 
-def small_size(architecture: str) -> int:
-    """Returns a side that is quick: odd for a convnet, so that every padding and pooling rule shows; 4 patches."""
-    row = registry.variant(architecture)
+def sizes(architecture: str) -> list[int]:
+    """Returns the sides of the images: the one it was made for, and of a kind that stands for others a small one, too.
+
+    The small one is odd for a convnet, so that every padding and pooling rule shows, and gives a ViT 4 by 4 patches.
+    """
+    row, native = registry.variant(architecture), catalog.lookup(architecture).image_size
+    patch = row.arguments.get("patch_size", 16)
+    if parameters(architecture) > LARGEST:
+        native = min(native, 16 * patch if row.family == "vit" else SMALLER)
+    if architecture not in KINDS:
+        return [native]
     if row.family == "vit":
-        patch = row.arguments.get("patch_size", 16)
-        return 4 * patch if 8 <= patch <= 32 else 64
-    return 64 if row.arguments.get("antialias") == "avg" else 75
+        return [native, 4 * patch if 8 <= patch <= 32 else 64]
+    return [native, 64 if row.arguments.get("antialias") == "avg" else 75]
 
 
-def shallow(architecture: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the options, timm's and ours, by which a model of more than `LARGEST` parameters is made smaller."""
-    row = registry.variant(architecture)
-    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(registry.build_abstract(architecture)))
-    if parameters <= LARGEST:
-        return {}, {}
-    # The three largest convnets are as they are: timm takes no other depth for them.
-    return ({"depth": 2}, {"depth": 2}) if row.family == "vit" else ({}, {})
-
-
-def logits(model: Any, size: int, gain: float) -> np.ndarray:
-    """Returns the logits [b, 1000] of a filled timm model, in float64 so that they are free of rounding."""
-    import torch
-
-    state = {
-        name: torch.from_numpy(fill.tensor(name, tuple(value.shape), gain=gain))
-        for name, value in model.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    model.load_state_dict(state, strict=True)
-    images = torch.from_numpy(fill.images((BATCH, size, size, 3)).transpose(0, 3, 1, 2).copy())
-    with torch.inference_mode():
-        return model(images.double()).numpy()
+@cache
+def parameters(architecture: str) -> int:
+    """Returns their number."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(registry.build_abstract(architecture), nnx.Param)))
 
 
 def golden(case: tuple[str, int]) -> dict[str, Any]:
-    """Returns the row of one architecture: the first logits of each image, the norm of all, and the gain.
+    """Returns the row of one architecture and image size.
 
-    Nets of ReLU and nets with LayerNorm carry the image to the logits at a gain of 1. EfficientNets get the first gain
-    at which two images are told apart well: from there on an error shows, wherever in the net it is.
+    It holds the first logits of each image and the norm of all, in float64 so that they are free of rounding; how far
+    PyTorch's own float32 is from them, in standard deviations; and the power of two of each running variance.
     """
     import torch
 
     torch.set_num_threads(1)
     architecture, size = case
-    theirs, ours = shallow(architecture)
-    theirs = theirs | OPTIONS.get(architecture, {})
+    shallow: dict[str, Any] = {}
+    if registry.variant(architecture).family == "vit" and parameters(architecture) > LARGEST:
+        shallow = {"depth": 2}
+    theirs = shallow | OPTIONS.get(architecture, {})
     if registry.variant(architecture).family == "vit":
         theirs["img_size"] = size
     with without_initialisation():
         model = import_timm().create_model(architecture, num_classes=1000, **theirs).eval().double()
-    for gain in GAINS:
-        got = logits(model, size, gain)
-        difference = np.abs(got[0] - got[1]).max() / np.abs(got).max()
-        if difference > 0.05 or registry.variant(architecture).family != "efficientnet":
-            break
-    print(f"{architecture} {size}: gain {gain}, two images differ by {difference:.2g}", flush=True)
-    row = {"gain": gain, "std": float(f"{got.std():.8g}"), "norm": _rounded(np.linalg.norm(got, axis=1))}
-    return row | ({"options": ours} if ours else {}) | {"logits": [_rounded(x[:KEPT]) for x in got]}
+    for name, value in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            value.copy_(torch.from_numpy(fill.tensor(name, tuple(value.shape))))
+    powers: dict[str, int] = {}
+    hooks = [
+        module.register_forward_pre_hook(partial(fit_variance, powers=powers, name=f"{name}.running_var"))
+        for name, module in model.named_modules()
+        if getattr(module, "running_var", None) is not None
+    ]
+    images = torch.from_numpy(fill.images((BATCH, size, size, 3)).transpose(0, 3, 1, 2).copy())
+    with torch.inference_mode():
+        got = model(images.double()).numpy()
+        for hook in hooks:
+            hook.remove()
+        float32 = np.abs(model.float()(images).numpy() - got).max() / got.std()
+    difference = np.abs(got[0] - got[1]).max() / got.std()
+    print(f"{architecture} {size}: float32 {float32:.1e}, the two images differ by {difference:.2g}", flush=True)
+    return {
+        **({"options": shallow} if shallow else {}),
+        "std": float(f"{got.std():.8g}"),
+        "torch_float32": float(f"{float32:.2g}"),
+        "norm": _rounded(np.linalg.norm(got, axis=1)),
+        "logits": [_rounded(x[:KEPT]) for x in got],
+        **({"powers": [powers[name] for name in sorted(powers)]} if powers else {}),
+    }
+
+
+def fit_variance(module: Any, inputs: tuple[Any, ...], *, powers: dict[str, int], name: str) -> None:
+    """Multiplies a norm's running variance by the power of two that brings it next to the variance of its input."""
+    mean = module.running_mean.view(1, -1, 1, 1)
+    powers[name] = round(math.log2(float((inputs[0] - mean).square().mean())))
+    module.running_var.mul_(2.0 ** powers[name])
+
+
+def shapes(architecture: str) -> str:
+    """Returns a digest of the names and shapes of all of a timm model's tensors."""
+    import torch
+
+    with torch.device("meta"):
+        model = import_timm().create_model(architecture, num_classes=1000)
+    return fill.digest(
+        (name, tuple(value.shape))
+        for name, value in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    )
 
 
 @contextmanager
@@ -126,15 +151,20 @@ def main() -> None:
     known = registry.architectures()
     names = [name for name in sys.argv[1:] if name != "--all"]
     assert set(names) <= set(known), set(names) - set(known)
-    cases = [(name, size) for name in known for size in (small_size(name), NATIVE.get(name)) if size]
     file = HERE / "golden.json"
-    rows = json.loads(file.read_text(encoding="utf-8"))["golden"] if "--all" not in sys.argv and file.exists() else {}
+    old: dict[str, Any] = (
+        {} if "--all" in sys.argv or not file.exists() else json.loads(file.read_text(encoding="utf-8"))
+    )
+    digests = {name: old.get("shapes", {}).get(name) or shapes(name) for name in known}
+    rows = old.get("golden", {})
+    cases = [(name, size) for name in known for size in sizes(name)]
     wanted = [case for case in cases if (case[0] in names if names else row_name(*case) not in rows)]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         futures = {pool.submit(golden, case): row_name(*case) for case in wanted}
-        for future in as_completed(futures):
+        for done, future in enumerate(as_completed(futures), 1):
             rows[futures[future]] = future.result()
-            write(file, {key: rows[key] for case in cases if (key := row_name(*case)) in rows})
+            print(f"{done}/{len(wanted)}", flush=True)
+            write(file, digests, {key: rows[key] for case in cases if (key := row_name(*case)) in rows})
 
 
 def row_name(architecture: str, size: int) -> str:
@@ -142,12 +172,24 @@ def row_name(architecture: str, size: int) -> str:
     return f"{architecture} {size}"
 
 
-def write(file: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """Writes `rows` to `file`, one a line."""
-    lines = ",\n".join(f"{json.dumps(case)}: {json.dumps(row)}" for case, row in rows.items())
-    version = json.dumps(import_timm().__version__)
+def write(file: Path, digests: dict[str, str], rows: dict[str, dict[str, Any]]) -> None:
+    """Writes the numbers to `file`, an architecture a line."""
+    contents = {"timm": import_timm().__version__, "shapes": digests, "golden": rows}
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(f'{{"timm": {version}, "golden": {{\n{lines}\n}}}}\n', encoding="utf-8")
+    temporary.write_text(
+        "{"
+        + ",\n".join(
+            f"{json.dumps(key)}: "
+            + (
+                "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n}"
+                if isinstance(value, dict)
+                else json.dumps(value)
+            )
+            for key, value in contents.items()
+        )
+        + "}\n",
+        encoding="utf-8",
+    )
     temporary.replace(file)
 
 
