@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("list", help="a table of models to pick one from")
     command.add_argument("pattern", nargs="?", default="*", help="shell pattern, such as 'vit_*'")
-    command.add_argument("--family", help="resnet, vit or efficientnet")
+    command.add_argument("--family", help="resnet, resnetv2, vit or efficientnet")
     command.add_argument(
         "--pretrained",
         action="store_true",
@@ -228,6 +228,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     files = list(_pictures(arguments.images))
     classifier = _classifier(arguments)
+    if not classifier.classes:
+        raise UserError(f"{arguments.model} has no head, so there is nothing to predict; its features: create_model")
     forward = jax.jit(lambda model, images: jax.nn.softmax(model(images).astype("float32")))
     failed = 0
     for file in files:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import numbers
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -111,18 +112,29 @@ def create_model(
       >>> [(level.channels, level.stride) for level in features.feature_info]
       [(32, 4), (48, 8), (192, 16)]
     """
+    if not isinstance(name, str):
+        raise UserError(f"a model is asked for by its name, such as 'resnet50.a1_in1k'; got {name!r}")
     try:
         entry = catalog.lookup(name)
     except UserError as e:
-        if Path(name).is_dir():
+        if os.path.isdir(name):
             raise UserError(f"{name} is a folder; load a run's model by jaxvision.load_classifier({name!r})") from e
         raise
-    _check_whole("num_classes", num_classes, 0)
-    if not (isinstance(image_size, list | tuple) and registry.variant(entry.architecture).family == "vit"):
-        _check_whole("image_size", image_size, 1)
-    _check_whole("in_channels", in_channels, 1)
-    _check_whole("freeze_layers", freeze_layers, 0)
+    if num_classes is not None:
+        registry.whole("num_classes", num_classes, 0)
+    sides = isinstance(image_size, list | tuple) and registry.variant(entry.architecture).family == "vit"
+    if image_size is not None and not sides:
+        registry.whole("image_size", image_size, 1)
+    registry.whole("in_channels", in_channels, 1)
+    registry.whole("freeze_layers", freeze_layers, 0)
+    registry.whole("seed", seed, 0)
     freeze = (freeze,) if isinstance(freeze, str) else freeze
+    if not isinstance(freeze, list | tuple) or not all(isinstance(pattern, str) for pattern in freeze):
+        raise UserError(f"freeze is a list of regular expressions of names, such as ['conv1']; got {freeze!r}")
+    if not isinstance(checkpoint_path, str | Path | None):
+        raise UserError(f"checkpoint_path is the path of a file; got {checkpoint_path!r}")
+    if not isinstance(revision, str | None):
+        raise UserError(f"revision is the name of a branch, a tag or a commit; got {revision!r}")
     # Options are looked at before the file is: a misspelt one should not wait for a download.
     registry.check_options(f"argument of {entry.architecture}", options, registry.options(entry.architecture))
     if entry.activation is not None and "activation" not in options:
@@ -159,7 +171,7 @@ def create_model(
     }
     overrides |= {key: rate for key, rate in rates.items() if rate is not None}
     for key, rate in rates.items():
-        if rate is not None and not (isinstance(rate, int | float) and 0 <= rate < 1):
+        if rate is not None and not (isinstance(rate, numbers.Real) and 0 <= rate < 1):
             raise UserError(f"{key} is a probability in [0, 1), got {rate!r}")
 
     rngs = streams(params=seed, dropout=seed + 1)
@@ -233,23 +245,30 @@ def _create_from_dictionary(family: str, config: Mapping[str, Any]) -> Model:
 def _dtype(dtype: Any) -> Any:
     if dtype is None:
         return None
-    if isinstance(dtype, str) and dtype not in DTYPES:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    return jnp.dtype(dtype)
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least):
-        raise UserError(f"{name} is a whole number, {least} or more; got {value!r}")
+    return found
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model, the names of its classes and the transform that its pictures need."""
+    """A model, the names of its classes and the transform that its pictures need.
+
+    Raises:
+      UserError: another number of names than the model has classes.
+    """
 
     model: Model
     classes: tuple[str, ...]
     preprocess: Preprocess
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != self.model.num_classes:
+            raise UserError(f"the model has {self.model.num_classes} classes, but {len(self.classes)} have names")
 
     def images(self, pictures: Sequence[str | Path | Image]) -> jax.Array:
         """Returns what the model takes: [b, image_size, image_size, c], transformed as in evaluation and normalised.
@@ -280,6 +299,8 @@ class Classifier:
                 raise UserError(f"{picture} cannot be read: {e}") from e
             except UserError as e:
                 raise UserError(f"{picture}: {e}") from e
+        if self.model.in_channels not in (1, 3):
+            raise UserError(f"pictures have 3 channels, or 1; this model takes {self.model.in_channels}")
         picture = picture.convert("RGB")
         if self.model.in_channels == 1:
             picture = picture.convert("L")
@@ -290,7 +311,8 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
     """Writes ``model.safetensors`` and ``config.json`` in the form of timm's hub repositories; returns the folder.
 
     timm reads it (``timm.create_model("local-dir:FOLDER", pretrained=True)``), `load_classifier` reads it, and so
-    does every command of `jaxvision` that takes ``--model FOLDER``.
+    does every command of `jaxvision` that takes ``--model FOLDER``. Options of the model that timm has no argument for
+    are named in a warning: timm would compute something else, or refuse the file.
 
     Example:
       >>> import tempfile
@@ -320,6 +342,10 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
             "classifier": names[0] if len(names) == 1 else list(names),
         },
     }
+    untold = {name: value for name, value in model.options if name not in {*_theirs(model), *_ONLY_AT_LOADING}}
+    if untold:
+        said = ", ".join(f"{name}={value!r}" for name, value in untold.items())
+        logger.warning("timm cannot be told of %s: in timm this file is not the same model; here it is", said)
     timm.save_timm(model, folder / "model.safetensors")
     temporary = folder / "config.json.tmp"
     try:
@@ -340,8 +366,11 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
       **options: further arguments of `create_model`.
 
     Raises:
-      UserError: no such folder or model, or a folder whose run has not finished.
+      UserError: no such folder or model, a folder whose run has not finished, or a number of classes that the weights
+        do not have: a classifier's head is never an untrained one.
     """
+    if not isinstance(source, str | Path):
+        raise UserError(f"a classifier is asked for by a folder or a name; got {source!r}")
     if options.get("features_only"):
         raise UserError(
             "a classifier has a head: for maps of features give the weights' folder to create_model, "
@@ -353,12 +382,13 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
             raise UserError(
                 f"{source} is not a folder with config.json; for a weight file give the model's name and --checkpoint"
             )
-        model = create_model(str(source), checkpoint_path is None, checkpoint_path=checkpoint_path, **options)
         entry = catalog.lookup(str(source))
+        _check_head(entry, checkpoint_path, options.get("num_classes"))
         preprocess = entry.preprocess
         if options.get("image_size"):
-            preprocess = Preprocess(**{**preprocess.__dict__, "image_size": options["image_size"]})
-        return Classifier(model, catalog.class_names(model.num_classes), preprocess)
+            preprocess = replace(preprocess, image_size=options["image_size"])
+        model: Model = create_model(str(source), checkpoint_path is None, checkpoint_path=checkpoint_path, **options)
+        return Classifier(model, catalog.class_names(model.num_classes), _grey(preprocess, model.in_channels))
     folder = folder if (folder / "config.json").is_file() and _is_export(folder) else folder / "export"
     if not _is_export(folder):
         raise UserError(f"{source} holds no finished model (export/config.json); let the run end, then try again")
@@ -368,22 +398,44 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
         config = json.loads((folder / "config.json").read_text())
         cfg = config["pretrained_cfg"]
         size = options.get("image_size") or cfg["input_size"][-1]
+        arguments = dict(config.get("jaxvision_options", {}))
         classes = tuple(config["label_names"])
         transform = {key: cfg[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std")}
         architecture, num_classes = config["architecture"], config["num_classes"]
-    except (ValueError, KeyError, TypeError) as e:
+        preprocess = Preprocess(image_size=size, **transform)
+    except (ValueError, LookupError, TypeError) as e:
+        if isinstance(e, UserError):
+            raise
         raise UserError(f"{folder / 'config.json'} is not one that save_classifier writes ({e!r})") from e
-    arguments = config.get("jaxvision_options", {})
+    entry = catalog.lookup(architecture)
+    registry.check_options(f"option in {folder / 'config.json'}", arguments, registry.options(entry.architecture))
     arguments |= {ours: config["model_args"][key] for key, ours in _OURS.items() if key in config.get("model_args", {})}
-    if catalog.lookup(architecture).activation is not None:
+    if entry.activation is not None:
         arguments.setdefault("activation", "gelu")  # not said is the architecture's own, not its weights'
-    model = create_model(
-        architecture,
-        checkpoint_path=checkpoint_path or folder / "model.safetensors",
-        num_classes=num_classes,
-        **{**arguments, **options, "image_size": size},
-    )
-    return Classifier(model, classes, Preprocess(image_size=size, **transform))
+    path = checkpoint_path or folder / "model.safetensors"
+    _check_head(entry, path, num_classes)
+    # A ViT keeps its own size, which may be no square; a convnet notes that of its pictures.
+    arguments = {"image_size": size, **arguments, "num_classes": num_classes, **options}
+    model = cast(Model, create_model(architecture, checkpoint_path=path, **arguments))
+    return Classifier(model, classes, _grey(preprocess, model.in_channels))
+
+
+def _check_head(entry: catalog.Entry, path: str | Path | None, num_classes: int | None) -> None:
+    """Raises unless the weights have a head of `num_classes`, if that is said; a fresh one could tell nothing."""
+    published = entry.num_classes if path is None else timm.num_classes(path, entry.classifier)
+    if num_classes not in (None, 0, published):
+        raise UserError(
+            f"{path or entry.name} has {f'a head of {published} classes' if published else 'no head'}, not one of "
+            f"{num_classes}: another head is untrained, and trained by python -m jaxvision.main"
+        )
+
+
+def _grey(preprocess: Preprocess, in_channels: int) -> Preprocess:
+    """Returns the transform for pictures of one channel, where it was of three."""
+    if in_channels != 1 or len(preprocess.mean) == 1:
+        return preprocess
+    mean, std = (sum(values) / len(values) for values in (preprocess.mean, preprocess.std))
+    return replace(preprocess, mean=(mean,), std=(std,))
 
 
 # timm's argument -> ours. Other changes of shape than these timm cannot be told.
@@ -411,6 +463,9 @@ _OURS = {
 }
 
 
+_ONLY_AT_LOADING = ("interpolation", "ignore_remainder")  # they change nothing of what a saved model computes
+
+
 def _is_export(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
@@ -419,7 +474,12 @@ def _timm_arguments(model: Model) -> dict[str, Any]:
     arguments: dict[str, Any] = {"in_chans": model.in_channels} if model.in_channels != 3 else {}
     if model.family == "vit":
         arguments["img_size"] = model.image_size
+    theirs = _theirs(model)
+    return arguments | {theirs[name]: value for name, value in model.options if name in theirs}
+
+
+def _theirs(model: Model) -> dict[str, str]:
     theirs = {ours: name for name, ours in _OURS.items()}
     if model.family == "efficientnet":  # its depth is a factor, which timm keeps to itself
         del theirs["depth"]
-    return arguments | {theirs[name]: value for name, value in model.options if name in theirs}
+    return theirs

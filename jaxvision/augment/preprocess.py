@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,8 +50,9 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if isinstance(self.image_size, bool) or int(self.image_size) != self.image_size or self.image_size < 1:
-            raise UserError(f"image_size is a number of pixels, 1 or more, but is {self.image_size!r}")
+        size = self.image_size
+        if not isinstance(size, numbers.Real) or isinstance(size, bool) or size != int(size) or size < 1:
+            raise UserError(f"image_size is the side of a square in pixels, 1 or more, but is {size!r}")
         if not 0 < self.crop_pct <= 2:
             raise UserError(f"crop_pct is a share of the side, above 0 and at most 2, but is {self.crop_pct!r}")
         if self.crop_mode not in CROP_MODES:

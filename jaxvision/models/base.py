@@ -127,12 +127,12 @@ def feature_indices(indices: int | Sequence[int] | None, n: int) -> tuple[int, .
     """
     if indices is None:
         return tuple(range(n))
-    if isinstance(indices, int):
-        if not 0 < indices <= n:
-            raise UserError(f"there are {n} levels of features; the last {indices} of them cannot be had")
-        return tuple(range(n - indices, n))
+    if not isinstance(indices, Sequence):
+        if not isinstance(indices, numbers.Integral) or not 0 < int(indices) <= n:
+            raise UserError(f"there are {n} levels of features; the last {indices!r} of them cannot be had")
+        return tuple(range(n - int(indices), n))
     for i in indices:
-        if not isinstance(i, numbers.Integral) or not -n <= i < n:
+        if not isinstance(i, numbers.Integral) or not -n <= int(i) < n:
             raise UserError(f"there are {n} levels of features, 0 to {n - 1} or -{n} to -1; there is no {i!r}")
     return tuple(sorted({int(i) % n for i in indices}))
 

@@ -210,6 +210,7 @@ class EfficientNet(Model):
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
         """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
+        registry.whole("num_classes", num_classes, 0)
         pool = self.global_pool if global_pool is None else global_pool
         check_global_pool(pool, num_classes)
         if global_pool is not None:

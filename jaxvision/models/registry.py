@@ -147,6 +147,15 @@ def check_options(what: str, got: Iterable[str], valid: Iterable[str]) -> None:
             raise unknown(what, name, valid)
 
 
+def whole(what: str, value: Any, least: int) -> None:
+    """Raises unless `value` is a whole number, `least` or more.
+
+    >>> whole("depth", 12, 1)
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise UserError(f"{what} is a whole number, {least} or more; got {value!r}")
+
+
 def pair(what: str, size: Any) -> tuple[int, int]:
     """Returns (height, width) of a size that is given as one whole number or as two.
 

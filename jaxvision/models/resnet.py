@@ -277,6 +277,10 @@ class ResNet(Model):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        for depth in depths:
+            registry.whole("each of depths", depth, 1)
+        if stem_width is not None:
+            registry.whole("stem_width", stem_width, 1)
         names = [block] * len(depths) if isinstance(block, str) else list(block)
         _check("block", names, BLOCKS)
         _check("norm", [norm], NORMS)
@@ -409,6 +413,7 @@ class ResNet(Model):
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
         """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
+        registry.whole("num_classes", num_classes, 0)
         pool = self.global_pool if global_pool is None else global_pool
         check_global_pool(pool, num_classes)
         if global_pool is not None:

@@ -437,6 +437,7 @@ class ResNetV2(Model):
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
         """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
+        registry.whole("num_classes", num_classes, 0)
         if global_pool is not None:
             check_global_pool(global_pool, 0)
             self.head.pool, self.options = global_pool, with_options(self, global_pool=global_pool)

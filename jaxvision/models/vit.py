@@ -130,6 +130,9 @@ class VisionTransformer(Model):
     ):
         d = embed_dim
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        for name, count in (("embed_dim", embed_dim), ("depth", depth), ("num_heads", num_heads)):
+            registry.whole(name, count, 1)
+        registry.whole("reg_tokens", reg_tokens, 0)
         _check_pool(global_pool, class_token=class_token, distilled=distilled, reg_tokens=reg_tokens)
         _check_name("activation", activation, ACTIVATIONS)
         _check_name("interpolation", interpolation, ("bicubic", "bilinear"))
@@ -329,6 +332,7 @@ class VisionTransformer(Model):
         Raises:
           UserError: a pooling that there is not, or that this model cannot be given. Nothing is changed then.
         """
+        registry.whole("num_classes", num_classes, 0)
         if global_pool is not None:
             tokens = {"class_token": self.cls_token is not None, "distilled": self.dist_token is not None}
             _check_pool(global_pool, **tokens, reg_tokens=self.reg_token is not None)

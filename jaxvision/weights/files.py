@@ -101,6 +101,9 @@ class _Pickle(TensorFile):
         if not self._tensors:
             raise UserError(f"{path} is a PyTorch pickle without weights: no state_dict is in it")
         self.shapes = {name: tuple(x.shape) for name, x in self._tensors.items()}
+        odd = [name for name, x in self._tensors.items() if x.layout is not torch.strided]
+        if odd:
+            raise UserError(f"{path}: {odd[0]} is a sparse tensor; save it dense, x.to_dense()")
         names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
         self.dtypes = {name: names.get(x.dtype, str(x.dtype)) for name, x in self._tensors.items()}
         self._int16 = torch.int16

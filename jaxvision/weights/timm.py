@@ -123,6 +123,7 @@ def load_timm(model: M, path: str | Path, *, head: Head = "auto", rngs: nnx.Rngs
     """
     if head not in ("auto", "load", "fresh"):
         raise UserError(f"head is 'auto', 'load' or 'fresh', but is {head!r}")
+    _check_model(model)
     path = files.find(path)
     targets = weights(model)
     with files.open_tensors(path) as file:
@@ -242,6 +243,12 @@ def _old_grid(model: Any, shapes: dict[str, tuple[int, ...]], metadata: Mapping[
     return next((grid for grid in grids if math.prod(grid) == patches), None)
 
 
+def _check_model(model: Any) -> None:
+    if not isinstance(model, Model):
+        advice = ": give its attribute `model`" if isinstance(getattr(model, "model", None), Model) else ""
+        raise UserError(f"a file of timm's is of a model, not of a {type(model).__name__}{advice}")
+
+
 def _in_head(model: Model, name: str) -> bool:
     return name.startswith(tuple(f"{attribute}." for attribute in model.classifier_names))
 
@@ -346,6 +353,7 @@ def save_timm(model: Any, path: str | Path) -> None:
     Raises:
       UserError: the model holds LoRA factors (merge them first), or the file cannot be written.
     """
+    _check_model(model)
     if any(isinstance(leaf, nnx.LoRAParam) for _, leaf in nnx.iter_graph(model)):
         raise UserError(
             "timm has no LoRA layers: merge them into the weights first, jaxvision.train.partial.merge_lora(model)"

@@ -1,0 +1,134 @@
+"""What is promised of a classifier that is saved, loaded and asked: mistakes are told, nothing is made up."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from jaxvision import cli
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
+from jaxvision.errors import UserError
+from jaxvision.weights.timm import load_timm, save_timm
+
+
+def test_a_vit_that_is_not_square_comes_back_as_it_was(tmp_path):
+    model = create_model("test_vit", num_classes=2, image_size=(96, 160), seed=1)
+    save_classifier(tmp_path, Classifier(model, ("a", "b"), Preprocess(image_size=160)))
+    again = load_classifier(tmp_path).model
+    assert again.image_size == (96, 160)
+    np.testing.assert_array_equal(again.pos_embed[...], model.pos_embed[...])
+    with pytest.raises(UserError, match=r"image_size is the side of a square"):
+        load_classifier(tmp_path, image_size=(96, 160))
+
+
+def test_an_untrained_head_never_answers(tmp_path, capsys):
+    file, headless = tmp_path / "ten.safetensors", tmp_path / "none.safetensors"
+    save_timm(create_model("test_resnet", num_classes=10), file)
+    save_timm(create_model("test_resnet", num_classes=0), headless)
+    assert len(load_classifier("test_resnet", checkpoint_path=file, num_classes=10).classes) == 10
+    with pytest.raises(UserError, match=r"has a head of 10 classes, not one of 7: another head is untrained"):
+        load_classifier("test_resnet", checkpoint_path=file, num_classes=7)
+    with pytest.raises(UserError, match=r"has no head, not one of 7"):
+        load_classifier("test_resnet", checkpoint_path=headless, num_classes=7)
+    folder = save_classifier(
+        tmp_path / "two", Classifier(create_model("test_resnet", num_classes=2), "ab", Preprocess())
+    )
+    with pytest.raises(UserError, match=r"has a head of 10 classes, not one of 2"):
+        load_classifier(folder, checkpoint_path=file)
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    command = ["predict", "-m", "test_resnet", "--checkpoint", str(headless), str(tmp_path / "a.png")]
+    assert cli.main(command) == 2
+    assert "test_resnet has no head, so there is nothing to predict" in capsys.readouterr().err
+
+
+def test_every_class_has_one_name():
+    with pytest.raises(UserError, match=r"the model has 5 classes, but 2 have names"):
+        Classifier(create_model("test_resnet", num_classes=5), ("a", "b"), Preprocess())
+
+
+def test_what_timm_cannot_be_told_is_said(tmp_path, caplog):
+    model = create_model("test_resnet", num_classes=2, antialias="blur")
+    with caplog.at_level(logging.WARNING):
+        save_classifier(tmp_path, Classifier(model, ("a", "b"), Preprocess(image_size=64)))
+    assert "timm cannot be told of antialias='blur'" in caplog.text
+    assert load_classifier(tmp_path).model.options == model.options
+
+
+def test_grey_weights_take_grey_pictures(tmp_path):
+    save_timm(create_model("test_resnet", num_classes=10), tmp_path / "m.safetensors")
+    classifier = load_classifier("test_resnet", checkpoint_path=tmp_path / "m.safetensors", in_channels=1)
+    images = classifier.images([Image.new("RGB", (70, 50))])
+    assert images.shape[-1] == 1
+    again = load_classifier(save_classifier(tmp_path / "grey", classifier))
+    np.testing.assert_array_equal(again.model(again.images([Image.new("L", (70, 50))])), classifier.model(images))
+    four = Classifier(create_model("test_resnet", num_classes=2, in_channels=4), ("a", "b"), Preprocess(image_size=64))
+    with pytest.raises(UserError, match=r"pictures have 3 channels, or 1; this model takes 4"):
+        four.images([Image.new("RGB", (70, 50))])
+
+
+def test_options_in_a_config_are_options_of_the_model(tmp_path):
+    folder = save_classifier(tmp_path, Classifier(create_model("test_resnet", num_classes=2), "ab", Preprocess()))
+    config = json.loads((folder / "config.json").read_text())
+    config["jaxvision_options"] = {"pretrained": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"unknown option in .*config.json 'pretrained'"):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, np.uint8, bool, np.complex64, jnp.float8_e4m3fn, 3, "int8"])
+def test_parameters_are_floats(dtype):
+    with pytest.raises(UserError, match=r"unknown dtype"):
+        create_model("test_resnet", param_dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (None, {}, "asked for by its name"),
+        ("x" * 500, {}, "unknown model"),
+        ("", {}, "unknown model"),
+        ("test_resnet", {"in_channels": None}, "in_channels is a whole number, 1 or more; got None"),
+        ("test_resnet", {"seed": "a"}, "seed is a whole number"),
+        ("test_resnet", {"freeze": 5}, "freeze is a list of regular expressions"),
+        ("test_resnet", {"checkpoint_path": 3}, "checkpoint_path is the path of a file"),
+        ("test_resnet", {"pretrained": True, "revision": 3}, "revision is the name of a branch"),
+        ("test_resnet", {"depths": (0, 1, 1, 1)}, "each of depths is a whole number, 1 or more"),
+        ("test_resnet", {"stem_width": 0}, "stem_width is a whole number, 1 or more"),
+        ("test_vit", {"depth": 0}, "depth is a whole number, 1 or more"),
+        ("test_vit", {"num_heads": 0}, "num_heads is a whole number, 1 or more"),
+        ("test_vit", {"reg_tokens": -1}, "reg_tokens is a whole number, 0 or more"),
+        ("test_resnet", {"features_only": True, "out_indices": 1.5}, "the last 1.5 of them cannot be had"),
+    ],
+)
+def test_impossible_values_are_told_in_one_line(name, options, message):
+    with pytest.raises(UserError) as error:
+        create_model(name, **options)
+    assert message in str(error.value)
+
+
+def test_numpys_numbers_are_numbers():
+    assert create_model("test_resnet", dropout=np.float32(0.1)).num_classes == 1000
+    assert create_model("test_resnet", features_only=True, out_indices=np.int64(2)).out_indices == (3, 4)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "resnetv2_18", "test_vit", "test_efficientnet"])
+def test_a_head_that_cannot_be_leaves_the_model_as_it_was(name):
+    model = create_model(name)
+    before = (model.num_classes, model.options)
+    with pytest.raises(UserError, match="num_classes is a whole number, 0 or more; got -1"):
+        model.reset_classifier(-1, rngs=nnx.Rngs(0), global_pool="avg")
+    assert (model.num_classes, model.options) == before
+
+
+def test_a_file_of_timms_is_of_a_model(tmp_path):
+    features = create_model("test_resnet", features_only=True)
+    for broken in (lambda: save_timm(features, tmp_path / "x"), lambda: load_timm(features, tmp_path / "x")):
+        with pytest.raises(UserError, match="not of a FeatureExtractor: give its attribute `model`"):
+            broken()
