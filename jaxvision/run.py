@@ -430,6 +430,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 with clock.part("evaluation"):
                     result = assess(data[watched], state=state, name=watched)
                 better = best is None or result.top1 > best
+                kept = better or result.top1 == best  # of equals the newest, which will be the result
                 best, worse = (result.top1, 0) if better else (best, worse + 1)
                 metrics.write(step, watched, result.scalars(), epoch=step / steps_per_epoch)
                 console.result(
@@ -437,7 +438,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                     name=watched,
                     step=step,
                     epoch=step / steps_per_epoch,
-                    best=better and watched != "test",
+                    best=kept and watched != "test",
                 )
                 with clock.part("checkpoint"):
                     checkpoints.save(step, state, position={"step": step}, metrics=result.scalars())

@@ -14,6 +14,7 @@ So there is no table for any family: the target's own leaves say which tensors m
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -249,6 +250,18 @@ def _check_model(model: Any) -> None:
         raise UserError(f"a file of timm's is of a model, not of a {type(model).__name__}{advice}")
 
 
+def _sort_metadata(path: Path) -> None:
+    """Gives a file's metadata one order: safetensors writes them in any, and equal models make equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
 def _in_head(model: Model, name: str) -> bool:
     return name.startswith(tuple(f"{attribute}." for attribute in model.classifier_names))
 
@@ -375,6 +388,7 @@ def save_timm(model: Any, path: str | Path) -> None:
         temporary.touch()
         mode = temporary.stat().st_mode  # what this user's files have; safetensors lets nobody else read its own
         save_file(tensors, temporary, metadata=metadata)
+        _sort_metadata(temporary)
         temporary.chmod(mode)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # a network file system may say only here that its disk is full
