@@ -18,7 +18,7 @@ FAMILIES = {
     "vit": {
         "model": {"name": "test_vit", "image_size": 16, "patch_size": 4},
         "augment": {"crop_padding": 1, "mixup": 0.2},
-        "optimizer": {"name": "muon", "learning_rate": 2e-3, "weight_decay": 0.05},
+        "optimizer": {"name": "muon", "learning_rate": 4e-3, "weight_decay": 0.05},
         "train": {"epochs": 40, "evaluate_every": 10.0, "ema_decay": 0.98},
     },
     "resnet": {
