@@ -33,8 +33,9 @@ The bar of the tests is five times PyTorch's figure, though never under 1e-5 nor
 ({worst_name}), the median {median}. In {closer} of {n} rows jaxvision is as close to float64 as PyTorch's float32
 is, or closer.
 
-Of architectures with more than 400 million parameters, marked \\*, a ViT keeps two blocks and 16 by 16 patches, and a
-convnet sees 256 pixels; names and shapes of all tensors of the whole model are held to timm's for every architecture.
+Of architectures with more than 400 million parameters a ViT keeps two blocks and 16 by 16 patches, and a convnet sees
+256 pixels at most (marked \\*); names and shapes of all tensors of the whole model are held to timm's for every
+architecture.
 
 Everything again, and this page ({minutes:.0f} minutes on two cores):
 
