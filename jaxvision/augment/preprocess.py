@@ -52,7 +52,7 @@ class Preprocess:
     def __post_init__(self) -> None:
         size = self.image_size
         if not isinstance(size, numbers.Real) or isinstance(size, bool) or size != int(size) or size < 1:
-            raise UserError(f"image_size is the side of a square in pixels, 1 or more, but is {size!r}")
+            raise UserError(f"image_size is a number of pixels, the side of a square, but is {size!r}")
         if not 0 < self.crop_pct <= 2:
             raise UserError(f"crop_pct is a share of the side, above 0 and at most 2, but is {self.crop_pct!r}")
         if self.crop_mode not in CROP_MODES:
