@@ -15,8 +15,10 @@ import ast
 import functools
 import importlib.util
 import os
+import signal
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -219,6 +221,11 @@ def help_text(config: ConfigDict | None) -> str:
 
 
 def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    if found.exc_type is KeyboardInterrupt:
+        # Python drops what is raised in a finalizer or in a callback of the garbage collector (JAX has one), Ctrl-C as
+        # well. It is sent once more, a little later.
+        threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+        return
     # TensorStore tells this of each write that ends after one has failed: a full disk would bring a screenful.
     if str(found.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(found)

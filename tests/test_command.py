@@ -41,6 +41,32 @@ def test_ctrl_c_while_the_step_is_compiled_ends_in_one_line(tmp_path: Path) -> N
     assert err.splitlines() == ["interrupted; the same command goes on from the last checkpoint, if there is one yet"]
 
 
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
+    """Python prints such an exception and goes on as if nothing had been; JAX collects with a callback of its own."""
+    code = """if True:
+        import gc, os, signal, sys, time
+        from jaxvision import main
+
+        def interrupted(phase, info):
+            gc.callbacks.remove(interrupted)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def work(argv=None):
+            gc.callbacks.append(interrupted)
+            gc.collect()
+            print("went on", flush=True)
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                return 130
+
+        main.main = work
+        main.run_and_exit()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "went on\n", "")
+
+
 def test_two_processes_of_the_launcher_train_as_one(tmp_path: Path) -> None:
     """Half of each batch each: the same numbers as one process, one set of files, and only the first one speaks."""
     flags = [*QUICK, "--config.train.steps=6"]

@@ -158,3 +158,12 @@ def test_dropout_before_the_head_is_a_vits() -> None:
         jaxvision.create_model("test_resnet", head_dropout=0.1)
     with pytest.raises(UserError, match="unknown key of create_resnet 'head_dropout'"):
         create_resnet({"architecture": "test_resnet", "head_dropout": 0.1})
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "resnetv2_18", "test_efficientnet"])
+def test_num_features_is_what_the_head_sees(name: str) -> None:
+    model = jaxvision.create_model(name, global_pool="catavgmax", num_classes=4)
+    images = jnp.zeros((1, 64, 64, 3))
+    assert model.forward_head(model.forward_features(images), pre_logits=True).shape == (1, model.num_features)
+    model.reset_classifier(3, rngs=nnx.Rngs(0), global_pool="avg")
+    assert model.forward_head(model.forward_features(images), pre_logits=True).shape == (1, model.num_features)

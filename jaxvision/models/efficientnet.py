@@ -144,11 +144,10 @@ class EfficientNet(Model):
         )
         self.levels, self.feature_info = _levels(features, shapes)
 
-        self.num_features = features = shapes[-1][-1].features
-        if head_features:
-            self.num_features = scaled(head_features) if scale_head else head_features
-        self.conv_head = parts.conv(features, self.num_features, 1) if head_features else None
-        self.bn2 = parts.norm(self.num_features) if head_features else None
+        features = shapes[-1][-1].features
+        head = scaled(head_features) if scale_head and head_features else head_features
+        self.conv_head = parts.conv(features, head, 1) if head else None
+        self.bn2 = parts.norm(head) if head else None
         self.drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
         self.classifier = self._fresh_head(
             rngs,
@@ -157,9 +156,10 @@ class EfficientNet(Model):
         )
 
     def _fresh_head(self, rngs: nnx.Rngs, **inits: Any) -> Any:
-        pooled = self.num_features * GLOBAL_POOLS[self.global_pool]
+        features = self.feature_info[-1].channels if self.conv_head is None else self.conv_head.kernel.shape[-1]
+        self.num_features = features * GLOBAL_POOLS[self.global_pool]
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return linear_head(pooled, self.num_classes, **inits, **types, rngs=rngs)
+        return linear_head(self.num_features, self.num_classes, **inits, **types, rngs=rngs)
 
     def forward_intermediates(
         self,
