@@ -48,6 +48,7 @@ ENTRY %main (x: f32[16]) -> f32[16] {
   %g = (bf16[4]{0}, bf16[16]{0}) all-gather-start(%y), channel_id=4, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
   %g.1 = bf16[16]{0} all-gather-done(%g)
   %p = f32[6]{0} collective-permute(%y), channel_id=5, source_target_pairs={{0,1},{1,0}}
+  %q = (f32[6]{0}, f32[6]{0}) collective-permute-start(%y), channel_id=6, source_target_pairs={{0,1},{1,0}}
   %w = (s32[], f32[16]) while(%init), condition=%condition, body=%body
   %w.1 = (s32[], f32[16]) while(%init), condition=%x, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %fusion = f32[8]{0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.3
@@ -63,12 +64,46 @@ def test_collectives_of_a_program() -> None:
         ("all-reduce", "data+fsdp", 8): (1, 4000 + 40),
         ("all-reduce", "fsdp", 2): (10, 10 * 64),
         ("all-gather", "data", 4): (1, 32),
-        ("collective-permute", "fsdp", 2): (1, 24),
+        ("collective-permute", "fsdp", 2): (2, 48),
         ("reduce-scatter", "data+fsdp", 8): (1, 256),
     }
     sent = {row.kind: row.sent for row in rows if row.devices != 2}
     assert sent == {"all-reduce": 2 * 4040 * 7 / 8, "all-gather": 32 * 3 / 4, "reduce-scatter": 256 * 7 / 8}
     assert rows[0].bytes == 4040  # the largest first
+
+
+def test_traffic_of_a_program() -> None:
+    """A loop of 5 that reads a row of 10 floats and writes it to another array, and copies to and from fast memory."""
+    text = """
+%fused (rows: f32[5,10], i: s32[], out: f32[5,10]) -> f32[5,10] {
+  %rows = f32[5,10]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %out = f32[5,10]{1,0} parameter(2)
+  %row = f32[1,10]{1,0} dynamic-slice(%rows, %i, %i), dynamic_slice_sizes={1,10}
+  %tanh = f32[1,10]{1,0} tanh(%row)
+  ROOT %written = f32[5,10]{1,0} dynamic-update-slice(%out, %tanh, %i, %i)
+}
+%condition (state: (s32[], f32[5,10], f32[5,10])) -> pred[] {
+  %limit = s32[] constant(5)
+  ROOT %lt = pred[] compare(%k, %limit), direction=LT
+}
+%body (state: (s32[], f32[5,10], f32[5,10])) -> (s32[], f32[5,10], f32[5,10]) {
+  %i = s32[] get-tuple-element(%state), index=0
+  %rows = f32[5,10]{1,0} get-tuple-element(%state), index=1
+  %out = f32[5,10]{1,0} get-tuple-element(%state), index=2
+  %new = f32[5,10]{1,0} fusion(%rows, %i, %out), kind=kLoop, calls=%fused
+  ROOT %t = (s32[], f32[5,10], f32[5,10]) tuple(%i, %rows, %new)
+}
+ENTRY %main (x: f32[5,10]) -> f32[7] {
+  %w = (s32[], f32[5,10], f32[5,10]) while(%init), condition=%condition, body=%body
+  %far = f32[70]{0} constant({...})
+  %start = (f32[7]{0:S(1)}, f32[70]{0}, u32[]{:S(2)}) slice-start(%far), slice={[0:7]}
+  %near = f32[7]{0:S(1)} slice-done(%start)
+  ROOT %sum = f32[7]{0:S(1)} add(%near, %near)
+}
+"""
+    loop, condition, copied = 5 * (40 + 4 + 40), 4 + 1, 28  # a condition counts once: it moves nothing worth a product
+    assert plan.traffic(text) == loop + condition + copied
 
 
 @pytest.mark.parametrize(
@@ -200,7 +235,10 @@ def test_search_finds_the_largest_batch(start: int, limit: int, refuses: bool) -
 
 
 def test_search_gives_up() -> None:
-    tried = []
+    tried: list[int] = []
+    assert plan.largest(lambda batch: tried.append(batch) or (10 if batch < 24 else math.inf), 20, 17) == 17
+    assert tried == [17, 34, 24]  # the next multiple of 8, 16, is known to fit
+    tried.clear()
     assert plan.largest(lambda batch: tried.append(batch) or math.inf, 10, 1000, tries=4) == 0
     assert len(tried) == 4
     assert plan.largest(lambda batch: 20, 10, 1) == 0
