@@ -29,7 +29,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Runs the command line and returns the exit status.
+
+    0: done. 1: a plan that does not fit. 2: a user's mistake. 130: interrupted.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:
         from jaxvision.main import run_and_exit

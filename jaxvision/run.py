@@ -327,9 +327,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         program = train_program(
             config, mesh, num_classes=len(classes), channels=channels, stored=stored, steps_per_epoch=steps_per_epoch
         )
-        preprocess, graph, abstract, shardings = (
-            program.preprocess, program.graph, program.abstract, program.shardings
-        )  # fmt: skip
+        preprocess, graph = program.preprocess, program.graph
+        abstract, shardings = program.abstract, program.shardings
 
         # Where the run starts: this workdir's newest good checkpoint, else the given weights, else random.
         check_config(workdir, config.to_dict(), may_differ=MAY_DIFFER)
@@ -652,8 +651,8 @@ def plan(
     meshes: dict[Any, jax.sharding.Mesh] = {}  # those that lay the state out in the same way are one
     for mesh in (make_mesh(sizes, devices=devices) for sizes in axes):
         program = train_program(config, mesh, **facts)
-        held = planning.state_bytes(program.abstract, program.shardings)
-        meshes.setdefault((batch_devices(mesh), *held.values()), mesh)
+        layout = planning.state_bytes(program.abstract, program.shardings)
+        meshes.setdefault((batch_devices(mesh), *layout.values()), mesh)
     found = [(at(mesh, units(mesh)), mesh) for mesh in meshes.values()]
     best = planning.best([done for done, _ in found])
     mesh = next(mesh for done, mesh in found if done is best)
@@ -664,7 +663,8 @@ def plan(
             known[n] = at(mesh, n)
         return known[n].total
 
-    limit = planning.largest(used, chip.memory, units(mesh)) if search else None
+    held = sum(best.bytes[kind] for kind in planning.STATE)
+    limit = planning.largest(used, chip.memory, units(mesh), empty=held) if search else None
     return planning.Answer(
         plans=tuple(sorted((done for done, _ in found), key=lambda done: done is not best)),
         asked=config.data.batch_size,

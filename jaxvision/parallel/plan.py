@@ -25,6 +25,8 @@ from jaxvision.errors import UserError, missing_package, unknown
 from jaxvision.parallel.mesh import batch_devices
 
 GIB = 2**30
+#: Kinds of bytes that are there whatever the batch.
+STATE = ("parameters", "statistics", "optimizer", "ema", "other")
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def state_bytes(abstract: Any, shardings: Any) -> dict[str, int]:
       ``parameters`` (frozen ones, too), ``statistics`` (of BatchNorm), ``optimizer``, ``ema`` and ``other`` (random
       keys).
     """
-    total = dict.fromkeys(("parameters", "statistics", "optimizer", "ema", "other"), 0)
+    total = dict.fromkeys(STATE, 0)
     leaves = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
     places = jax.tree.leaves(shardings)
     for (path, leaf), place in zip(leaves, places, strict=True):
@@ -637,7 +639,7 @@ def best(plans: Sequence[Plan]) -> Plan:
     return min(plans, key=lambda plan: plan.total)
 
 
-def largest(used: Callable[[int], float], limit: float, start: int, *, tries: int = 5) -> int:
+def largest(used: Callable[[int], float], limit: float, start: int, *, empty: float = 0.0, tries: int = 5) -> int:
     """Returns the largest batch that was seen to fit, 0 if none was. Memory is nearly a line in the batch.
 
     From 16 on, only multiples of 8 are tried.
@@ -646,21 +648,23 @@ def largest(used: Callable[[int], float], limit: float, start: int, *, tries: in
       used: batch -> bytes; infinite where the compiler does not tell. Each call compiles.
       limit: bytes that there are.
       start: a batch to begin with.
+      empty: bytes of no batch at all, about: the state.
       tries: most calls.
 
     Example:
       >>> tried = []
-      >>> largest(lambda batch: tried.append(batch) or 100 + 7 * batch, 1000, 16), tried
-      (128, [16, 32, 128])
+      >>> largest(lambda batch: tried.append(batch) or 100 + 7 * batch, 1000, 16, empty=90), tried
+      (128, [16, 112, 128])
     """
-    known: dict[int, float] = {}
+    known: dict[int, float] = {0: empty}
     batch = start
-    while batch and batch not in known and len(known) < tries:
+    while batch not in known and len(known) <= tries:
         known[batch] = used(batch)
         low = max((b for b in known if known[b] <= limit), default=0)
         high = min((b for b in known if known[b] > limit), default=None)
-        a, b, *_ = *sorted((b for b in known if known[b] < math.inf), key=lambda b: abs(known[b] - limit)), 0, 0
-        if b and known[a] != known[b]:
+        points = sorted((b for b in known if known[b] < math.inf), key=lambda b: abs(known[b] - limit))[:2]
+        a, b = points if len(points) == 2 else (0, 0)
+        if known[a] != known[b]:
             batch = _round(a + (limit - known[a]) * (a - b) / (known[a] - known[b]))
         else:
             batch = 2 * low or batch // 2
