@@ -595,8 +595,8 @@ def plan(
     Args:
       config: as for `train`.
       topology: TPUs to compile for, such as ``v5e:16x16``; needs libtpu.
-      device: a GPU such as ``h100``, or a memory such as ``8GB``: compiled for the backend at hand, which is exact on
-        a GPU of that kind and rough on a CPU.
+      device: a GPU such as ``h100``, or a memory such as ``8GB``: compiled for the backend at hand, which is the
+        program that would run only on a GPU of that kind, and rough on a CPU.
       num_classes: of the data.
       channels: of the pictures.
       stored: side of small pictures, in pixels, that are kept in memory and cropped on the device; None: the workers
