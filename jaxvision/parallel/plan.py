@@ -611,7 +611,7 @@ def assumptions(
         if backend == "cpu":
             lines.append(
                 "compiled for the CPU at hand, which keeps other temporaries than a GPU (convolutions and bfloat16 "
-                "products are lowered in another way): rough. On such a GPU the command reads the program that would run"
+                "products are lowered in another way): rough. On such a GPU the program read is the one that would run"
             )
     if best.seconds:
         lines.append(
