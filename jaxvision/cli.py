@@ -1,4 +1,4 @@
-"""The console command ``jaxvision``: list, info, predict, attention, evaluate, convert.
+"""The console command ``jaxvision``: list, info, plan, predict, attention, evaluate, convert.
 
 Training has its own command, ``python -m jaxvision.main --config FILE`` (also ``jaxvision train``).
 """
@@ -9,6 +9,8 @@ import argparse
 import ast
 import dataclasses
 import json
+import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +29,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Runs the command line and returns the exit status.
+
+    0: done. 1: a plan that does not fit. 2: a user's mistake. 130: interrupted.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:
         from jaxvision.main import run_and_exit
@@ -35,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.argv[1:] = argv[1:]
         run_and_exit()
     try:
-        arguments = _parser().parse_args(argv)
+        arguments, rest = _parser().parse_known_args(argv)
+        if rest and not (arguments.command == "plan" and all(flag.startswith("--config.") for flag in rest)):
+            raise UserError(f"unrecognized arguments: {' '.join(rest)}; see jaxvision {arguments.command} --help")
+        arguments.overrides = rest
         return arguments.run(arguments) or 0
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -79,6 +87,24 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--image-size", type=int, help="side in pixels (default: the model's own)")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_info)
+
+    command = commands.add_parser(
+        "plan", help="what a config's train step takes of a TPU pod or a GPU, before renting it"
+    )
+    command.add_argument("--config", required=True, metavar="FILE", help="and --config.KEY=VALUE, as in training")
+    command.add_argument("--topology", metavar="TPU", help="such as v5e:2x4, v5e:16x16, v6e:1x1 or v5p:4x4x4")
+    command.add_argument("--device", metavar="GPU", help="such as a100-40g, h100 or rtx4090; or a memory, such as 8GB")
+    command.add_argument("--num-classes", type=int, default=1000, help="of the data (default: 1000)")
+    command.add_argument("--in-channels", type=int, default=3, help="of the pictures (default: 3)")
+    command.add_argument(
+        "--stored",
+        type=int,
+        metavar="PIXELS",
+        help="side of small pictures that are kept in memory and cropped on the device (default: workers crop them)",
+    )
+    command.add_argument("--no-search", action="store_true", help="only this batch; do not look for the largest")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_plan)
 
     command = commands.add_parser("predict", help="labels and probabilities for pictures")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
@@ -220,6 +246,93 @@ def _info(arguments: argparse.Namespace) -> None:
 
     info = model_info(arguments.name, image_size=arguments.image_size)
     print(json.dumps(dataclasses.asdict(info)) if arguments.json else info)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.topology is not None:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # the TPUs need not be there, and what is there must not be taken
+    from jaxvision import main as training
+    from jaxvision import run
+
+    config, _, _ = training.parse([f"--config={arguments.config}", *arguments.overrides])
+    assert config is not None
+    answer = run.plan(
+        config,
+        topology=arguments.topology,
+        device=arguments.device,
+        num_classes=arguments.num_classes,
+        channels=arguments.in_channels,
+        stored=arguments.stored,
+        search=not arguments.no_search,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    if arguments.json:
+        print(json.dumps(answer.as_dict()))
+    else:
+        _print_plan(config.model.name, answer)
+    return 0 if answer.plans[0].fits else 1
+
+
+def _print_plan(name: str, answer: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxvision.parallel.plan import GIB, mesh_text
+
+    console, plan = Console(highlight=False, soft_wrap=True), answer.plans[0]
+
+    def table(title: str, *columns: str) -> Any:
+        made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+        for i, column in enumerate(columns):
+            made.add_column(column, justify="right" if i else "left")
+        return made
+
+    devices = math.prod(plan.mesh.values())
+    console.print(f"{name}: {plan.batch_size:,} images a step on {devices} x {plan.chip.name} ({mesh_text(plan.mesh)})")
+    if plan.batch_size != answer.asked:
+        console.print(f"the config's batch, {answer.asked:,}, is not divided by these devices: the next one that is")
+
+    rows = table("\nbytes on one device", "", "GiB")
+    for kind, n in plan.bytes.items():
+        if n:
+            rows.add_row(kind, f"{n / GIB:.3f}")
+    rows.add_row("total", f"{plan.total / GIB:.3f}")
+    rows.add_row("there is", f"{plan.chip.memory / GIB:.3f}")
+    console.print(rows)
+    console.print("it fits" if plan.fits else "it does NOT fit")
+    if answer.largest is not None:
+        tried = ", ".join(f"{batch:,}: {n / GIB:.2f} GiB" for batch, n in sorted(answer.tried.items()))
+        console.print(f"largest batch that fits: {answer.largest:,}, of {len(answer.tried)} compiled ({tried})")
+
+    if plan.collectives:
+        rows = table("\nmessages in a step, from one device", "kind", "axis", "count", "array MiB", "sent MiB")
+        for row in plan.collectives:
+            sizes = f"{row.bytes / 2**20:.2f}", f"{row.sent / 2**20:.2f}"
+            rows.add_row(row.kind, row.axis, str(row.count), *sizes)
+        console.print(rows)
+    if plan.seconds:
+        rows = table("\na step at the chip's peak", "", "amount on one device", "ms")
+        amounts = {
+            "compute": f"{plan.flops / 1e12:.3f} TFLOP",
+            "memory": f"{plan.accessed / GIB:.2f} GiB",
+            "interconnect": f"{sum(row.sent for row in plan.collectives) / GIB:.3f} GiB",
+        }
+        for part, seconds in plan.seconds.items():
+            rows.add_row(part, amounts[part], f"{1000 * seconds:.2f}")
+        console.print(rows)
+        bound = max(plan.seconds, key=plan.seconds.get)
+        rate = plan.batch_size / plan.step_seconds
+        console.print(f"no faster than {1000 * plan.step_seconds:.2f} ms a step, {rate:,.0f} images/s, by {bound}")
+        console.print(f"MFU at most {plan.mfu:.0%}")
+    if len(answer.plans) > 1:
+        rows = table("\nmeshes, the best first", "mesh", "GiB", "ms", "fits")
+        for other in answer.plans:
+            time = f"{1000 * other.step_seconds:.2f}" if other.step_seconds else ""
+            rows.add_row(mesh_text(other.mesh), f"{other.total / GIB:.3f}", time, "yes" if other.fits else "no")
+        console.print(rows)
+    console.print(f"\nassumed ({plan.compile_seconds:.0f} s of compilation)")
+    for line in answer.assumptions:
+        console.print(f"- {line}")
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from flax import nnx
 from ml_collections import ConfigDict, config_dict
 
 from jaxvision import report
+from jaxvision.analysis.cost import operations
 from jaxvision.analysis.saliency import explain, overlay
 from jaxvision.augment import on_device
 from jaxvision.augment.preprocess import Preprocess
@@ -40,7 +41,8 @@ from jaxvision.eval.metrics import Evaluation
 from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
-from jaxvision.parallel.mesh import check_batch_size, make_mesh, replicated, shard_batch
+from jaxvision.parallel import plan as planning
+from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, replicated, shard_batch
 from jaxvision.parallel.rules import state_shardings
 from jaxvision.train import optim, partial
 from jaxvision.train.loss import make_loss
@@ -318,18 +320,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             raise UserError("a run needs a train part, and a validation or test part to tell what it learned")
         classes, channels = data["train"].source.classes, data["train"].channels
         steps_per_epoch = len(data["train"]) / batch_size
-        steps = loop.steps or max(math.ceil(loop.epochs * steps_per_epoch), 1)
+        steps = total_steps(loop, steps_per_epoch)
 
-        # The model, from shapes alone: what trains, how fast, and where each array lives.
-        preprocess = preprocess_of(config, channels, small=data["train"].stored is not None)
-        build = functools.partial(build_model, config, len(classes), channels, preprocess.image_size)
-        bare = functools.partial(build, weights=False)
-        template = nnx.eval_shape(bare)
-        rate = make_schedule(config.optimizer.learning_rate, steps=steps, **_schedule(config, steps_per_epoch, steps))
-        tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
-        create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
-        graph, abstract = abstract_state(create, bare)
-        shardings = state_shardings(abstract, mesh)
+        # The model, the optimizer and the step, from shapes alone.
+        stored = None if data["train"].stored is None else data["train"].stored.shape[1:]
+        program = train_program(
+            config, mesh, num_classes=len(classes), channels=channels, stored=stored, steps_per_epoch=steps_per_epoch
+        )
+        preprocess, graph = program.preprocess, program.graph
+        abstract, shardings = program.abstract, program.shardings
 
         # Where the run starts: this workdir's newest good checkpoint, else the given weights, else random.
         check_config(workdir, config.to_dict(), may_differ=MAY_DIFFER)
@@ -338,22 +337,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         )
         with clock.part("start"):
             restored = checkpoints.restore(abstract, shardings)
-            state = restored.state if restored else initialise(create, build(weights=True), shardings)
+            state = restored.state if restored else initialise(program.create, program.build(weights=True), shardings)
         start = restored.step if restored else 0
 
-        # What happens to a batch on the devices, in training and in evaluation.
-        loss = make_loss(**config.loss)
-        prepare = training_images(config, preprocess, len(classes), stored=data["train"].stored is not None)
-        jax.eval_shape(prepare, pipeline.batch_shapes(data["train"], batch_size, preprocess.image_size), 0)
-        train_step = make_train_step(
-            graph,
-            mesh=mesh,
-            shardings=shardings,
-            loss=loss,
-            prepare=prepare,
-            learning_rate=rate,
-            accumulate=loop.accumulate,
-        )
+        # What happens to a batch on the devices in evaluation.
         assess = functools.partial(
             assess_part,
             graph=graph,
@@ -413,7 +400,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             with clock.part("data wait"):
                 batch = next(batches)
             with clock.part("compile") if step == start else nullcontext():  # the clock takes what is left for steps
-                state, values = train_step(state, batch)
+                state, values = program.step(state, batch)
                 if step == start:
                     jax.block_until_ready(values)
             clock.step(batch_size)
@@ -591,6 +578,105 @@ def evaluate(
         return result.scalars()
 
 
+def plan(
+    config: ConfigDict,
+    *,
+    topology: str | None = None,
+    device: str | None = None,
+    num_classes: int = 1000,
+    channels: int = 3,
+    stored: int | None = None,
+    search: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> planning.Answer:
+    """Returns what the train step of `config` would take, compiled for devices that need not be there.
+
+    No parameter is allocated and no data are read, so what data tell is given here.
+
+    Args:
+      config: as for `train`.
+      topology: TPUs to compile for, such as ``v5e:16x16``; needs libtpu.
+      device: a GPU such as ``h100``, or a memory such as ``8GB``: compiled for the backend at hand, which is the
+        program that would run only on a GPU of that kind, and rough on a CPU.
+      num_classes: of the data.
+      channels: of the pictures.
+      stored: side of small pictures, in pixels, that are kept in memory and cropped on the device; None: the workers
+        crop them.
+      search: look for the largest batch, which takes up to four further compilations.
+      say: told what goes on.
+
+    Raises:
+      UserError: a mistake in the config, or an unknown device.
+      MissingPackage: no libtpu.
+    """
+    config = complete(config)
+    _check_values(config)
+    if (topology is None) == (device is None):
+        raise UserError("a plan is for one topology (--topology v5e:2x4) or one device (--device a100-40g)")
+    if topology is not None:
+        devices, chip, sends = planning.topology(topology)
+    else:
+        devices, chip, sends = jax.devices()[:1], planning.device(cast(str, device)), 0.0
+    facts: dict[str, Any] = {
+        "num_classes": num_classes,
+        "channels": channels,
+        "stored": None if stored is None else (stored, stored, channels),
+        "steps_per_epoch": 1000.0,  # of the schedule: changes a constant of the program
+    }
+    accumulate = config.train.accumulate
+
+    def at(mesh: jax.sharding.Mesh, units: int) -> planning.Plan:
+        """Returns the plan for a batch of so many images on each device, times `accumulate`."""
+        ours = config.copy_and_resolve_references()
+        ours.data.batch_size = units * batch_devices(mesh) * accumulate
+        say(f"compiling the step of {ours.data.batch_size:,} images for {planning.mesh_text(mesh.shape)} ...")
+        program = train_program(ours, mesh, **facts)
+        traced = program.step.trace(program.abstract, program.batch)
+        return planning.read(
+            traced,
+            chip=chip,
+            mesh=mesh,
+            abstract=program.abstract,
+            shardings=program.shardings,
+            batch=program.batch,
+            flops=operations(traced.jaxpr.jaxpr),
+            ahead=pipeline.AHEAD,
+            sends=sends,
+            float32=config.model.dtype in (None, "float32"),
+        )
+
+    def units(mesh: jax.sharding.Mesh) -> int:
+        return math.ceil(config.data.batch_size / (batch_devices(mesh) * accumulate))
+
+    axes = [config.mesh.to_dict(), *([{"data": -1}, {"fsdp": -1}] if len(devices) > 1 else [])]
+    meshes: dict[Any, jax.sharding.Mesh] = {}  # those that lay the state out in the same way are one
+    for mesh in (make_mesh(sizes, devices=devices) for sizes in axes):
+        program = train_program(config, mesh, **facts)
+        layout = planning.state_bytes(program.abstract, program.shardings)
+        meshes.setdefault((batch_devices(mesh), *layout.values()), mesh)
+    found = [(at(mesh, units(mesh)), mesh) for mesh in meshes.values()]
+    best = planning.best([done for done, _ in found])
+    mesh = next(mesh for done, mesh in found if done is best)
+    known = {units(mesh): best}
+
+    def used(n: int) -> float:
+        if n not in known:
+            known[n] = at(mesh, n)
+        return known[n].total
+
+    held = sum(best.bytes[kind] for kind in planning.STATE)
+    limit = planning.largest(used, chip.memory, units(mesh), empty=held) if search else None
+    return planning.Answer(
+        plans=tuple(sorted((done for done, _ in found), key=lambda done: done is not best)),
+        asked=config.data.batch_size,
+        largest=None if limit is None else limit * batch_devices(mesh) * accumulate,
+        tried={done.batch_size: done.total for done in known.values()},
+        assumptions=planning.assumptions(
+            best, topology=topology, num_classes=num_classes, stored=stored, backend=jax.default_backend()
+        ),
+    )
+
+
 def _spelled(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:
     """Returns `classes` as the data call them: ImageNet's come by their names, or as WordNet's identifiers."""
     by_wordnet = tuple(classes) == catalog.class_names() and not set(found).isdisjoint(catalog.synsets())
@@ -604,6 +690,85 @@ def wanted_devices(axes: Mapping[str, int]) -> list[jax.Device] | None:
     """Returns the first devices, if the mesh names fewer than there are; None for all."""
     wanted = math.prod(axes.values())
     return jax.devices()[:wanted] if min(axes.values()) > 0 and wanted < jax.device_count() else None
+
+
+def total_steps(loop: Loop, steps_per_epoch: float) -> int:
+    """Returns how many steps a run takes."""
+    return loop.steps or max(math.ceil(loop.epochs * steps_per_epoch), 1)
+
+
+@dataclass(frozen=True)
+class Program:
+    """The train step of a config, and the shapes of all that it works on; no array exists yet.
+
+    Attributes:
+      preprocess: the evaluation transform; it has the size and the normalisation that training shares.
+      build: builds the model, ``weights=True`` or ``False``.
+      create: makes the training state of a model.
+      graph: structure of the state.
+      abstract: shapes of the state.
+      shardings: of the state.
+      step: (state, batch) -> (state, metrics), from `make_train_step`.
+      batch: shapes of the batch over all devices.
+    """
+
+    preprocess: Preprocess
+    build: Callable[..., Model]
+    create: Callable[..., Any]
+    graph: nnx.GraphDef
+    abstract: nnx.State
+    shardings: Any
+    step: Any
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+
+def train_program(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    *,
+    num_classes: int,
+    channels: int,
+    stored: tuple[int, ...] | None,
+    steps_per_epoch: float,
+) -> Program:
+    """Returns the train step of a config for the devices of `mesh`, which need not be there.
+
+    What trains, how fast, and where each array lives: the one place that decides it, for `train` and for `plan`.
+
+    Args:
+      config: completed.
+      mesh: the devices.
+      num_classes: of the data.
+      channels: of the pictures.
+      stored: shape [h, w, c] of pictures that are kept in memory and cropped on the device; None where the workers
+        crop them.
+      steps_per_epoch: for the schedule.
+    """
+    loop = Loop(**config.train)
+    steps = total_steps(loop, steps_per_epoch)
+    preprocess = preprocess_of(config, channels, small=stored is not None)
+    build = functools.partial(build_model, config, num_classes, channels, preprocess.image_size)
+    bare = functools.partial(build, weights=False)
+    template = nnx.eval_shape(bare)
+    rate = make_schedule(config.optimizer.learning_rate, steps=steps, **_schedule(config, steps_per_epoch, steps))
+    tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
+    create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
+    graph, abstract = abstract_state(create, bare)
+    shardings = state_shardings(abstract, mesh)
+    prepare = training_images(config, preprocess, num_classes, stored=stored is not None)
+    shape = stored or (preprocess.image_size, preprocess.image_size, channels)
+    batch = pipeline.batch_shapes(shape, config.data.batch_size)
+    jax.eval_shape(prepare, batch, 0)
+    step = make_train_step(
+        graph,
+        mesh=mesh,
+        shardings=shardings,
+        loss=make_loss(**config.loss),
+        prepare=prepare,
+        learning_rate=rate,
+        accumulate=loop.accumulate,
+    )
+    return Program(preprocess, build, create, graph, abstract, shardings, step, batch)
 
 
 def preprocess_of(config: ConfigDict, channels: int, *, small: bool) -> Preprocess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "slow": (config.getoption("--slow"), "takes long: run with --slow"),
         "shared": ((shared_folder() / "data").is_dir(), "needs ../shared/data (or JAXVISION_SHARED)"),
         "timm": (have_timm(), "needs the extra [reference]: PyTorch and timm"),
+        "libtpu": (importlib.util.find_spec("libtpu") is not None, "needs the extra [tpu]: libtpu"),
         "gpu": (any(d.platform == "gpu" for d in jax.devices()), "needs a GPU"),
     }
     for item in items:

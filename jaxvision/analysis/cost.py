@@ -190,6 +190,35 @@ def model_info(model: str | Model, image_size: int | None = None) -> ModelInfo:
     return ModelInfo(model.architecture, size, model.in_channels, model.num_classes, tuple(stages), total)
 
 
+def operations(jaxpr: core.Jaxpr) -> int:
+    """Returns the operations (two for a multiply-add) of a program's matrix products and convolutions.
+
+    Whatever is in a scan counts as often as it runs; additions, activations and norms do not count.
+
+    Example:
+      >>> def f(w, x):
+      ...     return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+      >>> operations(jax.make_jaxpr(f)(jnp.ones((5, 4, 4)), jnp.ones((2, 4))).jaxpr)
+      320
+    """
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = _inner(eqn)
+        out: Any = eqn.outvars[0].aval if eqn.outvars else None
+        if inner is not None:
+            total += eqn.params.get("length", 1) * operations(inner)
+        elif eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            left: Any = eqn.invars[0].aval
+            total += 2 * out.size * math.prod(left.shape[axis] for axis in contracted)
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel: Any = eqn.invars[1].aval
+            features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+            # The gradient of a strided convolution is one of an image with zeros between its pixels.
+            total += 2 * out.size * kernel.size // features // math.prod(eqn.params["lhs_dilation"])
+    return total
+
+
 def _short(n: int) -> str:
     """Returns a count in the largest unit that leaves a digit before the point, as in ``25.56 M``."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):

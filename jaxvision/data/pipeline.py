@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]  # image uint8 [b, h, w, c], label int32 [b], index int32 [b], mask bool [b]
 T = TypeVar("T")
 
+AHEAD = 2  # batches that wait on the devices while one is used
 _PROBES = 16  # pictures that tell of what shape all are
 _CHUNK = 512  # examples read at once where a whole set is read
 
@@ -290,18 +291,15 @@ def train_batches(
         yield batch
 
 
-def batch_shapes(pictures: Pictures, batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(shape: tuple[int, ...], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of what `train_batches` yields, of the batch over all processes.
 
     Args:
-      pictures: from `prepare`.
+      shape: [h, w, c] of a picture on its way to the device: as it is stored, or as the workers crop it.
       batch_size: images per step.
-      image_size: side to which pictures that are not kept in memory are cropped.
     """
     import jax  # not above: the workers, which import this file, do without
 
-    stored = pictures.stored
-    shape = (image_size, image_size, pictures.channels) if stored is None else stored.shape[1:]
     image = jax.ShapeDtypeStruct((batch_size, *shape), np.uint8)
     rest = {"label": np.int32, "mask": np.bool_, "index": np.int32}
     return {"image": image} | {key: jax.ShapeDtypeStruct((batch_size,), kind) for key, kind in rest.items()}
@@ -345,7 +343,7 @@ def eval_steps(n: int, batch_size: int) -> int:
     return -(-n // batch_size)
 
 
-def prefetch(batches: Iterable[T], place: Callable[[T], Any], *, ahead: int = 2) -> Iterator[Any]:
+def prefetch(batches: Iterable[T], place: Callable[[T], Any], *, ahead: int = AHEAD) -> Iterator[Any]:
     """Yields ``place(batch)`` for each batch, begun `ahead` batches before it is asked for.
 
     Placing on a device returns before the copy is done, so the copy of one batch goes on during the step of another.
