@@ -42,8 +42,9 @@ from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel import plan as planning
+from jaxvision.parallel.blocks import REMAT, Blocks
 from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, replicated, shard_batch
-from jaxvision.parallel.rules import state_shardings
+from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.train import optim, partial
 from jaxvision.train.loss import make_loss
 from jaxvision.train.schedule import make_schedule
@@ -66,6 +67,10 @@ class Loop:
       evaluate_every: epochs between evaluations; there is always one at the end.
       patience: stop after this many evaluations without a better top-1; None never stops early.
       log_every: steps between lines of metrics.jsonl.
+      remat: what a block of the model keeps for the backward pass, which computes the rest a second time: "products"
+        (of matrices, and convolutions) or "nothing" (but what went in). None keeps everything: fastest, most memory.
+      scan: compile blocks that are alike as one loop: a deep ViT compiles in the time of a shallow one.
+      batch_norm_group: images that BatchNorm normalises together, such as 32; None: the whole batch, over all devices.
     """
 
     epochs: float = 10.0
@@ -76,12 +81,17 @@ class Loop:
     evaluate_every: float = 1.0
     patience: int | None = None
     log_every: int = 10
+    remat: str | None = None
+    scan: bool = False
+    batch_norm_group: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "evaluate_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"train.{name} is a number above 0, got {getattr(self, name)}")
-        for name in ("steps", "accumulate", "patience", "log_every"):
+        if self.remat not in (None, *REMAT):
+            raise unknown("train.remat", str(self.remat), REMAT)
+        for name in ("steps", "accumulate", "patience", "log_every", "batch_norm_group"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"train.{name} is 1 or more, got {getattr(self, name)}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -138,6 +148,15 @@ def _preprocess_options(
     """
 
 
+def _sharding_options(*, zero1: bool = False, min_size: int = 2**16) -> None:
+    """The section ``sharding``: what the axes of the mesh leave open.
+
+    Args:
+      zero1: split the optimizer's moments and the moving average over mesh.data, too (ZeRO-1).
+      min_size: arrays with fewer elements are not split.
+    """
+
+
 # Section of the config -> the functions that it is splatted into, and the arguments that `train` gives itself.
 SECTIONS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "data": ((_data_options,), set()),
@@ -152,11 +171,15 @@ SECTIONS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "optimizer": ((optim.create_optimizer,), {"model"}),
     "schedule": ((make_schedule, _schedule_options), {"steps", "learning_rate"}),
     "train": ((Loop,), set()),
+    "sharding": ((_sharding_options,), set()),
     "checkpoint": ((Checkpoints,), {"workdir", "config", "say", "read_only"}),
 }
 METRICS = ("top1", "top5", "loss", "calibration_error")
 # What may change between a run and its continuation.
-MAY_DIFFER = ("checkpoint", "data.workers", "data.memory_limit", "data.eval_batch_size", "train.log_every", "mesh")
+MAY_DIFFER = (
+    "checkpoint", "data.workers", "data.memory_limit", "data.eval_batch_size", "train.log_every", "train.remat",
+    "train.scan", "mesh", "sharding",
+)  # fmt: skip
 
 
 def complete(config: Mapping[str, Any]) -> ConfigDict:
@@ -224,7 +247,9 @@ def explain_keys(config: Mapping[str, Any]) -> dict[str, str]:
     """
     texts = {"seed": "of everything random: weights, order, augmentation.",
              "source.name": f"where the pictures come from: {', '.join(source.SOURCES)}.",
-             "mesh.data": "devices along the axis that batches are split over; -1 is all."}  # fmt: skip
+             "mesh.data": "devices along the axis that batches are split over; -1 is what the others leave.",
+             "mesh.fsdp": "devices that split batches, and parameters with all that belongs to them, too.",
+             "mesh.tensor": "devices that share the work of a layer, on the same images."}  # fmt: skip
     sections = {"source": ((source.source_function(config["source"]["name"]),), set()), **SECTIONS}
     family: Callable[..., Any] = registry.variant(catalog.lookup(config["model"]["name"]).architecture).build
     for name, (functions, _) in sections.items():
@@ -754,7 +779,9 @@ def train_program(
     tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
     create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
     graph, abstract = abstract_state(create, bare)
-    shardings = state_shardings(abstract, mesh)
+    rules = make_rules(mesh, **config.sharding)
+    shardings = state_shardings(abstract, mesh, rules.stored, moments=rules.moments, unused_ok=True)
+    blocks = Blocks(mesh, rules, remat=loop.remat, scan=loop.scan)
     prepare = training_images(config, preprocess, num_classes, stored=stored is not None)
     shape = stored or (preprocess.image_size, preprocess.image_size, channels)
     batch = pipeline.batch_shapes(shape, config.data.batch_size)
@@ -767,6 +794,8 @@ def train_program(
         prepare=prepare,
         learning_rate=rate,
         accumulate=loop.accumulate,
+        blocks=None if blocks.plain else blocks,
+        batch_norm_group=loop.batch_norm_group,
     )
     return Program(preprocess, build, create, graph, abstract, shardings, step, batch)
 

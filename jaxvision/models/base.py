@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,14 @@ class FeatureInfo(NamedTuple):
     stride: int
 
 
+def in_turn(name: str, blocks: Sequence[Any], x: jax.Array) -> jax.Array:
+    """Returns `x` passed through each block in turn; `name` is that of the attribute that holds them."""
+    del name
+    for block in blocks:
+        x = block(x)
+    return x
+
+
 class Model(nnx.Module):
     """An image classifier: images [b, h, w, c] -> logits [b, num_classes].
 
@@ -44,6 +52,7 @@ class Model(nnx.Module):
       first_conv: path of the convolution that sees the image, such as ``"conv1"`` or ``"patch_embed.proj"``.
       table_only: arguments of the class that are code, such as the kind of block: a row of the table gives them.
       feature_info: name, channels and stride of each level that `forward_intermediates` has.
+      run_blocks: what runs a row of blocks; in training `jaxvision.parallel.blocks.Blocks` may take its place.
     """
 
     architecture: str
@@ -57,6 +66,12 @@ class Model(nnx.Module):
     feature_info: tuple[FeatureInfo, ...]
     options: tuple[tuple[str, Any], ...] = ()
     table_only: tuple[str, ...] = ()
+    run_blocks: Callable[[str, Sequence[Any], jax.Array], jax.Array] = staticmethod(in_turn)
+
+    def set_view(self, run_blocks: Callable[..., Any] | None = None) -> None:
+        """Joins the view in which blocks are run in another way."""
+        if run_blocks is not None:
+            self.run_blocks = run_blocks
 
     @abstractmethod
     def __call__(self, images: jax.Array) -> jax.Array:

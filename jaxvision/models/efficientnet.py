@@ -185,7 +185,7 @@ class EfficientNet(Model):
         x = self.activation(self.bn1(self.conv_stem(images)))
         maps = [x] if 0 in wanted else []
         for n, stage in enumerate(self.blocks, 1):
-            x = stage(x)
+            x = self.run_blocks(f"blocks.{n - 1}", stage, x)
             if n in wanted:
                 maps.append(x)
         return maps if intermediates_only else (self._end(x), maps)

@@ -392,8 +392,8 @@ class ResNet(Model):
         x = jax.nn.relu(self.bn1(self.conv1(images)))
         maps = [x]
         x = self.maxpool(x)
-        for stage in self.stages:
-            x = stage(x)
+        for level, stage in zip(self.feature_info[1:], self.stages, strict=True):
+            x = self.run_blocks(level.name, stage, x)
             maps.append(x)
         maps = [maps[i] for i in feature_indices(indices, len(maps))]
         return maps if intermediates_only else (x, maps)

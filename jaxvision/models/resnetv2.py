@@ -414,8 +414,8 @@ class ResNetV2(Model):
         x = self.stem.before_pool(images)
         maps = [x]
         x = max_pool(x, padding=self.stem.pool)
-        for stage in self.stages:
-            x = stage(x)
+        for i, stage in enumerate(self.stages):
+            x = self.run_blocks(f"stages.{i}.blocks", stage.blocks, x)
             maps.append(x)
         features = x if self.norm is None else self.activation(self.norm(x))
         if norm:

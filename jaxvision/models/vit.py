@@ -241,9 +241,7 @@ class VisionTransformer(Model):
 
         They are normalised, unless the norm comes after pooling (``fc_norm``) or there is none.
         """
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
+        x = self.run_blocks("blocks", self.blocks, self.embed(images))
         return x if self.norm is None else self.norm(x)
 
     def forward_intermediates(

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvision.errors import UserError
 from jaxvision.models.layers.mode import train_view
+from jaxvision.parallel.blocks import Blocks
 from jaxvision.parallel.mesh import batch_axes, batch_sharding, replicated
 from jaxvision.train.loss import Loss, is_hard, mean_weights, weighted_sum, without_padding
 from jaxvision.train.schedule import as_schedule
@@ -32,6 +33,8 @@ def make_train_step(
     prepare: Prepare,
     learning_rate: float | optax.Schedule,
     accumulate: int = 1,
+    blocks: Blocks | None = None,
+    batch_norm_group: int | None = None,
 ) -> Callable[[nnx.State, Batch], tuple[nnx.State, dict[str, jax.Array]]]:
     """Returns the function (state, batch) -> (state, metrics).
 
@@ -49,6 +52,10 @@ def make_train_step(
       learning_rate: the optimizer's, to be reported.
       accumulate: microbatches per step: memory of one, gradient of all. Loss and gradients are those of the whole
         batch, except that BatchNorm normalises within a microbatch (and moves its statistics once for each).
+      blocks: how the model's blocks are run, and where its parameters are gathered; None: as the model says, and as
+        the compiler decides.
+      batch_norm_group: images, in a row of the batch, that BatchNorm normalises together; None: all. Its running
+        statistics are the mean over the groups.
 
     Returns:
       The step. Its batch has ``"mask"`` [b], False for padding, and what `prepare` reads. Its metrics are scalars on
@@ -85,10 +92,15 @@ def make_train_step(
         examples = (images, without_padding(targets, batch["mask"]), mean_weights(batch["mask"]))
 
         trainable = ts.optimizer.wrt
-        structure, params, rest = nnx.split(train_view(ts.model), trainable, ...)  # type: ignore[misc]
+        training = train_view(ts.model, batch_norm_group=batch_norm_group)
+        if blocks is not None:
+            training = nnx.view(training, run_blocks=blocks, raise_if_not_found=False)
+        structure, params, rest = nnx.split(training, trainable, ...)  # type: ignore[misc]
 
         def objective(params: nnx.State, rest: nnx.State, examples: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
             images, targets, weights = examples
+            if blocks is not None:
+                params, rest = blocks.gather(params), blocks.gather(rest)
             model = nnx.merge(structure, params, rest, copy=True)
             logits = model(images)
             sums = {"loss": weighted_sum(loss(logits, targets), weights)}

@@ -24,6 +24,7 @@ class DropPath(nnx.Module):
 
     def __init__(self, rate: float, *, rngs: nnx.Rngs):
         self.rate = rate
+        self.traced_rate = nnx.data(None)  # set where blocks of other rates share one program
         self.deterministic = True
         self.rngs = rngs.dropout.fork() if rate > 0 else None
 
@@ -37,8 +38,9 @@ class DropPath(nnx.Module):
         if self.rngs is None or self.deterministic:
             return x
         b = x.shape[0]
-        keep = jax.random.bernoulli(self.rngs(), 1 - self.rate, (b,) + (1,) * (x.ndim - 1))
-        return x * keep.astype(x.dtype) / (1 - self.rate)
+        kept = 1 - (self.rate if self.traced_rate is None else self.traced_rate)
+        keep = jax.random.bernoulli(self.rngs(), kept, (b,) + (1,) * (x.ndim - 1))
+        return x * keep.astype(x.dtype) / kept
 
 
 def rates(total: float, n: int, *, last_gets_all: bool = True) -> list[float]:

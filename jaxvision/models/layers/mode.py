@@ -14,16 +14,18 @@ from flax import nnx
 M = TypeVar("M", bound=nnx.Module)
 
 
-def train_view(model: M) -> M:
+def train_view(model: M, *, batch_norm_group: int | None = None) -> M:
     """Returns a view of `model` that drops out, skips paths and updates BatchNorm statistics.
 
+    With `batch_norm_group`, BatchNorm normalises so many images together, not the whole batch.
     Frozen BatchNorm layers keep their statistics; dropout and stochastic depth act in frozen blocks, too.
 
     >>> import jaxvision
     >>> model = jaxvision.create_model("test_resnet", num_classes=10)
     >>> training = train_view(model)     # shares the parameters of `model`
     """
-    return nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False)
+    options = {} if batch_norm_group is None else {"batch_norm_group": batch_norm_group}
+    return nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False, **options)
 
 
 def eval_view(model: M) -> M:

@@ -11,6 +11,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
+from jaxvision.errors import UserError
 from jaxvision.models.layers.init import constant, ones, zeros
 
 Norm = Callable[..., nnx.Module]  # (features, dtype=, param_dtype=, rngs=) -> a normalisation over the last axis
@@ -32,6 +33,7 @@ class BatchNorm(nnx.Module):
 
     Attributes:
       frozen: if True the statistics are used and kept in training, too; `train.partial` sets it.
+      group: images that are normalised together in training; None is the whole batch.
     """
 
     def __init__(
@@ -53,9 +55,12 @@ class BatchNorm(nnx.Module):
         self.epsilon, self.momentum, self.dtype = epsilon, momentum, dtype
         self.use_running_average = True
         self.frozen = False
+        self.group: int | None = None
 
-    def set_view(self, use_running_average: bool | None = None) -> None:
+    def set_view(self, use_running_average: bool | None = None, batch_norm_group: int | None = None) -> None:
         """Joins the training or evaluation view; a frozen layer stays in the latter."""
+        if batch_norm_group is not None:
+            self.group = batch_norm_group
         if use_running_average is not None:
             self.use_running_average = use_running_average or self.frozen
 
@@ -64,14 +69,17 @@ class BatchNorm(nnx.Module):
         shape = (1,) * (x.ndim - 1) + (-1,)
         x, gain, bias = dtypes.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
         if not self.use_running_average:
-            axes = tuple(range(x.ndim - 1))
+            whole = x.shape
+            if self.group is not None:
+                x, shape = _grouped(x, self.group), (1, *shape)
+            axes = tuple(range(x.ndim - len(whole), x.ndim - 1))  # of a group, or of all
             exact = x.astype(_exact(x))
-            mean = exact.mean(axes)
-            var = lax.square(exact - mean.reshape(shape)).mean(axes)
+            mean = exact.mean(axes, keepdims=True)
+            var = lax.square(exact - mean).mean(axes, keepdims=True)
             for old, new in ((self.mean, mean), (self.var, var)):
-                old[...] = self.momentum * old[...] + (1 - self.momentum) * new
-            gain = lax.rsqrt(var + self.epsilon).reshape(shape) * gain.reshape(shape)
-            return ((x - mean.reshape(shape)) * gain + bias.reshape(shape)).astype(x.dtype)
+                old[...] = self.momentum * old[...] + (1 - self.momentum) * new.reshape(-1, new.shape[-1]).mean(0)
+            gain = lax.rsqrt(var + self.epsilon) * gain.reshape(shape)
+            return ((x - mean) * gain + bias.reshape(shape)).astype(x.dtype).reshape(whole)
         # The statistics are constants here: one multiply-add for each number, as PyTorch does it. Worked out in
         # float32, which matters in bfloat16.
         scale = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
@@ -302,6 +310,13 @@ def _with_channels(x: jax.Array, *parameters: nnx.Param, dtype: Any) -> list[jax
     """Returns `x` [b, h, w, c] and parameters as [1, 1, 1, c], in one dtype."""
     x, *values = dtypes.promote_dtype((x, *(p[...] for p in parameters)), dtype=dtype)
     return [x, *(value.reshape(1, 1, 1, -1) for value in values)]
+
+
+def _grouped(x: jax.Array, size: int) -> jax.Array:
+    """Returns `x` [b, ...] as [b / size, size, ...]."""
+    if x.shape[0] % size:
+        raise UserError(f"a batch of {x.shape[0]} images is not made of groups of {size} for BatchNorm")
+    return x.reshape(-1, size, *x.shape[1:])
 
 
 def _exact(x: jax.Array) -> Any:
