@@ -341,8 +341,10 @@ def _convert(arguments: argparse.Namespace) -> None:
     from jaxvision.create import save_classifier
     from jaxvision.weights.timm import save_timm
 
-    classifier = _classifier(arguments)
     output = Path(arguments.output)
+    if output.suffix in (".pth", ".pt", ".bin", ".ckpt", ".h5", ".npz", ".onnx"):
+        raise UserError(f"{output}: name a folder, for config.json and model.safetensors, or a file *.safetensors")
+    classifier = _classifier(arguments)
     if output.suffix == ".safetensors":
         save_timm(classifier.model, output)
     else:

@@ -155,6 +155,10 @@ def test_evaluate_counts_every_picture(
     assert result["top1"] == pytest.approx(np.mean(right))
     assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
     assert "evaluate" in refused(capsys, "evaluate", "-m", export)
+    arguments = ("evaluate", "-m", export, "--data", pictures)
+    assert "a folder takes no option 'x'" in refused(capsys, *arguments, "--option", "x=1")
+    (tmp_path / "r" / "metrics.jsonl").touch()
+    assert "has the report of a training run" in refused(capsys, *arguments, "--report", tmp_path / "r")
 
 
 def test_convert_makes_what_timm_reads(capsys: pytest.CaptureFixture, export: Path, tmp_path: Path) -> None:

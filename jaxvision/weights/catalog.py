@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -201,7 +201,7 @@ SORTS: dict[str, Callable[[Entry], float | None]] = {
 
 
 def list_models(
-    pattern: str = "*",
+    pattern: str | Sequence[str] = "*",
     *,
     family: str | None = None,
     pretrained: bool = False,
@@ -217,7 +217,7 @@ def list_models(
 
     Args:
       pattern: a shell pattern of the architecture or, with `pretrained`, of ``architecture.tag``. One without a dot
-        takes every tag.
+        takes every tag. Of several any one has to match.
       family: ``"resnet"``, ``"vit"`` or ``"efficientnet"``; None takes all.
       pretrained: list ``architecture.tag`` of every published set of weights, instead of architectures.
       license: a shell pattern of the weights' licence, such as ``"apache-2.0"`` or ``"cc-*"``; None takes all.
@@ -246,7 +246,8 @@ def list_models(
         for name, entry in _named(architecture, pretrained)
     ]
     # As in timm: without a dot it means every tag, and the tags in which it occurs.
-    patterns = [pattern, f"{pattern}.*"] if pretrained and "." not in pattern else [pattern]
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    patterns += [f"{each}.*" for each in patterns if pretrained and "." not in each]
     if license is not None:
         licenses = {entry.license for _, entry in rows if entry.license}
         matching = fnmatch.filter(licenses, str(license).lower())

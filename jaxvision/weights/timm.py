@@ -361,12 +361,15 @@ def save_timm(model: Any, path: str | Path) -> None:
 
     Args:
       model: any model of the registry. Frozen leaves are saved like the others, in the dtype that each has.
-      path: the file to write; its folder is made if need be.
+      path: the file to write, ``*.safetensors``; its folder is made if need be.
 
     Raises:
-      UserError: the model holds LoRA factors (merge them first), or the file cannot be written.
+      UserError: the file is called otherwise (timm would take it for a pickle), the model holds LoRA factors (merge
+        them first), or the file cannot be written.
     """
     _check_model(model)
+    if Path(path).suffix != ".safetensors":
+        raise UserError(f"weights are written as safetensors: call the file {Path(path).stem}.safetensors, not {path}")
     if any(isinstance(leaf, nnx.LoRAParam) for _, leaf in nnx.iter_graph(model)):
         raise UserError(
             "timm has no LoRA layers: merge them into the weights first, jaxvision.train.partial.merge_lora(model)"
