@@ -352,5 +352,12 @@ def _convert(arguments: argparse.Namespace) -> None:
     print(f"{output}: {classifier.model.architecture}, {classifier.model.num_classes} classes, as timm reads it")
 
 
+def run_and_exit() -> None:
+    """Ends the process with the status of `main`."""
+    from jaxvision import main as training
+
+    training.run_and_exit(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from reference import import_timm
 
 from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
@@ -180,3 +181,54 @@ def test_a_file_of_another_kind_is_not_written(tmp_path, capsys):
     assert cli.main(["convert", "test_resnet", str(tmp_path / "out.pth")]) == 2
     assert "name a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_was_cut_off_is_not_taken_for_one(tmp_path):
+    """Weights of one export beside the classes of another are a model that answers, and is wrong."""
+    for name, classes in (("old", ("a", "b")), ("new", ("x", "y"))):
+        save_classifier(tmp_path / name, Classifier(create_model("test_resnet", num_classes=2), classes, Preprocess()))
+    (tmp_path / "new" / "model.safetensors").replace(tmp_path / "old" / "model.safetensors")
+    with pytest.raises(UserError, match=r"config.json and model.safetensors are of two exports"):
+        load_classifier(tmp_path / "old")
+    save_timm(create_model("test_resnet", num_classes=2), tmp_path / "old" / "model.safetensors")  # by hand: all right
+    assert load_classifier(tmp_path / "old").classes == ("a", "b")
+
+
+def test_an_export_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    folder = save_classifier(
+        tmp_path, Classifier(create_model("test_resnet", num_classes=2, seed=1), "ab", Preprocess())
+    )
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"the name of a class is not UTF-8: 'K\\udce4se'"):
+        save_classifier(
+            folder, Classifier(create_model("test_resnet", num_classes=2), ("K\udce4se", "b"), Preprocess())
+        )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_weights_for_other_pictures_are_told_of(tmp_path, caplog):
+    save_timm(create_model("test_resnet", num_classes=2, in_channels=4), tmp_path / "four.safetensors")
+    with caplog.at_level(logging.WARNING):
+        create_model("test_resnet", checkpoint_path=tmp_path / "four.safetensors", num_classes=2)
+    assert "conv1.0.weight adapted from [16, 4, 3, 3] to [16, 3, 3, 3]" in caplog.text
+
+
+def test_pictures_are_not_made_for_a_model_that_is_not_square(tmp_path):
+    classifier = Classifier(create_model("test_vit", num_classes=2, image_size=(32, 64)), "ab", Preprocess())
+    with pytest.raises(UserError, match="this model takes 32 x 64 pixels, and pictures are made square"):
+        classifier.images(Image.new("RGB", (40, 30)))
+    config = json.loads((save_classifier(tmp_path, classifier) / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 64]
+
+
+@pytest.mark.timm
+def test_a_vit_of_timms_that_is_not_square_keeps_its_positions(tmp_path, caplog):
+    """As many patches as the architecture's own square has: nothing in the file says in which shape."""
+    from safetensors.torch import save_file
+
+    theirs = import_timm().create_model("test_vit", img_size=(80, 320))
+    save_file(theirs.state_dict(), tmp_path / "own.safetensors")
+    with caplog.at_level(logging.WARNING):
+        ours = create_model("test_vit", image_size=(80, 320), checkpoint_path=tmp_path / "own.safetensors")
+    np.testing.assert_array_equal(ours.pos_embed[...], theirs.pos_embed.detach().numpy())
+    assert "it is taken for 5 x 20, the model's" in caplog.text

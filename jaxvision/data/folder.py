@@ -124,6 +124,9 @@ def _classes(folder: Path) -> list[str]:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise UserError(f"{folder} has no folders; it needs one for each class, with the pictures inside")
+    for name in classes:
+        if any("\ud800" <= character <= "\udfff" for character in name):  # what Python makes of other bytes
+            raise UserError(f"{folder}: the name of the folder {name!r} is not UTF-8; rename it")
     return classes
 
 

@@ -161,12 +161,13 @@ def lookup(name: str) -> Entry:
       UserError: no such architecture or tag; the message names the nearest, or whose tag it is.
 
     Example:
-      >>> lookup("resnet50").name
-      'resnet50.a1_in1k'
+      >>> lookup("resnet50").name, lookup("hf_hub:timm/resnet50.a1_in1k").name
+      ('resnet50.a1_in1k', 'resnet50.a1_in1k')
       >>> lookup("resnet50.tv_in1k").preprocess.interpolation
       'bilinear'
     """
-    if re.search(r"[^\w.-]", name := str(name)):
+    name = re.sub(r"^(hf[-_]hub:)?timm/", "", str(name))  # timm's own spellings of where its weights are
+    if re.search(r"[^\w.-]", name):
         raise UserError(
             f"{name[:300]!r} is not the name of a model; a weight file is given beside the name, as checkpoint_path"
         )
