@@ -454,8 +454,10 @@ def _convert(arguments: argparse.Namespace) -> None:
     from jaxvision.create import save_classifier
     from jaxvision.weights.timm import save_timm
 
-    classifier = _classifier(arguments)
     output = Path(arguments.output)
+    if output.suffix in (".pth", ".pt", ".bin", ".ckpt", ".h5", ".npz", ".onnx"):
+        raise UserError(f"{output}: name a folder, for config.json and model.safetensors, or a file *.safetensors")
+    classifier = _classifier(arguments)
     if output.suffix == ".safetensors":
         save_timm(classifier.model, output)
     else:
@@ -463,5 +465,12 @@ def _convert(arguments: argparse.Namespace) -> None:
     print(f"{output}: {classifier.model.architecture}, {classifier.model.num_classes} classes, as timm reads it")
 
 
+def run_and_exit() -> None:
+    """Ends the process with the status of `main`."""
+    from jaxvision import main as training
+
+    training.run_and_exit(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

@@ -5,14 +5,17 @@ This is the one place where architectures (`models`), files (`weights`) and free
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import numbers
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +31,7 @@ from jaxvision.models.features import FeatureExtractor
 from jaxvision.models.layers.init import streams
 from jaxvision.models.layers.mode import eval_view
 from jaxvision.train import partial
-from jaxvision.weights import catalog, hub, timm
+from jaxvision.weights import catalog, files, hub, timm
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +183,13 @@ def create_model(
     else:
         # The classes of the file come with its head; other ones that were asked for begin with a fresh one.
         head: timm.Head = "load" if overrides["num_classes"] == published else "fresh"
-        model = timm.load_timm(registry.build_abstract(entry.architecture, **overrides), path, head=head, rngs=rngs)
+        model = timm.load_timm(
+            registry.build_abstract(entry.architecture, **overrides),
+            path,
+            head=head,
+            published=checkpoint_path is None,
+            rngs=rngs,
+        )
     if freeze_backbone or freeze_layers or freeze:
         partial.freeze(model, backbone=freeze_backbone, layers=freeze_layers, patterns=freeze)
     return eval_view(FeatureExtractor(model, out_indices) if features_only else model)
@@ -274,10 +283,10 @@ class Classifier:
         """Returns what the model takes: [b, image_size, image_size, c], transformed as in evaluation and normalised.
 
         Args:
-          pictures: files, or pictures of Pillow's.
+          pictures: files, or pictures of Pillow's; or a single one.
 
         Raises:
-          UserError: a file is not there, or is no picture.
+          UserError: a file is not there, or is no picture; or there is none at all.
 
         Example:
           >>> from PIL import Image
@@ -287,6 +296,10 @@ class Classifier:
           >>> probabilities.shape
           (1, 2)
         """
+        if isinstance(pictures, str | Path | Image):
+            pictures = [pictures]
+        if not len(pictures):
+            raise UserError("there is no picture to transform")
         pixels = np.stack([self.pixels(picture) for picture in pictures])
         return on_device.normalise(pixels, self.preprocess.mean, self.preprocess.std)
 
@@ -299,6 +312,14 @@ class Classifier:
                 raise UserError(f"{picture} cannot be read: {e}") from e
             except UserError as e:
                 raise UserError(f"{picture}: {e}") from e
+        if not isinstance(picture, Image):
+            kind = type(picture).__name__
+            raise UserError(
+                f"a picture is a file or one of Pillow's (PIL.Image.fromarray(array) makes one); got {kind}"
+            )
+        height, width = _height_and_width(self.model, self.preprocess)
+        if height != width:
+            raise UserError(f"this model takes {height} x {width} pixels, and pictures are made square: give it arrays")
         if self.model.in_channels not in (1, 3):
             raise UserError(f"pictures have 3 channels, or 1; this model takes {self.model.in_channels}")
         picture = picture.convert("RGB")
@@ -323,7 +344,7 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
     """
     folder = Path(folder)
     model, preprocess, names = classifier.model, classifier.preprocess, classifier.model.classifier_names
-    config = {
+    config: dict[str, Any] = {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
         "label_names": list(classifier.classes),
@@ -332,7 +353,7 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
         "pretrained_cfg": {
             "tag": "jaxvision",
             "num_classes": model.num_classes,
-            "input_size": [model.in_channels, preprocess.image_size, preprocess.image_size],
+            "input_size": [model.in_channels, *_height_and_width(model, preprocess)],
             "crop_pct": preprocess.crop_pct,
             "crop_mode": preprocess.crop_mode,
             "interpolation": preprocess.interpolation,
@@ -346,13 +367,26 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
     if untold:
         said = ", ".join(f"{name}={value!r}" for name, value in untold.items())
         logger.warning("timm cannot be told of %s: in timm this file is not the same model; here it is", said)
-    timm.save_timm(model, folder / "model.safetensors")
-    temporary = folder / "config.json.tmp"
+    # The same mark in both files tells, should the process be killed between them, that they are not of one export.
+    config[_MARK] = hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]
+    temporary = folder / f".config.json.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
-        temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False))
+        text = json.dumps(config, indent=2, ensure_ascii=False).encode()
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        timm.save_timm(model, folder / "model.safetensors", metadata={_MARK: config[_MARK]})
         temporary.replace(folder / "config.json")
+    except UnicodeEncodeError as e:
+        name = next(name for name in classifier.classes if e.object[e.start] in name)
+        raise UserError(f"the name of a class is not UTF-8: {name!r}") from e
     except OSError as e:
         raise UserError(f"cannot write {folder / 'config.json'}: {e.strerror or e}") from e
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
     return folder
 
 
@@ -383,6 +417,10 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
                 f"{source} is not a folder with config.json; for a weight file give the model's name and --checkpoint"
             )
         entry = catalog.lookup(str(source))
+        if own := exported(checkpoint_path, entry.architecture):  # the file knows its own classes and transform
+            if options.get("num_classes") == own.num_classes:
+                del options["num_classes"]
+            return load_classifier(Path(cast(str, checkpoint_path)).parent, **options)
         _check_head(entry, checkpoint_path, options.get("num_classes"))
         preprocess = entry.preprocess
         if options.get("image_size"):
@@ -394,30 +432,74 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
         raise UserError(f"{source} holds no finished model (export/config.json); let the run end, then try again")
     if "num_classes" in options:
         raise UserError(f"{source} has its own classes; another num_classes is for a model's name")
+    found = _read_export(folder)
+    size = options.get("image_size") or found.preprocess.image_size
+    preprocess = replace(found.preprocess, image_size=size)
+    entry = catalog.lookup(found.architecture)
+    arguments = dict(found.options)
+    registry.check_options(f"option in {folder / 'config.json'}", arguments, registry.options(entry.architecture))
+    arguments |= {ours: found.model_args[key] for key, ours in _OURS.items() if key in found.model_args}
+    if entry.activation is not None:
+        arguments.setdefault("activation", "gelu")  # not said is the architecture's own, not its weights'
+    path = checkpoint_path or folder / "model.safetensors"
+    if checkpoint_path is None:
+        with files.open_tensors(path) as file:
+            mark = file.metadata.get(_MARK)
+        if None not in (mark, found.mark) and mark != found.mark:
+            raise UserError(
+                f"{folder}: config.json and model.safetensors are of two exports, the later of which was not finished; "
+                f"export again"
+            )
+    _check_head(entry, path, found.num_classes)
+    # A ViT keeps its own size, which may be no square; a convnet notes that of its pictures.
+    arguments = {"image_size": size, **arguments, "num_classes": found.num_classes, **options}
+    model = cast(Model, create_model(found.architecture, checkpoint_path=path, **arguments))
+    return Classifier(model, found.classes, _grey(preprocess, model.in_channels))
+
+
+class Export(NamedTuple):
+    """What ``config.json`` of `save_classifier` says."""
+
+    architecture: str
+    num_classes: int
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    mark: str | None
+    options: dict[str, Any]
+    model_args: dict[str, Any]
+
+
+def exported(checkpoint_path: str | Path | None, architecture: str) -> Export | None:
+    """Returns what `save_classifier` wrote beside a weight file for this architecture; None beside any other."""
+    path = Path(checkpoint_path or "")
+    if path.name != "model.safetensors" or not _is_export(path.parent):
+        return None
+    try:
+        config = json.loads((path.parent / "config.json").read_text())
+        ours = config["architecture"] == architecture and config["pretrained_cfg"]["tag"] == "jaxvision"
+    except (ValueError, LookupError, TypeError, OSError):
+        return None  # somebody else's
+    return _read_export(path.parent) if ours else None
+
+
+def _read_export(folder: Path) -> Export:
     try:
         config = json.loads((folder / "config.json").read_text())
         cfg = config["pretrained_cfg"]
-        size = options.get("image_size") or cfg["input_size"][-1]
-        arguments = dict(config.get("jaxvision_options", {}))
-        classes = tuple(config["label_names"])
         transform = {key: cfg[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std")}
-        architecture, num_classes = config["architecture"], config["num_classes"]
-        preprocess = Preprocess(image_size=size, **transform)
+        return Export(
+            architecture=config["architecture"],
+            num_classes=config["num_classes"],
+            classes=tuple(config["label_names"]),
+            preprocess=Preprocess(image_size=cfg["input_size"][-1], **transform),
+            mark=config.get(_MARK),
+            options=dict(config.get("jaxvision_options", {})),
+            model_args=dict(config.get("model_args", {})),
+        )
     except (ValueError, LookupError, TypeError) as e:
         if isinstance(e, UserError):
             raise
         raise UserError(f"{folder / 'config.json'} is not one that save_classifier writes ({e!r})") from e
-    entry = catalog.lookup(architecture)
-    registry.check_options(f"option in {folder / 'config.json'}", arguments, registry.options(entry.architecture))
-    arguments |= {ours: config["model_args"][key] for key, ours in _OURS.items() if key in config.get("model_args", {})}
-    if entry.activation is not None:
-        arguments.setdefault("activation", "gelu")  # not said is the architecture's own, not its weights'
-    path = checkpoint_path or folder / "model.safetensors"
-    _check_head(entry, path, num_classes)
-    # A ViT keeps its own size, which may be no square; a convnet notes that of its pictures.
-    arguments = {"image_size": size, **arguments, "num_classes": num_classes, **options}
-    model = cast(Model, create_model(architecture, checkpoint_path=path, **arguments))
-    return Classifier(model, classes, _grey(preprocess, model.in_channels))
 
 
 def _check_head(entry: catalog.Entry, path: str | Path | None, num_classes: int | None) -> None:
@@ -461,6 +543,14 @@ _OURS = {
     "depth": "depth",
     "num_heads": "num_heads",
 }
+
+
+_MARK = "jaxvision.export"
+
+
+def _height_and_width(model: Model, preprocess: Preprocess) -> tuple[int, int]:
+    size = model.image_size if model.family == "vit" else preprocess.image_size
+    return registry.pair("image_size", size)
 
 
 _ONLY_AT_LOADING = ("interpolation", "ignore_remainder")  # they change nothing of what a saved model computes

@@ -20,7 +20,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,11 +231,11 @@ def _unraisable(found: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(found)
 
 
-def run_and_exit() -> None:
-    """Ends the process with the status of `main`."""
+def run_and_exit(command: Callable[[], int] = main) -> None:
+    """Ends the process with the status of a command."""
     sys.unraisablehook = _unraisable
     warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)  # Orbax's, when a save fails
-    status = main()
+    status = command()
     if status == 130:  # XLA may still be compiling, and would crash at the end that Python makes in good order
         sys.stdout.flush()
         sys.stderr.flush()

@@ -31,7 +31,7 @@ from jaxvision.analysis.saliency import explain, overlay
 from jaxvision.augment import on_device
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.checkpoint import Checkpoints, check_config, write_config
-from jaxvision.create import Classifier, create_model, save_classifier
+from jaxvision.create import Classifier, create_model, exported, save_classifier
 from jaxvision.data import pipeline, source
 from jaxvision.data.folder import open_test_folder
 from jaxvision.errors import UserError, unknown
@@ -540,9 +540,11 @@ def evaluate(
         if not Path(data).is_dir() and data not in source.SOURCES:
             raise UserError(f"no such folder: {data}; nor is it a source ({', '.join(source.SOURCES)})")
         if Path(data).is_dir():
-            part = Path(data) / split if (Path(data) / split).is_dir() else Path(data)
-            names = _spelled(classifier.classes, {path.name for path in part.iterdir() if path.is_dir()})
-            chosen: Any = open_test_folder(part, names)
+            if options:
+                raise UserError(f"a folder takes no option {min(options)!r}; a source does")
+            folders = {path.name for depth in ("*", "*/*") for path in Path(data).glob(depth) if path.is_dir()}
+            names = _spelled(classifier.classes, folders)
+            chosen: Any = open_test_folder(data, names, split)
         else:
             chosen = source.open_source(data, **options).part(split)
             names = _spelled(classifier.classes, chosen.classes)
@@ -555,6 +557,8 @@ def evaluate(
                 raise UserError(f"{chosen.name} numbers the model's classes in another order: {differing[0]}")
             console.warn(f"classes are compared by number, but their names differ: {differing[0]}")
         check_batch_size(batch_size, make_mesh(devices=jax.devices()[:1]))
+        if report_dir is not None and (Path(report_dir) / "metrics.jsonl").exists():
+            raise UserError(f"{report_dir} has the report of a training run, which would be lost; take another folder")
         try:
             if report_dir is not None:
                 Path(report_dir).mkdir(parents=True, exist_ok=True)
@@ -801,17 +805,19 @@ def train_program(
 
 
 def preprocess_of(config: ConfigDict, channels: int, *, small: bool) -> Preprocess:
-    """Returns the evaluation transform: the weight tag's where weights are loaded, plain otherwise; the section wins.
+    """Returns the evaluation transform: that of the weights where some are loaded, else a plain one; the section wins.
 
     Args:
       config: completed.
       channels: of the pictures.
       small: the pictures are small and all alike (CIFAR, digits), so that nothing should be cut off.
     """
-    tagged = catalog.lookup(config.model.name).preprocess
-    size = config.model.image_size or tagged.image_size
+    entry = catalog.lookup(config.model.name)
+    size = config.model.image_size or entry.preprocess.image_size
     loaded = config.model.pretrained or config.model.checkpoint_path
-    base = tagged if loaded else Preprocess(crop_pct=1.0 if small else 0.875)
+    base = entry.preprocess if loaded else Preprocess(crop_pct=1.0 if small else 0.875)
+    if own := exported(config.model.checkpoint_path, entry.architecture):
+        base, size = own.preprocess, config.model.image_size or own.preprocess.image_size
     if small:
         base = replace(base, crop_pct=1.0)
     chosen = {key: value for key, value in config.preprocess.items() if value is not None}

@@ -241,6 +241,7 @@ def test_budgets_and_orders():
     assert params[-1] <= 26e6
     assert small == catalog.list_models(family="resnet", max_params=26_000_000, sort="params")
     assert sorted(small) == sorted(catalog.list_models(family="resnet", max_params="0.026g"))
+    assert catalog.list_models(["test_vit", "resnet1*t"]) == ["resnet10t", "resnet14t", "test_vit"]
     assert "resnet50" not in catalog.list_models(max_params=25_557_031)
     assert "resnet50" in catalog.list_models(max_params=25_557_032)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from reference import import_timm
 
-from jaxvision import cli
+from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
+from jaxvision.create import Classifier, create_model, exported, load_classifier, save_classifier
 from jaxvision.errors import UserError
 from jaxvision.weights.timm import load_timm, save_timm
 
@@ -129,7 +131,10 @@ def test_a_head_that_cannot_be_leaves_the_model_as_it_was(name):
 
 def test_a_file_of_timms_is_of_a_model(tmp_path):
     features = create_model("test_resnet", features_only=True)
-    for broken in (lambda: save_timm(features, tmp_path / "x"), lambda: load_timm(features, tmp_path / "x")):
+    for broken in (
+        lambda: save_timm(features, tmp_path / "x.safetensors"),
+        lambda: load_timm(features, tmp_path / "x"),
+    ):
         with pytest.raises(UserError, match="not of a FeatureExtractor: give its attribute `model`"):
             broken()
 
@@ -137,5 +142,93 @@ def test_a_file_of_timms_is_of_a_model(tmp_path):
 def test_equal_models_make_equal_files(tmp_path):
     model = create_model("test_vit", num_classes=2, image_size=(64, 96))
     for i in range(8):  # safetensors itself writes two lines of metadata in either order
-        save_timm(model, tmp_path / str(i))
-    assert len({(tmp_path / str(i)).read_bytes() for i in range(8)}) == 1
+        save_timm(model, tmp_path / f"{i}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_a_weight_file_of_ours_brings_its_classes_and_its_transform(tmp_path):
+    own = Preprocess(image_size=64, crop_pct=1.0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), interpolation="bilinear")
+    model = create_model("test_resnet", num_classes=2, image_size=64)
+    file = save_classifier(tmp_path / "export", Classifier(model, ("cat", "dog"), own)) / "model.safetensors"
+    for options in ({}, {"num_classes": 2}):
+        found = load_classifier("test_resnet", checkpoint_path=file, **options)
+        assert (found.classes, found.preprocess) == (("cat", "dog"), own)
+    config = run.complete(
+        {"source": {"name": "digits"}, "model": {"name": "test_resnet", "checkpoint_path": str(file)}}
+    )
+    assert run.preprocess_of(config, 3, small=False) == own
+    config.model.image_size = 96
+    assert run.preprocess_of(config, 3, small=False) == replace(own, image_size=96)
+    # Beside a file of another name, or of another architecture, config.json says nothing of it.
+    assert exported(file.rename(tmp_path / "export" / "other.safetensors"), "test_resnet") is None
+    assert exported(tmp_path / "export" / "model.safetensors", "resnet18") is None
+
+
+def test_pictures_that_are_none_are_told(tmp_path):
+    model = create_model("test_resnet", num_classes=2, image_size=32)
+    classifier = Classifier(model, ("a", "b"), Preprocess(image_size=32))
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    assert classifier.images(str(tmp_path / "a.png")).shape == (1, 32, 32, 3)
+    with pytest.raises(UserError, match="there is no picture"):
+        classifier.images([])
+    with pytest.raises(UserError, match=r"PIL.Image.fromarray\(array\) makes one\); got ndarray"):
+        classifier.images([np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_a_file_of_another_kind_is_not_written(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"call the file model.safetensors, not .*model.pth"):
+        save_timm(create_model("test_resnet", num_classes=2), tmp_path / "model.pth")
+    assert cli.main(["convert", "test_resnet", str(tmp_path / "out.pth")]) == 2
+    assert "name a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_was_cut_off_is_not_taken_for_one(tmp_path):
+    """Weights of one export beside the classes of another are a model that answers, and is wrong."""
+    for name, classes in (("old", ("a", "b")), ("new", ("x", "y"))):
+        save_classifier(tmp_path / name, Classifier(create_model("test_resnet", num_classes=2), classes, Preprocess()))
+    (tmp_path / "new" / "model.safetensors").replace(tmp_path / "old" / "model.safetensors")
+    with pytest.raises(UserError, match=r"config.json and model.safetensors are of two exports"):
+        load_classifier(tmp_path / "old")
+    save_timm(create_model("test_resnet", num_classes=2), tmp_path / "old" / "model.safetensors")  # by hand: all right
+    assert load_classifier(tmp_path / "old").classes == ("a", "b")
+
+
+def test_an_export_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    folder = save_classifier(
+        tmp_path, Classifier(create_model("test_resnet", num_classes=2, seed=1), "ab", Preprocess())
+    )
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"the name of a class is not UTF-8: 'K\\udce4se'"):
+        save_classifier(
+            folder, Classifier(create_model("test_resnet", num_classes=2), ("K\udce4se", "b"), Preprocess())
+        )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_weights_for_other_pictures_are_told_of(tmp_path, caplog):
+    save_timm(create_model("test_resnet", num_classes=2, in_channels=4), tmp_path / "four.safetensors")
+    with caplog.at_level(logging.WARNING):
+        create_model("test_resnet", checkpoint_path=tmp_path / "four.safetensors", num_classes=2)
+    assert "conv1.0.weight adapted from [16, 4, 3, 3] to [16, 3, 3, 3]" in caplog.text
+
+
+def test_pictures_are_not_made_for_a_model_that_is_not_square(tmp_path):
+    classifier = Classifier(create_model("test_vit", num_classes=2, image_size=(32, 64)), "ab", Preprocess())
+    with pytest.raises(UserError, match="this model takes 32 x 64 pixels, and pictures are made square"):
+        classifier.images(Image.new("RGB", (40, 30)))
+    config = json.loads((save_classifier(tmp_path, classifier) / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 64]
+
+
+@pytest.mark.timm
+def test_a_vit_of_timms_that_is_not_square_keeps_its_positions(tmp_path, caplog):
+    """As many patches as the architecture's own square has: nothing in the file says in which shape."""
+    from safetensors.torch import save_file
+
+    theirs = import_timm().create_model("test_vit", img_size=(80, 320))
+    save_file(theirs.state_dict(), tmp_path / "own.safetensors")
+    with caplog.at_level(logging.WARNING):
+        ours = create_model("test_vit", image_size=(80, 320), checkpoint_path=tmp_path / "own.safetensors")
+    np.testing.assert_array_equal(ours.pos_embed[...], theirs.pos_embed.detach().numpy())
+    assert "it is taken for 5 x 20, the model's" in caplog.text

@@ -11,6 +11,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from jaxvision.create import create_model
+from jaxvision.weights.timm import save_timm
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--config", "configs/quickstart.py:resnet", "--config.data.batch_size=16"]
@@ -51,7 +55,7 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
             gc.callbacks.remove(interrupted)
             os.kill(os.getpid(), signal.SIGINT)
 
-        def work(argv=None):
+        def work():
             gc.callbacks.append(interrupted)
             gc.collect()
             print("went on", flush=True)
@@ -60,8 +64,7 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
             except KeyboardInterrupt:
                 return 130
 
-        main.main = work
-        main.run_and_exit()
+        main.run_and_exit(work)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "went on\n", "")
@@ -111,3 +114,27 @@ def test_a_disk_that_takes_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> 
     assert [x for x in done.stderr.splitlines() if x.startswith("error: the checkpoint of step ")], done.stderr
     assert "Traceback" not in done.stderr
     assert not any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_ctrl_c_while_a_picture_is_predicted_ends_with_its_status(tmp_path: Path) -> None:
+    """Interrupted while XLA compiles, Python's own way out crashes."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    save_timm(create_model("test_resnet", num_classes=2), tmp_path / "w.safetensors")
+    code = """if True:
+        import jax, os, signal, sys, threading
+        from jaxvision import cli
+
+        def interrupt(name, *_, **__):
+            if "backend_compile" not in name:
+                threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+
+        jax.monitoring.register_event_duration_secs_listener(interrupt)
+        sys.argv = ["jaxvision", "predict", "-m", "test_resnet", "--checkpoint", "w.safetensors", *["a.png"] * 2000]
+        cli.run_and_exit()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr

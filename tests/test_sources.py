@@ -109,6 +109,14 @@ def test_a_folder_with_parts(tmp_path):
     np.testing.assert_array_equal(np.asarray(host.decode(example["image"])), picture(12))
 
 
+def test_parts_may_be_spelled_in_other_ways(tmp_path):
+    make_folder(tmp_path / "Train", ["cat", "dog"])
+    make_folder(tmp_path / "Validation", ["cat", "dog"], count=2)
+    train, validation, test = open_source("folder", data_dir=str(tmp_path))
+    assert (len(train), len(validation), test) == (10, 4, None)
+    assert train.classes == ["cat", "dog"]
+
+
 def test_a_folder_is_split_by_class_and_seed(tmp_path):
     make_folder(tmp_path, ["b", "a"], count=10)
     train, _, test = open_source("folder", data_dir=str(tmp_path), test_fraction=0.3)
@@ -158,6 +166,10 @@ def test_what_is_no_picture_is_counted_and_passed_over(tmp_path):
             "has the class 'x', which .*train has not",
         ),
         (lambda root: make_folder(root, ["a", "b"], count=1), "leaves none to test on"),
+        (
+            lambda root: make_folder(root / "pictures", ["a", "b"]),
+            "has one class, 'pictures': there is nothing to tell",
+        ),
     ],
 )
 def test_folders_that_make_no_sense(tmp_path, make, message):
@@ -181,6 +193,17 @@ def test_a_test_folder_takes_the_models_numbers(tmp_path):
     assert source.labels.tolist() == [1, 1, 3, 3]
     with pytest.raises(UserError, match="the model does not know the class 'emu'"):
         open_test_folder(tmp_path, ["cat"])
+
+
+def test_a_test_folder_may_have_parts(tmp_path):
+    make_folder(tmp_path / "train", ["cat", "dog"])
+    make_folder(tmp_path / "val", ["cat", "dog"], count=2)
+    for part in ("validation", "val", "VALID"):
+        assert len(open_test_folder(tmp_path, ["cat", "dog"], part)) == 4
+    with pytest.raises(UserError, match=r"has no part 'test'; there are train \(train/\), validation \(val/\)"):
+        open_test_folder(tmp_path, ["cat", "dog"])
+    make_folder(tmp_path / "classes", ["test", "train"], count=1)  # that are called like parts
+    assert len(open_test_folder(tmp_path / "classes", ["other", "test", "train"])) == 2
 
 
 # --- Hugging Face

@@ -409,13 +409,16 @@ def test_a_file_that_says_its_grid_is_resampled_from_it(file):
 
 
 @pytest.mark.parametrize("said", [None, "", "10 x 10", "4x26", "-4x-25", "4x25x1", "x"])
-def test_a_file_that_does_not_say_its_grid_is_read_as_before(said, file):
-    """As timm reads it: so many positions as the architecture's own grid has are taken for that grid."""
+def test_a_file_that_does_not_say_its_grid_is_read_as_timm_reads_it(said, file, caplog):
+    """As many positions as the architecture's own grid: timm takes its own weights for that one, others as they are."""
     model = build("test_vit", image_size=(64, 400), depth=1)
     timm.save_timm(model, file)
     tensors = load_file(file)
     save_file(tensors, file, metadata={"format": "pt"} | ({} if said is None else {"jaxvision.grid": said}))
     again = arrays(timm.load_timm(abstract("test_vit", image_size=(64, 400), depth=1), file))
+    np.testing.assert_array_equal(again["pos_embed"], tensors["pos_embed"])
+    assert "it is taken for 4 x 25, the model's" in caplog.text
+    again = arrays(timm.load_timm(abstract("test_vit", image_size=(64, 400), depth=1), file, published=True))
     wanted = adapt.position_grid(tensors["pos_embed"], 101, prefix=1, old=(10, 10), new=(4, 25))
     np.testing.assert_array_equal(again["pos_embed"], wanted)
     save_file(tensors, file)  # without any metadata

@@ -68,7 +68,7 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
     root = Path(data_dir)
     if not root.is_dir():
         raise UserError(f"no such folder: {data_dir}; set --config.source.data_dir to the folder of your pictures")
-    parts = {part: root / name for part, names in PARTS.items() for name in reversed(names) if (root / name).is_dir()}
+    parts = part_folders(root)
     if parts and "train" not in parts:
         raise UserError(f"{root} has {', '.join(p.name for p in parts.values())} but no folder 'train'")
     if set(parts) <= {"train"}:
@@ -89,13 +89,31 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
     return Splits(**{part: _read(folder, classes, part, only=found[part]) for part, folder in parts.items()})
 
 
-def open_test_folder(data_dir: str | Path, classes: Sequence[str]) -> FolderSource:
+def part_folders(root: Path) -> dict[str, Path]:
+    """Returns the folders of `root` that are parts of the data, ``train`` and so on, however they are spelled."""
+    there = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_dir()}
+    return {part: there[name] for part, names in PARTS.items() for name in reversed(names) if name in there}
+
+
+def open_test_folder(data_dir: str | Path, classes: Sequence[str], part: str = "test") -> FolderSource:
     """Returns the pictures of ``data_dir/CLASS/...``, numbered as `classes` are: data for a trained model.
 
+    Args:
+      data_dir: the folder.
+      classes: the model's.
+      part: which folder of ``train``, ``validation`` and ``test`` is read, where `data_dir` has such ones.
+
     Raises:
-      UserError: a folder that is not one of the classes.
+      UserError: a folder that is not one of the classes, or no such part.
     """
     root = Path(data_dir)
+    parts = part_folders(root)
+    if parts and not set(_classes(root)) <= set(classes):
+        part = next((whole for whole, names in PARTS.items() if part.lower() in names), part)
+        if part not in parts:
+            there = ", ".join(f"{name} ({folder.name}/)" for name, folder in parts.items())
+            raise UserError(f"{root} has no part {part!r}; there are {there}")
+        root = parts[part]
     found = _classes(root)
     if strangers := [name for name in found if name not in classes]:
         raise UserError(f"{root}: the model does not know the class {strangers[0]!r} ({len(strangers)} such folders)")
@@ -106,6 +124,9 @@ def _classes(folder: Path) -> list[str]:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise UserError(f"{folder} has no folders; it needs one for each class, with the pictures inside")
+    for name in classes:
+        if any("\ud800" <= character <= "\udfff" for character in name):  # what Python makes of other bytes
+            raise UserError(f"{folder}: the name of the folder {name!r} is not UTF-8; rename it")
     return classes
 
 

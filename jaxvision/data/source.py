@@ -127,7 +127,7 @@ def open_source(name: str, **options: Any) -> Splits:
 
 
 def check(source: Source, part: str) -> None:
-    """Raises unless there are pictures, and every label that is known names a class."""
+    """Raises unless there are pictures of two classes or more, and every label that is known names a class."""
     if len(source) == 0:
         raise UserError(f"{source.name}: the {part} part has no pictures")
     if source.labels is not None:
@@ -139,6 +139,11 @@ def check(source: Source, part: str) -> None:
                 f"{source.name}: the label {int(labels[i])} of {source.where(i)} is outside the "
                 f"{len(source.classes)} classes (0 to {len(source.classes) - 1}); so are {len(wrong) - 1} more"
             )
+    if len(source.classes) < 2:
+        raise UserError(
+            f"{source.name} has one class, {source.classes[0]!r}: there is nothing to tell apart; in a folder of "
+            f"pictures each class is a folder (is it one level higher or deeper?)"
+        )
 
 
 def stratified_split(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

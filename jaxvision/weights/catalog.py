@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -161,12 +161,13 @@ def lookup(name: str) -> Entry:
       UserError: no such architecture or tag; the message names the nearest, or whose tag it is.
 
     Example:
-      >>> lookup("resnet50").name
-      'resnet50.a1_in1k'
+      >>> lookup("resnet50").name, lookup("hf_hub:timm/resnet50.a1_in1k").name
+      ('resnet50.a1_in1k', 'resnet50.a1_in1k')
       >>> lookup("resnet50.tv_in1k").preprocess.interpolation
       'bilinear'
     """
-    if re.search(r"[^\w.-]", name := str(name)):
+    name = re.sub(r"^(hf[-_]hub:)?timm/", "", str(name))  # timm's own spellings of where its weights are
+    if re.search(r"[^\w.-]", name):
         raise UserError(
             f"{name[:300]!r} is not the name of a model; a weight file is given beside the name, as checkpoint_path"
         )
@@ -201,7 +202,7 @@ SORTS: dict[str, Callable[[Entry], float | None]] = {
 
 
 def list_models(
-    pattern: str = "*",
+    pattern: str | Sequence[str] = "*",
     *,
     family: str | None = None,
     pretrained: bool = False,
@@ -217,7 +218,7 @@ def list_models(
 
     Args:
       pattern: a shell pattern of the architecture or, with `pretrained`, of ``architecture.tag``. One without a dot
-        takes every tag.
+        takes every tag. Of several any one has to match.
       family: ``"resnet"``, ``"vit"`` or ``"efficientnet"``; None takes all.
       pretrained: list ``architecture.tag`` of every published set of weights, instead of architectures.
       license: a shell pattern of the weights' licence, such as ``"apache-2.0"`` or ``"cc-*"``; None takes all.
@@ -246,7 +247,8 @@ def list_models(
         for name, entry in _named(architecture, pretrained)
     ]
     # As in timm: without a dot it means every tag, and the tags in which it occurs.
-    patterns = [pattern, f"{pattern}.*"] if pretrained and "." not in pattern else [pattern]
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    patterns += [f"{each}.*" for each in patterns if pretrained and "." not in each]
     if license is not None:
         licenses = {entry.license for _, entry in rows if entry.license}
         matching = fnmatch.filter(licenses, str(license).lower())

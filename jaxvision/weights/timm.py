@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -91,7 +92,9 @@ def weights(model: Model) -> dict[str, nnx.Variable]:
 # --- In ---------------------------------------------------------------------------------------------------------------
 
 
-def load_timm(model: M, path: str | Path, *, head: Head = "auto", rngs: nnx.Rngs | None = None) -> M:
+def load_timm(
+    model: M, path: str | Path, *, head: Head = "auto", published: bool = False, rngs: nnx.Rngs | None = None
+) -> M:
     """Fills `model` in place from a file of timm's, and returns it.
 
     Every weight of the model is read and nothing in the file is left over, or nothing is changed and the error lists
@@ -106,6 +109,8 @@ def load_timm(model: M, path: str | Path, *, head: Head = "auto", rngs: nnx.Rngs
         ``.pth.tar``) is read where torch is installed: a state_dict, or a checkpoint of timm's trainer.
       head: ``"load"`` takes the file's classifier, which has to fit; ``"fresh"`` leaves the model's own as it is (and
         initialises that of an abstract model); ``"auto"`` loads unless the numbers of classes differ.
+      published: the weights are timm's own, trained at the architecture's size, so position embeddings for another grid
+        of as many patches are resampled. Those of any other file that does not say its grid are taken as they are.
       rngs: streams ``params`` and ``dropout``, for what an abstract model cannot read; ``nnx.Rngs(0)`` if None.
 
     Raises:
@@ -138,7 +143,7 @@ def load_timm(model: M, path: str | Path, *, head: Head = "auto", rngs: nnx.Rngs
         if head == "fresh":
             fresh = {name: targets.pop(name) for name in head_names}
             shapes = {key: shape for key, shape in shapes.items() if not _in_head(model, key)}
-        adapters = _match(model, path, targets, shapes, _old_grid(model, shapes, file.metadata))
+        adapters = _match(model, path, targets, shapes, _old_grid(model, path, shapes, file.metadata, published))
         _check_dtypes(path, {key: file.dtypes[key] for key in shapes})
         values = {}
         for name, leaf in targets.items():
@@ -173,7 +178,10 @@ def _match(
         elif shapes[key] == wanted and not (name == "pos_embed" and grid not in (None, model.grid_size)):
             adapters[name] = lambda tensor: tensor
         elif (adapter := _adapter(model, name, shapes, wanted, grid)) is not None:
-            logger.info("%s: %s adapted from %s to %s", path.name, key, list(shapes[key]), list(wanted))
+            # Weights for 3 channels are adapted to those that were asked for; others were made for other pictures.
+            other = name == f"{model.first_conv}.kernel" and shapes[key][1] not in (3, wanted[1])
+            level = logging.WARNING if other else logging.INFO
+            logger.log(level, "%s: %s adapted from %s to %s", path.name, key, list(shapes[key]), list(wanted))
             adapters[name] = adapter
         else:
             differing.append(f"{key} {list(shapes[key])} in the file, {list(wanted)} in the model")
@@ -226,22 +234,32 @@ def _own_positions(model: Any) -> int:
     return 0 if model.no_embed_class else model.num_prefix_tokens
 
 
-def _old_grid(model: Any, shapes: dict[str, tuple[int, ...]], metadata: Mapping[str, str]) -> tuple[int, int] | None:
+def _old_grid(
+    model: Any, path: Path, shapes: dict[str, tuple[int, ...]], metadata: Mapping[str, str], published: bool
+) -> tuple[int, int] | None:
     """Returns rows and columns of a file's position embeddings, if they can be known.
 
-    A file of `save_timm` says them. Of any other they are those of the architecture's own image size where the number
-    of positions is the same, as in timm. Else None, and whoever needs the grid takes it for a square.
+    A file of `save_timm` says them. Of any other they are the model's own where the number of positions is the same
+    (not so of published weights), else those of the architecture's image size where theirs is, both as in timm. Else
+    None, and whoever needs the grid takes it for a square.
     """
     if len(shapes.get("pos_embed", ())) != 3 or not hasattr(model, "grid_size"):
         return None
     said = re.fullmatch(r"(\d+)x(\d+)", metadata.get(_GRID, ""))
     grids = [(int(said[1]), int(said[2]))] if said else []
+    patches = shapes["pos_embed"][1] - _own_positions(model)
+    told = bool(grids) and math.prod(grids[0]) == patches
     patch = shapes.get("patch_embed.proj.weight", ())[2:]
     if len(patch) == 2:
         size = registry.pair("image_size", registry.variant(model.architecture).arguments.get("image_size", 224))
         grids.append((size[0] // patch[0], size[1] // patch[1]))
-    patches = shapes["pos_embed"][1] - _own_positions(model)
-    return next((grid for grid in grids if math.prod(grid) == patches), None)
+    grid = next((grid for grid in grids if math.prod(grid) == patches), None)
+    if told or published or grid in (None, model.grid_size) or math.prod(model.grid_size) != patches:
+        return grid
+    logger.warning(
+        "%s does not say its grid of positions: it is taken for %d x %d, the model's", path, *model.grid_size
+    )
+    return model.grid_size
 
 
 def _check_model(model: Any) -> None:
@@ -353,7 +371,7 @@ def num_classes(path: str | Path, classifier: Sequence[str]) -> int:
 # --- Out --------------------------------------------------------------------------------------------------------------
 
 
-def save_timm(model: Any, path: str | Path) -> None:
+def save_timm(model: Any, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
     """Writes the weights of `model` as a safetensors file that timm loads with ``strict=True``.
 
     The file appears whole or not at all: an earlier one of that name survives a full disk and a crash. Of a ViT its
@@ -361,12 +379,16 @@ def save_timm(model: Any, path: str | Path) -> None:
 
     Args:
       model: any model of the registry. Frozen leaves are saved like the others, in the dtype that each has.
-      path: the file to write; its folder is made if need be.
+      path: the file to write, ``*.safetensors``; its folder is made if need be.
+      metadata: more to note in the file.
 
     Raises:
-      UserError: the model holds LoRA factors (merge them first), or the file cannot be written.
+      UserError: the file is called otherwise (timm would take it for a pickle), the model holds LoRA factors (merge
+        them first), or the file cannot be written.
     """
     _check_model(model)
+    if Path(path).suffix != ".safetensors":
+        raise UserError(f"weights are written as safetensors: call the file {Path(path).stem}.safetensors, not {path}")
     if any(isinstance(leaf, nnx.LoRAParam) for _, leaf in nnx.iter_graph(model)):
         raise UserError(
             "timm has no LoRA layers: merge them into the weights first, jaxvision.train.partial.merge_lora(model)"
@@ -378,11 +400,11 @@ def save_timm(model: Any, path: str | Path) -> None:
         tensors[timm_name(name)] = np.ascontiguousarray(array.transpose(_axes(name, array.ndim)))
         if name.endswith(".mean"):
             tensors[name.removesuffix("mean") + _COUNTER] = np.zeros((), np.int64)
-    metadata = {"format": "pt"}
+    metadata = {"format": "pt", **(metadata or {})}
     if "pos_embed" in tensors:
         metadata[_GRID] = "x".join(map(str, model.grid_size))
     path = Path(path).expanduser()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
