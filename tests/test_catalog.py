@@ -174,6 +174,11 @@ def test_every_architecture_has_an_entry():
         assert catalog.lookup(entry.name) == entry
 
 
+@pytest.mark.parametrize("spelling", ["timm/resnet50.a1_in1k", "hf_hub:timm/resnet50.a1_in1k", "hf-hub:timm/resnet50"])
+def test_names_as_timm_spells_where_its_weights_are(spelling):
+    assert catalog.lookup(spelling) == catalog.lookup("resnet50.a1_in1k")
+
+
 def test_rows_by_hand():
     entry = catalog.lookup("resnet50")
     assert (entry.name, entry.hub_id) == ("resnet50.a1_in1k", "timm/resnet50.a1_in1k")
@@ -200,7 +205,7 @@ def test_rows_by_hand():
         ("../../resnet50", ["'../../resnet50' is not the name of a model", "checkpoint_path"]),
         ("resnet50/../x", ["is not the name of a model"]),
         ("resnet50\n.a1_in1k", ["is not the name of a model"]),
-        ("timm/resnet50.a1_in1k", ["is not the name of a model"]),
+        ("someone/resnet50.a1_in1k", ["is not the name of a model"]),
         ("", ["unknown model ''"]),
         ("..", ["unknown model ''"]),
     ],
