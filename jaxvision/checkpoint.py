@@ -130,6 +130,7 @@ class Checkpoints:
         *,
         position: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
+        anew: bool = False,
     ) -> None:
         """Begins to save; returns as soon as `state` has been copied and may be used up.
 
@@ -138,13 +139,16 @@ class Checkpoints:
           state: a pytree of arrays, random keys included, such as the state of a train step.
           position: where the data goes on; anything that JSON can hold.
           metrics: of an evaluation of this state. Only checkpoints that have them can be the best.
+          anew: write a step that is there already again: its state is the same, but its metrics were not known yet.
 
         Raises:
           UserError: this checkpoint, or the one before, could not be written (a full disk). The earlier ones stand.
         """
         self.wait()  # for the one before, which must be sealed before an older one may go
         if step in self.steps():
-            return
+            if not anew:
+                return
+            self._manager.delete(step)
         about = {"position": _plain(position), "metrics": _plain(metrics or {}), "config": self._config}
         self._saving = step
         try:

@@ -15,6 +15,13 @@ class UserError(ValueError):
     """A mistake that the user can mend; the message says what was got, what was wanted, what to do."""
 
 
+class Preempted(Exception):
+    """A run was told to stop, by SIGTERM. What it did is saved; the same command goes on."""
+
+    #: Exit status, EX_TEMPFAIL of sysexits.h: launchers start such a run again.
+    STATUS = 75
+
+
 class MissingPackage(UserError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxvision.errors import UserError, nearest
+from jaxvision.errors import Preempted, UserError, nearest
 
 PACKAGED_CONFIGS = Path(__file__).parent / "configs"
 
@@ -34,7 +34,8 @@ PACKAGED_CONFIGS = Path(__file__).parent / "configs"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's own) and returns the exit status.
 
-    0: done. 2: a mistake of the user's, told in one line. 130: interrupted; the last checkpoint stands.
+    0: done. 2: a mistake of the user's, told in one line. 75: told to stop (SIGTERM), saved, to be started again. 130:
+    interrupted; the last checkpoint stands.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # ... --help | head
         sys.stderr.close()
         return 0
+    except Preempted as e:
+        print(e, file=sys.stderr)
+        return Preempted.STATUS
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint, if there is one yet", file=sys.stderr)
         return 130

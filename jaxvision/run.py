@@ -11,18 +11,20 @@ import csv
 import functools
 import inspect
 import io
+import json
 import math
 import sys
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_dict
 
 from jaxvision import report
@@ -34,7 +36,7 @@ from jaxvision.checkpoint import Checkpoints, check_config, write_config
 from jaxvision.create import Classifier, create_model, exported, save_classifier
 from jaxvision.data import pipeline, source
 from jaxvision.data.folder import open_test_folder
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import Preempted, UserError, unknown
 from jaxvision.eval.evaluate import evaluate as evaluate_batches
 from jaxvision.eval.evaluate import make_eval_step
 from jaxvision.eval.metrics import Evaluation
@@ -44,6 +46,7 @@ from jaxvision.parallel import distributed
 from jaxvision.parallel import plan as planning
 from jaxvision.parallel.blocks import REMAT, Blocks
 from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, replicated, shard_batch
+from jaxvision.parallel.preemption import Preemption
 from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.train import optim, partial
 from jaxvision.train.loss import make_loss
@@ -70,6 +73,8 @@ class Loop:
       remat: what a block of the model keeps for the backward pass, which computes the rest a second time: "products"
         (of matrices, and convolutions) or "nothing" (but what went in). None keeps everything: fastest, most memory.
       scan: compile blocks that are alike as one loop: a deep ViT compiles in the time of a shallow one.
+      not_finite: "stop" or "skip" where a step's loss or gradient is not finite. Such a step changes nothing either
+        way, and its images are listed in not_finite.jsonl.
       batch_norm_group: images that BatchNorm normalises together, such as 32; None: the whole batch, over all devices.
     """
 
@@ -84,6 +89,7 @@ class Loop:
     remat: str | None = None
     scan: bool = False
     batch_norm_group: int | None = None
+    not_finite: str = "stop"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "evaluate_every"):
@@ -91,6 +97,8 @@ class Loop:
                 raise UserError(f"train.{name} is a number above 0, got {getattr(self, name)}")
         if self.remat not in (None, *REMAT):
             raise unknown("train.remat", str(self.remat), REMAT)
+        if self.not_finite not in ("stop", "skip"):
+            raise unknown("train.not_finite", str(self.not_finite), ("stop", "skip"))
         for name in ("steps", "accumulate", "patience", "log_every", "batch_norm_group"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"train.{name} is 1 or more, got {getattr(self, name)}")
@@ -178,7 +186,7 @@ METRICS = ("top1", "top5", "loss", "calibration_error")
 # What may change between a run and its continuation.
 MAY_DIFFER = (
     "checkpoint", "data.workers", "data.memory_limit", "data.eval_batch_size", "train.log_every", "train.remat",
-    "train.scan", "mesh", "sharding",
+    "train.scan", "train.not_finite", "mesh", "sharding",
 )  # fmt: skip
 
 
@@ -323,6 +331,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     distributed.initialize()  # before anything that looks at the devices, the console included
     with ExitStack() as stack:
         console = stack.enter_context(report.Console())
+        preemption = stack.enter_context(Preemption())
 
         # Devices and data. Data tells its classes, its channels and its length once.
         if config.checkpoint.best not in (None, *METRICS):
@@ -379,6 +388,14 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             classes=len(classes),
             console=console,
             model_of=evaluated_model,
+            told_to_stop=preemption.check,
+        )
+        checked = functools.partial(
+            _checked,
+            skip=loop.not_finite == "skip",
+            images=data["train"].source.where,
+            workdir=workdir,
+            say=console.warn,
         )
         batches = pipeline.prefetch(
             pipeline.train_batches(
@@ -419,28 +436,47 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         # The loop. Numbers are fetched now and then, so that the devices never wait for the host.
         watched = "validation" if "validation" in data else "test"
         evaluate_every = max(loop.evaluate_every * steps_per_epoch, 1)  # not whole: epochs follow without a gap
-        step, recent, result = start, [], None
+        step, result = start, None
         best, worse = _standing(workdir, watched)
-        while step < steps and (loop.patience is None or worse < loop.patience):
-            with clock.part("data wait"):
-                batch = next(batches)
-            with clock.part("compile") if step == start else nullcontext():  # the clock takes what is left for steps
-                state, values = program.step(state, batch)
-                if step == start:
-                    jax.block_until_ready(values)
-            clock.step(batch_size)
-            recent.append(values)
-            step += 1
-            due = step // evaluate_every > (step - 1) // evaluate_every or step == steps
-            if due or step % loop.log_every == 0:
-                last = _checked(recent, first_step=step - len(recent) + 1)
-                recent, pace, epoch = [], clock.lap(), step / steps_per_epoch
-                metrics.write(step, "train", last | pace, epoch=epoch)
-                pace.pop("step_seconds", None)
-                console.step(step, epoch=epoch, loss=last["loss"], **pace)
+        position = restored.position if restored else {}
+        recent = [{key: np.float32(x) for key, x in values.items()} for values in position.get("recent", ())]
+        due = position.get("evaluation_due", False)  # the run was told to stop while it evaluated
+
+        def save_and_stop() -> NoReturn:
+            with clock.part("checkpoint"):
+                position = {"step": step, "recent": _floats(recent), "evaluation_due": due}
+                checkpoints.save(step, state, position=position)
+                checkpoints.wait()
+            raise Preempted(f"told to stop at step {step:,}, which is saved; the same command goes on")
+
+        while due or (step < steps and (loop.patience is None or worse < loop.patience)):
+            if not due:
+                with clock.part("data wait"):
+                    batch = next(batches)
+                with (
+                    clock.part("compile") if step == start else nullcontext()
+                ):  # the clock takes what is left for steps
+                    state, values = program.step(state, batch)
+                    if step == start:
+                        jax.block_until_ready(values)
+                        preemption.working()
+                clock.step(batch_size)
+                recent.append(values | {"index": batch["index"]})
+                step += 1
+                due = step // evaluate_every > (step - 1) // evaluate_every or step == steps
+                if due or step % loop.log_every == 0:
+                    last = checked(recent, first_step=step - len(recent) + 1)
+                    recent, pace, epoch = [], clock.lap(), step / steps_per_epoch
+                    metrics.write(step, "train", last | pace, epoch=epoch)
+                    pace.pop("step_seconds", None)
+                    console.step(step, epoch=epoch, loss=last["loss"], **pace)
             if due:
-                with clock.part("evaluation"):
-                    result = assess(data[watched], state=state, name=watched)
+                try:
+                    with clock.part("evaluation"):
+                        result = assess(data[watched], state=state, name=watched)
+                except Preempted:
+                    save_and_stop()
+                preemption.working()
                 better = best is None or result.top1 > best
                 kept = better or result.top1 == best  # of equals the newest, which will be the result
                 best, worse = (result.top1, 0) if better else (best, worse + 1)
@@ -453,7 +489,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                     best=kept and watched != "test",
                 )
                 with clock.part("checkpoint"):
-                    checkpoints.save(step, state, position={"step": step}, metrics=result.scalars())
+                    checkpoints.save(step, state, position={"step": step}, metrics=result.scalars(), anew=step == start)
+                due = False
+            if preemption.check():
+                save_and_stop()
 
         if step < steps:
             console.note(f"stopped early: {worse} evaluations without a better top-1")
@@ -900,15 +939,28 @@ def assess_part(
     classes: int,
     console: report.Console,
     model_of: Callable[[Any], nnx.Module] = lambda merged: merged,
+    told_to_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Returns what the model in `state` is worth on one part of the data."""
+    """Returns what the model in `state` is worth on one part of the data.
+
+    Raises:
+      Preempted: told to stop on the way.
+    """
+
+    def unless_stopped(batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if told_to_stop():
+                raise Preempted(f"told to stop while the {name} data were evaluated; the same command goes on")
+            yield batch
+
     step = _eval_step(graph, mesh, loss, probabilities, preprocess, pictures.stored is not None, model_of)
     batches = pipeline.eval_batches(
         pictures, batch_size=batch_size, preprocess=preprocess, workers=workers, process=process
     )
     placed = pipeline.prefetch(batches, functools.partial(shard_batch, mesh=mesh))
     total = pipeline.eval_steps(len(pictures), batch_size)
-    return evaluate_batches(step, state, console.evaluation(placed, total=total, name=name), classes=classes)
+    shown = console.evaluation(unless_stopped(placed), total=total, name=name)
+    return evaluate_batches(step, state, shown, classes=classes)
 
 
 @functools.lru_cache(maxsize=8)
@@ -1023,13 +1075,53 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[st
     return options
 
 
-def _checked(recent: list[dict[str, jax.Array]], *, first_step: int) -> dict[str, float]:
-    """Returns the mean of the metrics of the last steps, after a look at each of them."""
-    fetched = jax.device_get(recent)
+def _checked(
+    recent: list[dict[str, Any]],
+    *,
+    first_step: int,
+    skip: bool,
+    images: Callable[[int], str],
+    workdir: Path,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """Returns the mean of the metrics of the last steps, after a look at each of them.
+
+    The images of a step that was not finite are listed in ``not_finite.jsonl``.
+
+    Raises:
+      UserError: a step was not finite and is not to be skipped; or none of them was.
+    """
+    fetched = jax.device_get([{key: x for key, x in values.items() if key != "index"} for values in recent])
     for i, values in enumerate(fetched):
-        check_finite(values, first_step + i)
-    last = {key: float(np.mean([values[key] for values in fetched])) for key in fetched[0] if key != "finite"}
+        if values["finite"]:
+            continue
+        step, index = first_step + i, recent[i].get("index")
+        names = [] if index is None else [images(int(n)) for n in _everywhere(index)]
+        if distributed.is_main():
+            line = {"step": step, "loss": str(values["loss"]), "grad_norm": str(values["grad_norm"]), "images": names}
+            with (workdir / "not_finite.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if not skip:
+            check_finite(values, step)
+        say(f"step {step}: loss or gradient is not finite; skipped (its images: {workdir / 'not_finite.jsonl'})")
+    finite = [values for values in fetched if values["finite"]]
+    if not finite:
+        check_finite(fetched[-1], first_step + len(fetched) - 1)
+    last = {key: float(np.mean([values[key] for values in finite])) for key in finite[0] if key != "finite"}
     return last | {"learning_rate": float(fetched[-1]["learning_rate"])}
+
+
+def _everywhere(x: jax.Array) -> np.ndarray:
+    """Returns a global array on this host, as every process asks for it."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def _floats(recent: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Returns metrics of steps as JSON can hold them, to the bit."""
+    fetched = jax.device_get([{key: x for key, x in values.items() if key != "index"} for values in recent])
+    return [{key: float(x) for key, x in values.items()} for values in fetched]
 
 
 def _doubts(config: ConfigDict, *, steps: int, restored: bool) -> list[str]:

@@ -1,7 +1,7 @@
-"""How a train step runs the blocks of a model: where their weights are gathered, what is kept of them, one program or many.
+"""How a train step runs the blocks of a model: where weights are gathered, what is kept, one program or many.
 
-A model's code says what a block computes, for one device. What is said here holds for a row of blocks in training, and a
-model takes it up by its attribute `run_blocks`; the numbers are the same, to rounding.
+A model's code says what a block computes, for one device. What is said here holds for a row of blocks in training, and
+a model takes it up by its attribute `run_blocks`; the numbers are the same, to rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxvision import tree
 from jaxvision.errors import unknown

@@ -9,6 +9,7 @@ import jax
 
 from jaxvision.errors import UserError
 
+HEARTBEAT = 30  # seconds
 _TRIPLE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -44,12 +45,28 @@ def initialize(environment: Mapping[str, str] | None = None) -> bool:
             raise UserError(
                 f"distributed: JAX_PROCESS_ID={index} must be a number from 0 to JAX_NUM_PROCESSES={count} minus one"
             )
-        jax.distributed.initialize(address, int(count), int(index))
+        _join(address, int(count), int(index))
         return True
     if env.get("JAXVISION_DISTRIBUTED", "0") not in ("", "0") or _launched(env):
-        jax.distributed.initialize()
+        _join()
         return True
     return False
+
+
+def _join(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
+    # Not yet: while a process starts it may as well end at once. See `jaxvision.parallel.preemption`.
+    jax.config.update("jax_enable_preemption_service", False)
+    # A process that died is noticed by the others after this time, and ends them with an error that names it.
+    jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT)
+
+
+def start_preemption_service() -> None:
+    """Has JAX listen for SIGTERM, which `multihost_utils.reached_preemption_sync_point` tells all processes of."""
+    from jax._src import distributed  # there is no public way to start it later than at `initialize`
+
+    jax.config.update("jax_enable_preemption_service", True)
+    if distributed.global_state.preemption_sync_manager is None:
+        distributed.global_state.initialize_preemption_sync_manager()
 
 
 def _launched(env: Mapping[str, str]) -> bool:

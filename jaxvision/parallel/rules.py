@@ -25,8 +25,8 @@ Rule = PartitionSpec | Callable[[tuple[int, ...]], PartitionSpec]
 REPLICATED: tree.Table[Rule] = ((r".*", PartitionSpec()),)
 
 
-#: How the two layers of a branch are computed by the devices along the axis "tensor": each of them has some of the hidden
-#: channels, so nothing is sent between the first layer and the second, and one sum after it (Shoeybi et al.,
+#: How the two layers of a branch are computed by the devices along the axis "tensor": each of them has some of the
+#: hidden channels, so nothing is sent between the first layer and the second, and one sum after it (Shoeybi et al.,
 #: "Megatron-LM", https://arxiv.org/abs/1909.08053). What no row names is computed by all of them alike.
 TENSOR: tree.Table[PartitionSpec] = (
     # ViT: the MLP's hidden layer, and what attention gives by heads
@@ -48,8 +48,11 @@ TENSOR: tree.Table[PartitionSpec] = (
 )
 
 
+_WHOLE = PartitionSpec()
+
+
 def largest_axis(
-    mesh_axis: str, mesh: Mesh, *, over: Rule = PartitionSpec(), min_size: int = 2**16
+    mesh_axis: str, mesh: Mesh, *, over: Rule = _WHOLE, min_size: int = 2**16
 ) -> Callable[[tuple[int, ...]], PartitionSpec]:
     """Returns the rule of fully sharded data parallelism (FSDP) for any leaf, whatever its rank.
 
@@ -104,13 +107,13 @@ class Rules:
 def make_rules(mesh: Mesh, *, zero1: bool = False, min_size: int = 2**16) -> Rules:
     """Returns where everything lies, from the axes of the mesh alone.
 
-    Along ``data`` everything is on every device; along ``fsdp`` each array is split (fully sharded data parallelism), and
-    a layer gathers what it needs when it needs it; along ``tensor`` the devices share the work of a layer (`TENSOR`).
+    Along ``data`` everything is on every device; along ``fsdp`` each array is split (fully sharded data parallelism),
+    and a layer gathers what it needs when it needs it; along ``tensor`` the devices share its work (`TENSOR`).
 
     Args:
       mesh: the devices.
-      zero1: split the optimizer's moments and the moving average over ``data``, too (ZeRO-1; Rajbhandari et al., "ZeRO",
-        https://arxiv.org/abs/1910.02054). Parameters stay whole; each device updates its part of them, and all gather
+      zero1: split the optimizer's moments and the moving average over ``data``, too (ZeRO-1; Rajbhandari et al.,
+        "ZeRO", https://arxiv.org/abs/1910.02054). Parameters stay whole; each device updates its part of them, and all gather
         the result.
       min_size: arrays with fewer elements are not split along ``fsdp`` and ``data``: gathering them costs more than
         keeping them.
@@ -142,7 +145,12 @@ def _fitting(rule: Rule, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def state_shardings(
-    abstract: Any, mesh: Mesh, table: tree.Table[Rule] = REPLICATED, *, moments: tree.Table[Rule] | None = None, unused_ok: bool = False
+    abstract: Any,
+    mesh: Mesh,
+    table: tree.Table[Rule] = REPLICATED,
+    *,
+    moments: tree.Table[Rule] | None = None,
+    unused_ok: bool = False,
 ) -> Any:
     """Returns the sharding of every leaf of a training state, from its shapes alone.
 

@@ -24,8 +24,8 @@ def train_view(model: M, *, batch_norm_group: int | None = None) -> M:
     >>> model = jaxvision.create_model("test_resnet", num_classes=10)
     >>> training = train_view(model)     # shares the parameters of `model`
     """
-    options = {} if batch_norm_group is None else {"batch_norm_group": batch_norm_group}
-    return nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False, **options)
+    view = nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False)
+    return view if batch_norm_group is None else nnx.view(view, batch_norm_group=batch_norm_group)
 
 
 def eval_view(model: M) -> M:
