@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxvision.errors import UserError
 from jaxvision.models import registry
+from jaxvision.models.layers.mode import train_view
 from jaxvision.models.layers.norm import BatchNorm
 from jaxvision.parallel.blocks import Blocks
 from jaxvision.parallel.mesh import make_mesh, shard_batch
@@ -36,7 +37,7 @@ MESHES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "three axes": ({"data": 2, "fsdp": 2, "tensor": 2}, {}),
     "zero1": ({"data": 8}, {"zero1": True}),
 }
-STEPS, BATCH, SIZE = 20, 16, 32
+STEPS, BATCH, SIZE = 20, 16, 64
 
 
 class Run:
@@ -62,9 +63,7 @@ class Run:
         # Small steps: twenty large ones would blow rounding up.
         create = functools.partial(create_state, tx=optax.sgd(0.01, momentum=0.9), ema_decay=0.9)
         graph, self.abstract = abstract_state(create, model)
-        self.shardings = state_shardings(
-            self.abstract, self.mesh, rules.stored, moments=rules.moments, unused_ok=True
-        )
+        self.shardings = state_shardings(self.abstract, self.mesh, rules.stored, moments=rules.moments, unused_ok=True)
         self.state = initialise(create, model, self.shardings)
         blocks = Blocks(self.mesh, rules, remat=remat, scan=scan)
         self.step = make_train_step(
@@ -180,13 +179,25 @@ def test_blocks_that_differ_are_run_one_by_one() -> None:
     )
 
 
-def test_recomputing_saves_memory() -> None:
-    def temporary(remat: str | None) -> int:
-        run = Run("test_vit", {"data": 1}, remat=remat, depth=12)
-        return run.step.lower(run.state, run.batch(0)).compile().memory_analysis().temp_size_in_bytes
+def test_recomputing_keeps_less() -> None:
+    """Bytes that the backward pass is given; XLA's CPU backend undoes the rest, so its own count would tell nothing."""
+    mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
+    images = jnp.zeros((BATCH, SIZE, SIZE, 3))
 
-    kept, products, nothing = (temporary(remat) for remat in (None, "products", "nothing"))
-    assert nothing < products < kept
+    def kept(name: str, remat: str | None, **options: Any) -> int:
+        model = registry.build(name, num_classes=10, rngs=nnx.Rngs(0), **options)
+        blocks = Blocks(mesh, make_rules(mesh), remat=remat)
+        graph, params, rest = nnx.split(nnx.view(train_view(model), run_blocks=blocks), nnx.Param, ...)
+
+        def loss(params: Any) -> jax.Array:
+            return nnx.merge(graph, params, rest, copy=True)(images).sum()
+
+        residuals = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        return sum(x.size * 4 for x in jax.tree.leaves(residuals))
+
+    for name, options in (("test_vit", {"image_size": SIZE}), ("test_resnet", {}), ("test_efficientnet", {})):
+        everything, products, nothing = (kept(name, remat, **options) for remat in (None, "products", "nothing"))
+        assert nothing < 0.8 * products < 0.8 * everything, (name, nothing, products, everything)
 
 
 def test_batch_norm_in_groups() -> None:
@@ -199,7 +210,7 @@ def test_batch_norm_in_groups() -> None:
     means = jnp.stack([part.mean((0, 1, 2)) for part in jnp.split(x, 4)])
     np.testing.assert_allclose(grouped.mean[...], 0.1 * means.mean(0), atol=1e-6)
     with pytest.raises(UserError, match="a batch of 8 images is not made of groups of 3"):
-        nnx.view(grouped, batch_norm_group=3)(x)
+        nnx.view(grouped, use_running_average=False, batch_norm_group=3)(x)
 
 
 def test_batch_norm_groups_of_a_devices_own_images_send_nothing() -> None:
@@ -208,7 +219,7 @@ def test_batch_norm_groups_of_a_devices_own_images_send_nothing() -> None:
     counts = [sum(row.count for row in collectives(each.program(), each.mesh)) for each in (run, whole)]
     assert counts[0] < counts[1] / 4, counts
     np.testing.assert_allclose(
-        run.losses(3), Run("test_resnet", {"data": 1}, batch_norm_group=BATCH // 8).losses(3), rtol=1e-5
+        run.losses(2), Run("test_resnet", {"data": 1}, batch_norm_group=BATCH // 8).losses(2), rtol=1e-5
     )
 
 

@@ -246,9 +246,10 @@ def _is_tiny(x, kernel, stride, padding, dilation):
 
 def _patch_product(x, kernel, stride, padding):
     """A convolution as one matrix product of patches and kernels."""
-    k, d = kernel.shape[0], kernel.shape[-1]
-    patches = jnp.concatenate([seen for _, seen in shifts(_pad(x, padding), k, stride)], axis=-1)
-    return jnp.einsum("bhwp,pd->bhwd", patches, kernel.reshape(-1, d))
+    k, _, c, d = kernel.shape
+    # Taps and channels are two axes, of which devices may share the channels.
+    patches = jnp.stack([seen for _, seen in shifts(_pad(x, padding), k, stride)], axis=-2)
+    return jnp.einsum("bhwpc,pcd->bhwd", patches, kernel.reshape(k * k, c, d))
 
 
 def _sliced(x, kernel, stride, padding, dilation, groups):

@@ -59,8 +59,8 @@ def avg_pool(x: jax.Array) -> jax.Array:
     [[2.0, 3.5], [6.5, 8.0]]
     """
     b, h, w, c = x.shape
-    # An odd border row counts twice: the mean of a pixel and its copy is the pixel.
-    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
+    if h % 2 or w % 2:  # the border counts twice: the mean of a pixel and its copy is the pixel
+        x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     return x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).mean(axis=(2, 4))
 
 
