@@ -187,7 +187,7 @@ def test_what_is_computed_a_second_time_is_the_same(name: str, remat: str, monke
 
 
 def test_blocks_as_one_program() -> None:
-    """With another rate of stochastic depth in each block, and dropout: the same numbers, and a program that is flat."""
+    """With another rate of stochastic depth in each block, and dropout: same numbers, a flat program."""
     options = {"drop_path": 0.3, "dropout": 0.1, "depth": 3}
     one, many = (Run("test_vit", {"data": 1}, scan=scan, **options) for scan in (True, False))
     np.testing.assert_allclose(one.losses(5), many.losses(5), rtol=1e-5)
