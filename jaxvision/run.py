@@ -70,6 +70,7 @@ class Loop:
       evaluate_every: epochs between evaluations; there is always one at the end.
       patience: stop after this many evaluations without a better top-1; None never stops early.
       log_every: steps between lines of metrics.jsonl.
+      save_every: steps between checkpoints, beside the one at each evaluation; None: those only.
       remat: what a block of the model keeps for the backward pass, which computes the rest a second time: "products"
         (of matrices, and convolutions) or "nothing" (but what went in). None keeps everything: fastest, most memory.
       scan: compile blocks that are alike as one loop: a deep ViT compiles in the time of a shallow one.
@@ -86,6 +87,7 @@ class Loop:
     evaluate_every: float = 1.0
     patience: int | None = None
     log_every: int = 10
+    save_every: int | None = None
     remat: str | None = None
     scan: bool = False
     batch_norm_group: int | None = None
@@ -99,7 +101,7 @@ class Loop:
             raise unknown("train.remat", str(self.remat), REMAT)
         if self.not_finite not in ("stop", "skip"):
             raise unknown("train.not_finite", str(self.not_finite), ("stop", "skip"))
-        for name in ("steps", "accumulate", "patience", "log_every", "batch_norm_group"):
+        for name in ("steps", "accumulate", "patience", "log_every", "save_every", "batch_norm_group"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"train.{name} is 1 or more, got {getattr(self, name)}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -185,8 +187,8 @@ SECTIONS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
 METRICS = ("top1", "top5", "loss", "calibration_error")
 # What may change between a run and its continuation.
 MAY_DIFFER = (
-    "checkpoint", "data.workers", "data.memory_limit", "data.eval_batch_size", "train.log_every", "train.remat",
-    "train.scan", "train.not_finite", "mesh", "sharding",
+    "checkpoint", "data.workers", "data.memory_limit", "data.eval_batch_size", "train.log_every", "train.save_every",
+    "train.remat", "train.scan", "train.not_finite", "mesh", "sharding",
 )  # fmt: skip
 
 
@@ -375,19 +377,19 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         start = restored.step if restored else 0
 
         # What happens to a batch on the devices in evaluation.
+        step_of = functools.partial(
+            _eval_step, graph, mesh, make_loss(kind=config.loss.kind), config.loss.kind, preprocess, evaluated_model
+        )
         assess = functools.partial(
             assess_part,
-            graph=graph,
+            step_of=step_of,
             mesh=mesh,
-            loss=make_loss(kind=config.loss.kind),
-            probabilities=config.loss.kind,
             preprocess=preprocess,
             batch_size=eval_batch_size,
             workers=config.data.workers,
             process=process,
             classes=len(classes),
             console=console,
-            model_of=evaluated_model,
             told_to_stop=preemption.check,
         )
         checked = functools.partial(
@@ -431,10 +433,18 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
 
         for text in _doubts(config, steps=steps, restored=start > 0):
             console.warn(text)
-        console.note("compiling the step ..." if start < steps else "this run is finished: no step is left to train")
-
         # The loop. Numbers are fetched now and then, so that the devices never wait for the host.
         watched = "validation" if "validation" in data else "test"
+        if start < steps:
+            # The evaluation's program first: what would not fit is known at once, and no compilation comes later on, in
+            # which the process would be deaf.
+            console.note("compiling the evaluation and the step ...")
+            with clock.part("compile"):
+                blank = pipeline.blank_batch(data[watched], eval_batch_size // process[1], preprocess.image_size)
+                evaluation_step = step_of(data[watched].stored is not None)
+                jax.block_until_ready(evaluation_step(state, shard_batch(blank, mesh)))
+        else:
+            console.note("this run is finished: no step is left to train")
         evaluate_every = max(loop.evaluate_every * steps_per_epoch, 1)  # not whole: epochs follow without a gap
         step, result = start, None
         best, worse = _standing(workdir, watched)
@@ -442,11 +452,14 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         recent = [{key: np.float32(x) for key, x in values.items()} for values in position.get("recent", ())]
         due = position.get("evaluation_due", False)  # the run was told to stop while it evaluated
 
-        def save_and_stop() -> NoReturn:
+        def save() -> None:
             with clock.part("checkpoint"):
                 position = {"step": step, "recent": _floats(recent), "evaluation_due": due}
                 checkpoints.save(step, state, position=position)
-                checkpoints.wait()
+
+        def save_and_stop() -> NoReturn:
+            save()
+            checkpoints.wait()
             raise Preempted(f"told to stop at step {step:,}, which is saved; the same command goes on")
 
         while due or (step < steps and (loop.patience is None or worse < loop.patience)):
@@ -491,6 +504,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 with clock.part("checkpoint"):
                     checkpoints.save(step, state, position={"step": step}, metrics=result.scalars(), anew=step == start)
                 due = False
+            elif loop.save_every and step % loop.save_every == 0:
+                save()
             if preemption.check():
                 save_and_stop()
 
@@ -500,6 +515,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         # The result: the best by the validation data; without those nothing may be chosen, and the last one counts.
         with clock.part("checkpoint"):
             checkpoints.wait()
+        preemption.nothing_to_lose()
         chosen = step
         if watched == "validation" and checkpoints.best_step() not in (None, step):
             restored = checkpoints.restore(abstract, shardings, step="best")
@@ -618,10 +634,10 @@ def evaluate(
                 pictures,
                 state=state,
                 name=split,
-                graph=graph,
+                step_of=functools.partial(
+                    _eval_step, graph, mesh, make_loss(), "softmax", classifier.preprocess, lambda merged: merged
+                ),
                 mesh=mesh,
-                loss=make_loss(),
-                probabilities="softmax",
                 preprocess=classifier.preprocess,
                 batch_size=batch_size,
                 workers=workers,
@@ -928,17 +944,14 @@ def assess_part(
     *,
     state: nnx.State,
     name: str,
-    graph: nnx.GraphDef,
+    step_of: Callable[[bool], Any],
     mesh: jax.sharding.Mesh,
-    loss: Callable[..., Any],
-    probabilities: str,
     preprocess: Preprocess,
     batch_size: int,
     workers: int | None,
     process: tuple[int, int],
     classes: int,
     console: report.Console,
-    model_of: Callable[[Any], nnx.Module] = lambda merged: merged,
     told_to_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Returns what the model in `state` is worth on one part of the data.
@@ -953,18 +966,17 @@ def assess_part(
                 raise Preempted(f"told to stop while the {name} data were evaluated; the same command goes on")
             yield batch
 
-    step = _eval_step(graph, mesh, loss, probabilities, preprocess, pictures.stored is not None, model_of)
     batches = pipeline.eval_batches(
         pictures, batch_size=batch_size, preprocess=preprocess, workers=workers, process=process
     )
     placed = pipeline.prefetch(batches, functools.partial(shard_batch, mesh=mesh))
     total = pipeline.eval_steps(len(pictures), batch_size)
     shown = console.evaluation(unless_stopped(placed), total=total, name=name)
-    return evaluate_batches(step, state, shown, classes=classes)
+    return evaluate_batches(step_of(pictures.stored is not None), state, shown, classes=classes)
 
 
 @functools.lru_cache(maxsize=8)
-def _eval_step(graph, mesh, loss, probabilities, preprocess, stored, model_of):
+def _eval_step(graph, mesh, loss, probabilities, preprocess, model_of, stored):
     # Cached: each evaluation of a run is the same program, and must not be compiled anew.
     return make_eval_step(
         graph,

@@ -334,6 +334,18 @@ def eval_batches(
         yield batch
 
 
+def blank_batch(pictures: Pictures, batch_size: int, image_size: int) -> Batch:
+    """Returns a batch like those of `eval_batches` in which all is zero, to compile with.
+
+    Args:
+      pictures: from `prepare`.
+      batch_size: of this process.
+      image_size: of pictures that are not stored.
+    """
+    shape = (image_size, image_size, pictures.channels) if pictures.stored is None else pictures.stored.shape[1:]
+    return {key: np.zeros(x.shape, x.dtype) for key, x in batch_shapes(shape, batch_size).items()}
+
+
 def eval_steps(n: int, batch_size: int) -> int:
     """Returns how many batches hold n pictures.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -19,8 +20,9 @@ class Preemption:
     """Listens for SIGTERM while a run goes on, so that the run can save and end.
 
     Until `working` is called nothing would be lost, and the process ends at once: compiling may take minutes, in which
-    Python does not come to look at signals. From then on `check` tells. Of several processes all are told at the same
-    call, whichever of them got the signal, by JAX's preemption service. A second SIGTERM changes nothing.
+    Python does not come to look at signals. From then on `check` tells, until `nothing_to_lose` is called. Of several
+    processes all are told at the same call, whichever of them got the signal, by JAX's preemption service. A second
+    SIGTERM changes nothing.
 
     In a thread other than the main one (a notebook's server) signals are not for us: nothing is listened for.
 
@@ -65,8 +67,7 @@ class Preemption:
                 if number[0] == signal.SIGTERM:
                     self._told.set()
                     if not self._busy:
-                        print("told to stop before the first step: nothing to save", file=sys.stderr, flush=True)
-                        os._exit(Preempted.STATUS)
+                        self._leave()
 
     def working(self) -> None:
         """Says that from now on there is something to save."""
@@ -74,8 +75,23 @@ class Preemption:
             distributed.start_preemption_service()  # which takes the signal over
         self._busy = True
 
+    def nothing_to_lose(self) -> None:
+        """Says that all is saved."""
+        self._busy = False
+        if self._told.is_set():
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        print("told to stop where nothing is to be saved; the same command goes on", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        for child in multiprocessing.active_children():  # they would go on waiting for work
+            child.kill()
+        os._exit(Preempted.STATUS)
+
     def check(self) -> bool:
         """Returns whether the run is to stop; the same on all processes, each of which calls it equally often."""
+        if not self._busy:
+            return False
         self._calls += 1
         if jax.process_count() == 1:
             return self._told.is_set()

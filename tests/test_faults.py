@@ -1,0 +1,222 @@
+"""Real runs, real signals: what is left of a run that is stopped in any way is what an undisturbed one leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from jaxvision.errors import Preempted
+
+HERE = Path(__file__).parent
+TIMING = {"time", "images_per_second", "step_seconds", "data_wait"}
+
+
+class Job:
+    """``python -m jaxvision.main`` with a config of fault_config.py, alone or as several processes."""
+
+    def __init__(self, workdir: Path, *, data: str = "memory", processes: int = 1, devices: int = 1, **flags: Any):
+        self.workdir = workdir
+        given = [f"--config.{key.replace('__', '.')}={value}" for key, value in flags.items()]
+        run = ["--config", f"{HERE / 'fault_config.py'}:{data}", "--workdir", str(workdir), *given]
+        alone = [sys.executable, "-m", "jaxvision.main", *run]
+        launcher = [sys.executable, str(HERE.parent / "launch" / "local.py"), "--processes", str(processes)]
+        several = [*launcher, "--devices", str(devices), "--", *run]
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        self.log = workdir.parent / f"{workdir.name}.log"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                alone if processes == 1 else several,
+                cwd=HERE.parent,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+            )
+
+    def wait(self, timeout: float = 300) -> int:
+        try:
+            return self.process.wait(timeout)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+
+    def until(self, moment: Callable[[], bool], timeout: float = 200) -> bool:
+        """Waits for a moment; False if the process ended first."""
+        end = time.monotonic() + timeout
+        while self.process.poll() is None:
+            if moment():
+                return True
+            assert time.monotonic() < end, self.text()
+            time.sleep(0.005)
+        return False
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def steps(self, split: str) -> list[int]:
+        return [line["step"] for line in lines(self.workdir) if line["split"] == split]
+
+    # Moments
+    def compiles(self) -> bool:
+        return "compiling" in self.text()
+
+    def trains(self) -> bool:
+        return len(self.steps("train")) > 1
+
+    def evaluates(self) -> bool:
+        evaluated = max(self.steps("test"), default=0)
+        return any(step > evaluated and is_due(step) for step in self.steps("train"))
+
+    def saves(self) -> bool:
+        return any("tmp" in path.name for path in self.workdir.glob("checkpoints/*"))
+
+
+def is_due(step: int) -> bool:
+    return step in (9, 18, 27, 36, 40)  # fault_config.py:memory, a tenth of 89.9 steps
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    try:
+        text = (workdir / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+
+def curve(workdir: Path) -> list[dict[str, Any]]:
+    """Returns what was logged, without times."""
+    return [{key: x for key, x in line.items() if key not in TIMING} for line in lines(workdir)]
+
+
+def arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """Returns every array of the newest checkpoint: parameters, average, BatchNorm statistics, moments, random keys."""
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    folder = workdir / "checkpoints" / str(newest) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        shapes = reader.metadata(folder).item_metadata.tree
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        leaves = jax.tree_util.tree_leaves_with_path(reader.restore(folder, restore_args=on_host))
+    return {"step": np.array(newest)} | {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def check_same(found: Path, wanted: Path) -> None:
+    """To the bit."""
+    a, b = arrays(found), arrays(wanted)
+    assert a.keys() == b.keys()
+    assert len(a) > 100
+    assert not [name for name in a if a[name].tobytes() != b[name].tobytes()]
+    assert curve(found) == curve(wanted)
+    weights = [(folder / "export" / "model.safetensors").read_bytes() for folder in (found, wanted)]
+    assert weights[0] == weights[1]
+
+
+def children(pid: int) -> list[int]:
+    try:
+        mine = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [int(x) for x in mine] + [x for each in mine for x in children(int(each))]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Pictures for the streamed run; programs are compiled once for all runs, unless compiling is the matter."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, color in {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}.items():
+        (folder / name).mkdir()
+        for i in range(34):
+            noise = rng.normal(0, 60, (*rng.integers(36, 60, 2), 1))
+            Image.fromarray(np.clip(color + noise, 0, 255).astype(np.uint8)).save(folder / name / f"{i}.jpg")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAULT_PICTURES", str(folder))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns the workdir of a run that nothing happened to."""
+    done: dict[str, Path] = {}
+
+    def of(data: str) -> Path:
+        if data not in done:
+            done[data] = tmp_path_factory.mktemp(data) / "undisturbed"
+            job = Job(done[data], data=data)
+            assert job.wait() == 0, job.text()
+        return done[data]
+
+    return of
+
+
+@pytest.mark.parametrize("moment", ["compiles", "trains", "evaluates", "saves"])
+def test_sigterm(moment: str, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gone within 15 s with status 75, and the same command goes on to the same bits; five signals are as one."""
+    workdir = tmp_path / "run"
+    if moment == "compiles":
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    job = Job(workdir)
+    assert job.until(getattr(job, moment)), job.text()
+    told = time.monotonic()
+    for _ in range(5):
+        job.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert job.wait(60) == Preempted.STATUS, job.text()
+    assert time.monotonic() - told < 15
+    assert "told to stop" in job.text()
+    assert not list(workdir.glob("checkpoints/*tmp*"))
+    if moment != "compiles":
+        assert list(workdir.glob("checkpoints/*/checksums.json"))
+        stopped = int(job.text().split("told to stop at step ")[1].split(",")[0])
+        assert max(int(path.name) for path in workdir.glob("checkpoints/*")) == stopped
+    again = Job(workdir)
+    assert again.wait() == 0, again.text()
+    check_same(workdir, undisturbed("memory"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["memory", "streamed"])
+def test_killed_at_thirty_moments(data: str, tmp_path: Path, undisturbed: Any) -> None:
+    """`kill -9` during a step, a save, an evaluation and anything else, thirty times; then the run comes to its end."""
+    wanted, workdir, moments = undisturbed(data), tmp_path / "run", random.Random(0)
+    kills, began = {"trains": 0, "evaluates": 0, "saves": 0, "any": 0}, 0
+    while sum(kills.values()) < 30:
+        job = Job(workdir, data=data)
+        kind = list(kills)[sum(kills.values()) % 4]
+        started = len(job.text())
+        if kind == "any":
+            time.sleep(moments.uniform(0.5, 12))
+        elif job.until(getattr(job, kind)):
+            time.sleep(moments.uniform(0, 0.5))
+        below = children(job.process.pid)
+        job.process.kill()
+        status = job.wait()
+        if status == -signal.SIGKILL:
+            kills[kind] += 1
+        else:  # it was at its end: the next one begins anew
+            assert status == 0, job.text()
+            check_same(workdir, wanted)
+            began += 1
+            workdir = tmp_path / f"run{began}"
+        assert "error" not in job.text()[started:]
+        time.sleep(0.5)
+        assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    job = Job(workdir, data=data)
+    assert job.wait() == 0, job.text()
+    check_same(workdir, wanted)
+    print("killed:", kills, "runs:", began + 1)
