@@ -69,7 +69,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert {p.name for p in finished.iterdir()} == {
-        "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.html", "mistakes.csv", "export"
+        "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.html", "mistakes.csv", "export",
+        ".lock", ".saved",
     }  # fmt: skip
     page = (finished / "report.html").read_text()
     assert "test_resnet" in page
