@@ -116,8 +116,8 @@ class Checkpoints:
         self._saving: int | None = None
         _hush_orbax()
 
-        if not read_only and self.directory.is_dir():
-            for path in self.directory.iterdir():
+        if not read_only:
+            for path in self.directory.iterdir() if self.directory.is_dir() else ():
                 if _UNFINISHED in path.name:
                     say(f"the checkpoint of step {path.name.split('.')[0]} was interrupted while it was saved; skipped")
             self._put_back()

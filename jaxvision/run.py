@@ -76,7 +76,7 @@ class Loop:
         (of matrices, and convolutions) or "nothing" (but what went in). None keeps everything: fastest, most memory.
       scan: compile blocks that are alike as one loop: a deep ViT compiles in the time of a shallow one.
       not_finite: "stop" or "skip" where a step's loss or gradient is not finite. Such a step changes nothing either
-        way, and its images are listed in not_finite.jsonl.
+        way, and its images are listed in not_finite.jsonl. The tenth in a row stops the run.
       batch_norm_group: images that BatchNorm normalises together, such as 32; None: the whole batch, over all devices.
     """
 
@@ -651,8 +651,9 @@ def evaluate(
                 notes=_notes({split: pictures}),
                 command=[Path(sys.argv[0]).name, *sys.argv[1:]],
             )
-            files["report"] = report.write_report(report_dir, replace(page, timing=clock.timing()))
-            files["mistakes"] = write_mistakes(report_dir, classifier.classes, result, pictures)
+            with _told_of_the_disk(Path(report_dir)):
+                files["report"] = report.write_report(report_dir, replace(page, timing=clock.timing()))
+                files["mistakes"] = write_mistakes(report_dir, classifier.classes, result, pictures)
         console.finish(final=_headline(result) | {"count": result.count}, timing=clock.timing(), files=files)
         return result.scalars()
 
@@ -1152,7 +1153,8 @@ def _told_of_the_disk(folder: Path) -> Iterator[None]:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
             raise
         raise UserError(
-            f"{e.filename or folder}: {e.strerror}; what was saved before stands, and the same command goes on from it"
+            f"{e.filename or folder}: {e.strerror}; what was saved before stands, and once that is mended the same "
+            f"command goes on"
         ) from e
 
 

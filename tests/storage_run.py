@@ -60,7 +60,7 @@ class Process:
         self._process.start()
         self.pid = self._process.pid
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 300) -> int:
         """Returns the exit status, negative for a signal."""
         self._process.join(timeout)
         if self._process.exitcode is None:

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,8 +27,6 @@ from storage_run import Process
 
 from jaxvision.data.pipeline import batch_indices
 
-TRIED: Counter[str] = Counter()
-
 
 @pytest.fixture(scope="module", autouse=True)
 def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -41,8 +38,6 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
         yield
-    for fault, times in TRIED.items():
-        print(f"survived {times} of {times}: {fault}")
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +132,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def survived(fault: str) -> None:
-    TRIED[fault] += 1
-
-
 # --- Damaged checkpoints ---
 
 
@@ -185,7 +176,6 @@ def test_the_newest_checkpoint_is_damaged(stopped: Path, whole: Path, what: str,
     out = ends(Process(stopped))
     assert [line for line in out.splitlines() if "damaged" in line and "skipped" in line and "step 6" in line]
     assert_same(stopped, whole)
-    survived("newest checkpoint truncated, a file of it missing, a byte flipped: the one before it is used")
 
 
 @pytest.mark.parametrize("how", ["damaged", "emptied", "removed"])
@@ -203,7 +193,6 @@ def test_no_checkpoint_is_left(stopped: Path, how: str) -> None:
     assert ("can be read (step 6: " if how == "damaged" else "has saved checkpoints, but there are none") in error
     assert "to start afresh" in error
     assert contents(stopped) == before
-    survived("no usable checkpoint, or their folder emptied or removed: an error, nothing starts from scratch")
 
 
 # --- Disks ---
@@ -233,7 +222,6 @@ def test_the_disk_is_full(stopped: Path, whole: Path, disk: Path, when: functool
     (disk / "filler").unlink()
     ends(Process(workdir))
     assert_same(workdir, whole)
-    survived("disk full at the start, at metrics, checkpoint, export or report: one line; with room again it goes on")
 
 
 @pytest.mark.parametrize("how", ["mount", "mode"])
@@ -258,7 +246,6 @@ def test_the_workdir_cannot_be_written_to(stopped: Path, whole: Path, how: str) 
                 path.chmod(0o755 if path.is_dir() else 0o644)
     ends(Process(stopped))
     assert_same(stopped, whole)
-    survived("directory read-only: one line, nothing touched; writable again it goes on")
 
 
 # --- Clocks ---
@@ -278,7 +265,6 @@ def test_the_clock_is_set_back(stopped: Path, whole: Path) -> None:
     assert "-" not in out.split("images/s")[-1].split("report")[0]  # of the times at the end none is negative
     assert "this run is finished" in ends(Process(stopped))
     assert_same(stopped, whole)
-    survived("clock set back by a day between two runs, and within one")
 
 
 # --- Two runs ---
@@ -309,7 +295,6 @@ def test_a_second_run_in_the_same_workdir(tmp_path: Path, whole: Path, end: sign
         refused(first, 75)
     ends(Process(workdir))
     assert_same(workdir, whole)
-    survived("a second run in the same workdir: refused; free at once when the first one is gone")
 
 
 def test_two_runs_begin_at_once(tmp_path: Path, whole: Path) -> None:
@@ -323,7 +308,6 @@ def test_two_runs_begin_at_once(tmp_path: Path, whole: Path) -> None:
     saving.unlink()
     ends(first)
     assert_same(workdir, whole)
-    survived("two runs begin in the same new workdir at once: one of them goes on")
 
 
 # --- Steps that are not finite ---
@@ -371,7 +355,6 @@ def test_a_step_that_is_not_finite_is_skipped(skipping: Path) -> None:
     losses = {line["step"]: line["loss"] for line in numbers(skipping) if line["split"] == "train"}
     assert [step for step, loss in losses.items() if loss is None] == [BAD]
     assert (skipping / "report.html").stat().st_size > 10_000
-    survived("NaN at a step, skipped: the state is the one before it, to the bit; the images are listed")
 
 
 @pytest.mark.slow
@@ -381,7 +364,6 @@ def test_a_step_that_is_not_finite_is_skipped(skipping: Path) -> None:
 def test_skipped_with_microbatches_and_on_many_devices(tmp_path: Path, devices: int, arguments: list[str]) -> None:
     ends(Process(tmp_path, "--config.train.not_finite=skip", *EACH_STEP, *arguments, devices=devices, before=spoilt()))
     assert_skipped(tmp_path)
-    survived("NaN at a step, with microbatches or on many devices")
 
 
 @pytest.mark.slow
@@ -396,7 +378,6 @@ def test_killed_after_a_step_was_skipped(tmp_path: Path, skipping: Path, at: int
     ends(Process(tmp_path, *arguments, before=spoilt()))
     assert listed(tmp_path) == bad_batch()
     assert_same(tmp_path, skipping)
-    survived("NaN at a step, skipped, then killed and started again")
 
 
 @pytest.mark.slow
@@ -409,7 +390,6 @@ def test_told_to_stop_before_a_skipped_step_was_told(tmp_path: Path, skipping: P
     ends(Process(tmp_path, *arguments, before=spoilt()))
     assert listed(tmp_path) == bad_batch()
     assert_equal_states(state(tmp_path, 8), state(skipping, 8))
-    survived("NaN at a step, skipped, then SIGTERM before it was told")
 
 
 def test_a_step_that_is_not_finite_stops_the_run(tmp_path: Path, skipping: Path) -> None:
@@ -420,4 +400,3 @@ def test_a_step_that_is_not_finite_stops_the_run(tmp_path: Path, skipping: Path)
         assert steps(tmp_path) == [1, 2, 3, 4]
     ends(Process(tmp_path, "--config.train.not_finite=skip", *EACH_STEP, before=spoilt()))
     assert_same(tmp_path, skipping)
-    survived("NaN at a step, stopped: the last checkpoint is good; goes on with train.not_finite=skip")
