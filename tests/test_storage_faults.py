@@ -198,17 +198,23 @@ def test_no_checkpoint_is_left(stopped: Path, how: str) -> None:
 # --- Disks ---
 
 
+NO_SPACE = "No space left on device"
+FULL = {
+    "at metrics": (functools.partial(storage_run.fill_at_metrics, step=7), NO_SPACE),
+    "at a checkpoint": (
+        functools.partial(storage_run.fill_at_save, step=8),
+        "(no space left on the disk); the one of step 6 stands",
+    ),
+    "at the start": (None, "cannot use the workdir"),
+    "at the export": (functools.partial(storage_run.fill_at_end, name="save_classifier"), NO_SPACE),
+    "at the report": (functools.partial(storage_run.fill_at_end, name="write_report"), NO_SPACE),
+    "at the mistakes": (functools.partial(storage_run.fill_at_end, name="write_mistakes"), NO_SPACE),
+}
+
+
 @pytest.mark.parametrize(
     ("when", "message"),
-    [
-        (None, "cannot use the workdir"),
-        (functools.partial(storage_run.fill_at_metrics, step=7), "No space left on device"),
-        (functools.partial(storage_run.fill_at_save, step=8), "(no space left on the disk); the one of step 6 stands"),
-        (functools.partial(storage_run.fill_at_end, name="save_classifier"), "No space left on device"),
-        (functools.partial(storage_run.fill_at_end, name="write_report"), "No space left on device"),
-        (functools.partial(storage_run.fill_at_end, name="write_mistakes"), "No space left on device"),
-    ],
-    ids=["at the start", "metrics", "checkpoint", "export", "report", "mistakes"],
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (i > 1)) for i, (name, case) in enumerate(FULL.items())],
 )
 def test_the_disk_is_full(stopped: Path, whole: Path, disk: Path, when: functools.partial | None, message: str) -> None:
     workdir = shutil.copytree(stopped, disk / "run")
@@ -224,7 +230,7 @@ def test_the_disk_is_full(stopped: Path, whole: Path, disk: Path, when: functool
     assert_same(workdir, whole)
 
 
-@pytest.mark.parametrize("how", ["mount", "mode"])
+@pytest.mark.parametrize("how", [pytest.param("mount", marks=pytest.mark.slow), "mode"])
 def test_the_workdir_cannot_be_written_to(stopped: Path, whole: Path, how: str) -> None:
     before = contents(stopped)
     if how == "mount":
@@ -277,7 +283,7 @@ def until(true: Callable[[], object], timeout: float = 120) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_second_run_in_the_same_workdir(tmp_path: Path, whole: Path, end: signal.Signals) -> None:
     """It is refused while the first one lives, even if that one has been told to stop; and not any longer."""
     workdir, saving = tmp_path / "run", tmp_path / "saving"
@@ -297,6 +303,7 @@ def test_a_second_run_in_the_same_workdir(tmp_path: Path, whole: Path, end: sign
     assert_same(workdir, whole)
 
 
+@pytest.mark.slow
 def test_two_runs_begin_at_once(tmp_path: Path, whole: Path) -> None:
     workdir, saving = tmp_path / "run", tmp_path / "saving"
     two = [Process(workdir, before=functools.partial(storage_run.pause_at_save, 2, saving)) for _ in range(2)]
@@ -392,6 +399,7 @@ def test_told_to_stop_before_a_skipped_step_was_told(tmp_path: Path, skipping: P
     assert_equal_states(state(tmp_path, 8), state(skipping, 8))
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_stops_the_run(tmp_path: Path, skipping: Path) -> None:
     for _ in range(2):  # the second starts from the checkpoint, and comes upon it again
         error = refused(Process(tmp_path, *EACH_STEP, before=spoilt()))
