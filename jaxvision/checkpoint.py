@@ -10,22 +10,33 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import socket
 import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxvision import tree
 from jaxvision.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _SEAL = "checksums.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_ASIDE = ".aside"  # the same step, which is being written anew
+_SAVED = ".saved"  # in the workdir: tells a run whose checkpoints are gone from one that has none yet
 
 
 class Restored(NamedTuple):
@@ -105,14 +116,16 @@ class Checkpoints:
         self._saving: int | None = None
         _hush_orbax()
 
-        if not read_only and self.directory.is_dir():
-            for path in self.directory.iterdir():
+        if not read_only:
+            for path in self.directory.iterdir() if self.directory.is_dir() else ():
                 if _UNFINISHED in path.name:
                     say(f"the checkpoint of step {path.name.split('.')[0]} was interrupted while it was saved; skipped")
+            self._put_back()
+            _all_processes("opened")
         policies = [LatestN(keep)]
         if best is not None:
             policies.append(BestN(n=1, get_metric_fn=self._score, keep_checkpoints_without_metrics=False))
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
@@ -148,7 +161,10 @@ class Checkpoints:
         if step in self.steps():
             if not anew:
                 return
-            self._manager.delete(step)
+            if jax.process_index() == 0:
+                (self.directory / str(step)).rename(self.directory / f"{step}{_ASIDE}")
+            _all_processes("aside")
+            self._manager.reload()
         about = {"position": _plain(position), "metrics": _plain(metrics or {}), "config": self._config}
         self._saving = step
         try:
@@ -171,6 +187,8 @@ class Checkpoints:
             if jax.process_index() == 0:
                 sums = json.dumps(_checksums(self.directory / str(step)))
                 (self.directory / str(step) / _SEAL).write_text(sums)
+                (self.directory.parent / _SAVED).touch()
+                (self.directory / f"{step}{_ASIDE}").rmtree(missing_ok=True)
         except Exception as e:  # told by `wait`, in the thread that trains
             self._failure = e
 
@@ -199,6 +217,19 @@ class Checkpoints:
             for path in self.directory.iterdir():
                 if path.name == str(step) or path.name.startswith(f"{step}{_UNFINISHED}"):
                     path.rmtree(missing_ok=True)
+        self._put_back()
+
+    def _put_back(self) -> None:
+        """Takes up a checkpoint that was to be written anew, where that one was not completed."""
+        if jax.process_index() == 0 and self.directory.is_dir():
+            for path in self.directory.iterdir():
+                if path.name.endswith(_ASIDE):
+                    anew = path.with_name(path.name.removesuffix(_ASIDE))
+                    if (anew / _SEAL).exists():
+                        path.rmtree()
+                    else:
+                        anew.rmtree(missing_ok=True)
+                        path.rename(anew)
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints on disk, oldest first."""
@@ -224,10 +255,15 @@ class Checkpoints:
           step: a step, ``"newest"`` or ``"best"``.
 
         Raises:
-          UserError: no such step, all checkpoints are damaged, or they hold another model.
+          UserError: no such step, all checkpoints are damaged or gone, or they hold another model.
         """
         self.wait()
         known = self.steps()
+        if not known and (self.directory.parent / _SAVED).exists():
+            raise UserError(
+                f"this run has saved checkpoints, but there are none in {self.directory}; put them back, or take "
+                f"another workdir (or remove {self.directory.parent}) to start afresh"
+            )
         if step == "newest":
             candidates = known[::-1]
         else:
@@ -261,9 +297,12 @@ class Checkpoints:
         folder = self.directory / str(step)
         try:
             if (folder / _SEAL).exists():
-                wanted, found = json.loads((folder / _SEAL).read_text()), _checksums(folder)
-                if wanted != found:
-                    names = sorted(name for name in wanted if wanted[name] != found.get(name))
+                try:
+                    wanted = dict(json.loads((folder / _SEAL).read_text()))
+                except ValueError as e:
+                    raise _Damaged(f"{_SEAL} is damaged") from e
+                found = _checksums(folder)
+                if names := sorted(name for name in wanted if wanted[name] != found.get(name)):
                     raise _Damaged(f"{names[0]} is {'damaged' if names[0] in found else 'missing'}")
             saved = _shapes(self._manager.item_metadata(step)["state"].tree)
         except _Damaged:
@@ -316,6 +355,16 @@ class Checkpoints:
     def _score(self, metrics: Mapping[str, float] | None) -> float:
         value = (metrics or {}).get(self._best or "", math.nan)
         return -math.inf if math.isnan(value) else self._sign * value
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which opens a folder where the metrics of a checkpoint are damaged; its checksums tell of that."""
+
+    def metrics(self, step: int) -> Any:
+        try:
+            return super().metrics(step)
+        except (OSError, ValueError):
+            return {}
 
 
 class _Damaged(Exception):
@@ -399,6 +448,12 @@ class _NotOrbax(logging.Filter):
         return "orbax" not in record.pathname and not (record.name == "asyncio" and "orbax" in record.getMessage())
 
 
+def _all_processes(name: str) -> None:
+    """Returns when every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"jaxvision checkpoint {name}")
+
+
 def _plain(value: Any) -> Any:
     """Returns what is left of `value` when it has been through JSON: tuples are lists, keys are strings."""
     return json.loads(json.dumps(value, default=_as_json))
@@ -470,14 +525,60 @@ def write_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
     if jax.process_index() != 0:
         return
     path = epath.Path(workdir) / "config.json"
+    beside = path.parent / "config.json.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written beside and moved into place: there is a whole file or none.
-        beside = path.parent / "config.json.tmp"
         beside.write_text(json.dumps(_plain(config), indent=2) + "\n")
         beside.replace(path)
     except OSError as e:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
+
+
+@contextmanager
+def lock(workdir: str | Path) -> Iterator[None]:
+    """Keeps a workdir, which is made if need be, for this run alone.
+
+    The system lets go of it when the process ends, in whatever way. Of several processes only process 0 asks. Where the
+    file system knows no locks nothing is kept, and nothing refused.
+
+    Raises:
+      UserError: another run has it; the message says which. Or the workdir cannot be written to.
+
+    Example:
+      >>> import tempfile
+      >>> workdir = tempfile.mkdtemp()
+      >>> with lock(workdir), lock(workdir):
+      ...     pass
+      Traceback (most recent call last):
+      ...
+      jaxvision.errors.UserError: ... is in use by another run (process ... on ...); wait for its end or stop it, ...
+    """
+    if fcntl is None or jax.process_index() != 0:
+        yield
+        return
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        file = (Path(workdir) / ".lock").open("a+")
+    except OSError as e:
+        raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            file.seek(0)
+            raise UserError(
+                f"{workdir} is in use by another run ({file.read().strip() or 'unknown'}); wait for its end or stop "
+                f"it, or take another workdir"
+            ) from e
+        except OSError:  # some network file systems
+            pass
+        with suppress(OSError):  # a full disk will be told of soon enough
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
 
 
 _ABSENT = object()

@@ -235,9 +235,16 @@ def _unraisable(found: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(found)
 
 
+def _in_thread(found: threading.ExceptHookArgs) -> None:
+    # On a full disk the thread that writes TensorBoard's events ends; the run tells of the disk itself.
+    if not (isinstance(found.exc_value, OSError) and type(found.thread).__module__.startswith("tensorboardX")):
+        threading.__excepthook__(found)
+
+
 def run_and_exit(command: Callable[[], int] = main) -> None:
     """Ends the process with the status of a command."""
     sys.unraisablehook = _unraisable
+    threading.excepthook = _in_thread
     warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)  # Orbax's, when a save fails
     status = command()
     if status == 130:  # XLA may still be compiling, and would crash at the end that Python makes in good order

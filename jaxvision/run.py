@@ -8,6 +8,7 @@ key is an error that names the function and the nearest valid key.
 from __future__ import annotations
 
 import csv
+import errno
 import functools
 import inspect
 import io
@@ -16,7 +17,7 @@ import math
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -32,7 +33,7 @@ from jaxvision.analysis.cost import operations
 from jaxvision.analysis.saliency import explain, overlay
 from jaxvision.augment import on_device
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.checkpoint import Checkpoints, check_config, write_config
+from jaxvision.checkpoint import Checkpoints, check_config, lock, write_config
 from jaxvision.create import Classifier, create_model, exported, save_classifier
 from jaxvision.data import pipeline, source
 from jaxvision.data.folder import open_test_folder
@@ -48,6 +49,7 @@ from jaxvision.parallel.blocks import REMAT, Blocks
 from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, replicated, shard_batch
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.parallel.rules import make_rules, state_shardings
+from jaxvision.report.files import write_atomically
 from jaxvision.train import optim, partial
 from jaxvision.train.loss import make_loss
 from jaxvision.train.schedule import make_schedule
@@ -75,7 +77,7 @@ class Loop:
         (of matrices, and convolutions) or "nothing" (but what went in). None keeps everything: fastest, most memory.
       scan: compile blocks that are alike as one loop: a deep ViT compiles in the time of a shallow one.
       not_finite: "stop" or "skip" where a step's loss or gradient is not finite. Such a step changes nothing either
-        way, and its images are listed in not_finite.jsonl.
+        way, and its images are listed in not_finite.jsonl. The tenth in a row stops the run.
       batch_norm_group: images that BatchNorm normalises together, such as 32; None: the whole batch, over all devices.
     """
 
@@ -333,6 +335,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     distributed.initialize()  # before anything that looks at the devices, the console included
     with ExitStack() as stack:
         console = stack.enter_context(report.Console())
+        stack.enter_context(_told_of_the_disk(workdir))
         preemption = stack.enter_context(Preemption())
 
         # Devices and data. Data tells its classes, its channels and its length once.
@@ -367,7 +370,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         abstract, shardings = program.abstract, program.shardings
 
         # Where the run starts: this workdir's newest good checkpoint, else the given weights, else random.
-        check_config(workdir, config.to_dict(), may_differ=MAY_DIFFER)
+        started = check_config(workdir, config.to_dict(), may_differ=MAY_DIFFER)
+        if started:  # nothing in it is looked at while another run may be writing
+            stack.enter_context(lock(workdir))
         checkpoints = stack.enter_context(
             Checkpoints(workdir, config=config.to_dict(), say=console.warn, **config.checkpoint)
         )
@@ -391,13 +396,6 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             classes=len(classes),
             console=console,
             told_to_stop=preemption.check,
-        )
-        checked = functools.partial(
-            _checked,
-            skip=loop.not_finite == "skip",
-            images=data["train"].source.where,
-            workdir=workdir,
-            say=console.warn,
         )
         batches = pipeline.prefetch(
             pipeline.train_batches(
@@ -428,7 +426,18 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         )
 
         # Whatever was wrong with config, data and weights has been told by now: the first files are written.
+        if not started:
+            stack.enter_context(lock(workdir))
+            if distributed.is_main() and check_config(workdir, config.to_dict(), may_differ=MAY_DIFFER):
+                raise UserError(f"another run has begun in {workdir} meanwhile; take another workdir, or try again")
         write_config(workdir, config.to_dict())
+        watch = _Watch(
+            workdir,
+            resume_step=start,
+            skip=loop.not_finite == "skip",
+            images=data["train"].source.where,
+            say=console.warn,
+        )
         metrics = stack.enter_context(report.MetricsWriter(workdir, resume_step=start if restored else None))
 
         for text in _doubts(config, steps=steps, restored=start > 0):
@@ -453,6 +462,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         due = position.get("evaluation_due", False)  # the run was told to stop while it evaluated
 
         def save() -> None:
+            if recent:
+                watch.look(recent, step)
             with clock.part("checkpoint"):
                 position = {"step": step, "recent": _floats(recent), "evaluation_due": due}
                 checkpoints.save(step, state, position=position)
@@ -478,7 +489,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 step += 1
                 due = step // evaluate_every > (step - 1) // evaluate_every or step == steps
                 if due or step % loop.log_every == 0:
-                    last = checked(recent, first_step=step - len(recent) + 1)
+                    last = watch.look(recent, step)
                     recent, pace, epoch = [], clock.lap(), step / steps_per_epoch
                     metrics.write(step, "train", last | pace, epoch=epoch)
                     pace.pop("step_seconds", None)
@@ -656,8 +667,9 @@ def evaluate(
                 notes=_notes({split: pictures}),
                 command=[Path(sys.argv[0]).name, *sys.argv[1:]],
             )
-            files["report"] = report.write_report(report_dir, replace(page, timing=clock.timing()))
-            files["mistakes"] = write_mistakes(report_dir, classifier.classes, result, pictures)
+            with _told_of_the_disk(Path(report_dir)):
+                files["report"] = report.write_report(report_dir, replace(page, timing=clock.timing()))
+                files["mistakes"] = write_mistakes(report_dir, classifier.classes, result, pictures)
         console.finish(final=_headline(result) | {"count": result.count}, timing=clock.timing(), files=files)
         return result.scalars()
 
@@ -1087,40 +1099,79 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[st
     return options
 
 
-def _checked(
-    recent: list[dict[str, Any]],
-    *,
-    first_step: int,
-    skip: bool,
-    images: Callable[[int], str],
-    workdir: Path,
-    say: Callable[[str], None],
-) -> dict[str, float]:
-    """Returns the mean of the metrics of the last steps, after a look at each of them.
+class _Watch:
+    """Looks at the metrics of each step. A step that was not finite goes into ``not_finite.jsonl``, with its images.
 
-    The images of a step that was not finite are listed in ``not_finite.jsonl``.
-
-    Raises:
-      UserError: a step was not finite and is not to be skipped; or none of them was.
+    Args:
+      workdir: folder of the run.
+      resume_step: the step that was restored. What is listed past it will happen again, and is dropped.
+      skip: go on after such a step, though not after ten in a row.
+      images: what an image is called.
+      say: called with a line for each step that is skipped.
     """
-    fetched = jax.device_get([{key: x for key, x in values.items() if key != "index"} for values in recent])
-    for i, values in enumerate(fetched):
-        if values["finite"]:
-            continue
-        step, index = first_step + i, recent[i].get("index")
-        names = [] if index is None else [images(int(n)) for n in _everywhere(index)]
+
+    MOST_IN_A_ROW = 10
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        resume_step: int,
+        skip: bool,
+        images: Callable[[int], str],
+        say: Callable[[str], None],
+    ):
+        self._path = workdir / "not_finite.jsonl"
+        self._skip, self._images, self._say = skip, images, say
+        self._in_a_row = 0
+        if distributed.is_main() and self._path.exists():
+            listed = self._path.read_text().splitlines(keepends=True)
+            kept = [line for line in listed if line.endswith("\n") and json.loads(line)["step"] <= resume_step]
+            write_atomically(self._path, "".join(kept))
+
+    def look(self, recent: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
+        """Returns the mean of the metrics of the steps up to `step`; steps that were not finite do not count.
+
+        Each step is looked at once: it loses its ``index``.
+
+        Raises:
+          UserError: a step was not finite and is not to be skipped, or was the last of too many.
+        """
+        fetched = jax.device_get([{key: x for key, x in values.items() if key != "index"} for values in recent])
+        for i, values in enumerate(fetched):
+            if "index" not in recent[i]:
+                continue
+            index = recent[i].pop("index")
+            self._in_a_row = 0 if values["finite"] else self._in_a_row + 1
+            if not values["finite"]:
+                self._tell(step - len(recent) + 1 + i, values, index)
+        finite = [values for values in fetched if values["finite"]] or fetched[-1:]
+        means = {key: float(np.mean([values[key] for values in finite])) for key in finite[0] if key != "finite"}
+        return means | {"learning_rate": float(fetched[-1]["learning_rate"])}
+
+    def _tell(self, step: int, values: Mapping[str, Any], index: jax.Array) -> None:
+        names = [self._images(int(n)) for n in _everywhere(index)]
         if distributed.is_main():
             line = {"step": step, "loss": str(values["loss"]), "grad_norm": str(values["grad_norm"]), "images": names}
-            with (workdir / "not_finite.jsonl").open("a") as file:
+            with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        if not skip:
+        if not self._skip or self._in_a_row >= self.MOST_IN_A_ROW:
             check_finite(values, step)
-        say(f"step {step}: loss or gradient is not finite; skipped (its images: {workdir / 'not_finite.jsonl'})")
-    finite = [values for values in fetched if values["finite"]]
-    if not finite:
-        check_finite(fetched[-1], first_step + len(fetched) - 1)
-    last = {key: float(np.mean([values[key] for values in finite])) for key in finite[0] if key != "finite"}
-    return last | {"learning_rate": float(fetched[-1]["learning_rate"])}
+        self._say(f"step {step}: loss or gradient is not finite; skipped (its images: {self._path})")
+
+
+@contextmanager
+def _told_of_the_disk(folder: Path) -> Iterator[None]:
+    """Makes a user's error of a disk that is full, or cannot be written to."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+            raise
+        raise UserError(
+            f"{e.filename or folder}: {e.strerror}; what was saved before stands, and once that is mended the same "
+            f"command goes on"
+        ) from e
 
 
 def _everywhere(x: jax.Array) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,67 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, what: str, how: object)
     with Checkpoints(tmp_path, say=said.append) as checkpoints:
         assert checkpoints.restore(STATE, PLACES).step == 3
     assert len(said) == 2
+
+
+@pytest.mark.parametrize("how", [flip, cut, Path.unlink])
+def test_damage_to_any_file_does_no_harm(tmp_path: Path, how: object) -> None:
+    """Whatever file it is: found, or of no consequence."""
+    save(tmp_path / "good", 1, 2)
+    files = [path.relative_to(tmp_path / "good") for path in folder(tmp_path / "good", 2).rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for file in files:
+        workdir = shutil.copytree(tmp_path / "good", tmp_path / str(file).replace("/", "-"))
+        how(workdir / file)
+        with Checkpoints(workdir, say=lambda message: None) as checkpoints:
+            restored = checkpoints.restore(STATE, PLACES)
+        assert restored.position == {"step": restored.step}
+        for a, b in zip(jax.tree.leaves(restored.state), jax.tree.leaves(STATE), strict=True):
+            np.testing.assert_array_equal(a, b + restored.step)
+
+
+def test_checkpoints_that_are_gone_are_not_those_of_a_new_run(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="has saved checkpoints, but there are"):
+        checkpoints.restore(STATE, PLACES)
+
+
+def test_a_step_that_is_written_anew_is_never_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor if the process ends in between, before the new one is whole or just after."""
+    save(tmp_path, 1)
+    moved, later = {"step": "anew"}, jax.tree.map(lambda x: x + 1, STATE)
+
+    def anew(workdir: Path) -> None:
+        with Checkpoints(workdir) as checkpoints:
+            checkpoints.save(1, later, position=moved, metrics={"top1": 0.5}, anew=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_seal", lambda self, step: self._manager.wait_until_finished())  # and no further
+        anew(tmp_path)
+    aside = tmp_path / "checkpoints" / "1.aside"
+    assert aside.exists()
+    for case in ("begun", "whole"):
+        workdir = shutil.copytree(tmp_path, tmp_path.with_name(case))
+        if case == "begun":
+            shutil.rmtree(folder(workdir, 1))
+        with Checkpoints(workdir) as checkpoints:
+            assert checkpoints.restore(STATE, PLACES).position == {"step": 1}
+        anew(workdir)
+        shutil.copytree(aside, workdir / "checkpoints" / "1.aside")  # sealed, and the process ended before it removed
+        with Checkpoints(workdir) as checkpoints:
+            assert checkpoints.restore(STATE, PLACES).position == moved
+            assert checkpoints.best_step() == 1
+        assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["1"]
+
+    with Checkpoints(tmp_path) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", raise_no_space)
+        with pytest.raises(UserError, match=r"no space left on the disk\); the one of step 1 stands"):
+            checkpoints.save(1, later, position=moved, anew=True)
+        assert checkpoints.restore(STATE, PLACES).position == {"step": 1}
+
+
+def raise_no_space(*args: object, **options: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_where_all_are_damaged_nothing_starts_afresh_unasked(tmp_path: Path) -> None:

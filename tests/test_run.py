@@ -69,7 +69,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert {p.name for p in finished.iterdir()} == {
-        "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.html", "mistakes.csv", "export"
+        "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.html", "mistakes.csv", "export",
+        ".lock", ".saved",
     }  # fmt: skip
     page = (finished / "report.html").read_text()
     assert "test_resnet" in page
@@ -442,3 +443,25 @@ def test_an_empty_class_folder_and_a_corrupt_picture(capsys: pytest.CaptureFixtu
     shutil.rmtree(tmp_path / "run")
     error = refused(capsys, *arguments, "--config.data.max_corrupt=0")
     assert str(bad) in error
+
+
+def test_ten_bad_steps_in_a_row_are_too_many(tmp_path: Path) -> None:
+    said: list[str] = []
+    watch = run._Watch(tmp_path, resume_step=0, skip=True, images=str, say=said.append)
+
+    def step(loss: float) -> dict:
+        finite = np.isfinite(loss)
+        values = {"loss": loss, "grad_norm": 1.0, "learning_rate": 0.1, "finite": finite}
+        return {key: jax.numpy.asarray(x) for key, x in values.items()} | {"index": jax.numpy.arange(2)}
+
+    bad, good = step(np.nan), step(2.0)
+    assert watch.look([bad] * 9 + [good], 10)["loss"] == 2.0
+    assert np.isnan(watch.look([bad] * 5, 15)["loss"])
+    with pytest.raises(UserError, match="step 20: the loss is nan"):
+        watch.look([bad] * 5, 20)
+    assert len(said) == 9 + 5 + 4
+    listed = [json.loads(line) for line in (tmp_path / "not_finite.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in listed] == [*range(1, 10), *range(11, 21)]
+    assert listed[0]["images"] == ["0", "1"]
+    run._Watch(tmp_path, resume_step=10, skip=True, images=str, say=said.append)
+    assert (tmp_path / "not_finite.jsonl").read_text().count("\n") == 9

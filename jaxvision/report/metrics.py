@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import time
@@ -64,6 +66,8 @@ class MetricsWriter:
         if tensorboard:
             from tensorboardX import SummaryWriter  # not above: it imports PyTorch wherever that is installed
 
+            # A value that is not finite is told of by the run.
+            logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
             # purge_step hides the events of that step and later ones. Those of a run before this one are all hidden.
             purge = 0 if resume_step is None else resume_step + 1
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
@@ -101,10 +105,12 @@ class MetricsWriter:
     def close(self) -> None:
         """Closes the files; may be called twice."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a full disk `write` has told
+                self._file.close()
             self._file = None
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
             self._events = None
 
     def __enter__(self) -> MetricsWriter:

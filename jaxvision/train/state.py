@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -91,7 +92,7 @@ def initialise(create: Callable[[nnx.Module], TrainState], model: Model, shardin
     """
     if isinstance(model, nnx.Module):
         graph, leaves = nnx.split(model)
-        leaves = jax.device_put(leaves, shardings["model"])
+        leaves = jax.tree.map(_placed, leaves, shardings["model"])
         # Copied, for the train step is given the state's memory to write into.
         fill = jax.jit(
             lambda leaves: nnx.state(create(nnx.merge(graph, jax.tree.map(jnp.copy, leaves)))),
@@ -104,6 +105,16 @@ def initialise(create: Callable[[nnx.Module], TrainState], model: Model, shardin
 def evaluated_model(state: TrainState) -> nnx.Module:
     """Returns the model to evaluate and to keep: with the averaged weights where there is an average."""
     return state.model if state.ema is None else state.ema.apply_to(state.model)
+
+
+def _placed(x: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:
+    """Returns an array, the same in all processes, on the devices of all of them."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        return jax.random.wrap_key_data(_placed(jax.random.key_data(x), whole), impl=jax.random.key_impl(x))
+    return jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x[part]))
 
 
 def _built(model: Model) -> nnx.Module:
