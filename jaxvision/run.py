@@ -44,6 +44,7 @@ from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel import plan as planning
+from jaxvision.parallel.accelerators import check_accelerator
 from jaxvision.parallel.blocks import REMAT, Blocks
 from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, replicated, shard_batch
 from jaxvision.parallel.preemption import Preemption
@@ -328,9 +329,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """
     config, workdir, clock = complete(config), Path(workdir), report.Clock()
     _check_values(config)
-    distributed.initialize()  # before anything that looks at the devices, the console included
+    distributed.initialize()  # before anything that looks at the devices
+    doubts: list[str] = []
+    check_accelerator(doubts.append)  # before the console, which looks at them, too
     with ExitStack() as stack:
         console = stack.enter_context(report.Console())
+        for doubt in doubts:
+            console.warn(doubt)
         preemption = stack.enter_context(Preemption())
 
         # Devices and data. Data tells its classes, its channels and its length once.
