@@ -42,7 +42,8 @@ _EXTRAS = ("", "cuda12", "cuda13", "tpu", "with-cuda")
 _DRIVER = {"cuda12": 525, "cuda13": 580}
 _CAPABILITY = {"cuda12": 5.0, "cuda13": 7.5}
 _GET_DRIVER = f"install NVIDIA's driver {_DRIVER['cuda13']} or newer: https://www.nvidia.com/drivers"
-_CUDA_LIBRARIES = ("libcudart.so*", "libcudnn*.so*", "libcublas*.so*", "libcusolver.so*", "libnccl.so*")
+# JAX's plugin loads most of CUDA's libraries by their paths; these are looked up by name later on.
+_CUDA_LIBRARIES = ("libcudnn*.so*", "libnvJitLink.so*")
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ def summary(facts: Facts) -> dict[str, str]:
     if facts.driver:
         free = ", ".join(f"{gpu.name}: {gpu.free:,} of {gpu.memory:,} MiB free" for gpu in facts.gpus)
         rows["driver"] = f"{facts.driver}; {free}"
-    shm = "no /dev/shm" if facts.shared_memory is None else f"{facts.shared_memory / GIB:.1f} GiB of /dev/shm"
+    shm = "no /dev/shm" if facts.shared_memory is None else f"{facts.shared_memory / 2**20:,.0f} MiB of /dev/shm"
     rows["host"] = f"{facts.cores} cores, {facts.memory / GIB:.1f} GiB of memory, {shm}"
     rows["disk"] = f"{facts.disk / GIB:.1f} GiB free in {facts.workdir}"
     rows["environment"] = (
@@ -438,7 +439,7 @@ def examine(workdir: str | Path = "runs", *, seconds: float = 180.0) -> Facts:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         shared_memory=shutil.disk_usage(shm).total if shm.is_dir() else None,
-        workdir=str(folder),
+        workdir=str(workdir),
         disk=shutil.disk_usage(folder).free,
         writable=os.access(folder, os.W_OK),
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -63,7 +65,7 @@ def test_nothing_is_wrong_with_a_sound_machine(facts: Facts) -> None:
     assert doctor.findings(facts) == []
 
 
-# Machine, what its first finding says, and the line that mends it.
+# Machine, what is found, and the line that mends it.
 WRONG = {
     "jaxlib is older than jax": (
         versions(LAPTOP, jaxlib="0.9.1"),
@@ -229,9 +231,9 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_found_with_the_line_that_mends_it(case: str) -> None:
     facts, problem, mend = WRONG[case]
-    first = doctor.findings(facts)[0]
-    assert problem in first.problem
-    assert first.mend == mend
+    (found,) = doctor.findings(facts)
+    assert problem in found.problem
+    assert found.mend == mend
 
 
 # What looks like it, and is not wrong.
@@ -264,7 +266,7 @@ RIGHT = {
         replace(GPU, gpus=(replace(A100, free=20_000),), holders=(Holder(7, 20_000),)),
         XLA_PYTHON_CLIENT_PREALLOCATE="false",
     ),
-    "two cores start no workers": replace(LAPTOP, cores=2, shared_memory=64 * 2**20),
+    "two cores start no workers": replace(LAPTOP, cores=2, shared_memory=2**20),
     "no /dev/shm, as on a Mac": replace(LAPTOP, shared_memory=None),
     "room for the checkpoints": replace(LAPTOP, disk=7 * GIB),
 }
@@ -282,7 +284,8 @@ def test_this_machine(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     # Whatever there is on this machine, the tests' environment says cpu.
     assert facts["environment"]["JAX_PLATFORMS"] == "cpu"
     assert facts["platform"] == "cpu"
-    assert facts["workdir"] == str(tmp_path)
+    assert facts["workdir"] == str(tmp_path / "not" / "there")
+    assert facts["disk"] > 0
     assert {"jax", "flax", "optax"} <= set(facts["versions"])
     assert "jaxlib" in str(facts["requires"]["jax"])
     assert status == (1 if told["findings"] else 0)
@@ -413,6 +416,25 @@ def test_the_cpu_is_right_where_it_is_meant_or_all_there_is(tmp_path: Path) -> N
     assert (done.returncode, done.stdout) == (0, said), done.stderr
     done = bare(MACHINE.format(shown=("gpu",), plugins=plugins) + start, tmp_path, JAX_PLATFORMS="cpu")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_what_jax_logs_of_backends_is_kept_back_where_one_line_is_enough(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, heard = logging.getLogger("jax._src.xla_bridge"), []
+
+    def devices() -> list[SimpleNamespace]:
+        logger.warning("a page about a backend that did not start")
+        return [SimpleNamespace(platform=platform)]
+
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", heard.append)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr("jax.devices", devices)
+    accelerators.check_accelerator()
+    assert len(heard) == (platform != "cpu")
+    assert logger.filters == []
 
 
 def test_a_run_tells_of_a_plugin_without_its_accelerator(
