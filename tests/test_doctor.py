@@ -60,7 +60,7 @@ def versions(facts: Facts, **changed: str) -> Facts:
     return replace(facts, versions=facts.versions | {name.replace("_", "-"): v for name, v in changed.items()})
 
 
-@pytest.mark.parametrize("facts", [LAPTOP, GPU, TPU], ids=["laptop", "gpu", "tpu"])
+@pytest.mark.parametrize("facts", [LAPTOP, GPU, TPU], ids=["a laptop", "a GPU", "a TPU"])
 def test_nothing_is_wrong_with_a_sound_machine(facts: Facts) -> None:
     assert doctor.findings(facts) == []
 
@@ -418,7 +418,7 @@ def test_the_cpu_is_right_where_it_is_meant_or_all_there_is(tmp_path: Path) -> N
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"], ids=["on the CPU", "on a GPU"])
 def test_what_jax_logs_of_backends_is_kept_back_where_one_line_is_enough(
     platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
