@@ -4,14 +4,20 @@
 >>> model = jaxvision.create_model("test_vit", num_classes=10)
 """
 
-from jaxvision.analysis.cost import model_info
-from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
-from jaxvision.errors import UserError
-from jaxvision.models.features import FeatureExtractor
-from jaxvision.models.layers.mode import eval_view, train_view
-from jaxvision.train.partial import add_lora, freeze, merge_lora, unfreeze
-from jaxvision.weights.catalog import list_models
-from jaxvision.weights.timm import load_timm, save_timm
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxvision.analysis.cost import model_info
+    from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
+    from jaxvision.errors import UserError
+    from jaxvision.models.features import FeatureExtractor
+    from jaxvision.models.layers.mode import eval_view, train_view
+    from jaxvision.train.partial import add_lora, freeze, merge_lora, unfreeze
+    from jaxvision.weights.catalog import list_models
+    from jaxvision.weights.timm import load_timm, save_timm
 
 __version__ = "0.1.0"
 
@@ -33,3 +39,29 @@ __all__ = [
     "train_view",
     "unfreeze",
 ]
+
+# Where the public names live. They are fetched on first use: `jaxvision --help` answers without JAX, and `jaxvision
+# doctor` can speak where JAX and Flax do not fit each other and neither can be imported.
+_HOME = {
+    "analysis.cost": ("model_info",),
+    "create": ("Classifier", "create_model", "load_classifier", "save_classifier"),
+    "errors": ("UserError",),
+    "models.features": ("FeatureExtractor",),
+    "models.layers.mode": ("eval_view", "train_view"),
+    "train.partial": ("add_lora", "freeze", "merge_lora", "unfreeze"),
+    "weights.catalog": ("list_models",),
+    "weights.timm": ("load_timm", "save_timm"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"jaxvision.{module}"), name)
+    if name in ("analysis", "augment", "checkpoint", "create", "data", "eval", "models", "report", "train", "weights"):
+        return import_module(f"jaxvision.{name}")
+    raise AttributeError(f"module 'jaxvision' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The console command ``jaxvision``: list, info, plan, predict, attention, evaluate, convert.
+"""The console command ``jaxvision``: list, info, plan, predict, attention, evaluate, convert, doctor.
 
 Training has its own command, ``python -m jaxvision.main --config FILE`` (also ``jaxvision train``).
 """
@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status.
 
-    0: done. 1: a plan that does not fit. 2: a user's mistake. 130: interrupted.
+    0: done. 1: a plan that does not fit, or something is wrong with the machine. 2: a user's mistake. 130: interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:
@@ -160,6 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--image-size", type=int, help="side in pixels; a ViT's position grid is resampled to it")
     command.add_argument("--in-channels", type=int, help="channels of the image")
     command.set_defaults(run=_convert)
+
+    command = commands.add_parser("doctor", help="what is wrong with this machine, and the command that mends it")
+    command.add_argument("--workdir", default="runs", help="where runs go (default: runs)")
+    command.add_argument("--json", action="store_true", help="print JSON: facts, and findings")
+    command.set_defaults(run=_doctor)
     return parser
 
 
@@ -339,6 +344,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     import jax
     import numpy as np
 
+    from jaxvision.parallel.accelerators import check_accelerator
+
+    check_accelerator(_warn)
     files = list(_pictures(arguments.images))
     classifier = _classifier(arguments)
     if not classifier.classes:
@@ -365,6 +373,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def _pictures(paths: Iterable[str]) -> Iterable[Path]:
     from jaxvision.data.folder import EXTENSIONS
 
@@ -387,7 +399,9 @@ def _attention(arguments: argparse.Namespace) -> None:
 
     from jaxvision.analysis.attention import class_attention
     from jaxvision.analysis.saliency import explain, overlay
+    from jaxvision.parallel.accelerators import check_accelerator
 
+    check_accelerator(_warn)
     files = list(_pictures([arguments.image]))
     if len(files) != 1:
         raise UserError(f"attention takes one picture, and {arguments.image} holds {len(files)}")
@@ -425,7 +439,9 @@ def _attention(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from jaxvision import run
+    from jaxvision.parallel.accelerators import check_accelerator
 
+    check_accelerator(_warn)
     options = {}
     for option in arguments.option:
         key, equals, value = option.partition("=")
@@ -451,6 +467,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
     from jaxvision.create import save_classifier
     from jaxvision.weights.timm import save_timm
 
@@ -463,6 +480,25 @@ def _convert(arguments: argparse.Namespace) -> None:
     else:
         save_classifier(output, classifier)
     print(f"{output}: {classifier.model.architecture}, {classifier.model.num_classes} classes, as timm reads it")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from jaxvision import doctor
+
+    facts = doctor.examine(arguments.workdir)
+    found = doctor.findings(facts)
+    if arguments.json:
+        print(
+            json.dumps({"facts": dataclasses.asdict(facts), "findings": [dataclasses.asdict(each) for each in found]})
+        )
+        return 1 if found else 0
+    for name, value in doctor.summary(facts).items():
+        print(f"{name:14} {value}")
+    print()
+    for i, finding in enumerate(found, 1):
+        print(f"{i}. {finding.problem}\n   -> {finding.mend}")
+    print("nothing is wrong" if not found else "\nMend the first, and look again.")
+    return 1 if found else 0
 
 
 def run_and_exit() -> None:

@@ -45,6 +45,7 @@ from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel import plan as planning
+from jaxvision.parallel.accelerators import check_accelerator
 from jaxvision.parallel.blocks import REMAT, Blocks
 from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, replicated, shard_batch
 from jaxvision.parallel.preemption import Preemption
@@ -332,11 +333,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """
     config, workdir, clock = complete(config), Path(workdir), report.Clock()
     _check_values(config)
-    distributed.initialize()  # before anything that looks at the devices, the console included
     with ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())  # first: to wait for the other processes may take minutes
+        distributed.initialize()  # before anything that looks at the devices
+        doubts: list[str] = []
+        check_accelerator(doubts.append)  # before the console, which looks at them, too
         console = stack.enter_context(report.Console())
         stack.enter_context(_told_of_the_disk(workdir))
-        preemption = stack.enter_context(Preemption())
+        for doubt in doubts:
+            console.warn(doubt)
 
         # Devices and data. Data tells its classes, its channels and its length once.
         if config.checkpoint.best not in (None, *METRICS):

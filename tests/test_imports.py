@@ -29,6 +29,7 @@ ROW = {
     "create": 3,
     "analysis": 3,
     "export": 3,
+    "doctor": 3,
     "run": 4,
     "main": 5,
     "cli": 5,

@@ -440,3 +440,26 @@ def test_cifar10(shared):
     example = test[9_999]
     assert host.decode(example["image"]).size == (32, 32)
     assert 0 <= example["label"] < 10
+
+
+def test_tfds_prepares_without_taking_the_gpus(monkeypatch):
+    """TensorFlow would take all of their memory in the process that is about to train."""
+    import sys
+    from types import SimpleNamespace
+
+    import tensorflow_datasets
+
+    from jaxvision.data import tfds
+
+    hidden = []
+
+    def set_visible_devices(devices, kind):
+        hidden.append((devices, kind))
+        raise RuntimeError("has started already")  # which is no reason to stop
+
+    builder = SimpleNamespace(download_and_prepare=lambda: hidden.append("prepared"))
+    config = SimpleNamespace(set_visible_devices=set_visible_devices)
+    monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(config=config, __spec__=object()))
+    monkeypatch.setattr(tensorflow_datasets, "builder", lambda *_, **__: builder)
+    assert tfds._prepared("cifar10", None) is builder
+    assert hidden == [([], "GPU"), ([], "TPU"), "prepared"]

@@ -115,11 +115,21 @@ def _prepared(dataset: str, data_dir: str | None) -> Any:
             f"prepare it once with the extra that does it: install jaxvision-nnx[tfds] (TensorFlow) and run this again"
         )
     builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
+    _hide_accelerators()
     try:
         builder.download_and_prepare()
     except Exception as e:  # the network, the disk, a licence to accept: TFDS says which
         raise UserError(f"tfds {dataset} could not be downloaded and prepared: {e}") from e
     return builder
+
+
+def _hide_accelerators() -> None:
+    """Keeps TensorFlow, which encodes what is prepared, from the devices: it would take all of a GPU's memory."""
+    import tensorflow
+
+    for kind in ("GPU", "TPU"):
+        with contextlib.suppress(RuntimeError):  # it has started already, in a program that uses it itself
+            tensorflow.config.set_visible_devices([], kind)
 
 
 def _folder(data_dir: str | None) -> str:

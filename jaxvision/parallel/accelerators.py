@@ -1,0 +1,135 @@
+"""The accelerators that a machine shows, and a run that never takes the CPU instead of one without being told to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from jaxvision.errors import UserError
+
+#: Packages that let JAX use an accelerator.
+PLUGINS = {"gpu": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",)}
+NAMES = {"gpu": "NVIDIA GPU", "tpu": "TPU"}
+
+
+def accelerators(environment: Mapping[str, str] | None = None, *, root: str | Path = "/") -> tuple[str, ...]:
+    """Returns which of ``"gpu"`` (of NVIDIA) and ``"tpu"`` this machine shows, by its files; no driver is asked.
+
+    GPUs that ``CUDA_VISIBLE_DEVICES`` hides are not shown.
+
+    Args:
+      environment: variables to look at, ``os.environ`` by default.
+      root: where ``/dev`` is.
+
+    Example:
+      >>> accelerators({}, root="/nothing/is/here")
+      ()
+    """
+    env, root = os.environ if environment is None else environment, Path(root)
+    found = []
+    # /dev/dxg, Windows' GPU in WSL 2, may be of any maker.
+    wsl = (root / "dev/dxg").exists() and (root / "usr/lib/wsl/lib/nvidia-smi").exists()
+    if (wsl or any(root.glob("dev/nvidia[0-9]*"))) and not hidden(env):
+        found.append("gpu")
+    if any(root.glob("dev/accel[0-9]*")) or (  # newer TPUs are handed out by VFIO, as other devices are
+        any(root.glob("dev/vfio/[0-9]*")) and (env.get("COLAB_TPU_1VM") or env.get("TPU_NAME") or _tpu_chips(root))
+    ):
+        found.append("tpu")
+    return tuple(found)
+
+
+def hidden(environment: Mapping[str, str]) -> bool:
+    """Returns whether the environment hides all GPUs from CUDA; Slurm's way to say none is ``NoDevFiles``."""
+    return environment.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
+
+
+def _tpu_chips(root: Path) -> bool:
+    """Returns whether there is a device of Google's on the PCI bus that is neither a network card nor a disk."""
+    for vendor in root.glob("sys/bus/pci/devices/*/vendor"):
+        try:
+            kind = (vendor.parent / "class").read_text().strip()
+            if vendor.read_text().strip() == "0x1ae0" and not kind.startswith(("0x01", "0x02")):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def plugins(platform: str) -> list[str]:
+    """Returns the installed packages that let JAX use a platform, ``"gpu"`` or ``"tpu"``."""
+    found = []
+    for name in PLUGINS[platform]:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(name)
+    return found
+
+
+def check_accelerator(say: Callable[[str], None] = print) -> None:
+    """Starts JAX, and refuses to go on on the CPU where that is not what was asked for.
+
+    Call it after `jaxvision.parallel.distributed.initialize`, before anything that looks at the devices. The CPU is
+    right where ``JAX_PLATFORMS`` says so, and where the machine shows no accelerator.
+
+    Args:
+      say: called with a line where a plugin is installed for an accelerator that is not there.
+
+    Raises:
+      UserError: what ``JAX_PLATFORMS`` asks for does not start, or JAX took the CPU although there is an accelerator.
+
+    Example:
+      >>> check_accelerator()
+    """
+    import jax  # here: `jaxvision doctor` looks at a machine's files also where JAX cannot be imported
+
+    asked = (jax.config.jax_platforms or "").split(",")[0]  # type: ignore[attr-defined]
+    # What JAX logs of a backend that did not start is a page where one line is enough: ours.
+    logger, logged = logging.getLogger("jax._src.xla_bridge"), list[logging.LogRecord]()
+    logger.addFilter(keep := lambda record: bool(logged.append(record)))  # type: ignore[func-returns-value]
+    try:
+        platform = jax.devices()[0].platform
+    except (RuntimeError, AssertionError) as e:
+        reason = " ".join(str(e).partition(" (set JAX_PLATFORMS")[0].split()) or f"this machine shows no {asked}"
+        raise UserError(f"JAX does not start: {reason}; `jaxvision doctor` looks for the cause") from e
+    finally:
+        logger.removeFilter(keep)
+    if refusal := why_not_cpu(platform, asked, accelerators()):
+        raise UserError(refusal)
+    if platform != "cpu":
+        for record in logged:
+            logger.handle(record)
+    elif asked != "cpu":
+        for kind, name in NAMES.items():
+            if installed := plugins(kind):
+                say(f"{installed[0]} is installed, but this machine shows no {name}: using the CPU")
+
+
+def why_not_cpu(platform: str, asked: str, shown: Sequence[str]) -> str | None:
+    """Returns why a run must not go on on `platform`; None: it may.
+
+    Args:
+      platform: that JAX came up on.
+      asked: the first of ``JAX_PLATFORMS``; empty: JAX was to choose.
+      shown: from `accelerators`.
+
+    Example:
+      >>> why_not_cpu("cpu", "", ()), why_not_cpu("cpu", "cpu", ("gpu",))
+      (None, None)
+      >>> why_not_cpu("cpu", "cuda", ())
+      'JAX_PLATFORMS asks for cuda, but JAX came up on the CPU; `jaxvision doctor` says why'
+    """
+    if platform != "cpu" or asked == "cpu":
+        return None
+    if asked:
+        return f"JAX_PLATFORMS asks for {asked}, but JAX came up on the CPU; `jaxvision doctor` says why"
+    if not shown:
+        return None
+    return (
+        f"this machine shows one {NAMES[shown[0]]} or more, but JAX came up on the CPU; `jaxvision doctor` says what "
+        f"mends that, JAX_PLATFORMS=cpu that the CPU is meant"
+    )
