@@ -397,3 +397,19 @@ def test_plan_for_a_pod(file: Path) -> None:
     (refused,) = run.plan(large, topology="v5e:1x1", num_classes=10, search=False).plans
     assert refused.refused
     assert refused.total > refused.chip.memory
+
+
+def test_fsdp_gathers_for_each_pass() -> None:
+    """Twice a step: a device that kept what it gathered would hold the whole model from one pass to the other."""
+    mesh = make_mesh({"fsdp": 8})
+    given = config(model={"name": "test_vit", "image_size": 32}, train={"scan": True}, sharding={"min_size": 1})
+    full = run.complete(given)
+    facts = {"num_classes": 10, "channels": 1, "stored": (8, 8, 1), "steps_per_epoch": 10.0}
+    program = run.train_program(full, mesh, **facts)
+    text = program.step.trace(program.abstract, program.batch).lower().compile().as_text()
+    blocks = program.abstract["model"]["blocks"]
+    split = sum(x.size * 4 for x in jax.tree.leaves(blocks) if x.size % 8 == 0 and x.size > 8)
+    whole = sum(x.size * 4 for x in jax.tree.leaves(program.abstract["model"]))
+    (gathered,) = [row for row in plan.collectives(text, mesh) if row.kind == "all-gather"]
+    assert split > whole / 2
+    assert 2 * split < gathered.bytes < 2 * whole

@@ -151,8 +151,10 @@ def _saves_products(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name in _PRODUCTS
 
 
-def _saves_all_but_gathers(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name not in _GATHERS
+def _saves_all_but_gathers(primitive: Any, *_: Any, call_jaxpr: Any = None, **__: Any) -> bool:
+    # `_gather` itself is seen as a call, with the constraint inside.
+    inside = [] if call_jaxpr is None else [equation.primitive.name for equation in call_jaxpr.jaxpr.eqns]
+    return primitive.name not in _GATHERS and not (inside and set(inside) <= set(_GATHERS))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

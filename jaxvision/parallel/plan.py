@@ -282,6 +282,8 @@ _MOVES_NOTHING = {
     "optimization-barrier", "partition-id", "iota",
 }  # fmt: skip
 _SLICES = {"dynamic-slice", "slice", "gather", "slice-start"}
+#: computation -> its instructions: name, type of the result, operation, operands, the rest of the line
+_Parsed = Mapping[str, Sequence[tuple[str, ...]]]
 
 
 def traffic(text: str) -> float:
@@ -312,7 +314,7 @@ def traffic(text: str) -> float:
     for name, times in _times(bodies, entry, inside=False).items():
         types = {instruction[0]: instruction[1] for instruction in parsed[name]}
         for _, result, op, operands, rest in parsed[name]:
-            if op in _MOVES_NOTHING or op.endswith("-start"):
+            if op in _MOVES_NOTHING or op.endswith("-start") or "AllocateBuffer" in rest:
                 continue
             if op.endswith("-done"):  # a copy to or from the fast memory, or a message
                 total += times * _bytes(result)
@@ -324,32 +326,59 @@ def traffic(text: str) -> float:
             elif op == "dynamic-update-slice":
                 sizes, written = sizes[1:2], sizes[1]
             elif called := re.search(r"calls=%?([\w.-]+)", rest):
-                sizes, written = _fused(parsed.get(called[1], []), sizes, written)
+                sizes, written = _fused(parsed, called[1], sizes, written)
             total += times * (sum(sizes) + written)
     return total
 
 
-def _fused(inside: list[tuple[str, ...]], sizes: list[int], written: int) -> tuple[list[int], int]:
+def _fused(parsed: _Parsed, name: str, sizes: list[int], written: int) -> tuple[list[int], int]:
     """Returns what a fusion reads of each operand and what it writes, from the instructions inside it."""
-    types = {name: result for name, result, *_ in inside}
-    uses: dict[str, list[tuple[str, str, list[str]]]] = {}
-    for _, result, op, operands, _ in inside:
-        names = re.findall(r"[\w.-]+", operands)
-        for x in set(names):
-            uses.setdefault(x, []).append((op, result, names))
+    inside = {instruction[0]: instruction for instruction in parsed.get(name, ())}
     read = list(sizes)
-    for name, _, op, operands, _ in inside:
-        if op != "parameter" or int(operands) >= len(read):
+    for i, parameter in enumerate(_parameters(parsed, name)):
+        if not read[i : i + 1]:
             continue
-        ways = uses.get(name, [])
-        if ways and all(way in _SLICES and names[0] == name for way, _, names in ways):
-            read[int(operands)] = min(read[int(operands)], sum(_bytes(result) for _, result, _ in ways))
-        elif [way for way, _, _ in ways] == ["dynamic-update-slice"] and ways[0][2][0] == name:
+        ways = _users(inside, parameter)
+        if [way[2] for way in ways] == ["dynamic-update-slice"] and _names(ways[0])[0] == parameter:
             # Written in place: neither the rest of the array is read, nor is it written.
-            update = _bytes(types.get(ways[0][2][1], ""))
-            written -= max(read[int(operands)] - update, 0)
-            read[int(operands)] = 0
+            written -= max(read[i] - _bytes(inside[_names(ways[0])[1]][1]), 0)
+            read[i] = 0
+        else:
+            read[i] = min(read[i], _needed(parsed, name, parameter))
     return read, max(written, 0)
+
+
+def _needed(parsed: _Parsed, computation: str, name: str) -> float:
+    """Returns the bytes that are read of a value inside a fusion: of slices of it only the slices."""
+    inside = {instruction[0]: instruction for instruction in parsed.get(computation, ())}
+    total = 0.0
+    for way in _users(inside, name):
+        result, type_text, op, _, rest = way
+        names = _names(way)
+        if op in _SLICES and names[0] == name:
+            total += _bytes(type_text)
+        elif op == "bitcast":
+            total += _needed(parsed, computation, result)
+        elif op == "fusion" and (called := re.search(r"calls=%?([\w.-]+)", rest)):
+            parameters = _parameters(parsed, called[1])
+            total += sum(_needed(parsed, called[1], parameters[i]) for i, x in enumerate(names) if x == name)
+        else:
+            return math.inf
+    return total or math.inf  # what nothing uses is the fusion's result
+
+
+def _names(instruction: tuple[str, ...]) -> list[str]:
+    return re.findall(r"[\w.-]+", instruction[3])
+
+
+def _users(inside: Mapping[str, tuple[str, ...]], name: str) -> list[tuple[str, ...]]:
+    return [x for x in inside.values() if x[2] not in ("parameter", "constant") and name in _names(x)]
+
+
+def _parameters(parsed: _Parsed, computation: str) -> list[str]:
+    """Returns the names of a computation's parameters, in their order."""
+    numbers = {int(x[3]): x[0] for x in parsed.get(computation, ()) if x[2] == "parameter"}
+    return [numbers[i] for i in sorted(numbers)]
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -363,7 +392,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
             bodies[name] = []
             entry = name if head[1] else entry
         elif name and " = " in line:
-            bodies[name].append(line.strip().removeprefix("ROOT "))
+            bodies[name].append(re.sub(r"/\*.*?\*/", "", line).strip().removeprefix("ROOT "))
     return bodies, entry
 
 
