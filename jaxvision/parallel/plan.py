@@ -193,17 +193,27 @@ def program_bytes(compiled: Any) -> int:
     return kept + m.temp_size_in_bytes + m.generated_code_size_in_bytes
 
 
-def too_large(error: BaseException) -> float | None:
+def too_large(error: BaseException, given: float = 0.0) -> float | None:
     """Returns the bytes that a program would take, from the compiler's refusal; None if the error is another.
+
+    Args:
+      error: of the compiler.
+      given: bytes of the program's arguments, which one of the two forms of the message leaves out.
 
     >>> too_large(RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."))
     22011707392.0
+    >>> too_large(RuntimeError("RESOURCE_EXHAUSTED: ... for HLO temporaries (21.00G) exceeds available HBM"), 2**30)
+    23622320128.0
     """
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
         return None
-    used = re.search(r"Used (\d+(?:\.\d+)?)([KMGT]) of", text)
-    return float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])) if used else math.inf
+    number = r"(\d+(?:\.\d+)?)([KMGT])"
+    used, temporaries = re.search(rf"Used {number} of", text), re.search(rf"temporaries \({number}\)", text)
+    found = used or temporaries
+    if found is None:
+        return math.inf
+    return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) + (0.0 if used else given)
 
 
 # --- Messages ---
@@ -649,10 +659,11 @@ def read(
     try:
         compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as e:
-        used = too_large(e)
+        given = sum(kinds.values()) - ahead * one
+        used = too_large(e, given)
         if used is None:
             raise
-        rest = used - (sum(kinds.values()) - ahead * one)
+        rest = used - given
         return Plan(bytes=kinds | {"activations and gradients": rest}, refused=True, **facts)  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
