@@ -486,7 +486,7 @@ def test_meshes_of_a_vit() -> None:
 
     assert gathered(data) == 0
     assert 0.9 * whole < gathered(zero1) < 1.1 * whole  # what was updated, in float32
-    assert 0.9 * whole < gathered(fsdp) < 2.1 * whole  # for each pass, in bfloat16 where the compiler casts before
+    assert 0.75 * whole < gathered(fsdp) < 2.1 * whole  # for each pass; in bfloat16, where the compiler casts before
 
 
 @pytest.mark.slow
