@@ -312,7 +312,7 @@ def _print_scaling(name: str, answers: dict[str, Any]) -> None:
 
     from jaxvision.parallel.plan import GIB, mesh_text
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=160)  # else a file would get 80, and parts of words
     columns = "images", "GiB", "compute, ms", "memory, ms", "links, ms", "messages", "efficiency"
     rows = _grid(f"{name}: a step, by chips", "topology", "mesh", *columns)
     for topology, answer in answers.items():
