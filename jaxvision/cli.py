@@ -92,7 +92,12 @@ def _parser() -> argparse.ArgumentParser:
         "plan", help="what a config's train step takes of a TPU pod or a GPU, before renting it"
     )
     command.add_argument("--config", required=True, metavar="FILE", help="and --config.KEY=VALUE, as in training")
-    command.add_argument("--topology", metavar="TPU", help="such as v5e:2x4, v5e:16x16, v6e:1x1 or v5p:4x4x4")
+    command.add_argument(
+        "--topology",
+        metavar="TPU[,TPU...]",
+        help="such as v5e:2x4, v5e:16x16, v6e:1x1 or v5p:4x4x4; of several, a table: the batch is the first one's, and "
+        "the others have as many images on a chip",
+    )
     command.add_argument("--device", metavar="GPU", help="such as a100-40g, h100 or rtx4090; or a memory, such as 8GB")
     command.add_argument("--num-classes", type=int, default=1000, help="of the data (default: 1000)")
     command.add_argument("--in-channels", type=int, default=3, help="of the pictures (default: 3)")
@@ -102,7 +107,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="side of small pictures that are kept in memory and cropped on the device (default: workers crop them)",
     )
-    command.add_argument("--no-search", action="store_true", help="only this batch; do not look for the largest")
+    command.add_argument(
+        "--no-search",
+        action="store_true",
+        help="only this batch on this mesh; do not look for a better mesh, nor for the largest batch",
+    )
+    command.add_argument(
+        "--quick", action="store_true", help="the TPU compiler's least effort: much faster for a convnet, and rough"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_plan)
 
@@ -261,15 +273,24 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     config, _, _ = training.parse([f"--config={arguments.config}", *arguments.overrides])
     assert config is not None
+    options = {
+        "num_classes": arguments.num_classes,
+        "channels": arguments.in_channels,
+        "stored": arguments.stored,
+        "compare": not arguments.no_search,
+        "quick": arguments.quick,
+        "say": lambda text: print(text, file=sys.stderr),
+    }
+    topologies = (arguments.topology or "").split(",")
+    if len(topologies) > 1:
+        answers = run.plan_scaling(config, topologies, **options)
+        if arguments.json:
+            print(json.dumps({name: answer.as_dict() for name, answer in answers.items()}))
+        else:
+            _print_scaling(config.model.name, answers)
+        return 0 if all(answer.plans[0].fits for answer in answers.values()) else 1
     answer = run.plan(
-        config,
-        topology=arguments.topology,
-        device=arguments.device,
-        num_classes=arguments.num_classes,
-        channels=arguments.in_channels,
-        stored=arguments.stored,
-        search=not arguments.no_search,
-        say=lambda text: print(text, file=sys.stderr),
+        config, topology=arguments.topology, device=arguments.device, search=not arguments.no_search, **options
     )
     if arguments.json:
         print(json.dumps(answer.as_dict()))
@@ -278,26 +299,54 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0 if answer.plans[0].fits else 1
 
 
+def _grid(title: str, *columns: str) -> Any:
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="right" if i else "left")
+    return made
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return f"{1000 * seconds:.2f}" if seconds else ""
+
+
+def _print_scaling(name: str, answers: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from jaxvision.parallel.plan import GIB, mesh_text
+
+    console = Console(highlight=False, soft_wrap=True, width=160)  # else a file would get 80, and parts of words
+    columns = "images", "GiB", "compute, ms", "memory, ms", "links, ms", "messages", "efficiency"
+    rows = _grid(f"{name}: a step, by chips", "topology", "mesh", *columns)
+    for topology, answer in answers.items():
+        for plan in answer.plans:
+            mesh, seconds = mesh_text(plan.mesh, zero1=plan.zero1), plan.seconds
+            parts = [_milliseconds(seconds.get(part)) for part in ("compute", "memory", "interconnect")]
+            count = str(sum(row.count for row in plan.collectives)) if seconds else "does not fit"
+            share = "{:.0%} to {:.0%}".format(*plan.efficiency) if plan.efficiency else ""
+            rows.add_row(topology, mesh, f"{plan.batch_size:,}", f"{plan.total / GIB:.2f}", *parts, count, share)
+    console.print(rows)
+    console.print(
+        "efficiency: the share of a step that is not spent on messages, if the work waits for all or for none"
+    )
+    for line in next(iter(answers.values())).assumptions:
+        console.print(f"- {line}")
+
+
 def _print_plan(name: str, answer: Any) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from jaxvision.parallel.plan import GIB, mesh_text
 
     console, plan = Console(highlight=False, soft_wrap=True), answer.plans[0]
-
-    def table(title: str, *columns: str) -> Any:
-        made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-        for i, column in enumerate(columns):
-            made.add_column(column, justify="right" if i else "left")
-        return made
-
-    devices = math.prod(plan.mesh.values())
-    console.print(f"{name}: {plan.batch_size:,} images a step on {devices} x {plan.chip.name} ({mesh_text(plan.mesh)})")
+    devices, mesh = math.prod(plan.mesh.values()), mesh_text(plan.mesh, zero1=plan.zero1)
+    console.print(f"{name}: {plan.batch_size:,} images a step on {devices} x {plan.chip.name} ({mesh})")
     if plan.batch_size != answer.asked:
         console.print(f"the config's batch, {answer.asked:,}, is not divided by these devices: the next one that is")
 
-    rows = table("\nbytes on one device", "", "GiB")
+    rows = _grid("\nbytes on one device", "", "GiB")
     for kind, n in plan.bytes.items():
         if n:
             rows.add_row(kind, f"{n / GIB:.3f}")
@@ -310,31 +359,35 @@ def _print_plan(name: str, answer: Any) -> None:
         console.print(f"largest batch that fits: {answer.largest:,}, of {len(answer.tried)} compiled ({tried})")
 
     if plan.collectives:
-        rows = table("\nmessages in a step, from one device", "kind", "axis", "count", "array MiB", "sent MiB")
+        rows = _grid("\nmessages in a step, from one device", "kind", "axis", "count", "array MiB", "sent MiB")
         for row in plan.collectives:
             sizes = f"{row.bytes / 2**20:.2f}", f"{row.sent / 2**20:.2f}"
             rows.add_row(row.kind, row.axis, str(row.count), *sizes)
         console.print(rows)
     if plan.seconds:
-        rows = table("\na step at the chip's peak", "", "amount on one device", "ms")
+        rows = _grid("\na step at the chip's peak", "", "amount on one device", "ms")
         amounts = {
             "compute": f"{plan.flops / 1e12:.3f} TFLOP",
             "memory": f"{plan.accessed / GIB:.2f} GiB",
             "interconnect": f"{sum(row.sent for row in plan.collectives) / GIB:.3f} GiB",
         }
         for part, seconds in plan.seconds.items():
-            rows.add_row(part, amounts[part], f"{1000 * seconds:.2f}")
+            rows.add_row(part, amounts[part], _milliseconds(seconds))
         console.print(rows)
         bound = max(plan.seconds, key=plan.seconds.get)
         rate = plan.batch_size / plan.step_seconds
         console.print(f"no faster than {1000 * plan.step_seconds:.2f} ms a step, {rate:,.0f} images/s, by {bound}")
+        if plan.collectives:
+            console.print(f"{_milliseconds(plan.in_turn_seconds)} ms where the work waits for every message")
         console.print(f"MFU at most {plan.mfu:.0%}")
     if len(answer.plans) > 1:
-        rows = table("\nmeshes, the best first", "mesh", "GiB", "ms", "fits")
+        rows = _grid("\nmeshes, the best first", "mesh", "GiB", "ms", "ms if the work waits", "fits")
         for other in answer.plans:
-            time = f"{1000 * other.step_seconds:.2f}" if other.step_seconds else ""
-            rows.add_row(mesh_text(other.mesh), f"{other.total / GIB:.3f}", time, "yes" if other.fits else "no")
+            times = _milliseconds(other.step_seconds), _milliseconds(other.in_turn_seconds)
+            words = mesh_text(other.mesh, zero1=other.zero1)
+            rows.add_row(words, f"{other.total / GIB:.3f}", *times, "yes" if other.fits else "no")
         console.print(rows)
+        console.print(f"the first is chosen by {plan.flags}")
     console.print(f"\nassumed ({plan.compile_seconds:.0f} s of compilation)")
     for line in answer.assumptions:
         console.print(f"- {line}")

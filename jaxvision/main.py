@@ -159,6 +159,9 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 def override(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
     """Sets keys (``section.key``, text) of a completed config in place, with the types that the config has."""
+    for axis in ("data", "fsdp", "tensor"):
+        if axis not in config.mesh and f"mesh.{axis}" in dict(overrides):
+            config.mesh[axis] = 1  # an axis that the file does not name has one device along it
     keys = leaves(config)
     for key, _ in overrides:
         if key not in keys:

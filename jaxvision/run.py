@@ -687,7 +687,9 @@ def plan(
     num_classes: int = 1000,
     channels: int = 3,
     stored: int | None = None,
+    compare: bool = True,
     search: bool = True,
+    quick: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> planning.Answer:
     """Returns what the train step of `config` would take, compiled for devices that need not be there.
@@ -703,7 +705,10 @@ def plan(
       channels: of the pictures.
       stored: side of small pictures, in pixels, that are kept in memory and cropped on the device; None: the workers
         crop them.
-      search: look for the largest batch, which takes up to four further compilations.
+      compare: compare the config's mesh with `planning.candidates`, each of which is compiled.
+      search: look for the largest batch on the best of them, which takes up to four further compilations.
+      quick: ask a TPU's compiler for its least effort: a fraction of the time for a convnet, and a program that is
+        larger and reads more than the one that would run.
       say: told what goes on.
 
     Raises:
@@ -715,9 +720,9 @@ def plan(
     if (topology is None) == (device is None):
         raise UserError("a plan is for one topology (--topology v5e:2x4) or one device (--device a100-40g)")
     if topology is not None:
-        devices, chip, sends = planning.topology(topology)
+        devices, chip = planning.topology(topology)
     else:
-        devices, chip, sends = jax.devices()[:1], planning.device(cast(str, device)), 0.0
+        devices, chip = jax.devices()[:1], planning.device(cast(str, device))
     facts: dict[str, Any] = {
         "num_classes": num_classes,
         "channels": channels,
@@ -726,11 +731,18 @@ def plan(
     }
     accumulate = config.train.accumulate
 
-    def at(mesh: jax.sharding.Mesh, units: int) -> planning.Plan:
-        """Returns the plan for a batch of so many images on each device, times `accumulate`."""
+    def laid_out(mesh: jax.sharding.Mesh, zero1: bool) -> ConfigDict:
         ours = config.copy_and_resolve_references()
-        ours.data.batch_size = units * batch_devices(mesh) * accumulate
-        say(f"compiling the step of {ours.data.batch_size:,} images for {planning.mesh_text(mesh.shape)} ...")
+        ours.sharding.zero1 = zero1
+        ours.data.batch_size = batch_devices(mesh) * accumulate
+        return ours
+
+    def at(mesh: jax.sharding.Mesh, zero1: bool, units: int) -> planning.Plan:
+        """Returns the plan for a batch of so many images on each device, times `accumulate`."""
+        ours = laid_out(mesh, zero1)
+        ours.data.batch_size *= units
+        words = planning.mesh_text(mesh.shape, zero1=zero1)
+        say(f"compiling the step of {ours.data.batch_size:,} images for {words} ...")
         program = train_program(ours, mesh, **facts)
         traced = program.step.trace(program.abstract, program.batch)
         return planning.read(
@@ -742,27 +754,31 @@ def plan(
             batch=program.batch,
             flops=operations(traced.jaxpr.jaxpr),
             ahead=pipeline.AHEAD,
-            sends=sends,
+            zero1=zero1,
+            quick=quick,
             float32=config.model.dtype in (None, "float32"),
         )
 
     def units(mesh: jax.sharding.Mesh) -> int:
         return math.ceil(config.data.batch_size / (batch_devices(mesh) * accumulate))
 
-    axes = [config.mesh.to_dict(), *([{"data": -1}, {"fsdp": -1}] if len(devices) > 1 else [])]
-    meshes: dict[Any, jax.sharding.Mesh] = {}  # those that lay the state out in the same way are one
-    for mesh in (make_mesh(sizes, devices=devices) for sizes in axes):
-        program = train_program(config, mesh, **facts)
-        layout = planning.state_bytes(program.abstract, program.shardings)
-        meshes.setdefault((batch_devices(mesh), *layout.values()), mesh)
-    found = [(at(mesh, units(mesh)), mesh) for mesh in meshes.values()]
+    axes = [(config.mesh.to_dict(), config.sharding.zero1)]
+    if compare and len(devices) > 1:
+        axes += planning.candidates(devices)
+    layouts: dict[Any, tuple[jax.sharding.Mesh, bool]] = {}  # those that lay the state out in the same way are one
+    for sizes, zero1 in axes:
+        mesh = make_mesh(sizes, devices=devices)
+        program = train_program(laid_out(mesh, zero1), mesh, **facts)
+        state = planning.state_bytes(program.abstract, program.shardings)
+        layouts.setdefault((batch_devices(mesh), *state.values()), (mesh, zero1))
+    found = [(at(mesh, zero1, units(mesh)), mesh) for mesh, zero1 in layouts.values()]
     best = planning.best([done for done, _ in found])
     mesh = next(mesh for done, mesh in found if done is best)
     known = {units(mesh): best}
 
     def used(n: int) -> float:
         if n not in known:
-            known[n] = at(mesh, n)
+            known[n] = at(mesh, best.zero1, n)
         return known[n].total
 
     held = sum(best.bytes[kind] for kind in planning.STATE)
@@ -776,6 +792,26 @@ def plan(
             best, topology=topology, num_classes=num_classes, stored=stored, backend=jax.default_backend()
         ),
     )
+
+
+def plan_scaling(config: ConfigDict, topologies: Sequence[str], **options: Any) -> dict[str, planning.Answer]:
+    """Returns the plan for each of several topologies, with as many images on a chip of each.
+
+    Args:
+      config: as for `train`; its batch is the one of the first topology.
+      topologies: such as ``["v5e:2x4", "v5e:16x16"]``.
+      **options: of `plan`.
+
+    Raises:
+      UserError: as `plan` does.
+    """
+    chips = [len(planning.topology(name)[0]) for name in topologies]
+    answers = {}
+    for name, n in zip(topologies, chips, strict=True):
+        ours = ConfigDict(config)
+        ours.data = ConfigDict({**config.data, "batch_size": max(config.data.batch_size * n // chips[0], 1)})
+        answers[name] = plan(ours, topology=name, search=False, **options)
+    return answers
 
 
 def _spelled(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:

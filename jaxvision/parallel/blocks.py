@@ -147,12 +147,14 @@ class Blocks:
         return jax.checkpoint(run, policy=policy, prevent_cse=not in_scan)
 
 
-def _saves_products(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name in _PRODUCTS
+# A function with a derivative of its own, such as `_gather` or a depthwise convolution, is seen as one call.
+def _saves_products(primitive: Any, *_: Any, call_jaxpr: Any = None, **__: Any) -> bool:
+    return primitive.name in _PRODUCTS or any(name in str(call_jaxpr) for name in _PRODUCTS)
 
 
-def _saves_all_but_gathers(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name not in _GATHERS
+def _saves_all_but_gathers(primitive: Any, *_: Any, call_jaxpr: Any = None, **__: Any) -> bool:
+    inside = {primitive.name} if call_jaxpr is None else {each.primitive.name for each in call_jaxpr.jaxpr.eqns}
+    return not inside <= set(_GATHERS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -48,7 +48,10 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
     # Auto axes, although Explicit is JAX's default: the compiler propagates shardings through the models, which
     # therefore carry no annotation and read as if for one device. With Explicit axes each contraction over a sharded
     # dimension would have to be told its out_sharding, in every layer.
-    return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+    try:
+        return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+    except NotImplementedError as e:  # of TPUs: an axis lies along whole sides of their grid
+        raise UserError(f"mesh: {wanted} does not lie along the sides of these TPUs' grid: {e}") from e
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

@@ -97,14 +97,11 @@ def memory_fraction() -> float:
     return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
 
 
-def topology(name: str) -> tuple[Sequence[jax.Device], Chip, float]:
-    """Returns the devices of a TPU slice that is not there, to compile for.
+def topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
+    """Returns the devices of a TPU slice that is not there, to compile for, and what the data sheet says of one.
 
     Args:
       name: such as ``v5e:2x4``, ``v6e:16x16`` or ``v5p:4x4x4``; one chip is ``v5e:1x1``.
-
-    Returns:
-      (devices, chip, bytes a second that one chip sends while all of them reduce together).
 
     Raises:
       UserError: no such topology.
@@ -123,7 +120,7 @@ def topology(name: str) -> tuple[Sequence[jax.Device], Chip, float]:
 
     sizes = [int(size) for size in grid.split("x")]
     # libtpu looks for the machine it is on, complains on the console when that is no TPU, and works.
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # nor is it taken: several may plan
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": f"{generation}-{math.prod(sizes)}"}
     os.environ |= {"TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
     options = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(sizes) == 1 else {}
@@ -131,9 +128,35 @@ def topology(name: str) -> tuple[Sequence[jax.Device], Chip, float]:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{grid}", **options).devices
     except Exception as e:
         raise UserError(f"libtpu knows no topology {name!r}: {str(e).splitlines()[0]}") from e
-    chip = _TPUS[generation]
-    closed = [size % chip.torus == 0 for size in sizes if size > 1]
-    return devices, chip, chip.link * sum(2 if ring else 1 for ring in closed)
+    return devices, _TPUS[generation]
+
+
+def link_speed(chip: Chip, group: Sequence[Any], everyone: Sequence[Any]) -> float:
+    """Returns the bytes a second that each chip of a group sends to the others while all of them do.
+
+    Args:
+      chip: what each is.
+      group: devices of a topology that talk to each other.
+      everyone: all of them; a row of the grid is a ring only if the group has the whole of it.
+    """
+    links = 0
+    ours, sides = (zip(*(device.coords for device in devices), strict=True) for devices in (group, everyone))
+    for span, side in zip((len(set(x)) for x in ours), (len(set(x)) for x in sides), strict=True):
+        links += 0 if span == 1 else 2 if span == side and side % chip.torus == 0 else 1
+    return chip.link * links
+
+
+def candidates(devices: Sequence[Any]) -> list[tuple[dict[str, int], bool]]:
+    """Returns the meshes of a topology that are worth comparing, each with whether ZeRO-1 splits the optimizer's state.
+
+    Plain data parallelism, ZeRO-1, fully sharded; from 64 chips on also fully sharded along all sides of the grid but
+    the first, and data parallelism along that.
+    """
+    found = [({"data": -1}, False), ({"data": -1}, True), ({"data": 1, "fsdp": -1}, False)]
+    sides = [n for n in (len(set(x)) for x in zip(*(device.coords for device in devices), strict=True)) if n > 1]
+    if len(devices) >= 64 and len(sides) > 1:
+        found.append(({"data": sides[0], "fsdp": math.prod(sides[1:])}, False))
+    return found
 
 
 # --- Bytes ---
@@ -170,17 +193,27 @@ def program_bytes(compiled: Any) -> int:
     return kept + m.temp_size_in_bytes + m.generated_code_size_in_bytes
 
 
-def too_large(error: BaseException) -> float | None:
+def too_large(error: BaseException, given: float = 0.0) -> float | None:
     """Returns the bytes that a program would take, from the compiler's refusal; None if the error is another.
+
+    Args:
+      error: of the compiler.
+      given: bytes of the program's arguments, which one of the two forms of the message leaves out.
 
     >>> too_large(RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."))
     22011707392.0
+    >>> too_large(RuntimeError("RESOURCE_EXHAUSTED: ... for HLO temporaries (21.00G) exceeds available HBM"), 2**30)
+    23622320128.0
     """
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
         return None
-    used = re.search(r"Used (\d+(?:\.\d+)?)([KMGT]) of", text)
-    return float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])) if used else math.inf
+    number = r"(\d+(?:\.\d+)?)([KMGT])"
+    used, temporaries = re.search(rf"Used {number} of", text), re.search(rf"temporaries \({number}\)", text)
+    found = used or temporaries
+    if found is None:
+        return math.inf
+    return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) + (0.0 if used else given)
 
 
 # --- Messages ---
@@ -196,6 +229,7 @@ class Collective:
       devices: how many take part together.
       count: how many there are.
       bytes: of the whole array that is reduced, gathered or scattered, on one device, summed.
+      speed: bytes a second that one device sends while all do; 0 where it is not known.
     """
 
     kind: str
@@ -203,6 +237,7 @@ class Collective:
     devices: int
     count: int
     bytes: int
+    speed: float = 0.0
 
     @property
     def sent(self) -> float:
@@ -220,7 +255,7 @@ _CALLED = re.compile(
 _CONTROL = re.compile(_CALLED.pattern.replace("calls|to_apply|", ""))
 
 
-def collectives(text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
+def collectives(text: str, mesh: Mesh | AbstractMesh, chip: Chip | None = None) -> list[Collective]:
     """Returns the messages of one step, from the compiled program's text; the largest first.
 
     What is in a loop counts as often as the loop runs.
@@ -228,6 +263,7 @@ def collectives(text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
     Args:
       text: of the program, ``compiled.as_text()``.
       mesh: that it was compiled for; tells which axis a group of devices lies along.
+      chip: each device of a TPU topology; None: how fast the links are is not known.
 
     Example:
       >>> program = '''
@@ -237,11 +273,11 @@ def collectives(text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
       ... }'''
       >>> from jax.sharding import AbstractMesh
       >>> collectives(program, AbstractMesh((2,), ("data",)))
-      [Collective(kind='all-reduce', axis='data', devices=2, count=1, bytes=4000)]
+      [Collective(kind='all-reduce', axis='data', devices=2, count=1, bytes=4000, speed=0.0)]
     """
     bodies, entry = _computations(text)
-    found: Counter[tuple[str, str, int]] = Counter()
-    size: Counter[tuple[str, str, int]] = Counter()
+    found: Counter[tuple[str, str, int, float]] = Counter()
+    size: Counter[tuple[str, str, int, float]] = Counter()
     seen: set[tuple[str, str]] = set()
     for name, times in _times(bodies, entry).items():
         for line in bodies[name]:
@@ -269,10 +305,14 @@ def collectives(text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
                 whole *= n
             elif kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
-            key = (kind, _axis(groups[0], mesh), n)
+            speed = 0.0
+            if chip is not None and chip.link:
+                everyone = list(mesh.devices.flat)  # type: ignore[union-attr]
+                speed = link_speed(chip, [everyone[i] for i in groups[0]], everyone)
+            key = (kind, _axis(groups[0], mesh), n, speed)
             found[key] += times
             size[key] += times * whole
-    rows = [Collective(*key, count=found[key], bytes=size[key]) for key in found]
+    rows = [Collective(*key[:3], found[key], size[key], key[3]) for key in found]
     return sorted(rows, key=lambda row: -row.sent)
 
 
@@ -282,6 +322,8 @@ _MOVES_NOTHING = {
     "optimization-barrier", "partition-id", "iota",
 }  # fmt: skip
 _SLICES = {"dynamic-slice", "slice", "gather", "slice-start"}
+#: computation -> its instructions: name, type of the result, operation, operands, the rest of the line
+_Parsed = Mapping[str, Sequence[tuple[str, ...]]]
 
 
 def traffic(text: str) -> float:
@@ -312,7 +354,7 @@ def traffic(text: str) -> float:
     for name, times in _times(bodies, entry, inside=False).items():
         types = {instruction[0]: instruction[1] for instruction in parsed[name]}
         for _, result, op, operands, rest in parsed[name]:
-            if op in _MOVES_NOTHING or op.endswith("-start"):
+            if op in _MOVES_NOTHING or op.endswith("-start") or "AllocateBuffer" in rest:
                 continue
             if op.endswith("-done"):  # a copy to or from the fast memory, or a message
                 total += times * _bytes(result)
@@ -324,32 +366,62 @@ def traffic(text: str) -> float:
             elif op == "dynamic-update-slice":
                 sizes, written = sizes[1:2], sizes[1]
             elif called := re.search(r"calls=%?([\w.-]+)", rest):
-                sizes, written = _fused(parsed.get(called[1], []), sizes, written)
+                sizes, written = _fused(parsed, called[1], sizes, written)
             total += times * (sum(sizes) + written)
     return total
 
 
-def _fused(inside: list[tuple[str, ...]], sizes: list[int], written: int) -> tuple[list[int], int]:
+def _fused(parsed: _Parsed, name: str, sizes: list[int], written: int) -> tuple[list[int], int]:
     """Returns what a fusion reads of each operand and what it writes, from the instructions inside it."""
-    types = {name: result for name, result, *_ in inside}
-    uses: dict[str, list[tuple[str, str, list[str]]]] = {}
-    for _, result, op, operands, _ in inside:
-        names = re.findall(r"[\w.-]+", operands)
-        for x in set(names):
-            uses.setdefault(x, []).append((op, result, names))
+    inside = {instruction[0]: instruction for instruction in parsed.get(name, ())}
     read = list(sizes)
-    for name, _, op, operands, _ in inside:
-        if op != "parameter" or int(operands) >= len(read):
+    for i, parameter in enumerate(_parameters(parsed, name)):
+        if not read[i : i + 1]:
             continue
-        ways = uses.get(name, [])
-        if ways and all(way in _SLICES and names[0] == name for way, _, names in ways):
-            read[int(operands)] = min(read[int(operands)], sum(_bytes(result) for _, result, _ in ways))
-        elif [way for way, _, _ in ways] == ["dynamic-update-slice"] and ways[0][2][0] == name:
+        ways = _users(inside, parameter)
+        if [way[2] for way in ways] == ["dynamic-update-slice"] and _names(ways[0])[0] == parameter:
             # Written in place: neither the rest of the array is read, nor is it written.
-            update = _bytes(types.get(ways[0][2][1], ""))
-            written -= max(read[int(operands)] - update, 0)
-            read[int(operands)] = 0
+            written -= max(read[i] - _bytes(inside[_names(ways[0])[1]][1]), 0)
+            read[i] = 0
+        else:
+            needed = _needed(parsed, name, parameter)
+            read[i] = read[i] if needed is None else min(read[i], needed)
     return read, max(written, 0)
+
+
+def _needed(parsed: _Parsed, computation: str, name: str) -> int | None:
+    """Returns the bytes that are read of a value inside a fusion, if only slices of it are; None: all of it."""
+    inside = {instruction[0]: instruction for instruction in parsed.get(computation, ())}
+    total = 0
+    for way in _users(inside, name):
+        result, type_text, op, _, rest = way
+        names = _names(way)
+        if op in _SLICES and names[0] == name:
+            total += _bytes(type_text)
+            continue
+        within = [(computation, result)] if op == "bitcast" else []
+        if op == "fusion" and (called := re.search(r"calls=%?([\w.-]+)", rest)):
+            parameters = _parameters(parsed, called[1])
+            within = [(called[1], parameters[i]) for i, x in enumerate(names) if x == name]
+        parts = [_needed(parsed, *place) for place in within]
+        if not parts or None in parts:
+            return None
+        total += sum(part for part in parts if part is not None)
+    return total or None  # what nothing uses is the fusion's result
+
+
+def _names(instruction: tuple[str, ...]) -> list[str]:
+    return re.findall(r"[\w.-]+", instruction[3])
+
+
+def _users(inside: Mapping[str, tuple[str, ...]], name: str) -> list[tuple[str, ...]]:
+    return [x for x in inside.values() if x[2] not in ("parameter", "constant") and name in _names(x)]
+
+
+def _parameters(parsed: _Parsed, computation: str) -> list[str]:
+    """Returns the names of a computation's parameters, in their order."""
+    numbers = {int(x[3]): x[0] for x in parsed.get(computation, ()) if x[2] == "parameter"}
+    return [numbers[i] for i in sorted(numbers)]
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -363,7 +435,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
             bodies[name] = []
             entry = name if head[1] else entry
         elif name and " = " in line:
-            bodies[name].append(line.strip().removeprefix("ROOT "))
+            bodies[name].append(re.sub(r"/\*.*?\*/", "", line).strip().removeprefix("ROOT "))
     return bodies, entry
 
 
@@ -460,23 +532,24 @@ class Plan:
     Attributes:
       chip: the device.
       mesh: axis -> devices along it.
+      zero1: the optimizer's state is split over the axis data, too.
       batch_size: images per step, over all devices.
       bytes: kind -> bytes on one device.
       flops: operations of the matrix products and convolutions of one device in one step.
-      sends: bytes a second that one device sends to the others while all talk.
       accessed: bytes that one device reads from and writes to its memory, from `traffic`.
       collectives: the messages between devices.
       compile_seconds: what the compiler took.
       float32: the products are in float32.
-      refused: the compiler found it too large: there is no program, and of `bytes` the activations are what it said.
+      refused: too large: there is no program. Of `bytes` the activations are what the compiler said; if there are none,
+        the state alone is too large, and it was not asked.
     """
 
     chip: Chip
     mesh: dict[str, int]
+    zero1: bool
     batch_size: int
     bytes: dict[str, float]
     flops: float
-    sends: float
     accessed: float = 0.0
     collectives: tuple[Collective, ...] = ()
     compile_seconds: float = 0.0
@@ -497,27 +570,50 @@ class Plan:
     def seconds(self) -> dict[str, float]:
         """What bounds a step -> its seconds, each at its peak: the step cannot be faster than the longest of them."""
         peak = self.chip.flops_float32 if self.float32 else self.chip.flops
-        sent = sum(row.sent for row in self.collectives)
-        parts = {"compute": (self.flops, peak), "memory": (self.accessed, self.chip.bandwidth)}
-        parts |= {"interconnect": (sent, self.sends)} if self.collectives else {}
-        if self.refused:
+        if self.refused or not peak:
             return {}
-        return {name: amount / speed for name, (amount, speed) in parts.items() if speed}
+        parts = {"compute": self.flops / peak, "memory": self.accessed / self.chip.bandwidth}
+        if self.chip.link and self.collectives:
+            parts["interconnect"] = sum(row.sent / row.speed for row in self.collectives)
+        return parts
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds of a step by the roofline; None where only the memory is known."""
+        """Seconds of a step by the roofline, all messages beside the work; None where only the memory is known."""
         return max(self.seconds.values(), default=None)
+
+    @property
+    def in_turn_seconds(self) -> float | None:
+        """The same if the work waits for every message."""
+        return self.step_seconds and self._work_seconds + self.seconds.get("interconnect", 0.0)
+
+    @property
+    def efficiency(self) -> tuple[float, float] | None:
+        """The share of a step that is not spent on messages: if the work waits for each of them, and if for none."""
+        if self.step_seconds is None or self.in_turn_seconds is None:
+            return None
+        return self._work_seconds / self.in_turn_seconds, self._work_seconds / self.step_seconds
+
+    @property
+    def _work_seconds(self) -> float:
+        return max(self.seconds["compute"], self.seconds["memory"])
 
     @property
     def mfu(self) -> float | None:
         """The ceiling of the model FLOPs utilisation."""
         return self.seconds["compute"] / self.step_seconds if self.step_seconds else None
 
+    @property
+    def flags(self) -> str:
+        """What chooses this mesh on the command line."""
+        axes = {"data": 1, **self.mesh}
+        sizes = " ".join(f"--config.mesh.{name}={size}" for name, size in axes.items())
+        return f"{sizes} --config.sharding.zero1={str(self.zero1).lower()}"
+
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as JSON can hold it."""
         found = dict(vars(self), chip=vars(self.chip), collectives=[vars(row) for row in self.collectives])
-        names = ("total", "fits", "seconds", "step_seconds", "mfu")
+        names = ("total", "fits", "seconds", "step_seconds", "in_turn_seconds", "efficiency", "mfu", "flags")
         return found | {name: getattr(self, name) for name in names}
 
 
@@ -531,7 +627,8 @@ def read(
     batch: Mapping[str, jax.ShapeDtypeStruct],
     flops: float,
     ahead: int,
-    sends: float = 0.0,
+    zero1: bool = False,
+    quick: bool = False,
     float32: bool = False,
 ) -> Plan:
     """Returns what the compiler makes of a step.
@@ -545,23 +642,28 @@ def read(
       batch: shapes of the batch over all devices.
       flops: of one step's products, over all devices.
       ahead: batches that wait on the device while one is used.
-      sends: bytes a second that a chip sends; 0 for one device.
+      zero1: the optimizer's state is split over the axis data, too.
+      quick: with the compiler's least effort.
       float32: the products are in float32.
     """
     one = sum(x.size * x.dtype.itemsize for x in batch.values()) // batch_devices(mesh)
     kinds = state_bytes(abstract, shardings) | {"batch": one, "batches ahead": ahead * one}
     facts = {"chip": chip, "mesh": dict(mesh.shape), "batch_size": batch["mask"].size, "flops": flops / mesh.size}
-    facts |= {"sends": sends, "float32": float32}
+    facts |= {"zero1": zero1, "float32": float32}
+    if sum(kinds.values()) > chip.memory:
+        return Plan(bytes=kinds, refused=True, **facts)  # type: ignore[arg-type]
     start = time.perf_counter()
     # Of a CPU's program nothing is timed, and where it keeps what is settled before LLVM, which takes longest, begins.
-    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    options: dict[str, Any] | None = {"exec_time_optimization_effort": -1.0} if quick else None
+    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else options
     try:
         compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as e:
-        used = too_large(e)
+        given = sum(kinds.values()) - ahead * one
+        used = too_large(e, given)
         if used is None:
             raise
-        rest = used - (sum(kinds.values()) - ahead * one)
+        rest = used - given
         return Plan(bytes=kinds | {"activations and gradients": rest}, refused=True, **facts)  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
@@ -572,7 +674,7 @@ def read(
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }
-    messages = tuple(collectives(text, mesh))
+    messages = tuple(collectives(text, mesh, chip))
     return Plan(bytes=kinds, accessed=traffic(text), collectives=messages, compile_seconds=seconds, **facts)  # type: ignore[arg-type]
 
 
@@ -618,24 +720,27 @@ def assumptions(
             "time: products, memory and links each at the data sheet's peak and all at once: steps are slower than that"
         )
     if best.collectives:
-        lines.append("messages go around in rings over all axes of the grid; nothing else uses the links")
+        lines.append(
+            "messages go around in rings along the sides of the grid that their axis spans, and take no time to start"
+        )
     return tuple(lines)
 
 
-def mesh_text(shape: Mapping[str, int]) -> str:
-    """Returns a mesh as it is written on the command line.
+def mesh_text(shape: Mapping[str, int], *, zero1: bool = False) -> str:
+    """Returns a mesh in words; axes of one device are left out.
 
-    >>> mesh_text({"data": 4, "fsdp": 2})
-    'data=4, fsdp=2'
+    >>> mesh_text({"data": 4, "fsdp": 2}), mesh_text({"data": 8}, zero1=True)
+    ('data=4, fsdp=2', 'data=8, ZeRO-1')
     """
-    return ", ".join(f"{name}={size}" for name, size in shape.items())
+    sizes = [f"{name}={size}" for name, size in shape.items() if size > 1] or ["data=1"]
+    return ", ".join([*sizes, "ZeRO-1"] if zero1 else sizes)
 
 
 def best(plans: Sequence[Plan]) -> Plan:
-    """Returns the fastest of those that fit; if none does, the smallest."""
+    """Returns the fastest of those that fit, messages in turn with the work; if none does, the smallest."""
     fitting = [plan for plan in plans if plan.fits]
     if fitting:
-        return min(fitting, key=lambda plan: (plan.step_seconds or 0.0, plan.total))
+        return min(fitting, key=lambda plan: (plan.in_turn_seconds or 0.0, plan.total))
     return min(plans, key=lambda plan: plan.total)
 
 
