@@ -44,6 +44,12 @@ class Restored(NamedTuple):
     metrics: dict[str, float]
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        # JAX tells of a SIGTERM once, at one of the calls that ask: Orbax's would be the one, and the run would go on.
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest few, and the best.
 
@@ -112,7 +118,7 @@ class Checkpoints:
         policies = [LatestN(keep)]
         if best is not None:
             policies.append(BestN(n=1, get_metric_fn=self._score, keep_checkpoints_without_metrics=False))
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(

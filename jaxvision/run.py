@@ -328,10 +328,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """
     config, workdir, clock = complete(config), Path(workdir), report.Clock()
     _check_values(config)
-    distributed.initialize()  # before anything that looks at the devices, the console included
     with ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())  # first: to wait for the other processes may take minutes
+        distributed.initialize()  # before anything that looks at the devices, the console included
         console = stack.enter_context(report.Console())
-        preemption = stack.enter_context(Preemption())
 
         # Devices and data. Data tells its classes, its channels and its length once.
         if config.checkpoint.best not in (None, *METRICS):
