@@ -55,6 +55,12 @@ class Restored(NamedTuple):
     metrics: dict[str, float]
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        # JAX tells of a SIGTERM once, at one of the calls that ask: Orbax's would be the one, and the run would go on.
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest few, and the best.
 

@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except Preempted as e:
-        print(e, file=sys.stderr)
+        from jaxvision.parallel import distributed
+
+        if distributed.is_main():
+            print(e, file=sys.stderr)
         return Preempted.STATUS
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint, if there is one yet", file=sys.stderr)
@@ -81,6 +84,8 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict | None, Path, bool]:
                 raise UserError(f"{name} needs a value")
             if name == "--config":
                 spec = value
+            elif "://" in value:
+                raise UserError(f"--workdir is a folder, not {value}; mount the bucket (gcsfuse) and give its path")
             else:
                 workdir = Path(value)
         elif name.startswith("--config."):

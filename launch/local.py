@@ -6,32 +6,45 @@ Everything after ``--`` is the command line of ``python -m jaxvision.main``. On 
 ``--devices`` devices; on a machine with GPUs say which ones each process sees, with CUDA_VISIBLE_DEVICES, in a launcher
 of your own: three environment variables are all that `jaxvision.parallel.distributed.initialize` needs.
 
-When one process ends badly the others are stopped, and its exit status is this command's.
+``kill -TERM`` of this command tells all processes: the run saves, and ends with status 75; the same command goes on.
+When one process ends badly it is named, the others get a minute to end by themselves (JAX tells them), and the
+status of the first is this command's; 128 and the signal's number where a signal ended it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 
+GRACE = 60  # seconds
+
 
 def main() -> int:
     """Starts the processes and returns the first bad exit status, or 0."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2, help="default: 2")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices that each process plays (default: 1)")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="-- and the flags of python -m jaxvision.main")
+    parser.add_argument("flags", nargs="+", help="-- and the flags of python -m jaxvision.main")
     options = parser.parse_args()
-    flags = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
+    if options.processes < 1 or options.devices < 1:
+        parser.error("--processes and --devices are 1 or more")
 
     with socket.socket() as s:  # a free port
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    processes = []
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def hand_on(number: int, _: object) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, hand_on)
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C: the terminal tells them all
     for i in range(options.processes):
         environment = os.environ | {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -39,21 +52,26 @@ def main() -> int:
             "JAX_PROCESS_ID": str(i),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={options.devices} {os.environ.get('XLA_FLAGS', '')}",
         }
-        processes.append(subprocess.Popen([sys.executable, "-m", "jaxvision.main", *flags], env=environment))
-    try:
-        while True:
-            statuses = [process.poll() for process in processes]
-            bad = [status for status in statuses if status]
-            if bad or all(status == 0 for status in statuses):
-                return bad[0] if bad else 0
-            time.sleep(0.2)
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
+        processes.append(subprocess.Popen([sys.executable, "-m", "jaxvision.main", *options.flags], env=environment))
+    return wait(processes)
+
+
+def wait(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Returns the status of the first process that ended badly, or 0, when none is left."""
+    first, deadline = 0, float("inf")
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.2)
+        ended = [(i, process.returncode) for i, process in enumerate(processes) if process.returncode]
+        if ended and not first:
+            i, first = ended[0]
+            how = f"by {signal.Signals(-first).name}" if first < 0 else f"with status {first}"
+            print(f"process {i} was the first to end, {how}", file=sys.stderr)
+            if first != 75:  # that is told to stop: the others save
+                deadline = time.monotonic() + GRACE
+        if time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+    return 128 - first if first < 0 else first
 
 
 if __name__ == "__main__":

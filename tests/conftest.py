@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 # Eight fake devices let sharding be tested on a laptop. Before JAX starts, or they are not there.
@@ -31,6 +33,13 @@ def shared_folder() -> Path:
     return Path(os.environ.get("JAXVISION_SHARED", ROOT.parent / "shared"))
 
 
+def have_slurm() -> bool:
+    """Returns whether jobs can be submitted here."""
+    return (
+        shutil.which("sinfo") is not None and not subprocess.run(["sinfo"], capture_output=True, check=False).returncode
+    )
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that take more than half a minute, too")
 
@@ -41,6 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "shared": ((shared_folder() / "data").is_dir(), "needs ../shared/data (or JAXVISION_SHARED)"),
         "timm": (have_timm(), "needs the extra [reference]: PyTorch and timm"),
         "libtpu": (importlib.util.find_spec("libtpu") is not None, "needs the extra [tpu]: libtpu"),
+        "slurm": (have_slurm(), "needs a Slurm cluster that answers sinfo"),
+        "ray": (importlib.util.find_spec("ray") is not None, "needs Ray: pip install 'ray[default,train]'"),
         "gpu": (any(d.platform == "gpu" for d in jax.devices()), "needs a GPU"),
     }
     for item in items:

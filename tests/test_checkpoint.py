@@ -49,6 +49,14 @@ def assert_identical(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None
         assert a[name].tobytes() == b[name].tobytes(), name
 
 
+def test_saving_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX says so at one call only, which must be the run's: a SIGTERM that Orbax hears of is lost."""
+    asked = []
+    monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", asked.append)
+    save(tmp_path, 1, 2)
+    assert not asked
+
+
 def test_six_steps_are_three_and_three(tmp_path: Path) -> None:
     """Parameters, BatchNorm, dropout keys, moments, average: equal bytes after a restart, whoever saved meanwhile."""
     straight = run()
