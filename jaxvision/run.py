@@ -46,12 +46,12 @@ from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel import plan as planning
 from jaxvision.parallel.accelerators import check_accelerator
-from jaxvision.parallel.blocks import REMAT, Blocks
 from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, replicated, shard_batch
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.report.files import write_atomically
 from jaxvision.train import optim, partial
+from jaxvision.train.blocks import REMAT, Blocks
 from jaxvision.train.loss import make_loss
 from jaxvision.train.schedule import make_schedule
 from jaxvision.train.state import abstract_state, create_state, evaluated_model, initialise

@@ -202,7 +202,7 @@ def test_slurm_hands_a_signal_to_the_script_on_and_waits(tmp_path: Path) -> None
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_real_slurm_job_told_to_stop_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    """Two tasks, as `srun` starts them. SIGTERM saves and requeues; `scancel` is for good; a mistake is not tried again."""
+    """Two tasks, as `srun` starts them. SIGTERM saves and requeues; `scancel` is for good; a mistake ends it."""
 
     def submit(name: str, *flags: str, wait: bool = False) -> str:
         command = ["sbatch", "--parsable", "--ntasks=2", f"--output={tmp_path / name}.out", *(["--wait"] * wait)]

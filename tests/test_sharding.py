@@ -20,10 +20,10 @@ from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.layers.mode import train_view
 from jaxvision.models.layers.norm import BatchNorm
-from jaxvision.parallel.blocks import Blocks
 from jaxvision.parallel.mesh import make_mesh, shard_batch
 from jaxvision.parallel.plan import collectives
 from jaxvision.parallel.rules import make_rules, spec_of, state_shardings
+from jaxvision.train.blocks import Blocks
 from jaxvision.train.loss import make_loss
 from jaxvision.train.state import abstract_state, create_state, initialise
 from jaxvision.train.step import make_train_step
