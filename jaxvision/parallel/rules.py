@@ -113,8 +113,8 @@ def make_rules(mesh: Mesh, *, zero1: bool = False, min_size: int = 2**16) -> Rul
     Args:
       mesh: the devices.
       zero1: split the optimizer's moments and the moving average over ``data``, too (ZeRO-1; Rajbhandari et al.,
-        "ZeRO", https://arxiv.org/abs/1910.02054). Parameters stay whole; each device updates its part of them, and all gather
-        the result.
+        "ZeRO", https://arxiv.org/abs/1910.02054). Parameters stay whole; each device updates its part of them, and
+        all gather the result.
       min_size: arrays with fewer elements are not split along ``fsdp`` and ``data``: gathering them costs more than
         keeping them.
 
