@@ -75,7 +75,8 @@ class Loop:
       log_every: steps between lines of metrics.jsonl.
       save_every: steps between checkpoints, beside the one at each evaluation; None: those only.
       remat: what a block of the model keeps for the backward pass, which computes the rest a second time: "products"
-        (of matrices, and convolutions) or "nothing" (but what went in). None keeps everything: fastest, most memory.
+        (of matrices, and convolutions) or "nothing" (but what went in). None leaves it to the compiler; with `scan`
+        or mesh.fsdp it is "products".
       scan: compile blocks that are alike as one loop: a deep ViT compiles in the time of a shallow one.
       not_finite: "stop" or "skip" where a step's loss or gradient is not finite. Such a step changes nothing either
         way, and its images are listed in not_finite.jsonl. The tenth in a row stops the run.

@@ -227,7 +227,7 @@ def test_recomputing_keeps_less() -> None:
 
     for name, options in (("test_vit", {"image_size": SIZE}), ("test_resnet", {}), ("test_efficientnet", {})):
         everything, products, nothing = (kept(name, remat, **options) for remat in (None, "products", "nothing"))
-        assert nothing < products < 0.8 * everything, (name, nothing, products, everything)
+        assert nothing < products < 0.85 * everything, (name, nothing, products, everything)
 
 
 def test_batch_norm_in_groups() -> None:
