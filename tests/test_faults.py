@@ -164,7 +164,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return of
 
 
-@pytest.mark.parametrize("moment", ["compiles", "trains", "evaluates", "saves"])
+@pytest.mark.parametrize(
+    "moment", ["trains", *(pytest.param(name, marks=pytest.mark.slow) for name in ("compiles", "evaluates", "saves"))]
+)
 def test_sigterm(moment: str, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gone within 15 s with status 75, and the same command goes on to the same bits; five signals are as one."""
     workdir = tmp_path / "run"

@@ -37,6 +37,7 @@ MESHES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "three axes": ({"data": 2, "fsdp": 2, "tensor": 2}, {}),
     "zero1": ({"data": 8}, {"zero1": True}),
 }
+QUICK = {("test_vit", "fsdp"), ("test_vit", "three axes")}
 STEPS, BATCH, SIZE = 20, 16, 64
 
 
@@ -133,8 +134,14 @@ def slow_but(*names: str) -> list[Any]:
     return [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in FAMILIES]
 
 
-@pytest.mark.parametrize("kind", MESHES)
-@pytest.mark.parametrize("name", slow_but("test_vit"))
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=() if (name, kind) in QUICK else pytest.mark.slow)
+        for name in FAMILIES
+        for kind in MESHES
+    ],
+)
 def test_every_mesh_computes_what_one_device_does(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses of twenty steps, the bytes of each part on a device, one compilation, and the messages of the program."""
     smooth(name, monkeypatch)
