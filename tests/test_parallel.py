@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -63,6 +64,34 @@ def test_mesh(axes: dict | None, sizes: dict) -> None:
 def test_mesh_errors(axes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_mesh(axes)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A device of one of several nodes, as JAX tells of it."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    platform: str = "gpu"
+    device_kind: str = "a GPU"
+
+
+@pytest.mark.parametrize(
+    ("axes", "across"), [({"data": -1, "fsdp": 4}, "data"), ({"data": 1, "fsdp": -1}, "fsdp"), ({"data": -1}, "data")]
+)
+def test_slow_links_lie_along_one_axis(axes: dict, across: str) -> None:
+    chips = [Chip(i, slice_index=i % 2, process_index=i % 2) for i in range(8)]  # in no order of nodes
+    mesh = make_mesh(axes, devices=chips)
+    nodes = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    along = mesh.axis_names.index(across)
+    rows = np.moveaxis(nodes, along, 0).reshape(nodes.shape[along], -1)
+    assert (rows == rows[:, :1]).all()  # along every other axis a node is by itself
+    half = len(rows) // 2
+    assert (rows[:half] == rows[0, 0]).all()
+    assert (rows[half:] == 1 - rows[0, 0]).all()
+    with pytest.raises(UserError, match="one axis lies across the 2 slices or nodes, so 2 divides it: tensor=7"):
+        make_mesh({"tensor": 7}, devices=chips[:7])
 
 
 @pytest.mark.parametrize(

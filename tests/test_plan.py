@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from jax.experimental import topologies
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -435,6 +436,9 @@ def test_grids() -> None:
     ]
     with pytest.raises(UserError, match="does not lie along the sides of these TPUs' grid"):
         make_mesh({"data": 8, "fsdp": 8}, devices=devices)
+    two = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4", num_slices=2).devices
+    mesh = make_mesh({"data": 2, "fsdp": 8}, devices=two)
+    assert [{chip.slice_index for chip in row} for row in mesh.devices] == [{0}, {1}]
     assert len(plan.topology("v5e:1x1")[0]) == 1
     with pytest.raises(UserError, match="libtpu knows no topology 'v5e:3x5'"):
         plan.topology("v5e:3x5")

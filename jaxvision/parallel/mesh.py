@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxvision.errors import UserError
@@ -20,13 +21,16 @@ BATCH_AXES = ("data", "fsdp")
 def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh of all devices of all processes.
 
+    Of several slices of TPUs, or nodes of GPUs, the first axis that they divide lies across them, the others inside:
+    put the one that sends least first, which is ``data``.
+
     Args:
       axes: axis name -> number of devices along it; one may be -1, which takes what the others leave.
         None is ``{"data": -1}``: plain data parallelism.
       devices: the devices to use, all by default.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices, or two are -1.
+      UserError: the sizes do not multiply to the number of devices, or two are -1, or none lies across the slices.
 
     Example:
       >>> mesh = make_mesh({"data": -1, "model": 1})
@@ -48,8 +52,20 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
     # Auto axes, although Explicit is JAX's default: the compiler propagates shardings through the models, which
     # therefore carry no annotation and read as if for one device. With Explicit axes each contraction over a sharded
     # dimension would have to be told its out_sharding, in every layer.
+    kinds = (AxisType.Auto,) * len(axes)
+    # TPUs of several slices, GPUs of several nodes: fast links inside, slow ones between.
+    groups = len({getattr(device, "slice_index", 0) for device in devices})
     try:
-        return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+        if groups == 1:
+            return jax.make_mesh(sizes, tuple(axes), axis_types=kinds, devices=devices)
+        across = next((i for i, size in enumerate(sizes) if size % groups == 0), None)
+        if across is None:
+            raise UserError(
+                f"mesh: one axis lies across the {groups} slices or nodes, so {groups} divides it; got {wanted}"
+            )
+        outside = [groups if i == across else 1 for i in range(len(sizes))]
+        inside = [size // n for size, n in zip(sizes, outside, strict=True)]
+        return Mesh(create_hybrid_device_mesh(inside, outside, devices), tuple(axes), axis_types=kinds)
     except NotImplementedError as e:  # of TPUs: an axis lies along whole sides of their grid
         raise UserError(f"mesh: {wanted} does not lie along the sides of these TPUs' grid: {e}") from e
 
