@@ -58,10 +58,11 @@ def main() -> int:
 
 def wait(processes: list[subprocess.Popen[bytes]]) -> int:
     """Returns the status of the first process that ended badly, or 0, when none is left."""
-    first, deadline = 0, float("inf")
-    while any(process.poll() is None for process in processes):
+    first, deadline, statuses = 0, float("inf"), [None]
+    while None in statuses:
         time.sleep(0.2)
-        ended = [(i, process.returncode) for i, process in enumerate(processes) if process.returncode]
+        statuses = [process.poll() for process in processes]
+        ended = [(i, status) for i, status in enumerate(statuses) if status]
         if ended and not first:
             i, first = ended[0]
             how = f"by {signal.Signals(-first).name}" if first < 0 else f"with status {first}"

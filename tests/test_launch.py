@@ -79,7 +79,8 @@ def test_local_tells_each_process_who_it_is(tmp_path: Path) -> None:
     stub(
         tmp_path,
         "names = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID', 'XLA_FLAGS'\n"
-        "print(*[os.environ[name] for name in names], sys.argv[1:], sep='|', flush=True)",
+        "row = [*(os.environ[name] for name in names), repr(sys.argv[1:])]\n"
+        "os.write(1, ('|'.join(row) + '\\n').encode())",
     )
     process = local(tmp_path, "--processes", "3", "--devices", "2", "--", "--workdir", "my runs/it's")
     out, _ = process.communicate(timeout=60)
@@ -95,8 +96,8 @@ def test_local_hands_sigterm_on_and_waits_for_what_is_saved(tmp_path: Path) -> N
     stub(
         tmp_path,
         "def save(*_):\n"
-        "    time.sleep(1); print('saved', flush=True); os._exit(75)\n"
-        "signal.signal(signal.SIGTERM, save); print('ready', flush=True); time.sleep(60)",
+        "    time.sleep(1); os.write(1, b'saved\\n'); os._exit(75)\n"
+        "signal.signal(signal.SIGTERM, save); os.write(1, b'ready\\n'); time.sleep(60)",
     )
     process = local(tmp_path, "--processes", "2", "--", "--config", "x")
     assert process.stdout is not None
@@ -202,7 +203,7 @@ def test_slurm_hands_a_signal_to_the_script_on_and_waits(tmp_path: Path) -> None
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_real_slurm_job_told_to_stop_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    """Two tasks, as `srun` starts them. SIGTERM saves and requeues; `scancel` is for good; a mistake is not tried again."""
+    """Two tasks of `srun`. SIGTERM saves and requeues; `scancel` is for good; a mistake is not tried again."""
 
     def submit(name: str, *flags: str, wait: bool = False) -> str:
         command = ["sbatch", "--parsable", "--ntasks=2", f"--output={tmp_path / name}.out", *(["--wait"] * wait)]
