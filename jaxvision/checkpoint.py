@@ -55,12 +55,6 @@ class Restored(NamedTuple):
     metrics: dict[str, float]
 
 
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        # JAX tells of a SIGTERM once, at one of the calls that ask: Orbax's would be the one, and the run would go on.
-        return False
-
-
 class Checkpoints:
     """The checkpoints of one run: the newest few, and the best.
 
@@ -365,6 +359,10 @@ class Checkpoints:
 
 class _Manager(ocp.CheckpointManager):
     """Orbax's, which opens a folder where the metrics of a checkpoint are damaged; its checksums tell of that."""
+
+    def reached_preemption(self, step: int) -> bool:
+        # JAX tells of a SIGTERM once, at one of the calls that ask: Orbax's would be the one, and the run would go on.
+        return False
 
     def metrics(self, step: int) -> Any:
         try:

@@ -46,12 +46,12 @@ from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel import plan as planning
 from jaxvision.parallel.accelerators import check_accelerator
-from jaxvision.parallel.blocks import REMAT, Blocks
 from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, replicated, shard_batch
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.report.files import write_atomically
 from jaxvision.train import optim, partial
+from jaxvision.train.blocks import REMAT, Blocks
 from jaxvision.train.loss import make_loss
 from jaxvision.train.schedule import make_schedule
 from jaxvision.train.state import abstract_state, create_state, evaluated_model, initialise
@@ -75,7 +75,8 @@ class Loop:
       log_every: steps between lines of metrics.jsonl.
       save_every: steps between checkpoints, beside the one at each evaluation; None: those only.
       remat: what a block of the model keeps for the backward pass, which computes the rest a second time: "products"
-        (of matrices, and convolutions) or "nothing" (but what went in). None keeps everything: fastest, most memory.
+        (of matrices, and convolutions) or "nothing" (but what went in). None leaves it to the compiler; with `scan`
+        or mesh.fsdp it is "products".
       scan: compile blocks that are alike as one loop: a deep ViT compiles in the time of a shallow one.
       not_finite: "stop" or "skip" where a step's loss or gradient is not finite. Such a step changes nothing either
         way, and its images are listed in not_finite.jsonl. The tenth in a row stops the run.

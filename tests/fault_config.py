@@ -15,6 +15,7 @@ def get_config(data: str = "memory") -> ConfigDict:
     """Returns the config; `data` is kept in memory, or streamed."""
     config = {
         "seed": 3,
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         "source": {"name": "digits"},
         "data": {"batch_size": 16, "eval_batch_size": 64},
         "model": {"name": "test_efficientnet", "image_size": 32, "dropout": 0.1, "drop_path": 0.2},

@@ -164,7 +164,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return of
 
 
-@pytest.mark.parametrize("moment", ["compiles", "trains", "evaluates", "saves"])
+@pytest.mark.parametrize(
+    "moment", ["trains", *(pytest.param(name, marks=pytest.mark.slow) for name in ("compiles", "evaluates", "saves"))]
+)
 def test_sigterm(moment: str, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gone within 15 s with status 75, and the same command goes on to the same bits; five signals are as one."""
     workdir = tmp_path / "run"
@@ -220,3 +222,78 @@ def test_killed_at_thirty_moments(data: str, tmp_path: Path, undisturbed: Any) -
     assert job.wait() == 0, job.text()
     check_same(workdir, wanted)
     print("killed:", kills, "runs:", began + 1)
+
+
+# --- Several processes ---
+
+
+def check_close(found: Path, wanted: Path) -> None:
+    """Each logged number, to 1e-5 of it, at the same steps of the same images."""
+    a, b = curve(found), curve(wanted)
+    assert [(x["step"], x["split"]) for x in a] == [(x["step"], x["split"]) for x in b]
+    for x, y in zip(a, b, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5), (x, y)
+        assert x.get("count") == y.get("count")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["memory", "streamed"])
+def test_resumed_on_other_devices_by_other_processes(data: str, tmp_path: Path, undisturbed: Any) -> None:
+    """One device, 2 processes of 2 devices, 4 of 2 with fsdp, 8 devices of one process; each is told to stop."""
+    workdir = tmp_path / "run"
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"processes": 2, "devices": 2},
+        {"processes": 4, "devices": 2, "mesh__data": 2, "mesh__fsdp": 4, "sharding__min_size": 1},
+        {"devices": 8, "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
+    ]
+    for kind in kinds:
+        job = Job(workdir, data=data, **kind)
+        before = max(job.steps("train"), default=0)
+        if job.until(lambda job=job, before=before: max(job.steps("train"), default=0) > before + 5):
+            job.process.send_signal(signal.SIGTERM)
+        assert job.wait() in (0, Preempted.STATUS), job.text()
+    last = Job(workdir, data=data, processes=2, devices=2)
+    assert last.wait() == 0, last.text()
+    check_close(workdir, undisturbed(data))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["compiles", "trains", "evaluates", "saves"])
+def test_sigterm_of_several_processes(moment: str, tmp_path: Path, undisturbed: Any) -> None:
+    workdir = tmp_path / "run"
+    job = Job(workdir, processes=2, devices=2)
+    assert job.until(getattr(job, moment)), job.text()
+    told = time.monotonic()
+    job.process.send_signal(signal.SIGTERM)
+    assert job.wait(90) == Preempted.STATUS, job.text()
+    assert time.monotonic() - told < 15
+    again = Job(workdir, processes=2, devices=2)
+    assert again.wait() == 0, again.text()
+    check_close(workdir, undisturbed("memory"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_of_several_processes_dies(which: int, tmp_path: Path, undisturbed: Any) -> None:
+    """The others end within a minute, and it is named; started again, the run goes on."""
+    workdir = tmp_path / "run"
+    job = Job(workdir, processes=2, devices=2)
+    assert job.until(lambda: len(job.steps("train")) > 3), job.text()
+    below = [pid for pid in children(job.process.pid) if "jaxvision.main" in command(pid)]
+    died = time.monotonic()
+    os.kill(below[which], signal.SIGKILL)
+    assert job.wait(90) == 128 + signal.SIGKILL, job.text()
+    assert time.monotonic() - died < 60
+    assert f"process {which} was the first to end, by SIGKILL" in job.text()
+    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    again = Job(workdir, processes=2, devices=2)
+    assert again.wait() == 0, again.text()
+    check_close(workdir, undisturbed("memory"))
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except FileNotFoundError:
+        return ""

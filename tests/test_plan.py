@@ -481,6 +481,8 @@ def test_meshes_of_a_vit() -> None:
     for kind in ("optimizer", "ema"):
         assert data.bytes[kind] > 7 * zero1.bytes[kind] == 7 * fsdp.bytes[kind]
 
+    assert fsdp.bytes["activations and gradients"] < data.bytes["activations and gradients"]
+
     def gathered(done: plan.Plan) -> float:
         return sum(row.bytes for row in done.collectives if row.kind == "all-gather")
 
@@ -520,3 +522,12 @@ def test_fsdp_gathers_for_each_pass() -> None:
     (gathered,) = [row for row in plan.collectives(text, mesh) if row.kind == "all-gather"]
     assert split > whole / 2
     assert 2 * split < gathered.bytes < 2 * whole
+
+
+@pytest.mark.parametrize(("axes", "left_open"), [({"data": 1}, True), ({"fsdp": 8}, False)])
+def test_a_block_takes_one_platforms_way(axes: dict, left_open: bool) -> None:
+    """The other way's intermediate values would be zeros of the whole batch on every device."""
+    mesh = make_mesh(axes, devices=jax.devices()[: math.prod(axes.values())])
+    full = run.complete(config(model={"name": "test_vit", "image_size": 32}))
+    program = run.train_program(full, mesh, num_classes=10, channels=1, stored=(8, 8, 1), steps_per_epoch=10.0)
+    assert ("platform_index" in str(program.step.trace(program.abstract, program.batch).jaxpr)) == left_open

@@ -178,7 +178,9 @@ def test_the_newest_checkpoint_is_damaged(stopped: Path, whole: Path, what: str,
     assert_same(stopped, whole)
 
 
-@pytest.mark.parametrize("how", ["damaged", "emptied", "removed"])
+@pytest.mark.parametrize(
+    "how", ["damaged", *(pytest.param(how, marks=pytest.mark.slow) for how in ("emptied", "removed"))]
+)
 def test_no_checkpoint_is_left(stopped: Path, how: str) -> None:
     """Never a silent start from scratch: an error, and nothing is touched."""
     if how == "damaged":

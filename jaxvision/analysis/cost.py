@@ -278,7 +278,7 @@ def _products(
 
 def _inner(eqn: core.JaxprEqn) -> core.Jaxpr | None:
     """Returns the program that an operation calls, if it calls one."""
-    if eqn.primitive.name == "cond":  # of lax.platform_dependent: the default comes last, and it has no tricks in it
+    if eqn.primitive.name == "cond":  # of by_platform: the default comes last, and it has no tricks in it
         return eqn.params["branches"][-1].jaxpr
     body = next((eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params), None)
     return getattr(body, "jaxpr", body)

@@ -52,7 +52,7 @@ class Model(nnx.Module):
       first_conv: path of the convolution that sees the image, such as ``"conv1"`` or ``"patch_embed.proj"``.
       table_only: arguments of the class that are code, such as the kind of block: a row of the table gives them.
       feature_info: name, channels and stride of each level that `forward_intermediates` has.
-      run_blocks: what runs a row of blocks; in training `jaxvision.parallel.blocks.Blocks` may take its place.
+      run_blocks: what runs a row of blocks; in training `jaxvision.train.blocks.Blocks` may take its place.
     """
 
     architecture: str

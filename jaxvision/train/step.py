@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvision.errors import UserError
 from jaxvision.models.layers.mode import train_view
-from jaxvision.parallel.blocks import Blocks
 from jaxvision.parallel.mesh import batch_axes, batch_sharding, replicated
+from jaxvision.train.blocks import Blocks
 from jaxvision.train.loss import Loss, is_hard, mean_weights, weighted_sum, without_padding
 from jaxvision.train.schedule import as_schedule
 

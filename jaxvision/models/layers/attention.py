@@ -13,6 +13,7 @@ from jaxvision.errors import UserError
 from jaxvision.models.layers.init import normal, truncated_normal
 from jaxvision.models.layers.mlp import Mlp, linear, linear_init
 from jaxvision.models.layers.norm import Norm, RMSNorm
+from jaxvision.platform import by_platform
 
 
 class Attend(nnx.Module):
@@ -54,7 +55,7 @@ class Attend(nnx.Module):
     def attend_fused(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Returns what `attend` does, by the quickest way of the platform."""
         # On CPU XLA has no fused kernel, and the heads-first products need no copies: 10 % of a ViT-B block.
-        return jax.lax.platform_dependent(q, k, v, cpu=_attend, default=_attend_fused)
+        return by_platform(q, k, v, cpu=_attend, default=_attend_fused)
 
     def combined(self, weights: jax.Array) -> jax.Array:
         """Returns the weights that mix the values, of the softmax's."""

@@ -28,6 +28,7 @@ from flax.nnx.nn import dtypes
 from jax import lax
 
 from jaxvision.models.layers.init import torch_default, zeros
+from jaxvision.platform import by_platform
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
@@ -181,9 +182,7 @@ def convolve(
         return _wide(x, kernel, padding)
     else:
         return _convolution(x, kernel, **options)
-    return lax.platform_dependent(
-        x, kernel, cpu=here, default=functools.partial(_convolution, **options, groups=groups)
-    )
+    return by_platform(x, kernel, cpu=here, default=functools.partial(_convolution, **options, groups=groups))
 
 
 def shifts(x: jax.Array, k: int, stride: int) -> Iterator[tuple[tuple[int, int], jax.Array]]:
@@ -222,9 +221,7 @@ def _wide(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     def one_row_more(x, kernel):
         return _convolution(x, kernel, 1, ((top + 1, bottom), sides))[:, 1:]
 
-    return lax.platform_dependent(
-        x, kernel, cpu=one_row_more, default=lambda x, kernel: _convolution(x, kernel, 1, padding)
-    )
+    return by_platform(x, kernel, cpu=one_row_more, default=lambda x, kernel: _convolution(x, kernel, 1, padding))
 
 
 @functools.partial(_wide.defjvp, symbolic_zeros=True)
@@ -276,7 +273,7 @@ def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -
     """Returns the depthwise convolution of `x` [b, h, w, c] with `kernel` [k, k, 1, c]."""
     # The barrier makes XLA write the padded image once, in the loop that also normalises and activates it. Without it
     # XLA sees that the central tap needs no padding, and computes the activation a second time to say so.
-    return lax.platform_dependent(
+    return by_platform(
         x,
         kernel,
         cpu=lambda x, kernel: _shifted_sum(lax.optimization_barrier(_pad(x, padding)), kernel, stride),
@@ -297,7 +294,7 @@ def _depthwise_backward(stride, padding, residuals, dy):
             _pad(x, padding), kernel, dy, stride
         )
 
-    return lax.platform_dependent(*residuals, dy, cpu=by_shifts, default=by_autodiff)
+    return by_platform(*residuals, dy, cpu=by_shifts, default=by_autodiff)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)

@@ -13,6 +13,7 @@ from jax import lax
 
 from jaxvision.errors import UserError
 from jaxvision.models.layers.init import constant, ones, zeros
+from jaxvision.platform import by_platform
 
 Norm = Callable[..., nnx.Module]  # (features, dtype=, param_dtype=, rngs=) -> a normalisation over the last axis
 
@@ -86,7 +87,7 @@ class BatchNorm(nnx.Module):
         bias = self.bias[...] - self.mean[...] * scale
         affine = (scale.astype(x.dtype), bias.astype(x.dtype))
         # XLA's CPU backend would take the root anew for each number.
-        scale, bias = lax.platform_dependent(*affine, cpu=lambda *c: lax.optimization_barrier(c), default=lambda *c: c)
+        scale, bias = by_platform(*affine, cpu=lambda *c: lax.optimization_barrier(c), default=lambda *c: c)
         return x * scale.reshape(shape) + bias.reshape(shape)
 
 

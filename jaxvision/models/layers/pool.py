@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxvision.errors import UserError, unknown
 from jaxvision.models.layers.conv import Padding, convolve, same_padding, shifts
+from jaxvision.platform import by_platform
 
 # What `global_pool` knows: how many channels it puts out for each that it is given.
 GLOBAL_POOLS = {"avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2, "": 1}
@@ -33,7 +34,7 @@ def max_pool(x: jax.Array, *, stride: int = 2, padding: str = "torch") -> jax.Ar
     pads = {"torch": ((1, 1), (1, 1)), "zero": ((0, 0), (0, 0)), "same": same_padding(x.shape[1:3], 3, stride)}[padding]
     # On CPUs the gradient of reduce_window is nine times slower than that of nine shifted maxima. The two differ only
     # in how they share a gradient among equal maxima; behind a ReLU those are zeros, which pass none on.
-    return lax.platform_dependent(
+    return by_platform(
         x,
         cpu=functools.partial(_shifted_max, stride=stride, pads=pads),
         default=functools.partial(_window_max, stride=stride, pads=pads),

@@ -24,6 +24,7 @@ from jaxvision.models.layers.drop import DropPath
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.parallel.mesh import batch_sharding
 from jaxvision.parallel.rules import Rules, spec_of
+from jaxvision.platform import compiled_for
 
 #: What a block keeps for the backward pass; the rest is computed a second time there.
 REMAT = {
@@ -32,8 +33,6 @@ REMAT = {
 }
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 _IN_BLOCKS = re.compile(r"(blocks|layer\d+|stages\.\d+\.blocks)\.\d+\.")
-#: What is cheap to have again, from the split parameter: the gathered one.
-_GATHERS = ("sharding_constraint", "convert_element_type", "reshape", "transpose")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +42,8 @@ class Blocks:
     Args:
       mesh: the devices.
       rules: from `jaxvision.parallel.rules.make_rules`.
-      remat: a key of `REMAT`: rematerialisation, which costs time and saves memory. None keeps everything.
+      remat: a key of `REMAT`: rematerialisation, which costs time and saves memory. None leaves it to the compiler,
+        which works over what is cheap a second time; with `scan` or fsdp, where it cannot, None is "products".
       scan: compile one block and loop over it, where the blocks of a row are alike: the time to compile and the size of
         the program hardly grow with the depth.
 
@@ -128,7 +128,8 @@ class Blocks:
             block = nnx.merge(graph, self.gather(state, prefix), copy=True)
             for layer, rate in zip(_drop_paths(block), rates, strict=bool(len(rates))):
                 layer.traced_rate = rate
-            x = block(x)
+            with compiled_for(self.mesh.devices.flat[0].platform):
+                x = block(x)
             for layer in _drop_paths(block):
                 layer.traced_rate = None
             if self.mesh.size > 1:
@@ -136,25 +137,16 @@ class Blocks:
                 x = jax.lax.with_sharding_constraint(x, batch_sharding(self.mesh))
             return x, nnx.state(block, nnx.Not(nnx.Param))
 
-        if self.remat == "nothing":
-            policy = jax.checkpoint_policies.nothing_saveable
-        elif self.remat == "products":
-            policy = _saves_products
-        elif self.mesh.shape.get("fsdp", 1) > 1:
-            policy = _saves_all_but_gathers  # else every device would keep every layer's whole weights till the end
-        else:
-            return run
+        if self.remat is None and not in_scan and self.mesh.shape.get("fsdp", 1) == 1:
+            return run  # the compiler decides; it keeps little more than the products
+        # It cannot decide across a loop; of what is gathered it would keep every layer's whole weights till the end.
+        policy = jax.checkpoint_policies.nothing_saveable if self.remat == "nothing" else _saves_products
         return jax.checkpoint(run, policy=policy, prevent_cse=not in_scan)
 
 
-# A function with a derivative of its own, such as `_gather` or a depthwise convolution, is seen as one call.
+# A function with a derivative of its own, such as a depthwise convolution, is seen as one call.
 def _saves_products(primitive: Any, *_: Any, call_jaxpr: Any = None, **__: Any) -> bool:
     return primitive.name in _PRODUCTS or any(name in str(call_jaxpr) for name in _PRODUCTS)
-
-
-def _saves_all_but_gathers(primitive: Any, *_: Any, call_jaxpr: Any = None, **__: Any) -> bool:
-    inside = {primitive.name} if call_jaxpr is None else {each.primitive.name for each in call_jaxpr.jaxpr.eqns}
-    return not inside <= set(_GATHERS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
