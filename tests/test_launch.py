@@ -231,7 +231,7 @@ def test_a_real_slurm_job_told_to_stop_goes_on_to_the_same_result(tmp_path: Path
         raise AssertionError(now)
 
     submit("straight", wait=True)
-    assert (tmp_path / "straight.out").read_text().count("compiling the step") == 1  # one process speaks
+    assert (tmp_path / "straight.out").read_text().count("compiling") == 1  # one process speaks
     job = submit("told")
     wait_for("test at step", tmp_path / "told.out")
     subprocess.run(["scancel", "--signal=TERM", job], check=True, timeout=60)

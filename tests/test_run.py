@@ -316,6 +316,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
         (["--config.checkpoint.best=top2"], "did you mean 'top5' or 'top1'"),
         (["--config.model.freeze=layer1,layer2"], "layer1"),
         (["--confg=x"], "unknown flag"),
+        (["--workdir=gs://bucket/run"], "mount the bucket"),
     ],
 )
 def test_mistakes_end_in_one_line(
