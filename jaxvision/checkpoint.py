@@ -15,11 +15,12 @@ import socket
 import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -286,6 +287,8 @@ class Checkpoints:
                 for damaged in candidates[: len(bad)]:
                     self._manager.delete(damaged)
             return restored
+        if bad and step != "newest":
+            raise UserError(f"the checkpoint asked for cannot be read ({bad[0]}); of {self.directory} are left {known}")
         if bad:
             raise UserError(
                 f"no checkpoint in {self.directory} can be read ({'; '.join(bad)}); remove the folder to start afresh"
@@ -545,8 +548,8 @@ def write_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
 def lock(workdir: str | Path) -> Iterator[None]:
     """Keeps a workdir, which is made if need be, for this run alone.
 
-    The system lets go of it when the process ends, in whatever way. Of several processes only process 0 asks. Where the
-    file system knows no locks nothing is kept, and nothing refused.
+    The system lets go of it when the process ends, in whatever way. Of several processes process 0 asks, and if it is
+    refused all of them are. Where the file system knows no locks nothing is kept, and nothing refused.
 
     Raises:
       UserError: another run has it; the message says which. Or the workdir cannot be written to.
@@ -560,29 +563,42 @@ def lock(workdir: str | Path) -> Iterator[None]:
       ...
       jaxvision.errors.UserError: ... is in use by another run (process ... on ...); wait for its end or stop it, ...
     """
-    if fcntl is None or jax.process_index() != 0:
+    with ExitStack() as stack:
+        refusal = None
+        if jax.process_index() == 0:
+            try:
+                _take(Path(workdir), stack)
+            except UserError as e:
+                refusal = e
+        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
+            refusal = refusal or UserError(f"process 0 cannot have the workdir {workdir}, and says why")
+        if refusal is not None:
+            raise refusal
         yield
+
+
+def _take(workdir: Path, stack: ExitStack) -> None:
+    """Locks a workdir until `stack` ends, or raises `UserError`."""
+    if fcntl is None:
         return
     try:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        file = (Path(workdir) / ".lock").open("a+")
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((workdir / ".lock").open("a+"))
     except OSError as e:
         raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            file.seek(0)
-            raise UserError(
-                f"{workdir} is in use by another run ({file.read().strip() or 'unknown'}); wait for its end or stop "
-                f"it, or take another workdir"
-            ) from e
-        except OSError:  # some network file systems
-            pass
-        with suppress(OSError):  # a full disk will be told of soon enough
-            os.ftruncate(file.fileno(), 0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        file.seek(0)
+        raise UserError(
+            f"{workdir} is in use by another run ({file.read().strip() or 'unknown'}); wait for its end or stop "
+            f"it, or take another workdir"
+        ) from e
+    except OSError:  # some network file systems
+        pass
+    with suppress(OSError):  # a full disk will be told of soon enough
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 _ABSENT = object()

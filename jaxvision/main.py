@@ -251,6 +251,8 @@ def _in_thread(found: threading.ExceptHookArgs) -> None:
 
 def run_and_exit(command: Callable[[], int] = main) -> None:
     """Ends the process with the status of a command."""
+    if command is main:  # until a run has begun and listens itself
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(Preempted.STATUS))
     sys.unraisablehook = _unraisable
     threading.excepthook = _in_thread
     warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)  # Orbax's, when a save fails

@@ -46,7 +46,7 @@ from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel import plan as planning
 from jaxvision.parallel.accelerators import check_accelerator
-from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, replicated, shard_batch
+from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, shard_batch
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.report.files import write_atomically
@@ -54,7 +54,7 @@ from jaxvision.train import optim, partial
 from jaxvision.train.blocks import REMAT, Blocks
 from jaxvision.train.loss import make_loss
 from jaxvision.train.schedule import make_schedule
-from jaxvision.train.state import abstract_state, create_state, evaluated_model, initialise
+from jaxvision.train.state import abstract_state, create_state, evaluated_model, gather_model, initialise
 from jaxvision.train.step import check_finite, make_train_step
 from jaxvision.weights import catalog
 
@@ -533,25 +533,26 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         with clock.part("checkpoint"):
             checkpoints.wait()
         preemption.nothing_to_lose()
-        chosen = step
-        if watched == "validation" and checkpoints.best_step() not in (None, step):
-            restored = checkpoints.restore(abstract, shardings, step="best")
-            assert restored is not None
-            state, chosen, result = restored.state, restored.step, None
-        reason = (
-            "the best on the validation data"
-            if watched == "validation"
-            else "the last: no validation data to choose by"
-        )
+        chosen, reason = step, "the best on the validation data"
+        if watched != "validation":
+            reason = "the last: no validation data to choose by"
+        elif checkpoints.best_step() not in (None, step):
+            try:
+                restored = checkpoints.restore(abstract, shardings, step="best")
+                assert restored is not None
+                state, chosen, result = restored.state, restored.step, None
+            except UserError as e:  # it is damaged; the work of a whole run is not thrown away for that
+                console.warn(str(e))
+                reason = "the last: the best cannot be read"
         console.note(f"exported is the model of step {chosen:,}, {reason}")
         final = "test" if "test" in data else watched
         if result is None or final != watched:
             with clock.part("evaluation"):
                 result = assess(data[final], state=state, name=final)
-        # Every process takes part in gathering the state; what follows is for one process and one device of it.
-        state = jax.jit(lambda state: state, out_shardings=replicated(mesh))(state)
+        # Every process takes part in gathering the model; what follows is for one process and one device of it.
+        model = gather_model(graph, state, shardings)
+        state = restored = None  # of a model that only fits in parts there would be no room for both
         if distributed.is_main():
-            model = evaluated_model(nnx.merge(graph, jax.tree.map(lambda x: x.addressable_data(0), state)))
             with clock.part("report"):
                 classifier = Classifier(partial.merge_lora(cast(Model, model)), tuple(classes), preprocess)
                 save_classifier(workdir / "export", classifier)

@@ -38,12 +38,8 @@ def main() -> int:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     processes: list[subprocess.Popen[bytes]] = []
-
-    def hand_on(number: int, _: object) -> None:
-        for process in processes:
-            process.send_signal(number)
-
-    signal.signal(signal.SIGTERM, hand_on)
+    told: list[int] = []  # handed on by `wait`, when all have been started
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C: the terminal tells them all
     for i in range(options.processes):
         environment = os.environ | {
@@ -53,14 +49,18 @@ def main() -> int:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={options.devices} {os.environ.get('XLA_FLAGS', '')}",
         }
         processes.append(subprocess.Popen([sys.executable, "-m", "jaxvision.main", *options.flags], env=environment))
-    return wait(processes)
+    return wait(processes, told)
 
 
-def wait(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Returns the status of the first process that ended badly, or 0, when none is left."""
+def wait(processes: list[subprocess.Popen[bytes]], told: list[int]) -> int:
+    """Hands signals on; returns the status of the first process that ended badly, or 0, when none is left."""
     first, deadline, statuses = 0, float("inf"), [None]
     while None in statuses:
         time.sleep(0.2)
+        while told:
+            number = told.pop()
+            for process in processes:
+                process.send_signal(number)
         statuses = [process.poll() for process in processes]
         ended = [(i, status) for i, status in enumerate(statuses) if status]
         if ended and not first:

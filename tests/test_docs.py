@@ -58,7 +58,7 @@ def test_links_and_files_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_name_keys_that_exist(page: Path) -> None:
-    known = {"seed"}
+    known = {"seed", "mesh.data", "mesh.fsdp", "mesh.tensor"}
     for name in command.packaged():
         known |= set(command.leaves(run.complete(command.load(name))))
     for key in re.findall(r"--config\.([a-z_.]+[a-z])", page.read_text()):

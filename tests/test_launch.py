@@ -97,7 +97,7 @@ def test_local_hands_sigterm_on_and_waits_for_what_is_saved(tmp_path: Path) -> N
         tmp_path,
         "def save(*_):\n"
         "    time.sleep(1); os.write(1, b'saved\\n'); os._exit(75)\n"
-        "signal.signal(signal.SIGTERM, save); os.write(1, b'ready\\n'); time.sleep(60)",
+        "signal.signal(signal.SIGTERM, save); os.write(1, b'ready\\n'); [time.sleep(.1) for _ in range(600)]",
     )
     process = local(tmp_path, "--processes", "2", "--", "--config", "x")
     assert process.stdout is not None

@@ -90,7 +90,7 @@ def test_slow_links_lie_along_one_axis(axes: dict, across: str) -> None:
     half = len(rows) // 2
     assert (rows[:half] == rows[0, 0]).all()
     assert (rows[half:] == 1 - rows[0, 0]).all()
-    with pytest.raises(UserError, match="one axis lies across the 2 slices or nodes, so 2 divides it: tensor=7"):
+    with pytest.raises(UserError, match="one axis lies across the 2 slices or nodes, so 2 divides it; got tensor=7"):
         make_mesh({"tensor": 7}, devices=chips[:7])
 
 
@@ -169,7 +169,7 @@ def test_table_errors(table: list, message: str) -> None:
 
 def test_initialize_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple] = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *a: calls.append(a))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((*a, k)))
     assert not distributed.initialize({"SLURM_NTASKS": "4", "JAXVISION_DISTRIBUTED": "0"})
     triple = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
     for environment in (
@@ -179,7 +179,8 @@ def test_initialize_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         {"OMPI_COMM_WORLD_SIZE": "2"},
     ):
         assert distributed.initialize(environment)
-    assert calls == [("host:1234", 4, 3), (), (), ()]
+    heartbeat = {"heartbeat_timeout_seconds": distributed.HEARTBEAT}
+    assert calls == [("host:1234", 4, 3, heartbeat), *[(None, None, None, heartbeat)] * 3]
     with pytest.raises(UserError, match="JAX_PROCESS_ID must be set, too"):
         distributed.initialize({key: triple[key] for key in list(triple)[:2]})
     with pytest.raises(UserError, match="JAX_PROCESS_ID=4 must be a number from 0"):

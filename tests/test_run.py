@@ -455,11 +455,13 @@ def test_ten_bad_steps_in_a_row_are_too_many(tmp_path: Path) -> None:
         values = {"loss": loss, "grad_norm": 1.0, "learning_rate": 0.1, "finite": finite}
         return {key: jax.numpy.asarray(x) for key, x in values.items()} | {"index": jax.numpy.arange(2)}
 
-    bad, good = step(np.nan), step(2.0)
-    assert watch.look([bad] * 9 + [good], 10)["loss"] == 2.0
-    assert np.isnan(watch.look([bad] * 5, 15)["loss"])
+    def bad(steps: int) -> list[dict]:
+        return [step(np.nan) for _ in range(steps)]
+
+    assert watch.look([*bad(9), step(2.0)], 10)["loss"] == 2.0
+    assert np.isnan(watch.look(bad(5), 15)["loss"])
     with pytest.raises(UserError, match="step 20: the loss is nan"):
-        watch.look([bad] * 5, 20)
+        watch.look(bad(5), 20)
     assert len(said) == 9 + 5 + 4
     listed = [json.loads(line) for line in (tmp_path / "not_finite.jsonl").read_text().splitlines()]
     assert [line["step"] for line in listed] == [*range(1, 10), *range(11, 21)]

@@ -25,7 +25,7 @@ from jaxvision.parallel.plan import collectives
 from jaxvision.parallel.rules import make_rules, spec_of, state_shardings
 from jaxvision.train.blocks import Blocks
 from jaxvision.train.loss import make_loss
-from jaxvision.train.state import abstract_state, create_state, initialise
+from jaxvision.train.state import abstract_state, create_state, gather_model, initialise
 from jaxvision.train.step import make_train_step
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight fake devices of conftest.py")
@@ -63,12 +63,12 @@ class Run:
         model = build or (lambda: registry.build(name, num_classes=10, rngs=nnx.Rngs(0), **size, **options))
         # Small steps: twenty large ones would blow rounding up.
         create = functools.partial(create_state, tx=optax.sgd(0.01, momentum=0.9), ema_decay=0.9)
-        graph, self.abstract = abstract_state(create, model)
+        self.graph, self.abstract = abstract_state(create, model)
         self.shardings = state_shardings(self.abstract, self.mesh, rules.stored, moments=rules.moments, unused_ok=True)
         self.create, self.model = create, model
         blocks = Blocks(self.mesh, rules, remat=remat, scan=scan)
         self.step = make_train_step(
-            graph,
+            self.graph,
             mesh=self.mesh,
             shardings=self.shardings,
             loss=make_loss(),
@@ -259,6 +259,23 @@ def test_batch_norm_groups_of_a_devices_own_images_send_nothing() -> None:
     np.testing.assert_allclose(
         run.losses(2), Run("test_resnet", {"data": 1}, batch_norm_group=BATCH // 8).losses(2), rtol=1e-5
     )
+
+
+def test_a_model_in_parts_is_brought_together() -> None:
+    """What is exported: the average, whole, on one device."""
+    run = Run("test_efficientnet", {"fsdp": 8})
+    model = gather_model(run.graph, run.state, run.shardings)
+    found = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+    assert {len(x.devices()) for x in jax.tree.leaves(nnx.state(model))} == {1}
+    wanted = jax.tree.map(lambda x: 2 * x, run.state["ema"]["params"])
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(wanted))
+    run.state["ema"]["params"] = wanted
+    twice = nnx.state(gather_model(run.graph, run.state, run.shardings), nnx.Any(nnx.Param, nnx.BatchStat))
+    jax.tree.map(
+        lambda once, two, all: np.testing.assert_array_equal([2 * once, two], [all, all]), found, twice, wanted
+    )
+    # The sharded one of the same name runs on one device.
+    assert model(jnp.zeros((2, SIZE, SIZE, 3))).shape == (2, 10)
 
 
 def test_rules_by_axis() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,34 @@ def initialise(create: Callable[[nnx.Module], TrainState], model: Model, shardin
 def evaluated_model(state: TrainState) -> nnx.Module:
     """Returns the model to evaluate and to keep: with the averaged weights where there is an average."""
     return state.model if state.ema is None else state.ema.apply_to(state.model)
+
+
+def gather_model(graph: nnx.GraphDef, state: nnx.State, shardings: Any) -> nnx.Module:
+    """Returns the model to evaluate and to keep, whole, on one device of each process.
+
+    All processes take part. One array after the other is brought together: beside this model no device needs room for
+    more than one whole array, so that a state that only fits in parts can be exported.
+
+    Args:
+      graph: of the state, from `abstract_state`.
+      state: of training, in parts.
+      shardings: of every leaf of `state`.
+    """
+
+    def evaluated(state: nnx.State) -> nnx.Module:
+        return evaluated_model(nnx.merge(graph, state))
+
+    leaves = jax.jit(lambda state: nnx.state(evaluated(state)), out_shardings=shardings["model"])(state)
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(evaluated, state)), jax.tree.map(_whole, leaves))
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    everywhere = jax.sharding.NamedSharding(cast(Any, x.sharding).mesh, jax.sharding.PartitionSpec())
+    return jax.jit(_same, out_shardings=everywhere)(x).addressable_data(0)
+
+
+def _same(x: jax.Array) -> jax.Array:  # a function of its own, so that each shape is compiled once
+    return x
 
 
 def _placed(x: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:
