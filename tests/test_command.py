@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
 def test_ctrl_c_while_the_step_is_compiled_ends_in_one_line(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxvision.main", *QUICK, "--workdir", str(tmp_path / "run")],
-        cwd=tmp_path, env=environment() | {"JAX_ENABLE_COMPILATION_CACHE": "0"}, text=True,
+        cwd=tmp_path, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     deadline = threading.Timer(600, process.kill)
@@ -109,7 +109,7 @@ def test_a_disk_that_takes_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> 
     flags = [*QUICK, "--config.train.steps=4", "--config.train.evaluate_every=0.05", "--workdir", str(tmp_path / "run")]
     done = subprocess.run(
         ["bash", "-c", 'ulimit -f 100; exec "$@"', "-", sys.executable, "-m", "jaxvision.main", *flags],
-        cwd=ROOT, env=environment() | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
+        cwd=ROOT, env=environment(),
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

@@ -46,14 +46,14 @@ class Job:
                 env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
             )
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = 600) -> int:
         try:
             return self.process.wait(timeout)
         finally:
             if self.process.poll() is None:
                 self.process.kill()
 
-    def until(self, moment: Callable[[], bool], timeout: float = 200) -> bool:
+    def until(self, moment: Callable[[], bool], timeout: float = 600) -> bool:
         """Waits for a moment; False if the process ended first."""
         end = time.monotonic() + timeout
         while self.process.poll() is None:
@@ -239,7 +239,7 @@ def check_close(found: Path, wanted: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["memory", "streamed"])
 def test_resumed_on_other_devices_by_other_processes(data: str, tmp_path: Path, undisturbed: Any) -> None:
-    """One device, 2 processes of 2 devices, 4 of 2 with fsdp, 8 devices of one process; each is told to stop."""
+    """One device, 2 processes of 2 devices, 4 of 2 with fsdp, 8 devices of one process; told to stop, or killed."""
     workdir = tmp_path / "run"
     kinds: list[dict[str, Any]] = [
         {},
@@ -247,12 +247,16 @@ def test_resumed_on_other_devices_by_other_processes(data: str, tmp_path: Path, 
         {"processes": 4, "devices": 2, "mesh__data": 2, "mesh__fsdp": 4, "sharding__min_size": 1},
         {"devices": 8, "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
     ]
-    for kind in kinds:
+    for i, kind in enumerate(kinds):
         job = Job(workdir, data=data, **kind)
         before = max(job.steps("train"), default=0)
-        if job.until(lambda job=job, before=before: max(job.steps("train"), default=0) > before + 5):
+        assert job.until(lambda job=job, before=before: max(job.steps("train"), default=0) > before + 5)
+        if i % 2:
+            for pid in (job.process.pid, *children(job.process.pid)):
+                os.kill(pid, signal.SIGKILL)
+        else:
             job.process.send_signal(signal.SIGTERM)
-        assert job.wait() in (0, Preempted.STATUS), job.text()
+        assert job.wait() == (-signal.SIGKILL if i % 2 else Preempted.STATUS), job.text()
     last = Job(workdir, data=data, processes=2, devices=2)
     assert last.wait() == 0, last.text()
     check_close(workdir, undisturbed(data))

@@ -126,7 +126,7 @@ def test_local_ends_what_does_not_end_by_itself(
     monkeypatch.setattr(launcher, "GRACE", 0.5)
     hangs = subprocess.Popen(["bash", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
     fails = subprocess.Popen(["bash", "-c", "exit 3"])
-    assert launcher.wait([hangs, fails]) == 3
+    assert launcher.wait([hangs, fails], []) == 3
     assert hangs.returncode == -signal.SIGKILL
     assert capfd.readouterr().err == "process 1 was the first to end, with status 3\n"
 
