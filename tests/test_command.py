@@ -71,6 +71,7 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "went on\n", "")
 
 
+@pytest.mark.slow
 def test_two_processes_of_the_launcher_train_as_one(tmp_path: Path) -> None:
     """Half of each batch each: the same numbers as one process, one set of files, and only the first one speaks."""
     flags = [*QUICK, "--config.train.steps=6"]

@@ -181,12 +181,13 @@ def largest_gather(text: str) -> int:
     return max(4 * math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
 
 
+@pytest.mark.slow
 def test_a_resnet_with_its_own_activation() -> None:
     one, many = Run("test_resnet", {"data": 1}), Run("test_resnet", {"data": 2, "fsdp": 2, "tensor": 2})
     np.testing.assert_allclose(many.losses(5), one.losses(5), rtol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["products", "nothing"])
+@pytest.mark.parametrize("remat", [pytest.param("products", marks=pytest.mark.slow), "nothing"])
 @pytest.mark.parametrize("name", slow_but("test_vit"))
 def test_what_is_computed_a_second_time_is_the_same(name: str, remat: str, monkeypatch: pytest.MonkeyPatch) -> None:
     smooth(name, monkeypatch)
