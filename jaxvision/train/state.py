@@ -128,7 +128,8 @@ def gather_model(graph: nnx.GraphDef, state: nnx.State, shardings: Any) -> nnx.M
 
 def _whole(x: jax.Array) -> jax.Array:
     everywhere = jax.sharding.NamedSharding(cast(Any, x.sharding).mesh, jax.sharding.PartitionSpec())
-    return jax.jit(_same, out_shardings=everywhere)(x).addressable_data(0)
+    # Waited for: one whole array at a time, and XLA's CPU client can lock up with many small collectives under way.
+    return jax.block_until_ready(jax.jit(_same, out_shardings=everywhere)(x)).addressable_data(0)
 
 
 def _same(x: jax.Array) -> jax.Array:  # a function of its own, so that each shape is compiled once
