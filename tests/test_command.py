@@ -105,6 +105,7 @@ def test_the_launcher_hands_on_the_exit_status_of_a_mistake(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
     """A limit on the size of a file fails in the middle of writing, as a full disk does."""
     flags = [*QUICK, "--config.train.steps=4", "--config.train.evaluate_every=0.05", "--workdir", str(tmp_path / "run")]
