@@ -137,9 +137,16 @@ def test_every_family_runs(family: str, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
-def test_started_again_it_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_started_again_it_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     options = {"train": {"steps": 8, "evaluate_every": 0.044, "ema_decay": 0.9}, "augment": {"crop_padding": 1}}
-    whole = run.train(quick("resnet", **options), tmp_path / "whole")
+    with jax.log_compiles():
+        whole = run.train(quick("resnet", **options), tmp_path / "whole")
+    compiled = [re.match(r"Compiling jit\((train_step|eval_step)\)", record.getMessage()) for record in caplog.records]
+    # One of each, for eight steps and two evaluations.
+    assert sorted(found[1] for found in compiled if found) == ["eval_step", "train_step"]
+    assert (tmp_path / "whole" / "metrics.jsonl").read_text().count('"split": "test"') == 2
 
     real, calls = run.make_train_step, 0
 

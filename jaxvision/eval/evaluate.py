@@ -62,7 +62,7 @@ def make_eval_step(
     if probabilities not in _PROBABILITIES:
         raise unknown("kind of probabilities", probabilities, _PROBABILITIES)
 
-    def step(state: nnx.State, batch: Batch) -> dict[str, jax.Array]:
+    def eval_step(state: nnx.State, batch: Batch) -> dict[str, jax.Array]:
         model = eval_view(model_of(nnx.merge(graph, state)))
         logits = model(prepare(batch)).astype(jnp.float32)  # type: ignore[operator]
         _, classes = logits.shape
@@ -79,7 +79,7 @@ def make_eval_step(
             "loss": loss(logits, batch["label"]),
         }
 
-    return jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    return jax.jit(eval_step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
 def evaluate(step: EvalStep, state: nnx.State, batches: Iterable[Batch], *, classes: int) -> Evaluation:

@@ -85,7 +85,7 @@ def make_train_step(
     """
     schedule = as_schedule(learning_rate)
 
-    def step(state: nnx.State, batch: Batch) -> tuple[nnx.State, dict[str, jax.Array]]:
+    def train_step(state: nnx.State, batch: Batch) -> tuple[nnx.State, dict[str, jax.Array]]:
         ts = nnx.merge(graph, state, copy=True)  # copied: `state` is what an update that fails goes back to
         updates_made = ts.optimizer.step[...]
         images, targets = prepare(batch, updates_made)
@@ -134,7 +134,7 @@ def make_train_step(
         return new_state, {**sums, "grad_norm": grad_norm, "learning_rate": rate, "finite": finite}
 
     return jax.jit(
-        step,
+        train_step,
         donate_argnums=0,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
