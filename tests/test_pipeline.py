@@ -385,6 +385,13 @@ def test_an_interrupt_ends_the_workers(tmp_path):
     assert err.rstrip().endswith("KeyboardInterrupt")
 
 
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    process = run_script(tmp_path, stop_at=-1, workers=2)
+    assert process.stdout.readline() == "0\n"
+    process.kill()
+    process.communicate(timeout=30)  # they have the pipe, too
+
+
 # --- to the devices
 
 

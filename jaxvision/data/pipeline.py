@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import math
+import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -456,6 +458,15 @@ def _stream(work: Callable[[int], Batch], start: int, stop: int, workers: int | 
 def _begin_worker(index: int, count: int) -> None:
     # Ctrl-C reaches every process of the terminal. The main one decides, and tells its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # After a `kill -9` nobody tells the workers: they would wait for ever, with their memory and the shared one.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _resized(image: bytes | np.ndarray, preprocess: Preprocess) -> np.ndarray:
