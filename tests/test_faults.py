@@ -153,16 +153,17 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Returns the workdir of a run that nothing happened to."""
     done: dict[str, Path] = {}
 
-    def of(data: str) -> Path:
-        if data not in done:
-            done[data] = tmp_path_factory.mktemp(data) / "undisturbed"
-            job = Job(done[data], data=data)
+    def of(data: str, **flags: Any) -> Path:
+        key = f"{data}{flags}"
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp(data) / "undisturbed"
+            job = Job(done[key], data=data, **flags)
             assert job.wait() == 0, job.text()
-        return done[data]
+        return done[key]
 
     return of
 
@@ -232,13 +233,23 @@ def test_killed_at_thirty_moments(data: str, tmp_path: Path, undisturbed: Any) -
 # --- Several processes ---
 
 
+# Adam makes a whole step of any gradient, of one that is nothing but rounding, too: of a bias before BatchNorm, for
+# one. In training that changes nothing, in evaluation 1e-5 of the loss with steps of 5e-5. These are smaller.
+GENTLE = {"optimizer__learning_rate": 2e-6}
+
+
 def check_close(found: Path, wanted: Path) -> None:
-    """Each logged number, to 1e-5 of it, at the same steps of the same images."""
+    """Each logged loss to 1e-5 of it, at the same steps of the same images; and the moments of what has gradients."""
     a, b = curve(found), curve(wanted)
     assert [(x["step"], x["split"]) for x in a] == [(x["step"], x["split"]) for x in b]
     for x, y in zip(a, b, strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-5), (x, y)
         assert x.get("count") == y.get("count")
+    moments = {name: x for name, x in arrays(wanted).items() if "'mu'" in name and np.abs(x).max() > 1e-6}
+    assert len(moments) > 20
+    others = arrays(found)
+    for name, x in moments.items():
+        np.testing.assert_allclose(others[name], x, rtol=0, atol=1e-3 * np.abs(x).max(), err_msg=name)
 
 
 @pytest.mark.slow
@@ -253,7 +264,7 @@ def test_resumed_on_other_devices_by_other_processes(data: str, tmp_path: Path, 
         {"devices": 8, "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
     ]
     for i, kind in enumerate(kinds):
-        job = Job(workdir, data=data, **kind)
+        job = Job(workdir, data=data, **GENTLE, **kind)
         before = max(job.steps("train"), default=0)
         assert job.until(lambda job=job, before=before: max(job.steps("train"), default=0) > before + 5)
         if i % 2:
@@ -262,24 +273,24 @@ def test_resumed_on_other_devices_by_other_processes(data: str, tmp_path: Path, 
         else:
             job.process.send_signal(signal.SIGTERM)
         assert job.wait() == (-signal.SIGKILL if i % 2 else Preempted.STATUS), job.text()
-    last = Job(workdir, data=data, processes=2, devices=2)
+    last = Job(workdir, data=data, processes=2, devices=2, **GENTLE)
     assert last.wait() == 0, last.text()
-    check_close(workdir, undisturbed(data))
+    check_close(workdir, undisturbed(data, **GENTLE))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["compiles", "trains", "evaluates", "saves"])
 def test_sigterm_of_several_processes(moment: str, tmp_path: Path, undisturbed: Any) -> None:
     workdir = tmp_path / "run"
-    job = Job(workdir, processes=2, devices=2)
+    job = Job(workdir, processes=2, devices=2, **GENTLE)
     assert job.until(getattr(job, moment)), job.text()
     told = time.monotonic()
     job.process.send_signal(signal.SIGTERM)
     assert job.wait(90) == Preempted.STATUS, job.text()
     assert time.monotonic() - told < 15
-    again = Job(workdir, processes=2, devices=2)
+    again = Job(workdir, processes=2, devices=2, **GENTLE)
     assert again.wait() == 0, again.text()
-    check_close(workdir, undisturbed("memory"))
+    check_close(workdir, undisturbed("memory", **GENTLE))
 
 
 @pytest.mark.slow
@@ -287,7 +298,7 @@ def test_sigterm_of_several_processes(moment: str, tmp_path: Path, undisturbed: 
 def test_one_of_several_processes_dies(which: int, tmp_path: Path, undisturbed: Any) -> None:
     """The others end within a minute, and it is named; started again, the run goes on."""
     workdir = tmp_path / "run"
-    job = Job(workdir, processes=2, devices=2)
+    job = Job(workdir, processes=2, devices=2, **GENTLE)
     assert job.until(lambda: len(job.steps("train")) > 3), job.text()
     below = [pid for pid in children(job.process.pid) if "jaxvision.main" in command(pid)]
     died = time.monotonic()
@@ -296,9 +307,9 @@ def test_one_of_several_processes_dies(which: int, tmp_path: Path, undisturbed: 
     assert time.monotonic() - died < 60
     assert f"process {which} was the first to end, by SIGKILL" in job.text()
     assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
-    again = Job(workdir, processes=2, devices=2)
+    again = Job(workdir, processes=2, devices=2, **GENTLE)
     assert again.wait() == 0, again.text()
-    check_close(workdir, undisturbed("memory"))
+    check_close(workdir, undisturbed("memory", **GENTLE))
 
 
 def command(pid: int) -> str:
