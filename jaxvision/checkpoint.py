@@ -162,6 +162,7 @@ class Checkpoints:
         if step in self.steps():
             if not anew:
                 return
+            _all_processes("looked")
             if jax.process_index() == 0:
                 (self.directory / str(step)).rename(self.directory / f"{step}{_ASIDE}")
             _all_processes("aside")
@@ -187,7 +188,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 sums = json.dumps(_checksums(self.directory / str(step)))
-                (self.directory / str(step) / _SEAL).write_text(sums)
+                # Beside and moved: half a seal would make a sound checkpoint a damaged one.
+                beside = self.directory / str(step) / f"{_SEAL}.tmp"
+                beside.write_text(sums)
+                beside.replace(self.directory / str(step) / _SEAL)
                 (self.directory.parent / _SAVED).touch()
                 (self.directory / f"{step}{_ASIDE}").rmtree(missing_ok=True)
         except Exception as e:  # told by `wait`, in the thread that trains
@@ -304,6 +308,8 @@ class Checkpoints:
                     wanted = dict(json.loads((folder / _SEAL).read_text()))
                 except ValueError as e:
                     raise _Damaged(f"{_SEAL} is damaged") from e
+                if not wanted:
+                    raise _Damaged(f"{_SEAL} is damaged")
                 found = _checksums(folder)
                 if names := sorted(name for name in wanted if wanted[name] != found.get(name)):
                     raise _Damaged(f"{names[0]} is {'damaged' if names[0] in found else 'missing'}")
@@ -327,6 +333,8 @@ class Checkpoints:
             )
         except Exception as e:
             raise _Damaged(_reason(e)) from e
+        if not (folder / _SEAL).exists():
+            self._say(f"the checkpoint of step {step} has no {_SEAL}, which come last: it could not be checked")
         return Restored(step, restored["state"], restored["about"]["position"], restored["about"]["metrics"])
 
     def close(self) -> None:
@@ -369,9 +377,11 @@ class _Manager(ocp.CheckpointManager):
 
     def metrics(self, step: int) -> Any:
         try:
-            return super().metrics(step)
+            found = super().metrics(step)
         except (OSError, ValueError):
             return {}
+        numbers = isinstance(found, dict) and all(isinstance(x, int | float) for x in found.values())
+        return found if numbers else {}
 
 
 class _Damaged(Exception):
@@ -605,7 +615,8 @@ _ABSENT = object()
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    # A key that is not there is None: runs go on with a version that has more keys.
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return {key: f"{_shown(old.get(key, _ABSENT))} -> {_shown(new.get(key, _ABSENT))}" for key in changed}
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, rest = _parser().parse_known_args(argv)
         if rest and not (arguments.command == "plan" and all(flag.startswith("--config.") for flag in rest)):
-            raise UserError(f"unrecognized arguments: {' '.join(rest)}; see jaxvision {arguments.command} --help")
+            bad = [flag for flag in rest if arguments.command != "plan" or not flag.startswith("--config.")]
+            raise UserError(f"unrecognized arguments: {' '.join(bad)}; see jaxvision {arguments.command} --help")
         arguments.overrides = rest
         return arguments.run(arguments) or 0
     except UserError as e:
@@ -285,7 +287,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if len(topologies) > 1:
         answers = run.plan_scaling(config, topologies, **options)
         if arguments.json:
-            print(json.dumps({name: answer.as_dict() for name, answer in answers.items()}))
+            print(_json({name: answer.as_dict() for name, answer in answers.items()}))
         else:
             _print_scaling(config.model.name, answers)
         return 0 if all(answer.plans[0].fits for answer in answers.values()) else 1
@@ -293,10 +295,15 @@ def _plan(arguments: argparse.Namespace) -> int:
         config, topology=arguments.topology, device=arguments.device, search=not arguments.no_search, **options
     )
     if arguments.json:
-        print(json.dumps(answer.as_dict()))
+        print(_json(answer.as_dict()))
     else:
         _print_plan(config.model.name, answer)
     return 0 if answer.plans[0].fits else 1
+
+
+def _json(value: Any) -> str:
+    """Returns JSON, in which infinity is null."""
+    return re.sub(r"\bInfinity\b", "null", json.dumps(value))
 
 
 def _grid(title: str, *columns: str) -> Any:

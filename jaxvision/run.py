@@ -46,7 +46,7 @@ from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel import plan as planning
 from jaxvision.parallel.accelerators import check_accelerator
-from jaxvision.parallel.mesh import batch_devices, check_batch_size, make_mesh, shard_batch
+from jaxvision.parallel.mesh import AXES, batch_devices, check_batch_size, make_mesh, process_share, shard_batch
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.report.files import write_atomically
@@ -205,6 +205,7 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
     given = ConfigDict(config)
     if not isinstance(given.get("seed", 0), int) or not 0 <= given.get("seed", 0) < 2**31:
         raise UserError(f"config.seed is a whole number, 0 or more and below 2**31; got {given.seed!r}")
+    _check_mesh(given.get("mesh", {"data": -1}))
     full = ConfigDict({"seed": given.get("seed", 0), "mesh": ConfigDict(given.get("mesh", {"data": -1}))})
     for name in given:
         if name not in {"seed", "mesh", "source", *SECTIONS}:
@@ -348,11 +349,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         if config.checkpoint.best not in (None, *METRICS):
             raise unknown("metric of checkpoint.best", config.checkpoint.best, METRICS)
         mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
-        process = (jax.process_index(), jax.process_count())
+        process = process_share(mesh)
         loop = Loop(**config.train)
         batch_size, eval_batch_size = config.data.batch_size, config.data.eval_batch_size or config.data.batch_size
         check_batch_size(batch_size, mesh, accumulate=loop.accumulate)
         check_batch_size(eval_batch_size, mesh)
+        _check_groups(loop, batch_size)
         with clock.part("data preparation"):
             parts = source.open_source(**_given(config.source))
             keep = {"memory_limit": config.data.memory_limit, "max_corrupt": config.data.max_corrupt}
@@ -506,7 +508,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                         result = assess(data[watched], state=state, name=watched)
                 except Preempted:
                     save_and_stop()
-                preemption.working()
+                if step > start:  # else the step is not compiled yet, and what was lost is one evaluation
+                    preemption.working()
                 better = best is None or result.top1 > best
                 kept = better or result.top1 == best  # of equals the newest, which will be the result
                 best, worse = (result.top1, 0) if better else (best, worse + 1)
@@ -731,22 +734,33 @@ def plan(
         "stored": None if stored is None else (stored, stored, channels),
         "steps_per_epoch": 1000.0,  # of the schedule: changes a constant of the program
     }
-    accumulate = config.train.accumulate
+    if min(num_classes, channels, stored or 1, config.data.batch_size) < 1:
+        raise UserError("a plan is for 1 or more classes, channels, pixels and images")
+    accumulate, group = config.train.accumulate, config.train.batch_norm_group or 1
+
+    def unit(mesh: jax.sharding.Mesh) -> int:
+        """Returns the smallest batch."""
+        return math.lcm(batch_devices(mesh), group) * accumulate
 
     def laid_out(mesh: jax.sharding.Mesh, zero1: bool) -> ConfigDict:
         ours = config.copy_and_resolve_references()
         ours.sharding.zero1 = zero1
-        ours.data.batch_size = batch_devices(mesh) * accumulate
+        ours.data.batch_size = unit(mesh)
         return ours
 
     def at(mesh: jax.sharding.Mesh, zero1: bool, units: int) -> planning.Plan:
-        """Returns the plan for a batch of so many images on each device, times `accumulate`."""
+        """Returns the plan for so many times the smallest batch."""
         ours = laid_out(mesh, zero1)
         ours.data.batch_size *= units
         words = planning.mesh_text(mesh.shape, zero1=zero1)
         say(f"compiling the step of {ours.data.batch_size:,} images for {words} ...")
         program = train_program(ours, mesh, **facts)
         traced = program.step.trace(program.abstract, program.batch)
+        done = useful = operations(traced.jaxpr.jaxpr)
+        if ours.train.remat == "nothing":  # what is computed a second time is work, but not the model's
+            ours.train.remat = "products"
+            once = train_program(ours, mesh, **facts)
+            useful = operations(once.step.trace(once.abstract, once.batch).jaxpr.jaxpr)
         return planning.read(
             traced,
             chip=chip,
@@ -754,7 +768,8 @@ def plan(
             abstract=program.abstract,
             shardings=program.shardings,
             batch=program.batch,
-            flops=operations(traced.jaxpr.jaxpr),
+            flops=done,
+            useful=useful,
             ahead=pipeline.AHEAD,
             zero1=zero1,
             quick=quick,
@@ -762,7 +777,7 @@ def plan(
         )
 
     def units(mesh: jax.sharding.Mesh) -> int:
-        return math.ceil(config.data.batch_size / (batch_devices(mesh) * accumulate))
+        return math.ceil(config.data.batch_size / unit(mesh))
 
     axes = [(config.mesh.to_dict(), config.sharding.zero1)]
     if compare and len(devices) > 1:
@@ -788,7 +803,7 @@ def plan(
     return planning.Answer(
         plans=tuple(sorted((done for done, _ in found), key=lambda done: done is not best)),
         asked=config.data.batch_size,
-        largest=None if limit is None else limit * batch_devices(mesh) * accumulate,
+        largest=None if limit is None else limit * unit(mesh),
         tried={done.batch_size: done.total for done in known.values()},
         assumptions=planning.assumptions(
             best, topology=topology, num_classes=num_classes, stored=stored, backend=jax.default_backend()
@@ -826,8 +841,13 @@ def _spelled(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:
 
 
 def wanted_devices(axes: Mapping[str, int]) -> list[jax.Device] | None:
-    """Returns the first devices, if the mesh names fewer than there are; None for all."""
+    """Returns the first devices, if the mesh names fewer than there are; None for all.
+
+    Of several processes each must have its part.
+    """
     wanted = math.prod(axes.values())
+    if jax.process_count() > 1:
+        return None
     return jax.devices()[:wanted] if min(axes.values()) > 0 and wanted < jax.device_count() else None
 
 
@@ -1142,6 +1162,14 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[st
     return options
 
 
+def _step_of(line: str) -> float:
+    """Returns the step of a line of not_finite.jsonl; infinity for one that was not written to its end."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 class _Watch:
     """Looks at the metrics of each step. A step that was not finite goes into ``not_finite.jsonl``, with its images.
 
@@ -1169,7 +1197,7 @@ class _Watch:
         self._in_a_row = 0
         if distributed.is_main() and self._path.exists():
             listed = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in listed if line.endswith("\n") and json.loads(line)["step"] <= resume_step]
+            kept = [line for line in listed if _step_of(line) <= resume_step]
             write_atomically(self._path, "".join(kept))
 
     def look(self, recent: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
@@ -1243,8 +1271,25 @@ def _doubts(config: ConfigDict, *, steps: int, restored: bool) -> list[str]:
     return doubts
 
 
+def _check_groups(loop: Loop, batch_size: int) -> None:
+    images, group = batch_size // loop.accumulate, loop.batch_norm_group or 1
+    if images % group:
+        raise UserError(f"train.batch_norm_group={group} does not divide the {images} images of a (micro)batch")
+
+
+def _check_mesh(axes: Any) -> None:
+    if not isinstance(axes, Mapping | ConfigDict) or not axes:
+        raise UserError(f"config.mesh names axes and their sizes, such as {{'data': -1}}; got {axes!r}")
+    for name, size in axes.items():
+        if name not in AXES:
+            raise unknown("axis of config.mesh", name, AXES)
+        if type(size) is not int:
+            raise UserError(f"config.mesh.{name} is a whole number, or -1 for what the others leave; got {size!r}")
+
+
 def _check_values(config: ConfigDict) -> None:
     """Raises for a key that must be given and is not, and for numbers that make no sense."""
+    _check_mesh(config.mesh)
     sections = {"source": ((source.source_function(config.source.name),), set()), **SECTIONS}
     for name, (functions, ours) in sections.items():
         for function in functions:

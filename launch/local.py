@@ -14,6 +14,7 @@ status of the first is this command's; 128 and the signal's number where a signa
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import socket
@@ -48,8 +49,15 @@ def main() -> int:
             "JAX_PROCESS_ID": str(i),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={options.devices} {os.environ.get('XLA_FLAGS', '')}",
         }
-        processes.append(subprocess.Popen([sys.executable, "-m", "jaxvision.main", *options.flags], env=environment))
+        command = [sys.executable, "-m", "jaxvision.main", *options.flags]
+        processes.append(subprocess.Popen(command, env=environment, preexec_fn=end_with_parent))
     return wait(processes, told)
+
+
+def end_with_parent() -> None:
+    """Has Linux kill this process when its parent is gone: after a ``kill -9`` of that it would go on alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def wait(processes: list[subprocess.Popen[bytes]], told: list[int]) -> int:

@@ -85,6 +85,9 @@ class Job:
     def saves(self) -> bool:
         return any("tmp" in path.name for path in self.workdir.glob("checkpoints/*"))
 
+    def reports(self) -> bool:
+        return "exported is the model" in self.text()
+
 
 def is_due(step: int) -> bool:
     return step in (9, 18, 27, 36, 40)  # fault_config.py:memory, a tenth of 89.9 steps
@@ -279,7 +282,22 @@ def test_resumed_on_other_devices_by_other_processes(data: str, tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["compiles", "trains", "evaluates", "saves"])
+def test_an_axis_that_splits_no_images_lies_across_processes(tmp_path: Path, undisturbed: Any) -> None:
+    """Both read the same images: no batch is halved, and each image of the evaluation counts once."""
+    job = Job(tmp_path / "run", processes=2, mesh__data=1, mesh__tensor=2, sharding__min_size=1, **GENTLE)
+    assert job.wait() == 0, job.text()
+    check_close(tmp_path / "run", undisturbed("memory", **GENTLE))
+
+
+@pytest.mark.slow
+def test_a_mesh_leaves_no_process_out(tmp_path: Path) -> None:
+    job = Job(tmp_path / "run", processes=2, mesh__data=1)
+    assert job.wait(60) == 2, job.text()
+    assert "error: mesh: data=1, fsdp=1, tensor=1 does not tile 2 devices" in job.text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["compiles", "trains", "evaluates", "saves", "reports"])
 def test_sigterm_of_several_processes(moment: str, tmp_path: Path, undisturbed: Any) -> None:
     workdir = tmp_path / "run"
     job = Job(workdir, processes=2, devices=2, **GENTLE)

@@ -57,7 +57,11 @@ def _join(address: str | None = None, count: int | None = None, index: int | Non
     # Not yet: while a process starts it may as well end at once. See `jaxvision.parallel.preemption`.
     jax.config.update("jax_enable_preemption_service", False)
     # A process that died is noticed by the others after this time, and ends them with an error that names it.
-    jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT)
+    try:
+        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT)
+    except (ValueError, IndexError) as e:
+        given = f"JAX_COORDINATOR_ADDRESS is host:port, got {address}" if address else "JAX finds no cluster here"
+        raise UserError(f"distributed: {given} ({str(e).splitlines()[0]})") from e
 
 
 def start_preemption_service() -> None:

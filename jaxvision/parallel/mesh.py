@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxvision.errors import UserError
 
-#: Axes over which a batch is split: each device along them sees other images. An axis of any other name
-#: (such as "model") splits parameters only, and its devices see the same images.
+#: Names of the axes. Those along `tensor` see the same images, and share the work on each.
+AXES = ("data", "fsdp", "tensor")
+#: Axes over which a batch is split: each device along them sees other images.
 BATCH_AXES = ("data", "fsdp")
 
 
@@ -33,9 +35,9 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
       UserError: the sizes do not multiply to the number of devices, or two are -1, or none lies across the slices.
 
     Example:
-      >>> mesh = make_mesh({"data": -1, "model": 1})
+      >>> mesh = make_mesh({"data": -1, "tensor": 1})
       >>> mesh.axis_names, mesh.size == jax.device_count()
-      (('data', 'model'), True)
+      (('data', 'tensor'), True)
     """
     axes = dict(axes or {"data": -1})
     devices = jax.devices() if devices is None else list(devices)
@@ -73,7 +75,7 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     """Returns the axes of `mesh` over which batches are split.
 
-    >>> batch_axes(make_mesh({"data": -1, "model": 1}))
+    >>> batch_axes(make_mesh({"data": -1, "tensor": 1}))
     ('data',)
     """
     return tuple(name for name in mesh.axis_names if name in BATCH_AXES)
@@ -92,6 +94,36 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_devices(mesh: Mesh) -> int:
     """Returns into how many parts a batch is split."""
     return math.prod(mesh.shape[name] for name in batch_axes(mesh))
+
+
+@functools.lru_cache(maxsize=8)
+def process_share(mesh: Mesh) -> tuple[int, int]:
+    """Returns (i, n): this process reads part i of the n equal parts of each batch.
+
+    There are as many parts as processes, but where an axis ``tensor`` lies across processes: those see the same images.
+
+    Raises:
+      UserError: the parts of a process do not lie together, or it has none.
+
+    Example:
+      >>> process_share(make_mesh())
+      (0, 1)
+    """
+    n = batch_devices(mesh)
+    owned: dict[int, set[int]] = {device.process_index: set() for device in jax.devices()}
+    places: Any = batch_sharding(mesh).devices_indices_map((n,))
+    for device, (part,) in places.items():
+        owned[device.process_index].add(part.start or 0)
+    size = len(owned[jax.process_index()])
+    for process, parts in owned.items():
+        first = min(parts, default=0)
+        if len(parts) != size or first % max(size, 1) or parts != set(range(first, first + size)) or not parts:
+            sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+            raise UserError(
+                f"mesh: with {sizes} process {process} has no part of the batch to itself; use all devices, and name "
+                f"data or fsdp before tensor"
+            )
+    return min(owned[jax.process_index()]) // size, n // size
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
@@ -120,7 +152,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
     Args:
       batch: a pytree of host arrays [b, ...]. With several processes each gives its own part of the
-        global batch, in the order of the processes.
+        global batch: `process_share`.
       mesh: as `make_mesh` gives it.
 
     Returns:
@@ -132,4 +164,10 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
       ((8, 4, 4, 3), ('data',))
     """
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    _, parts = process_share(mesh)
+
+    def place(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_process_local_data(sharding, x, (len(x) * parts, *x.shape[1:]))
+
+    return jax.tree.map(place, batch)

@@ -12,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +89,19 @@ def device(name: str) -> Chip:
     size = re.fullmatch(r"(\d+(?:\.\d+)?) ?gi?b", name.lower())
     if size is None and name.lower() not in _GPUS:
         raise unknown("device (or memory, such as 8GB)", name, _GPUS)
+    if size and not float(size[1]):
+        raise UserError(f"a device has some memory, got {name}")
     chip = Chip(name, float(size[1]) * GIB) if size else _GPUS[name.lower()]
     return Chip(**{**vars(chip), "memory": chip.memory * memory_fraction()})
 
 
 def memory_fraction() -> float:
     """Returns the share of a GPU's memory that JAX takes when it starts."""
-    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+    text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
+    with suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise UserError(f"XLA_PYTHON_CLIENT_MEM_FRACTION={text} is no share of the memory: it is above 0 and at most 1")
 
 
 def topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
@@ -112,13 +119,16 @@ def topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
         raise unknown("TPU", generation, _TPUS)
     if not re.fullmatch(r"\d+x\d+(x\d+)?", grid):
         raise UserError(f"a topology is a TPU and its grid, such as {generation}:2x4; got {name!r}")
+    sizes = [int(size) for size in grid.split("x")]
+    sides, longest = (3, 28) if generation == "v5p" else (2, 16)  # beyond that libtpu aborts the process
+    if len(sizes) != sides or not 1 <= min(sizes) <= max(sizes) <= longest:
+        raise UserError(f"the grid of a {generation} has {sides} sides of at most {longest} chips; got {name!r}")
     try:
         import libtpu  # noqa: F401
     except ImportError as e:
         raise missing_package("libtpu", "compiling for a TPU", "tpu") from e
     from jax.experimental import topologies
 
-    sizes = [int(size) for size in grid.split("x")]
     # libtpu looks for the machine it is on, complains on the console when that is no TPU, and works.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # nor is it taken: several may plan
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": f"{generation}-{math.prod(sizes)}"}
@@ -540,6 +550,7 @@ class Plan:
       collectives: the messages between devices.
       compile_seconds: what the compiler took.
       float32: the products are in float32.
+      useful: share of the operations that are not computed a second time.
       refused: too large: there is no program. Of `bytes` the activations are what the compiler said; if there are none,
         the state alone is too large, and it was not asked.
     """
@@ -554,6 +565,7 @@ class Plan:
     collectives: tuple[Collective, ...] = ()
     compile_seconds: float = 0.0
     float32: bool = False
+    useful: float = 1.0
     refused: bool = False
 
     @property
@@ -601,7 +613,7 @@ class Plan:
     @property
     def mfu(self) -> float | None:
         """The ceiling of the model FLOPs utilisation."""
-        return self.seconds["compute"] / self.step_seconds if self.step_seconds else None
+        return self.seconds["compute"] * self.useful / self.step_seconds if self.step_seconds else None
 
     @property
     def flags(self) -> str:
@@ -626,6 +638,7 @@ def read(
     shardings: Any,
     batch: Mapping[str, jax.ShapeDtypeStruct],
     flops: float,
+    useful: float,
     ahead: int,
     zero1: bool = False,
     quick: bool = False,
@@ -641,6 +654,7 @@ def read(
       shardings: of the state.
       batch: shapes of the batch over all devices.
       flops: of one step's products, over all devices.
+      useful: those of them that are not computed a second time.
       ahead: batches that wait on the device while one is used.
       zero1: the optimizer's state is split over the axis data, too.
       quick: with the compiler's least effort.
@@ -649,7 +663,7 @@ def read(
     one = sum(x.size * x.dtype.itemsize for x in batch.values()) // batch_devices(mesh)
     kinds = state_bytes(abstract, shardings) | {"batch": one, "batches ahead": ahead * one}
     facts = {"chip": chip, "mesh": dict(mesh.shape), "batch_size": batch["mask"].size, "flops": flops / mesh.size}
-    facts |= {"zero1": zero1, "float32": float32}
+    facts |= {"zero1": zero1, "float32": float32, "useful": useful / flops}
     if sum(kinds.values()) > chip.memory:
         return Plan(bytes=kinds, refused=True, **facts)  # type: ignore[arg-type]
     start = time.perf_counter()

@@ -78,6 +78,10 @@ class Preemption:
     def nothing_to_lose(self) -> None:
         """Says that all is saved."""
         self._busy = False
+        if (
+            self._old is not None and jax.process_count() > 1
+        ):  # JAX's service has the signal, and nobody asks it any more
+            signal.signal(signal.SIGTERM, lambda *_: None)
         if self._told.is_set():
             self._leave()
 
