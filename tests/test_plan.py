@@ -376,6 +376,12 @@ def test_command_tells_what_does_not_fit(capsys: pytest.CaptureFixture, file: Pa
         (["--device", "h100", "--topology", "v5e:2x4"], "a plan is for one topology"),
         (["--device", "h100", "--config.data.batchsize=3"], "unknown config key 'data.batchsize'; did you mean data."),
         (["--device", "h100", "--batch-size", "3"], "unrecognized arguments: --batch-size 3"),
+        (["--device", "h100", "--foo", "--config.seed=1"], "unrecognized arguments: --foo; see"),
+        (["--topology", "v5e:2x4x4"], "the grid of a v5e has 2 sides of at most 16 chips"),
+        (["--topology", "v6e:32x16"], "the grid of a v6e has 2 sides of at most 16 chips"),
+        (["--device", "0GB"], "a device has some memory"),
+        (["--device", "h100", "--num-classes", "0"], "1 or more classes"),
+        (["--device", "h100", "--config.data.batch_size=0"], "1 or more classes, channels, pixels and images"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture, file: Path, arguments: list[str], message: str) -> None:
@@ -383,6 +389,18 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture, file: Path, argume
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_what_is_computed_twice_is_no_work_of_the_model(file: Path) -> None:
+    found = []
+    for remat in (None, "nothing"):
+        given = main.complete(main.load(str(file)))
+        given.train.remat = remat
+        found += run.plan(given, device="h100", num_classes=10, compare=False, search=False).plans
+    once, twice = found
+    assert once.useful == 1
+    assert twice.flops > 1.1 * once.flops
+    assert twice.flops * twice.useful == pytest.approx(once.flops)
 
 
 def test_without_libtpu(capsys: pytest.CaptureFixture, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

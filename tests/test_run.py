@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -451,6 +452,27 @@ def test_an_empty_class_folder_and_a_corrupt_picture(capsys: pytest.CaptureFixtu
     shutil.rmtree(tmp_path / "run")
     error = refused(capsys, *arguments, "--config.data.max_corrupt=0")
     assert str(bad) in error
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"fdsp": 8}, "unknown axis of config.mesh 'fdsp'; did you mean 'fsdp'"),
+        ({"data": 2.5}, "config.mesh.data is a whole number"),
+        ({}, "config.mesh names axes"),
+        (3, "config.mesh names axes"),
+    ],
+)
+def test_meshes_that_cannot_be(axes: Any, message: str) -> None:
+    config = ConfigDict({"source": {"name": "digits"}, "model": {"name": "test_resnet"}, "mesh": axes})
+    with pytest.raises(UserError, match=re.escape(message)):
+        run.complete(config)
+
+
+def test_groups_of_batch_norm_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.batch_norm_group=3 does not divide the 16 images"):
+        run.train(quick("resnet", train={"batch_norm_group": 3}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_ten_bad_steps_in_a_row_are_too_many(tmp_path: Path) -> None:
