@@ -529,6 +529,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             if preemption.check():
                 save_and_stop()
 
+        batches.close()  # ends the workers; the memory that they share goes with the last batch
+        batch = None
         if step < steps:
             console.note(f"stopped early: {worse} evaluations without a better top-1")
 

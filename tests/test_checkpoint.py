@@ -431,3 +431,20 @@ def test_a_state_of_flax_keeps_its_types(tmp_path: Path) -> None:
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         assert a.dtype == b.dtype
         assert bool((a == b).all())
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{"])
+def test_checksums_that_are_none_are_damaged(tmp_path: Path, text: str) -> None:
+    save(tmp_path, 1, 2)
+    (folder(tmp_path, 2) / "checksums.json").write_text(text)
+    said: list[str] = []
+    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+        assert checkpoints.restore(STATE, PLACES).step == 1
+    assert said == ["skipped a damaged checkpoint, step 2: checksums.json is damaged"]
+
+
+def test_a_run_of_a_version_with_fewer_keys_goes_on(tmp_path: Path) -> None:
+    write_config(tmp_path, {"train": {"steps": 1}})
+    assert check_config(tmp_path, {"train": {"steps": 1, "new": None}})
+    with pytest.raises(UserError, match=r"train\.new \(not set\) -> 3"):
+        check_config(tmp_path, {"train": {"steps": 1, "new": 3}})

@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -357,7 +357,7 @@ def eval_steps(n: int, batch_size: int) -> int:
     return -(-n // batch_size)
 
 
-def prefetch(batches: Iterable[T], place: Callable[[T], Any], *, ahead: int = AHEAD) -> Iterator[Any]:
+def prefetch(batches: Iterable[T], place: Callable[[T], Any], *, ahead: int = AHEAD) -> Generator[Any, None, None]:
     """Yields ``place(batch)`` for each batch, begun `ahead` batches before it is asked for.
 
     Placing on a device returns before the copy is done, so the copy of one batch goes on during the step of another.
@@ -371,7 +371,8 @@ def prefetch(batches: Iterable[T], place: Callable[[T], Any], *, ahead: int = AH
             waiting.append(place(batch))
             if len(waiting) > ahead:
                 yield waiting.popleft()
-        yield from waiting
+        while waiting:  # what has been given away is not held
+            yield waiting.popleft()
     finally:
         if hasattr(batches, "close"):
             batches.close()
