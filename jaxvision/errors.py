@@ -8,7 +8,10 @@ leave with status 2; in a notebook it reads as an ordinary ``ValueError``.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -66,3 +69,28 @@ def missing_package(package: str, purpose: str, extra: str) -> MissingPackage:
       "reading the hub's data sets needs the package 'datasets'; install jaxvision-nnx[huggingface]"
     """
     return MissingPackage(f"{purpose} needs the package {package!r}; install jaxvision-nnx[{extra}]")
+
+
+@contextmanager
+def told_of_the_disk(folder: Path) -> Iterator[None]:
+    """Makes a user's error of a disk that is full, or cannot be written to.
+
+    Args:
+      folder: what is being written, where the error itself does not name the file.
+
+    Example:
+      >>> with told_of_the_disk(Path("runs/x")):
+      ...     raise OSError(errno.ENOSPC, "No space left on device")
+      Traceback (most recent call last):
+      ...
+      jaxvision.errors.UserError: runs/x: No space left on device; what was saved before stands, ...
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+            raise
+        raise UserError(
+            f"{e.filename or folder}: {e.strerror}; what was saved before stands, and once that is mended the same "
+            f"command goes on"
+        ) from e

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import sklearn.datasets  # noqa: F401
 import tensorboardX  # noqa: F401
 
-from jaxvision import main, report, run
+from jaxvision import main, report
 from jaxvision.checkpoint import Checkpoints
 from jaxvision.parallel.preemption import Preemption
+from jaxvision.run import program, training
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([__name__])
@@ -130,8 +131,8 @@ def fill_at_save(folder: Path, step: int) -> None:
 
 
 def fill_at_end(folder: Path, name: str) -> None:
-    """Fills the disk before a function of run.py is called that writes a part of the result."""
-    _wrap(report if name == "write_report" else run, name, lambda *a, **k: fill(folder))
+    """Fills the disk before a function of run/training.py is called that writes a part of the result."""
+    _wrap(report if name == "write_report" else training, name, lambda *a, **k: fill(folder))
 
 
 def kill_at_save(step: int) -> None:
@@ -179,7 +180,7 @@ def set_clock_back(step: int) -> None:
 
 def spoil(picture: int, *others: Callable[[], object]) -> None:
     """Makes the pixels of one picture NaN, as a picture that overflows would be."""
-    real = run.training_images
+    real = program.training_images
 
     def training_images(*args: Any, **options: Any) -> Any:
         prepare = real(*args, **options)
@@ -190,7 +191,7 @@ def spoil(picture: int, *others: Callable[[], object]) -> None:
 
         return spoilt
 
-    run.training_images = training_images
+    program.training_images = training_images
     for other in others:
         other()
 

@@ -17,6 +17,7 @@ from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.create import Classifier, create_model, exported, load_classifier, save_classifier
 from jaxvision.errors import UserError
+from jaxvision.run import program
 from jaxvision.weights.timm import load_timm, save_timm
 
 
@@ -156,9 +157,9 @@ def test_a_weight_file_of_ours_brings_its_classes_and_its_transform(tmp_path):
     config = run.complete(
         {"source": {"name": "digits"}, "model": {"name": "test_resnet", "checkpoint_path": str(file)}}
     )
-    assert run.preprocess_of(config, 3, small=False) == own
+    assert program.preprocess_of(config, 3, small=False) == own
     config.model.image_size = 96
-    assert run.preprocess_of(config, 3, small=False) == replace(own, image_size=96)
+    assert program.preprocess_of(config, 3, small=False) == replace(own, image_size=96)
     # Beside a file of another name, or of another architecture, config.json says nothing of it.
     assert exported(file.rename(tmp_path / "export" / "other.safetensors"), "test_resnet") is None
     assert exported(tmp_path / "export" / "model.safetensors", "resnet18") is None

@@ -26,6 +26,7 @@ from jaxvision.errors import UserError
 from jaxvision.parallel import plan
 from jaxvision.parallel.mesh import make_mesh
 from jaxvision.parallel.rules import largest_axis, state_shardings
+from jaxvision.run import program as run_program
 
 # Instructions as XLA writes them for CPUs, GPUs and TPUs. The loop runs five times, once by the compiler's note and
 # once by the number that its condition compares with; a fusion that reduces and keeps a slice is a reduce-scatter.
@@ -285,8 +286,8 @@ def test_plan_of_a_config_allocates_nothing() -> None:
     assert sum(left) < 10_000, left
 
     (done,) = answer.plans
-    model = run.build_model(run.complete(config()), 10, 1, 32, weights=False)
-    parameters, _ = run.parameter_counts(tiny.nnx.state(model))
+    model = run_program.build_model(run.complete(config()), 10, 1, 32, weights=False)
+    parameters, _ = run_program.parameter_counts(tiny.nnx.state(model))
     statistics = sum(x.size for x in jax.tree.leaves(tiny.nnx.state(model, tiny.nnx.BatchStat)))
     assert done.bytes["parameters"] == 4 * parameters
     assert done.bytes["statistics"] == 4 * statistics
@@ -305,14 +306,14 @@ def test_plan_of_a_config_allocates_nothing() -> None:
 def abstract_arguments(given: ConfigDict) -> tuple:
     full = run.complete(given)
     mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
-    program = run.train_program(full, mesh, num_classes=10, channels=1, stored=(8, 8, 1), steps_per_epoch=10.0)
+    program = run_program.train_program(full, mesh, num_classes=10, channels=1, stored=(8, 8, 1), steps_per_epoch=10.0)
     return program.abstract, program.batch
 
 
 def test_the_plan_is_of_the_step_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `train` compiles is, letter for letter, what `plan` compiled."""
     steps: list[Any] = []
-    build = run.make_train_step
+    build = run_program.make_train_step
 
     def noted(*args: Any, **options: Any) -> Any:
         steps.append(build(*args, **options))
@@ -320,7 +321,7 @@ def test_the_plan_is_of_the_step_that_runs(tmp_path: Path, monkeypatch: pytest.M
             raise InterruptedError  # before anything is initialised
         return steps[-1]
 
-    monkeypatch.setattr(run, "make_train_step", noted)
+    monkeypatch.setattr(run_program, "make_train_step", noted)
     given = config(train={"steps": 1}, mesh={"data": 1}, data={"batch_size": 128}, augment={"flip": 0.5})
     run.plan(given, device="8GB", num_classes=10, channels=1, stored=8, search=False)
     with pytest.raises(InterruptedError):
@@ -516,7 +517,7 @@ def test_meshes_of_a_vit() -> None:
 @pytest.mark.slow
 @pytest.mark.libtpu
 def test_remat_on_a_tpu() -> None:
-    """XLA's CPU backend undoes it; the TPU's keeps the less, the less it may."""
+    """XLA's CPU backend undoes it; the TPU's keeps the less, the less it may. In a loop the default is "products"."""
     arenas = {}
     for remat in (None, "products", "nothing"):
         given = config(
@@ -527,7 +528,7 @@ def test_remat_on_a_tpu() -> None:
         (done,) = run.plan(given, topology="v5e:1x1", num_classes=10, search=False).plans
         arenas[remat] = done.bytes["activations and gradients"]
     assert arenas["nothing"] < 0.7 * arenas["products"]
-    assert arenas["products"] < 0.7 * arenas[None]
+    assert arenas["products"] == arenas[None]
 
 
 def test_fsdp_gathers_for_each_pass() -> None:
@@ -536,7 +537,7 @@ def test_fsdp_gathers_for_each_pass() -> None:
     given = config(model={"name": "test_vit", "image_size": 32}, train={"scan": True}, sharding={"min_size": 1})
     full = run.complete(given)
     facts = {"num_classes": 10, "channels": 1, "stored": (8, 8, 1), "steps_per_epoch": 10.0}
-    program = run.train_program(full, mesh, **facts)
+    program = run_program.train_program(full, mesh, **facts)
     text = program.step.trace(program.abstract, program.batch).lower().compile().as_text()
     blocks = program.abstract["model"]["blocks"]
     split = sum(x.size * 4 for x in jax.tree.leaves(blocks) if x.size % 8 == 0 and x.size > 8)
@@ -551,5 +552,5 @@ def test_a_block_takes_one_platforms_way(axes: dict, left_open: bool) -> None:
     """The other way's intermediate values would be zeros of the whole batch on every device."""
     mesh = make_mesh(axes, devices=jax.devices()[: math.prod(axes.values())])
     full = run.complete(config(model={"name": "test_vit", "image_size": 32}))
-    program = run.train_program(full, mesh, num_classes=10, channels=1, stored=(8, 8, 1), steps_per_epoch=10.0)
+    program = run_program.train_program(full, mesh, num_classes=10, channels=1, stored=(8, 8, 1), steps_per_epoch=10.0)
     assert ("platform_index" in str(program.step.trace(program.abstract, program.batch).jaxpr)) == left_open

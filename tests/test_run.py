@@ -20,6 +20,7 @@ from jaxvision import main as command
 from jaxvision import run
 from jaxvision.create import load_classifier
 from jaxvision.errors import UserError
+from jaxvision.run import evaluation, program, training
 from jaxvision.weights import catalog
 from jaxvision.weights.timm import save_timm
 
@@ -104,9 +105,9 @@ def test_classes_are_compared_by_name_as_well(finished: Path, capsys: pytest.Cap
 
 def test_imagenets_classes_come_by_name_or_by_wordnets_identifier() -> None:
     names = catalog.class_names()
-    assert run._spelled(names, {"n02123045", "n01440764"}) == catalog.synsets()
-    assert run._spelled(names, {"tench"}) == names
-    assert run._spelled(("a", "b"), {"n02123045"}) == ("a", "b")
+    assert evaluation._spelled(names, {"n02123045", "n01440764"}) == catalog.synsets()
+    assert evaluation._spelled(names, {"tench"}) == names
+    assert evaluation._spelled(("a", "b"), {"n02123045"}) == ("a", "b")
 
 
 def test_the_exported_model_is_the_one_that_was_evaluated(finished: Path) -> None:
@@ -149,7 +150,7 @@ def test_started_again_it_goes_on_to_the_same_bits(
     assert sorted(found[1] for found in compiled if found) == ["eval_step", "train_step"]
     assert (tmp_path / "whole" / "metrics.jsonl").read_text().count('"split": "test"') == 2
 
-    real, calls = run.make_train_step, 0
+    real, calls = program.make_train_step, 0
 
     def stops(*args, **kwargs):
         step = real(*args, **kwargs)
@@ -164,7 +165,7 @@ def test_started_again_it_goes_on_to_the_same_bits(
         return counted
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "make_train_step", stops)
+        patched.setattr(program, "make_train_step", stops)
         with pytest.raises(KeyboardInterrupt):
             run.train(quick("resnet", **options), tmp_path / "parts")
     parts = run.train(quick("resnet", **options), tmp_path / "parts")
@@ -179,8 +180,8 @@ def test_patience_counts_across_a_restart(tmp_path: Path) -> None:
     rows = [("validation", x) for x in (0.5, 0.7, 0.7, 0.6)] + [("test", 0.9)]
     lines = [json.dumps({"step": i, "split": split, "top1": top1}) for i, (split, top1) in enumerate(rows)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    assert run._standing(tmp_path, "validation") == (0.7, 2)  # as good as before is no better
-    assert run._standing(tmp_path / "new", "validation") == (None, 0)
+    assert training._standing(tmp_path, "validation") == (0.7, 2)  # as good as before is no better
+    assert training._standing(tmp_path / "new", "validation") == (None, 0)
 
 
 def test_another_config_is_refused_and_the_difference_shown(finished: Path) -> None:

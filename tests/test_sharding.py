@@ -42,7 +42,7 @@ STEPS, BATCH, SIZE = 20, 16, 64
 
 
 class Run:
-    """A model's state on a mesh and the step that moves it, as `jaxvision.run.train_program` makes them."""
+    """A model's state on a mesh and the step that moves it, as `jaxvision.run.program.train_program` makes them."""
 
     def __init__(
         self,

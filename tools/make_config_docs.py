@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxvision import main, run
 from jaxvision.data import source
+from jaxvision.run import sections
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,7 +43,7 @@ def page() -> str:
     lines.append(MIDDLE)
     for name in source.SOURCES:
         lines.append(f"## `source`, name `{name}`\n")
-        texts = run.argument_texts(source.source_function(name))
+        texts = sections.argument_texts(source.source_function(name))
         lines += [*[f"- `{key}`: {text}" for key, text in texts.items()], ""]
     config = run.complete(main.load("configs/quickstart.py:vit"))
     texts, section = run.explain_keys(config), ""
