@@ -119,6 +119,8 @@ class Checkpoints:
 
         if not read_only:
             for path in self.directory.iterdir() if self.directory.is_dir() else ():
+                if path.name.isdigit() and not path.is_dir():
+                    say(f"{path} is a file and no checkpoint; skipped")
                 if _UNFINISHED in path.name:
                     say(f"the checkpoint of step {path.name.split('.')[0]} was interrupted while it was saved; skipped")
             self._put_back()
@@ -128,6 +130,7 @@ class Checkpoints:
             policies.append(BestN(n=1, get_metric_fn=self._score, keep_checkpoints_without_metrics=False))
         self._manager = _Manager(
             self.directory,
+            say=say,
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
@@ -304,20 +307,14 @@ class Checkpoints:
         folder = self.directory / str(step)
         try:
             if (folder / _SEAL).exists():
-                try:
-                    wanted = dict(json.loads((folder / _SEAL).read_text()))
-                except ValueError as e:
-                    raise _Damaged(f"{_SEAL} is damaged") from e
-                if not wanted:
-                    raise _Damaged(f"{_SEAL} is damaged")
-                found = _checksums(folder)
-                if names := sorted(name for name in wanted if wanted[name] != found.get(name)):
-                    raise _Damaged(f"{names[0]} is {'damaged' if names[0] in found else 'missing'}")
-            saved = _shapes(self._manager.item_metadata(step)["state"].tree)
-        except _Damaged:
-            raise
+                _check_sums(folder)
+            saved, failure = _shapes(self._manager.item_metadata(step)["state"].tree), None
+        except _Damaged as e:
+            failure = e
         except Exception as e:
-            raise _Damaged(_reason(e)) from e
+            failure = _Damaged(_reason(e))
+        if others := _any_process(failure is not None):
+            raise failure or _Damaged(f"found by process {others[0]}")
         _check_shapes(saved, _shapes(target), folder)
         try:
             restored = self._manager.restore(
@@ -332,6 +329,8 @@ class Checkpoints:
                 ),
             )
         except Exception as e:
+            if jax.process_count() > 1:  # the others may have read theirs: no process goes back to another one alone
+                raise UserError(f"{folder} is sound, but cannot be read here: {_reason(e)}") from e
             raise _Damaged(_reason(e)) from e
         if not (folder / _SEAL).exists():
             self._say(f"the checkpoint of step {step} has no {_SEAL}, which come last: it could not be checked")
@@ -369,7 +368,11 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which opens a folder where the metrics of a checkpoint are damaged; its checksums tell of that."""
+    """Orbax's, which opens a folder where the metrics of a checkpoint are damaged, and says so."""
+
+    def __init__(self, *args: Any, say: Callable[[str], None], **options: Any):
+        self._say, self._told = say, set[int]()
+        super().__init__(*args, **options)
 
     def reached_preemption(self, step: int) -> bool:
         # JAX tells of a SIGTERM once, at one of the calls that ask: Orbax's would be the one, and the run would go on.
@@ -379,9 +382,13 @@ class _Manager(ocp.CheckpointManager):
         try:
             found = super().metrics(step)
         except (OSError, ValueError):
-            return {}
-        numbers = isinstance(found, dict) and all(isinstance(x, int | float) for x in found.values())
-        return found if numbers else {}
+            found = None
+        if isinstance(found, dict) and all(isinstance(x, int | float) for x in found.values()):
+            return found
+        if step not in self._told and (self.directory / str(step) / "metrics").exists():
+            self._told.add(step)
+            self._say(f"the metrics of the checkpoint of step {step} are damaged; it will not be taken for the best")
+        return {}
 
 
 class _Damaged(Exception):
@@ -393,6 +400,21 @@ def _checksums(folder: epath.Path) -> dict[str, str]:
     # Orbax checks some of what it reads, but neither JSON nor the bytes of arrays: a flipped bit there goes unnoticed.
     files = [file for item in folder.iterdir() if item.is_dir() for file in _files(item)]
     return {str(file.relative_to(folder)): _checksum(file) for file in sorted(files)}
+
+
+def _check_sums(folder: epath.Path) -> None:
+    """Raises `_Damaged` where a file is not what it was. Of several processes each reads its share."""
+    try:
+        wanted = dict(json.loads((folder / _SEAL).read_text()))
+    except ValueError as e:
+        raise _Damaged(f"{_SEAL} is damaged") from e
+    if not wanted:
+        raise _Damaged(f"{_SEAL} is damaged")
+    for name in sorted(wanted)[jax.process_index() :: jax.process_count()]:
+        if not (folder / name).exists():
+            raise _Damaged(f"{name} is missing")
+        if _checksum(folder / name) != wanted[name]:
+            raise _Damaged(f"{name} is damaged")
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
@@ -469,6 +491,13 @@ def _all_processes(name: str) -> None:
     """Returns when every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"jaxvision checkpoint {name}")
+
+
+def _any_process(told: bool) -> list[int]:
+    """Returns which processes say so; the same on all of them, each of which asks."""
+    if jax.process_count() == 1:
+        return [0] if told else []
+    return np.flatnonzero(multihost_utils.process_allgather(np.bool_(told))).tolist()
 
 
 def _plain(value: Any) -> Any:

@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_and_exit()
     try:
         arguments, rest = _parser().parse_known_args(argv)
-        if rest and not (arguments.command == "plan" and all(flag.startswith("--config.") for flag in rest)):
-            bad = [flag for flag in rest if arguments.command != "plan" or not flag.startswith("--config.")]
+        # A plan takes --config.KEY=VALUE, and --config.KEY VALUE, which `jaxvision.main.parse` will look at.
+        bad = [x for x in rest if arguments.command != "plan" or (x[:1] == "-" and not x.startswith("--config."))]
+        if bad:
             raise UserError(f"unrecognized arguments: {' '.join(bad)}; see jaxvision {arguments.command} --help")
         arguments.overrides = rest
         return arguments.run(arguments) or 0

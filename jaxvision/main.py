@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.train(config, workdir)
         return 0
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        process = os.environ.get("JAX_PROCESS_ID") or os.environ.get("SLURM_PROCID") or "0"
+        print(f"error{'' if process == '0' else f' in process {process}'}: {e}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # ... --help | head
         sys.stderr.close()

@@ -21,13 +21,21 @@ import socket
 import subprocess
 import sys
 import time
+from typing import NoReturn
 
 GRACE = 60  # seconds
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, as everywhere here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
 def main() -> int:
     """Starts the processes and returns the first bad exit status, or 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2, help="default: 2")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices that each process plays (default: 1)")
     parser.add_argument("flags", nargs="+", help="-- and the flags of python -m jaxvision.main")

@@ -20,7 +20,7 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 
 def work(options: dict[str, Any]) -> int:
@@ -47,9 +47,16 @@ def work(options: dict[str, Any]) -> int:
     return status
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, as everywhere here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
 def main() -> int:
     """Starts the workers, and returns 0 when all are done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--gpu", action="store_true", help="a GPU for each worker")
     parser.add_argument("--tpu", metavar="TOPOLOGY", help="such as 4x4: a worker for each host of a TPU slice")

@@ -433,6 +433,28 @@ def test_a_state_of_flax_keeps_its_types(tmp_path: Path) -> None:
         assert bool((a == b).all())
 
 
+def test_what_is_no_checkpoint_is_told_of(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    folder(tmp_path, 2).write_text("a file")
+    said: list[str] = []
+    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+        assert checkpoints.restore(STATE, PLACES).step == 1
+    assert said == [f"{folder(tmp_path, 2)} is a file and no checkpoint; skipped"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"top1": "high"}', ""])
+def test_the_best_is_not_lost_without_a_word(tmp_path: Path, text: str) -> None:
+    """Where its metrics are damaged nobody can know that it is the best."""
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, top1 in ((1, 0.9), (2, 0.5)):
+            checkpoints.save(step, STATE, position={}, metrics={"top1": top1})
+    (folder(tmp_path, 1) / "metrics" / "metrics").write_text(text)
+    said: list[str] = []
+    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+        assert checkpoints.best_step() == 2
+    assert said == ["the metrics of the checkpoint of step 1 are damaged; it will not be taken for the best"]
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "{"])
 def test_checksums_that_are_none_are_damaged(tmp_path: Path, text: str) -> None:
     save(tmp_path, 1, 2)

@@ -212,6 +212,8 @@ def test_two_processes_train_and_save_as_one(tmp_path: Path) -> None:
     results = [process.communicate(timeout=240) for process in processes]
     for process, (_, err) in zip(processes, results, strict=True):
         assert process.returncode == 0, err
+    found = {out.splitlines()[-2].split("/")[0] for out, _ in results}
+    assert found == {"found", "state"}  # by the one in its file, by the other hearing of it
     printed = [out.splitlines()[-1] for out, _ in results]
     assert printed[0] == printed[1]
     losses = [float(x) for x in printed[0].split()]

@@ -346,7 +346,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_command(capsys: pytest.CaptureFixture, file: Path) -> None:
     arguments = ["plan", "--config", str(file), "--device", "8GB", "--num-classes", "10"]
-    assert cli.main([*arguments, "--no-search", "--config.data.batch_size=24"]) == 0
+    assert cli.main([*arguments, "--no-search", "--config.data.batch_size", "24"]) == 0
     out = capsys.readouterr().out
     assert "test_resnet: 24 images a step on 1 x 8GB (data=1)" in out
     assert "it fits" in out
@@ -376,12 +376,13 @@ def test_command_tells_what_does_not_fit(capsys: pytest.CaptureFixture, file: Pa
         ([], "a plan is for one topology (--topology v5e:2x4) or one device"),
         (["--device", "h100", "--topology", "v5e:2x4"], "a plan is for one topology"),
         (["--device", "h100", "--config.data.batchsize=3"], "unknown config key 'data.batchsize'; did you mean data."),
-        (["--device", "h100", "--batch-size", "3"], "unrecognized arguments: --batch-size 3"),
+        (["--device", "h100", "--batch-size", "3"], "unrecognized arguments: --batch-size; see"),
         (["--device", "h100", "--foo", "--config.seed=1"], "unrecognized arguments: --foo; see"),
         (["--topology", "v5e:2x4x4"], "the grid of a v5e has 2 sides of at most 16 chips"),
         (["--topology", "v6e:32x16"], "the grid of a v6e has 2 sides of at most 16 chips"),
         (["--device", "0GB"], "a device has some memory"),
         (["--device", "h100", "--num-classes", "0"], "1 or more classes"),
+        (["--device", "h100", "--config.data.batch_size", "8", "16"], "unknown flag '16'"),
         (["--device", "h100", "--config.data.batch_size=0"], "1 or more classes, channels, pixels and images"),
     ],
 )  # fmt: skip

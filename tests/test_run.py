@@ -20,7 +20,7 @@ from jaxvision import main as command
 from jaxvision import run
 from jaxvision.create import load_classifier
 from jaxvision.errors import UserError
-from jaxvision.run import evaluation, program, training
+from jaxvision.run import evaluation, program, training, watch
 from jaxvision.weights import catalog
 from jaxvision.weights.timm import save_timm
 
@@ -478,7 +478,7 @@ def test_groups_of_batch_norm_are_checked_before_anything_is_written(tmp_path: P
 
 def test_ten_bad_steps_in_a_row_are_too_many(tmp_path: Path) -> None:
     said: list[str] = []
-    watch = run._Watch(tmp_path, resume_step=0, skip=True, images=str, say=said.append)
+    seen = watch.Watch(tmp_path, resume_step=0, skip=True, images=str, say=said.append)
 
     def step(loss: float) -> dict:
         finite = np.isfinite(loss)
@@ -488,13 +488,13 @@ def test_ten_bad_steps_in_a_row_are_too_many(tmp_path: Path) -> None:
     def bad(steps: int) -> list[dict]:
         return [step(np.nan) for _ in range(steps)]
 
-    assert watch.look([*bad(9), step(2.0)], 10)["loss"] == 2.0
-    assert np.isnan(watch.look(bad(5), 15)["loss"])
+    assert seen.look([*bad(9), step(2.0)], 10)["loss"] == 2.0
+    assert np.isnan(seen.look(bad(5), 15)["loss"])
     with pytest.raises(UserError, match="step 20: the loss is nan"):
-        watch.look(bad(5), 20)
+        seen.look(bad(5), 20)
     assert len(said) == 9 + 5 + 4
     listed = [json.loads(line) for line in (tmp_path / "not_finite.jsonl").read_text().splitlines()]
     assert [line["step"] for line in listed] == [*range(1, 10), *range(11, 21)]
     assert listed[0]["images"] == ["0", "1"]
-    run._Watch(tmp_path, resume_step=10, skip=True, images=str, say=said.append)
+    watch.Watch(tmp_path, resume_step=10, skip=True, images=str, say=said.append)
     assert (tmp_path / "not_finite.jsonl").read_text().count("\n") == 9

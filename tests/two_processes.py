@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import tiny
+from jax.experimental import multihost_utils
 
 from jaxvision.checkpoint import Checkpoints
 from jaxvision.parallel import distributed
@@ -30,6 +32,21 @@ def main(workdir: str) -> None:
                 run.state, metrics = run.step(run.state, shard_batch(batch, run.mesh))
                 losses.append(float(metrics["loss"]))
             checkpoints.save(first + 2, run.state, position={})
+    # One byte of the newest is flipped: the process that reads that file finds it, and both go back to the one before.
+    if jax.process_index() == 0:
+        newest = Path(workdir) / "checkpoints" / "4" / "state"
+        file = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    multihost_utils.sync_global_devices("flipped")
+    said: list[str] = []
+    with Checkpoints(workdir, say=said.append) as checkpoints:
+        restored = checkpoints.restore(run.abstract, run.shardings)
+        assert restored is not None
+        assert (restored.step, checkpoints.steps()) == (2, [2])
+    assert len(said) == 1
+    print(said[0].removeprefix("skipped a damaged checkpoint, step 4: ").split()[0])
     print(*losses)
 
 
