@@ -515,6 +515,19 @@ def test_meshes_of_a_vit() -> None:
     assert 0.75 * whole < gathered(fsdp) < 2.1 * whole  # for each pass; in bfloat16, where the compiler casts before
 
 
+@pytest.mark.libtpu
+def test_quick_is_another_program_of_the_same_step() -> None:
+    """The compiler's least effort; JAX has had several names for it."""
+    given = config(data={"batch_size": 64})
+    best, quick = (
+        run.plan(given, topology="v5e:1x1", num_classes=10, search=False, quick=quick).plans[0]
+        for quick in (False, True)
+    )
+    assert quick.flops == best.flops
+    assert quick.bytes["parameters"] == best.bytes["parameters"]
+    assert quick.accessed > 1.1 * best.accessed
+
+
 @pytest.mark.slow
 @pytest.mark.libtpu
 def test_remat_on_a_tpu() -> None:

@@ -26,6 +26,7 @@ from jaxvision.errors import UserError, missing_package, unknown
 from jaxvision.parallel.mesh import batch_devices
 
 GIB = 2**30
+_O0 = 9  # https://openxla.org/xla/effort_levels, as XLA numbers them
 #: Kinds of bytes that are there whatever the batch.
 STATE = ("parameters", "statistics", "optimizer", "ema", "other")
 
@@ -668,7 +669,7 @@ def read(
         return Plan(bytes=kinds, refused=True, **facts)  # type: ignore[arg-type]
     start = time.perf_counter()
     # Of a CPU's program nothing is timed, and where it keeps what is settled before LLVM, which takes longest, begins.
-    options: dict[str, Any] | None = {"exec_time_optimization_effort": -1.0} if quick else None
+    options: dict[str, Any] | None = {"optimization_level": _O0} if quick else None
     options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else options
     try:
         compiled = traced.lower().compile(compiler_options=options)

@@ -1,0 +1,106 @@
+"""Memory of a train step: what `jaxvision plan` predicts, and what the step takes when it runs.
+
+    python benchmarks/memory.py                          # the three families' configs, small batches on a CPU
+    python benchmarks/memory.py --batches 32,64,128      # on a GPU
+
+Each row is measured in a process of its own. On a GPU the peak is the allocator's; on a CPU it is the process's, as
+Linux counts it (VmHWM, set back when the state is there), less what the process had before. The prediction is for the
+same device: the program's arena, the state, and one batch beside the two that wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CONFIGS = ("resnet50", "vit_base", "efficientnet_b3")
+STEPS = 3
+
+
+def main() -> int:
+    """Prints a table: predicted and measured bytes, and the error of the prediction."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", default=",".join(CONFIGS), help=f"of configs/ (default: {','.join(CONFIGS)})")
+    parser.add_argument("--batches", default="4,8", help="images per step (default: 4,8)")
+    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        print(json.dumps(measure(options.row[0], int(options.row[1]))))
+        return 0
+    for config in options.configs.split(","):
+        for batch in options.batches.split(","):
+            # Without its reserve the allocator takes what is asked for, and its peak is the step's.
+            environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+            command = [sys.executable, __file__, "--row", config, batch]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                print(f"{config} {batch}: ended with status {done.returncode}")
+                continue
+            row = json.loads(done.stdout.splitlines()[-1])
+            error = row["predicted"] / row["measured"] - 1
+            print(
+                f"{config:16} {batch:>4} images on {row['device']}: predicted {row['predicted'] / 2**30:6.3f} GiB, "
+                f"measured {row['measured'] / 2**30:6.3f} GiB, {error:+.1%}",
+                flush=True,
+            )
+    return 0
+
+
+def measure(name: str, batch_size: int) -> dict[str, float | str]:
+    """Returns what is predicted for a config's step, and what it took, in bytes."""
+    import jax
+    import numpy as np
+
+    from jaxvision import main as command
+    from jaxvision import run
+    from jaxvision.data import pipeline
+    from jaxvision.parallel.mesh import make_mesh, shard_batch
+    from jaxvision.run.program import train_program
+    from jaxvision.train.state import initialise
+
+    config = command.complete(command.load(f"configs/{name}.py"))
+    config.data.batch_size = batch_size
+    config.model.pretrained = False
+    config.mesh = {"data": 1}
+    plan = run.plan(config, device="1000GB", search=False, compare=False).plans[0]
+
+    mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
+    program = train_program(config, mesh, num_classes=1000, channels=3, stored=None, steps_per_epoch=1000.0)
+    step = program.step.lower(program.abstract, program.batch).compile()
+    gc.collect()
+    before = settle()
+    state = initialise(program.create, lambda: program.build(weights=False), program.shardings)
+    host = {key: np.zeros(x.shape, x.dtype) for key, x in program.batch.items()}
+    host["mask"][:] = True
+    waiting = [shard_batch(host, mesh) for _ in range(pipeline.AHEAD)]
+    jax.block_until_ready(state)
+    if jax.default_backend() == "cpu":  # to make the state took memory that is free again
+        settle()
+    for _ in range(STEPS):
+        waiting.append(shard_batch(host, mesh))
+        state, _ = step(state, waiting.pop(0))
+        jax.block_until_ready(state)
+    stats = jax.devices()[0].memory_stats()
+    measured = stats["peak_bytes_in_use"] if stats else peak() - before
+    return {"predicted": plan.total, "measured": measured, "device": jax.devices()[0].device_kind}
+
+
+def settle() -> int:
+    """Sets the process's peak back to what it has now, and returns that, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def peak() -> int:
+    """Returns the most memory that this process had, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
