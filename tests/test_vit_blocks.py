@@ -305,7 +305,7 @@ def assert_resampled_weights_are_timms(name, options, tmp_path) -> None:
     overlay = {"file": str(file), "num_classes": 9}
     theirs = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=9, **options).eval()
     ours = registry.build_abstract(name, num_classes=9, **{OURS.get(k, k): v for k, v in options.items()})
-    load_timm(ours, file)
+    load_timm(ours, file, published=True)  # as timm's pretrained=True takes it
     torch_x, x = images(1, *registry.pair("image_size", options["img_size"]), options.get("in_chans", 3))
     assert_close(jax.jit(lambda model, x: model(x))(ours, x), theirs(torch_x).detach(), 2e-5)
 
