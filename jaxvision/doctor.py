@@ -23,7 +23,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from jaxvision.parallel.accelerators import NAMES, accelerators, hidden
+from jaxvision.parallel.accelerators import MEMORY_FRACTION, NAMES, accelerators, hidden
 
 GIB = 2**30
 # What may be told of the environment: reports are passed on, and other variables may hold secrets.
@@ -237,15 +237,16 @@ def check_memory_held(facts: Facts) -> Iterator[Finding]:
         elif not facts.holders:  # a container does not show whose it is
             fits = max(math.floor(100 * gpu.free / gpu.memory) - 5, 5) / 100
             problem = f"only {free}; the rest is held by another process, such as a notebook's"
-            yield Finding(problem, f"export XLA_PYTHON_CLIENT_MEM_FRACTION={fits}")
+            yield Finding(problem, f"export {MEMORY_FRACTION[0]}={fits}")
 
 
 def check_settings(facts: Facts) -> Iterator[Finding]:
     """XLA_PYTHON_CLIENT_*, which tell JAX how to handle a GPU's memory."""
-    text = facts.environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    name = next((name for name in MEMORY_FRACTION if name in facts.environment), MEMORY_FRACTION[0])
+    text = facts.environment.get(name)
     if text is not None and _fraction(facts) is None:
-        problem = f"XLA_PYTHON_CLIENT_MEM_FRACTION={text} is no share of the memory: it is above 0 and at most 1"
-        yield Finding(problem, "unset XLA_PYTHON_CLIENT_MEM_FRACTION")
+        problem = f"{name}={text} is no share of the memory: it is above 0 and at most 1"
+        yield Finding(problem, f"unset {name}")
     if "gpu" in facts.shown and facts.environment.get("XLA_PYTHON_CLIENT_ALLOCATOR", "").lower() == "platform":
         problem = "XLA_PYTHON_CLIENT_ALLOCATOR=platform asks the driver for each array, which is very slow"
         yield Finding(problem, "unset XLA_PYTHON_CLIENT_ALLOCATOR")
@@ -384,8 +385,8 @@ def _asks_for_what_is_there(asked: str, facts: Facts) -> bool:
 def _fraction(facts: Facts) -> float | None:
     """Returns the share of a GPU's memory that JAX was told to take; None: nothing, or no share."""
     try:
-        share = float(facts.environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION", ""))
-    except ValueError:
+        share = float(next(facts.environment[name] for name in MEMORY_FRACTION if name in facts.environment))
+    except (ValueError, StopIteration):
         return None
     return share if 0 < share <= 1 else None
 

@@ -207,12 +207,12 @@ WRONG = {
     "it is not shown who holds the GPU's memory": (
         replace(GPU, gpus=(replace(A100, free=20_480),)),
         "held by another process",
-        "export XLA_PYTHON_CLIENT_MEM_FRACTION=0.45",
+        "export XLA_CLIENT_MEM_FRACTION=0.45",
     ),
     "a share of the memory that is none": (
-        environment(GPU, XLA_PYTHON_CLIENT_MEM_FRACTION="90"),
-        "XLA_PYTHON_CLIENT_MEM_FRACTION=90 is no share",
-        "unset XLA_PYTHON_CLIENT_MEM_FRACTION",
+        environment(GPU, XLA_CLIENT_MEM_FRACTION="90"),
+        "XLA_CLIENT_MEM_FRACTION=90 is no share",
+        "unset XLA_CLIENT_MEM_FRACTION",
     ),
     "the slow allocator": (
         environment(GPU, XLA_PYTHON_CLIENT_ALLOCATOR="platform"),

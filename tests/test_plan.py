@@ -373,8 +373,8 @@ def test_command_tells_what_does_not_fit(capsys: pytest.CaptureFixture, file: Pa
         (["--topology", "v5e"], "a topology is a TPU and its grid, such as v5e:2x4; got 'v5e'"),
         (["--topology", "v5:2x4"], "unknown TPU 'v5'; did you mean"),
         (["--device", "h10"], "unknown device (or memory, such as 8GB) 'h10'; did you mean 'h100'"),
-        ([], "a plan is for one topology (--topology v5e:2x4) or one device"),
-        (["--device", "h100", "--topology", "v5e:2x4"], "a plan is for one topology"),
+        ([], "a plan is for TPUs (--topology v5e:2x4) or for a GPU"),
+        (["--device", "h100", "--topology", "v5e:2x4"], "a plan is for TPUs"),
         (["--device", "h100", "--config.data.batchsize=3"], "unknown config key 'data.batchsize'; did you mean data."),
         (["--device", "h100", "--batch-size", "3"], "unrecognized arguments: --batch-size; see"),
         (["--device", "h100", "--foo", "--config.seed=1"], "unrecognized arguments: --foo; see"),
@@ -409,7 +409,8 @@ def test_without_libtpu(capsys: pytest.CaptureFixture, file: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "libtpu", None)
     assert cli.main(["plan", "--config", str(file), "--topology", "v5e:2x4"]) == 2
     assert (
-        capsys.readouterr().err == "error: compiling for a TPU needs the package 'libtpu'; install jaxvision-nnx[tpu]\n"
+        capsys.readouterr().err
+        == "error: compiling for a TPU needs the package 'libtpu'; in the checkout: pip install '.[tpu]'\n"
     )
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from jaxvision.errors import UserError
 
+#: Variables with the share of a GPU's memory that JAX takes; the second is the older name.
+MEMORY_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 #: Packages that let JAX use an accelerator.
 PLUGINS = {"gpu": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",)}
 NAMES = {"gpu": "NVIDIA GPU", "tpu": "TPU"}

@@ -23,6 +23,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jaxvision import tree
 from jaxvision.errors import UserError, missing_package, unknown
+from jaxvision.parallel.accelerators import MEMORY_FRACTION
 from jaxvision.parallel.mesh import batch_devices
 
 GIB = 2**30
@@ -78,7 +79,7 @@ _GPUS = {
 def device(name: str) -> Chip:
     """Returns the device of a name such as ``h100``, or a memory such as ``8GB``.
 
-    A GPU has the share of its memory that JAX takes: three quarters, unless ``XLA_PYTHON_CLIENT_MEM_FRACTION`` is set.
+    A GPU has the share of its memory that JAX takes: three quarters, unless ``XLA_CLIENT_MEM_FRACTION`` is set.
 
     Raises:
       UserError: neither; the message names the nearest.
@@ -98,11 +99,12 @@ def device(name: str) -> Chip:
 
 def memory_fraction() -> float:
     """Returns the share of a GPU's memory that JAX takes when it starts."""
-    text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
+    name = next((name for name in MEMORY_FRACTION if name in os.environ), MEMORY_FRACTION[0])
+    text = os.environ.get(name, "0.75")
     with suppress(ValueError):
         if 0 < float(text) <= 1:
             return float(text)
-    raise UserError(f"XLA_PYTHON_CLIENT_MEM_FRACTION={text} is no share of the memory: it is above 0 and at most 1")
+    raise UserError(f"{name}={text} is no share of the memory: it is above 0 and at most 1")
 
 
 def topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
@@ -138,7 +140,8 @@ def topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{grid}", **options).devices
     except Exception as e:
-        raise UserError(f"libtpu knows no topology {name!r}: {str(e).splitlines()[0]}") from e
+        known = "2x2x1, 2x2x2, 2x4x4, 4x4x4 and 4x4x8" if sides == 3 else "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 and 16x16"
+        raise UserError(f"libtpu knows no topology {name!r}; there are {known}, among others") from e
     return devices, _TPUS[generation]
 
 
@@ -717,13 +720,13 @@ class Answer:
 
 
 def assumptions(
-    best: Plan, *, topology: str | None, num_classes: int, stored: int | None, backend: str
+    best: Plan, *, topology: str | None, num_classes: int, stored: int | None, backend: str, quick: bool = False
 ) -> tuple[str, ...]:
     """Returns what the numbers of a plan stand on, as sentences."""
     where = f"kept in memory at {stored} px and cropped on the device" if stored else "cropped by the workers"
     lines = [f"{num_classes:,} classes; pictures {where}"]
     if topology is None:
-        share = f"{memory_fraction():.0%} of it is JAX's (XLA_PYTHON_CLIENT_MEM_FRACTION)"
+        share = f"{memory_fraction():.0%} of it is JAX's (XLA_CLIENT_MEM_FRACTION)"
         lines.append(f"memory: {best.chip.name} has {best.chip.memory / memory_fraction() / GIB:.4g} GiB; {share}")
         if backend == "cpu":
             lines.append(
@@ -733,6 +736,13 @@ def assumptions(
     if best.seconds:
         lines.append(
             "time: products, memory and links each at the data sheet's peak and all at once: steps are slower than that"
+        )
+    elif topology is None:
+        lines.append("time: of a memory alone no speed is known; a GPU's name, such as h100, has one")
+    if quick:
+        lines.append(
+            "compiled with the least effort (--quick): the program that trains is smaller and reads less, for "
+            "ResNet-50 two thirds of this; its steps may be faster than what is said here"
         )
     if best.collectives:
         lines.append(

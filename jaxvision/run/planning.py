@@ -57,7 +57,7 @@ def plan(
     config = complete(config)
     check_values(config)
     if (topology is None) == (device is None):
-        raise UserError("a plan is for one topology (--topology v5e:2x4) or one device (--device a100-40g)")
+        raise UserError("a plan is for TPUs (--topology v5e:2x4) or for a GPU (--device a100-40g): one of the two")
     if topology is not None:
         devices, chip = planning.topology(topology)
     else:
@@ -140,7 +140,12 @@ def plan(
         largest=None if limit is None else limit * unit(mesh),
         tried={done.batch_size: done.total for done in known.values()},
         assumptions=planning.assumptions(
-            best, topology=topology, num_classes=num_classes, stored=stored, backend=jax.default_backend()
+            best,
+            topology=topology,
+            num_classes=num_classes,
+            stored=stored,
+            backend=jax.default_backend(),
+            quick=quick and topology is not None,
         ),
     )
 
