@@ -549,11 +549,13 @@ def check_config(workdir: str | Path, config: Mapping[str, Any], *, may_differ: 
                 if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in may_differ)
             }
             if differences:
-                changes = "; ".join(f"{key} {change}" for key, change in differences.items())
+                changes = "; ".join(f"{key} {change}" for key, change in list(differences.items())[:10])
+                changes += f"; and {len(differences) - 10} more" if len(differences) > 10 else ""
+                result = epath.Path(workdir) / "export" / "model.safetensors"
+                begin = f" (with model.checkpoint_path={result} it begins with this one's result)"
                 raise UserError(
                     f"{workdir} was started with another config: {changes}; "
-                    f"take another workdir (with model.checkpoint_path={workdir}/export/model.safetensors it begins "
-                    f"with this one's result), or set the values back"
+                    f"take another workdir{begin if result.exists() else ''}, or set the values back"
                 )
     except json.JSONDecodeError as e:
         raise UserError(f"{path} is not JSON ({e}); remove the folder to start afresh") from e

@@ -22,6 +22,9 @@ from jaxvision.errors import UserError, unknown
 # Everything that needs JAX is imported where it is used: `jaxvision --help` answers at once.
 
 
+_SHOWN = 448  # pixels of the side of a picture that is made to be looked at, at least
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose mistakes are UserErrors: one line, exit status 2, like everyone else's."""
 
@@ -334,7 +337,10 @@ def _print_scaling(name: str, answers: dict[str, Any]) -> None:
             parts = [_milliseconds(seconds.get(part)) for part in ("compute", "memory", "interconnect")]
             count = str(sum(row.count for row in plan.collectives)) if seconds else "does not fit"
             share = "{:.0%} to {:.0%}".format(*plan.efficiency) if plan.efficiency else ""
-            rows.add_row(topology, mesh, f"{plan.batch_size:,}", f"{plan.total / GIB:.2f}", *parts, count, share)
+            rounded = "" if plan.batch_size == answer.asked else f" (for {answer.asked:,})"
+            rows.add_row(
+                topology, mesh, f"{plan.batch_size:,}{rounded}", f"{plan.total / GIB:.2f}", *parts, count, share
+            )
     console.print(rows)
     console.print(
         "efficiency: the share of a step that is not spent on messages, if the work waits for all or for none"
@@ -362,6 +368,15 @@ def _print_plan(name: str, answer: Any) -> None:
     rows.add_row("there is", f"{plan.chip.memory / GIB:.3f}")
     console.print(rows)
     console.print("it fits" if plan.fits else "it does NOT fit")
+    if not plan.fits and len(answer.plans) == 1:
+        console.print(
+            "less is taken by a smaller --config.data.batch_size, by --config.train.accumulate=4 (microbatches), by "
+            "--config.train.remat=nothing"
+            + (
+                ", by --config.mesh.data=1 --config.mesh.fsdp=-1; without --no-search meshes are compared"
+                * (devices > 1)
+            )
+        )
     if answer.largest is not None:
         tried = ", ".join(f"{batch:,}: {n / GIB:.2f} GiB" for batch, n in sorted(answer.tried.items()))
         console.print(f"largest batch that fits: {answer.largest:,}, of {len(answer.tried)} compiled ({tried})")
@@ -388,6 +403,8 @@ def _print_plan(name: str, answer: Any) -> None:
         if plan.collectives:
             console.print(f"{_milliseconds(plan.in_turn_seconds)} ms where the work waits for every message")
         console.print(f"MFU at most {plan.mfu:.0%}")
+        hourly = f"{3600 * rate / 1e6:,.1f} million images an hour"
+        console.print(f"{hourly}, at most: images of the data x epochs, by that, are the hours to rent, at least")
     if len(answer.plans) > 1:
         rows = _grid("\nmeshes, the best first", "mesh", "GiB", "ms", "ms if the work waits", "fits")
         for other in answer.plans:
@@ -469,7 +486,8 @@ def _attention(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output or f"{files[0].stem}-attention.png")
     classifier = _classifier(arguments)
     model = classifier.model
-    pixels, images = classifier.pixels(files[0]), classifier.images([files[0]])
+    images = classifier.images([files[0]])
+    pixels = classifier.pixels(files[0], times=math.ceil(_SHOWN / images.shape[1]))
     if arguments.layer is not None:
         if model.family != "vit":
             raise UserError(f"--layer is for a ViT; {model.architecture} is explained by Grad-CAM, which takes --label")
@@ -492,10 +510,14 @@ def _attention(arguments: argparse.Namespace) -> None:
     heat = np.asarray(heat)[0]
     picture = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
     try:
-        Image.fromarray(overlay(picture, heat / max(heat.max(), 1e-12))).save(output)
+        heated = overlay(picture, heat / max(heat.max(), 1e-12))
+        Image.fromarray(np.concatenate([picture, heated], axis=1)).save(output)
     except (OSError, ValueError) as e:
         raise UserError(f"cannot write {output}: {e}") from e
     print(f"{output}: {method}, {arguments.model} on {files[0].name}")
+    if min(heat.shape) < 3:
+        grid = f"{heat.shape[0]} x {heat.shape[1]}"
+        _warn(f"at {images.shape[1]} pixels this model's map is {grid}: it tells little of where")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -535,6 +557,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if output.suffix in (".pth", ".pt", ".bin", ".ckpt", ".h5", ".npz", ".onnx"):
         raise UserError(f"{output}: name a folder, for config.json and model.safetensors, or a file *.safetensors")
+    if (output / "metrics.jsonl").exists() or (output / "checkpoints").exists():
+        raise UserError(f"{output} is the workdir of a run, whose config.json would be lost; name another folder")
     classifier = _classifier(arguments)
     if output.suffix == ".safetensors":
         save_timm(classifier.model, output)

@@ -303,8 +303,13 @@ class Classifier:
         pixels = np.stack([self.pixels(picture) for picture in pictures])
         return on_device.normalise(pixels, self.preprocess.mean, self.preprocess.std)
 
-    def pixels(self, picture: str | Path | Image) -> np.ndarray:
-        """Returns one picture as the model sees it before it is normalised, uint8 [image_size, image_size, c]."""
+    def pixels(self, picture: str | Path | Image, *, times: int = 1) -> np.ndarray:
+        """Returns one picture as the model sees it before it is normalised, uint8 [image_size, image_size, c].
+
+        Args:
+          picture: a file, or a picture of Pillow's.
+          times: the same part of it on so many times the pixels, to look at.
+        """
         if isinstance(picture, str | Path):
             try:
                 picture = host.decode(Path(picture).read_bytes())
@@ -325,7 +330,8 @@ class Classifier:
         picture = picture.convert("RGB")
         if self.model.in_channels == 1:
             picture = picture.convert("L")
-        return host.eval_transform(picture, self.preprocess)
+        larger = replace(self.preprocess, image_size=times * self.preprocess.image_size)
+        return host.eval_transform(picture, larger)
 
 
 def save_classifier(folder: str | Path, classifier: Classifier) -> Path:

@@ -66,9 +66,9 @@ def missing_package(package: str, purpose: str, extra: str) -> MissingPackage:
 
     Example:
       >>> str(missing_package("datasets", "reading the hub's data sets", "huggingface"))
-      "reading the hub's data sets needs the package 'datasets'; install jaxvision-nnx[huggingface]"
+      "reading the hub's data sets needs the package 'datasets'; in the checkout: pip install '.[huggingface]'"
     """
-    return MissingPackage(f"{purpose} needs the package {package!r}; install jaxvision-nnx[{extra}]")
+    return MissingPackage(f"{purpose} needs the package {package!r}; in the checkout: pip install '.[{extra}]'")
 
 
 @contextmanager

@@ -15,18 +15,21 @@ import ast
 import functools
 import importlib.util
 import os
+import re
 import signal
 import sys
 import textwrap
 import threading
+import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from jaxvision.errors import Preempted, UserError, nearest
+from jaxvision.errors import Preempted, UserError, nearest, unknown
 
 PACKAGED_CONFIGS = Path(__file__).parent / "configs"
 
@@ -38,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted; the last checkpoint stands.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    workdir = Path()
     try:
         config, workdir, show_help = parse(argv)
         if show_help:
@@ -62,8 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(e, file=sys.stderr)
         return Preempted.STATUS
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint, if there is one yet", file=sys.stderr)
+        print(f"interrupted; {_stands(workdir)}", file=sys.stderr)
         return 130
+
+
+def _stands(workdir: Path) -> str:
+    """Returns what is left of a run that was interrupted."""
+    folders = [path.parent.name for path in workdir.glob("checkpoints/*/checksums.json")]
+    saved = [int(name) for name in folders if name.isdigit()]
+    if not saved:
+        return "nothing was saved yet, and the same command begins anew"
+    return f"the same command goes on from step {max(saved):,}, which is saved"
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict | None, Path, bool]:
@@ -127,16 +140,20 @@ def load(spec: str) -> ConfigDict:
     file = Path(path)
     if not file.is_file():
         file = _configs_folder() / Path(path).name
-        if not file.is_file() or Path(path).parent.name not in ("", "configs"):
+        if not file.is_file() or file.suffix != ".py" or Path(path).parent.name not in ("", "configs"):
             close = nearest(f"configs/{Path(path).name}", packaged())
             hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(packaged())}"
             raise UserError(f"no config file {path!r}; {hint}")
+    if file.suffix != ".py":
+        raise UserError(f"--config is a Python file with get_config(), got {path}; there are: {', '.join(packaged())}")
     module_spec = importlib.util.spec_from_file_location(f"_jaxvision_config_{file.stem}", file)
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{file} has no function get_config(), which gives a config")
         get_config = module.get_config
     except UserError:
         raise
@@ -171,6 +188,8 @@ def override(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
     keys = leaves(config)
     for key, _ in overrides:
         if key not in keys:
+            if key.startswith("mesh."):
+                raise unknown("axis of config.mesh", key.removeprefix("mesh."), ("data", "fsdp", "tensor"))
             close = nearest(key, keys) or nearest(key.rpartition(".")[2], keys)
             hint = f"did you mean {' or '.join(close)}?" if close else "--help lists the keys"
             raise UserError(f"unknown config key {key!r}; {hint}")
@@ -250,6 +269,26 @@ def _in_thread(found: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(found)
 
 
+def _one_of_several() -> bool:
+    """Returns whether this process was joined to others."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _leave_by(error: Exception) -> NoReturn:
+    """Ends one of several processes by an error that is nobody's mistake, perhaps that another one is gone."""
+    from jaxvision.parallel import distributed
+
+    if re.search(r"Gloo|NCCL|UNAVAILABLE|onnection|eartbeat", str(error)):
+        gist = str(error).splitlines()[0][:200]
+        print(f"error: another process does not answer ({gist}); if it died, JAX will name it", file=sys.stderr)
+        time.sleep(1)  # whoever looks on shall see which was the first to end
+    else:
+        traceback.print_exception(error)
+    traceback.clear_frames(error.__traceback__)  # they hold batches
+    # If it is another's death, JAX ends this process when it has found out whose.
+    distributed.leave(1, after=distributed.HEARTBEAT + 15)
+
+
 def run_and_exit(command: Callable[[], int] = main) -> None:
     """Ends the process with the status of a command."""
     if command is main:  # until a run has begun and listens itself
@@ -257,7 +296,16 @@ def run_and_exit(command: Callable[[], int] = main) -> None:
     sys.unraisablehook = _unraisable
     threading.excepthook = _in_thread
     warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)  # Orbax's, when a save fails
-    status = command()
+    try:
+        status = command()
+    except Exception as e:
+        if _one_of_several():
+            _leave_by(e)
+        raise
+    if status not in (0, Preempted.STATUS) and _one_of_several():
+        from jaxvision.parallel import distributed
+
+        distributed.leave(status)
     if status == 130:  # XLA may still be compiling, and would crash at the end that Python makes in good order
         sys.stdout.flush()
         sys.stderr.flush()

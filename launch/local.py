@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, as everywhere here."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"error: {message}; the run's own flags come after -- (see {self.prog} --help)\n")
 
 
 def main() -> int:
@@ -55,7 +55,7 @@ def main() -> int:
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
             "JAX_NUM_PROCESSES": str(options.processes),
             "JAX_PROCESS_ID": str(i),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={options.devices} {os.environ.get('XLA_FLAGS', '')}",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={options.devices}",
         }
         command = [sys.executable, "-m", "jaxvision.main", *options.flags]
         processes.append(subprocess.Popen(command, env=environment, preexec_fn=end_with_parent))

@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, as everywhere here."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"error: {message}; the run's own flags come after -- (see {self.prog} --help)\n")
 
 
 def main() -> int:

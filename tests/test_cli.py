@@ -52,6 +52,13 @@ def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     return err
 
 
+def test_convert_leaves_a_run_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its config.json would be lost, and with it the run."""
+    (tmp_path / "checkpoints").mkdir()
+    assert cli.main(["convert", "test_resnet", str(tmp_path)]) == 2
+    assert "is the workdir of a run, whose config.json would be lost" in capsys.readouterr().err
+
+
 def test_list_is_a_table_to_pick_from(capsys: pytest.CaptureFixture) -> None:
     head, *lines = run(capsys, "list", "resnet1?[12]", "--family", "resnet")[1].splitlines()
     assert head.split() == ["name", "params", "M", "MACs", "G", "size", "top-1", "top-5", "licence"]
@@ -134,7 +141,7 @@ def test_attention_writes_a_picture(
     assert status == 0
     assert str(out) in text
     with Image.open(out) as picture:
-        assert picture.size == (32, 32)
+        assert picture.size == (2 * 448, 448)  # beside each other: the picture, and the same under what was looked at
     vit = load_classifier(export).model.family == "vit"
     assert ("rollout" in text) == vit
     arguments = ["attention", "-m", export, pictures / "cat" / "0.png"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -328,6 +329,44 @@ def test_one_of_several_processes_dies(which: int, tmp_path: Path, undisturbed: 
     again = Job(workdir, processes=2, devices=2, **GENTLE)
     assert again.wait() == 0, again.text()
     check_close(workdir, undisturbed("memory", **GENTLE))
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Pictures of which three cannot be read, all in the part of the test data that process 1 of two reads."""
+    folder = tmp_path / "pictures"
+    for part, n in (("train", 34), ("test", 16)):
+        for name in ("blue", "green"):
+            (folder / part / name).mkdir(parents=True)
+            files = sorted((Path(os.environ["FAULT_PICTURES"]) / name).iterdir())[:n]
+            for file in files:
+                shutil.copy(file, folder / part / name / file.name)
+    for file in sorted((folder / "test" / "green").iterdir())[:3]:  # 16, 17 and 18 of 32
+        file.write_bytes(file.read_bytes()[:100])
+    return folder
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_one_process_ends_all(tmp_path: Path, damaged: Path) -> None:
+    """An error that the others do not have: it is told, with status 2, and nobody waits for ever."""
+    few = {"source__data_dir": damaged, "data__eval_batch_size": 32, "data__max_corrupt": 2}
+    began = time.monotonic()
+    job = Job(tmp_path / "run", data="streamed", processes=2, **few)
+    assert job.until(lambda: "damaged pictures, more than data.max_corrupt=2 allows" in job.text())
+    told = time.monotonic()
+    assert job.wait(90) == 2, job.text()
+    assert time.monotonic() - told < 60
+    assert "process 1 was the first to end, with status 2" in job.text()
+    assert "Traceback" not in job.text()
+    print("seconds:", told - began, time.monotonic() - told)
+
+
+@pytest.mark.slow
+def test_damaged_pictures_of_every_process_are_named(tmp_path: Path, damaged: Path) -> None:
+    job = Job(tmp_path / "run", data="streamed", processes=2, source__data_dir=damaged, data__eval_batch_size=32)
+    assert job.wait() == 0, job.text()
+    assert job.text().count("warning: skipped") == 3
+    assert {line["count"] for line in lines(tmp_path / "run") if line["split"] == "test"} == {29}
 
 
 def command(pid: int) -> str:

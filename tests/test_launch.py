@@ -88,7 +88,7 @@ def test_local_tells_each_process_who_it_is(tmp_path: Path) -> None:
     rows = sorted((line.split("|") for line in out.splitlines()), key=lambda row: row[2])
     assert [row[1:3] for row in rows] == [["3", "0"], ["3", "1"], ["3", "2"]]
     assert len({row[0] for row in rows}) == 1
-    assert all(row[3].startswith("--xla_force_host_platform_device_count=2") for row in rows)
+    assert all(row[3].endswith("--xla_force_host_platform_device_count=2") for row in rows)
     assert {row[4] for row in rows} == {repr(["--workdir", "my runs/it's"])}
 
 
@@ -137,7 +137,7 @@ def test_local_refuses_what_makes_no_sense(tmp_path: Path, arguments: list[str])
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert err.startswith("error: ")
-    assert err.endswith("see local.py --help\n")
+    assert err.endswith("come after -- (see local.py --help)\n")
     assert err.count("\n") == 1
 
 

@@ -174,6 +174,17 @@ def test_without_a_crop_the_middle_is_taken(tmp_path):
     np.testing.assert_array_equal(batch["image"][1], expected)
 
 
+def test_a_share_of_nothing_has_the_shape_of_the_others():
+    """The last batch of an evaluation may leave a process nothing to read; all must run the same program."""
+    pictures = pipeline.prepare(open_source("digits").test, memory_limit=0)
+    for index, wanted in ((0, 7), (1, 0)):
+        *_, last = pipeline.eval_batches(
+            pictures, batch_size=32, preprocess=Preprocess(image_size=16), workers=0, process=(index, 2)
+        )
+        assert last["image"].shape == (16, 16, 16, 1)
+        assert last["mask"].sum() == wanted
+
+
 def test_evaluation_of_streamed_pictures(tmp_path):
     pictures = photos(photo_folder(tmp_path, count=9))
     preprocess = Preprocess(image_size=16, crop_pct=0.9)

@@ -115,7 +115,7 @@ def test_plain_lines_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
         "  ECE      2.10 %               —",
         "",
         "  images/s     1,200",
-        "  step time    103 ms",
+        "  median step  103 ms",
         "  data wait    10 %",
         "  compilation  12.3 s",
         "  time in all  1:52",

@@ -180,8 +180,42 @@ def test_patience_counts_across_a_restart(tmp_path: Path) -> None:
     rows = [("validation", x) for x in (0.5, 0.7, 0.7, 0.6)] + [("test", 0.9)]
     lines = [json.dumps({"step": i, "split": split, "top1": top1}) for i, (split, top1) in enumerate(rows)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    assert training._standing(tmp_path, "validation") == (0.7, 2)  # as good as before is no better
-    assert training._standing(tmp_path / "new", "validation") == (None, 0)
+    assert training._standing(tmp_path, "validation", before=9) == (0.7, 2)  # as good as before is no better
+    assert training._standing(tmp_path, "validation", before=3) == (
+        0.7,
+        1,
+    )  # what comes again
+    assert training._standing(tmp_path / "new", "validation", before=9) == (None, 0)
+
+
+def test_a_run_goes_on_where_its_data_are_and_only_with_those(tmp_path: Path) -> None:
+    """The folder may move; that pictures came or went would change which of them each step sees."""
+    for name, color in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
+        (tmp_path / "here" / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (20 + i, 24), color).save(tmp_path / "here" / name / f"{i}.jpg")
+
+    def config(where: str, **data: Any) -> ConfigDict:
+        config = command.load("configs/folder.py:test_resnet")
+        config.source.data_dir = str(tmp_path / where)
+        config.model.pretrained, config.model.image_size = False, 32
+        config.data = ConfigDict({"batch_size": 8, "workers": 0, **data})
+        config.train.update({"steps": 2, "evaluate_every": 1.0})
+        config.mesh = ConfigDict({"data": 1})
+        return config
+
+    run.train(config("here"), tmp_path / "run")
+    (tmp_path / "here").rename(tmp_path / "there")
+    run.train(config("there", max_corrupt=3), tmp_path / "run")
+    with pytest.raises(UserError, match=r"data\.memory_limit 2\.0 -> 0\.0"):  # decides who crops, and so the numbers
+        run.train(config("there", memory_limit=0.0), tmp_path / "run")
+    Image.new("RGB", (20, 24)).save(tmp_path / "there" / "red" / "one more.jpg")
+    before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(
+        UserError, match=r"was begun with other training data: 20 images then, 20 now, or of other names"
+    ):
+        run.train(config("there"), tmp_path / "run")
+    assert sorted((tmp_path / "run").rglob("*")) == before
 
 
 def test_another_config_is_refused_and_the_difference_shown(finished: Path) -> None:

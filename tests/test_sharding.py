@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxvision.errors import UserError
@@ -211,6 +212,24 @@ def test_blocks_as_one_program() -> None:
 
 
 @pytest.mark.slow
+def test_gradients_lie_as_the_moments_do_and_images_stay_split() -> None:
+    """Whatever the compiler would rather do: said where a block's parameters are gathered, and behind each block."""
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    blocks = Blocks(mesh, make_rules(mesh, zero1=True, min_size=1))
+    model = registry.build("test_vit", num_classes=10, rngs=nnx.Rngs(0))
+    graph, params, rest = nnx.split(train_view(model).blocks[0], nnx.Param, ...)
+    x = jnp.zeros((8, 5, 64))
+
+    def run(params: Any, x: jax.Array) -> jax.Array:
+        return blocks("blocks", [nnx.merge(graph, params, rest, copy=True)], x)
+
+    everywhere = NamedSharding(mesh, P())
+    params, x = jax.device_put((params, x), everywhere)
+    assert jax.jit(run)(params, x).sharding.spec == P(("data", "fsdp"))
+    gradient = jax.jit(jax.grad(lambda params: run(params, x).sum()))(params)
+    assert gradient["attn"]["qkv"]["kernel"].get_value().sharding.shard_shape((64, 192)) == (64 // 2, 192 // 4)
+
+
 def test_blocks_that_differ_are_run_one_by_one() -> None:
     np.testing.assert_allclose(
         Run("test_efficientnet", {"fsdp": 8}, scan=True).losses(3), alone("test_efficientnet")[0][:3], rtol=1e-5

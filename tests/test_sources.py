@@ -420,7 +420,7 @@ def test_tfds_that_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"knows no data set 'tiny:2\.0\.0'"):
         open_source("tfds", dataset="tiny:2.0.0", **here)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"cifar10 is not prepared in .*install jaxvision-nnx\[tfds\]"):
+    with pytest.raises(UserError, match=r"cifar10 is not prepared in .*pip install '\.\[tfds\]'"):
         open_source("tfds", dataset="cifar10", **here)
 
 

@@ -788,7 +788,7 @@ def test_pickles_need_torch_and_the_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
     message = unchanged(build("test_resnet"), tmp_path / "model.pth")
     assert "PyTorch pickle" in message
-    assert "jaxvision-nnx[torch]" in message
+    assert "pip install '.[torch]'" in message
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------

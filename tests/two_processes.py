@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from jaxvision.checkpoint import Checkpoints
 from jaxvision.parallel import distributed
-from jaxvision.parallel.mesh import shard_batch
+from jaxvision.parallel.mesh import process_share, shard_batch
 
 
 def main(workdir: str) -> None:
@@ -26,6 +26,7 @@ def main(workdir: str) -> None:
             assert (restored.step if restored else 0) == first
             if restored is not None:
                 run.state = restored.state
+            assert process_share(run.mesh) == (jax.process_index(), jax.process_count())
             for i in range(first, first + 2):
                 half = np.split(np.arange(16), jax.process_count())[jax.process_index()]
                 batch = {key: x[half] for key, x in tiny.batch(16, seed=i).items()}

@@ -116,7 +116,12 @@ def open_test_folder(data_dir: str | Path, classes: Sequence[str], part: str = "
         root = parts[part]
     found = _classes(root)
     if strangers := [name for name in found if name not in classes]:
-        raise UserError(f"{root}: the model does not know the class {strangers[0]!r} ({len(strangers)} such folders)")
+        known = ", ".join(list(classes)[:8]) + (f" and {len(classes) - 8:,} more" if len(classes) > 8 else "")
+        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        raise UserError(
+            f"{root}: the model does not know the class {strangers[0]!r}{more}, only {known}; rename the folder, or "
+            f"move it away"
+        )
     return _read(root, classes, root.name, only=found)
 
 

@@ -211,6 +211,7 @@ class _TrainBatch:
     source: Source
     batch_size: int
     rows: slice
+    channels: int
     seed: int
     image_size: int
     crop: dict[str, Any] | None
@@ -229,7 +230,7 @@ class _TrainBatch:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, draw]))
             return host.train_crop(image, self.image_size, rng, **self.crop)
 
-        return _read_batch(self.source, numbers, self.image_size, read)
+        return _read_batch(self.source, numbers, (self.image_size, self.image_size, self.channels), read)
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,7 @@ class _EvalBatch:
     source: Source
     batch_size: int
     rows: slice
+    channels: int
     preprocess: Preprocess
 
     def __call__(self, number: int) -> Batch:
@@ -245,7 +247,8 @@ class _EvalBatch:
         def read(row: int, image: Any) -> np.ndarray:
             return _resized(image, self.preprocess)
 
-        return _read_batch(self.source, numbers, self.preprocess.image_size, read)
+        size = self.preprocess.image_size
+        return _read_batch(self.source, numbers, (size, size, self.channels), read)
 
 
 def train_batches(
@@ -287,7 +290,7 @@ def train_batches(
             numbers = batch_indices(len(pictures), batch_size, seed=seed, step=step)[1][rows]
             yield _stored_batch(pictures, numbers)
         return
-    work = _TrainBatch(pictures.source, batch_size, rows, seed, image_size, crop)
+    work = _TrainBatch(pictures.source, batch_size, rows, pictures.channels, seed, image_size, crop)
     for batch in _stream(work, start_step, stop_step, workers):
         pictures.found_corrupt(int(i) for i in batch["index"][~batch["mask"]])
         yield batch
@@ -331,7 +334,8 @@ def eval_batches(
         for number in range(count):
             yield _stored_batch(pictures, _padded_range(number, batch_size, len(pictures))[rows])
         return
-    for batch in _stream(_EvalBatch(pictures.source, batch_size, rows, preprocess), 0, count, workers):
+    work = _EvalBatch(pictures.source, batch_size, rows, pictures.channels, preprocess)
+    for batch in _stream(work, 0, count, workers):
         pictures.found_corrupt(int(i) for i in batch["index"][~batch["mask"]] if i >= 0)
         yield batch
 
@@ -406,10 +410,12 @@ def _stored_batch(pictures: Pictures, numbers: np.ndarray) -> Batch:
     }
 
 
-def _read_batch(source: Source, numbers: np.ndarray, size: int, read: Callable[[int, Any], np.ndarray]) -> Batch:
+def _read_batch(
+    source: Source, numbers: np.ndarray, shape: tuple[int, ...], read: Callable[[int, Any], np.ndarray]
+) -> Batch:
     labels = np.zeros(len(numbers), np.int32)
     mask = numbers >= 0
-    images: np.ndarray | None = None
+    images = np.zeros((len(numbers), *shape), np.uint8)  # as all processes have them, though one may read none
     rows = np.flatnonzero(mask)
     for row, example in zip(rows, read_examples(source, [int(i) for i in numbers[rows]]), strict=True):
         try:
@@ -420,11 +426,7 @@ def _read_batch(source: Source, numbers: np.ndarray, size: int, read: Callable[[
         except (host.BadImage, OSError):
             mask[row] = False
             continue
-        if images is None:
-            images = np.zeros((len(numbers), size, size, pixels.shape[-1]), np.uint8)
         images[row] = pixels
-    if images is None:
-        images = np.zeros((len(numbers), size, size, 3), np.uint8)
     check_labels(source, numbers, labels)
     return {"image": images, "label": labels, "index": numbers.astype(np.int32), "mask": mask}
 

@@ -90,8 +90,9 @@ def open_tfds(
     if builder.info.file_format not in tfds.core.FileFormat.with_random_access():
         raise UserError(
             f"tfds {dataset} is prepared in {builder.data_path} as {builder.info.file_format.value}, which takes "
-            f"TensorFlow to read. Convert it once, with the extra jaxvision-nnx[tfds]: tfds convert_format "
-            f"--dataset_version_dir={builder.data_path} --out_file_format=array_record --out_dir=NEW_FOLDER"
+            f"TensorFlow to read. Convert it once, with TensorFlow (in the checkout: pip install '.[tfds]'): "
+            f"tfds convert_format --dataset_version_dir={builder.data_path} --out_file_format=array_record "
+            f"--out_dir=NEW_FOLDER"
         )
     if builder.info.supervised_keys is None:
         raise UserError(f"tfds {dataset}: it has no pairs of picture and label")
@@ -112,7 +113,7 @@ def _prepared(dataset: str, data_dir: str | None) -> Any:
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"tfds {dataset} is not prepared in {_folder(data_dir)}. Set --config.source.data_dir to where it is, or "
-            f"prepare it once with the extra that does it: install jaxvision-nnx[tfds] (TensorFlow) and run this again"
+            f"prepare it once with TensorFlow: pip install '.[tfds]' in the checkout, and run this again"
         )
     builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
     _hide_accelerators()

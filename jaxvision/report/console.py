@@ -116,6 +116,7 @@ class Console:
         classes: int | None = None,
         data: Mapping[str, int] | None = None,
         devices: str | None = None,
+        mesh: str | None = None,
         steps: int = 0,
         steps_per_epoch: float | None = None,
         first_step: int = 0,
@@ -131,6 +132,7 @@ class Console:
           classes: how many it tells apart.
           data: images by split, such as ``{"train": 50_000, "test": 10_000}``.
           devices: None: what JAX sees.
+          mesh: how they share the work; None: there is one.
           steps: the step at which the training ends; 0: there is no training, only an evaluation.
           steps_per_epoch: what makes an epoch; None: epochs mean nothing here.
           first_step: steps done before, by the run that this one goes on from.
@@ -142,6 +144,8 @@ class Console:
         if described := ": ".join(text for text in (name, splits) if text):
             rows.append(("data", described))
         rows.append(("devices", devices or machine.devices()))
+        if mesh is not None:
+            rows.append(("mesh", mesh))
         if steps:
             epochs = (
                 f": {steps / steps_per_epoch:.3g} epochs of {round(steps_per_epoch, 1):g}" if steps_per_epoch else ""
@@ -196,6 +200,7 @@ class Console:
         self,
         *,
         final: Mapping[str, float],
+        name: str = "final",
         best: Mapping[str, float] | None = None,
         best_step: int | None = None,
         timing: Timing | None = None,
@@ -205,6 +210,7 @@ class Console:
 
         Args:
           final: the numbers of the last evaluation, by name.
+          name: what that was of, such as "test".
           best: those of the best one; left out where the last was the best.
           best_step: after how many steps that was.
           timing: what the `Clock` measured.
@@ -214,7 +220,7 @@ class Console:
             self._live.stop()
             self._live = None
         self._step = self._steps
-        header = ["", "final"]
+        header = ["", name]
         columns = [final]
         if best is not None:
             header.append("best" if best_step is None else f"best, step {best_step:,}")
@@ -230,7 +236,13 @@ class Console:
                 "step_seconds": timing.step_seconds,
                 "data_wait": timing.data_wait,
             }
-            rows += [(wording.label(name), wording.value(name, x)) for name, x in facts.items() if x is not None]
+            # Beside a rate, which is the mean over the run.
+            labels = {"step_seconds": "median step"}
+            rows += [
+                (labels.get(name, wording.label(name)), wording.value(name, x))
+                for name, x in facts.items()
+                if x is not None
+            ]
             if "compile" in timing.seconds:
                 rows.append(("compilation", wording.duration(timing.seconds["compile"])))
             rows.append(("time in all", wording.duration(timing.total)))

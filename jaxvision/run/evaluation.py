@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from jaxvision import report
 from jaxvision.analysis.saliency import explain, overlay
@@ -172,7 +173,24 @@ def assess_part(
     placed = pipeline.prefetch(batches, functools.partial(shard_batch, mesh=mesh))
     total = pipeline.eval_steps(len(pictures), batch_size)
     shown = console.evaluation(unless_stopped(placed), total=total, name=name)
-    return evaluate_batches(step_of(pictures.stored is not None), state, shown, classes=classes)
+    result = evaluate_batches(step_of(pictures.stored is not None), state, shown, classes=classes)
+    tell_damaged(pictures)
+    return result
+
+
+def tell_damaged(pictures: pipeline.Pictures) -> None:
+    """Has all processes know of the damaged pictures that any of them has met, so that process 0 can say them.
+
+    Raises:
+      UserError: there are more than are allowed; on all of them.
+    """
+    if jax.process_count() == 1 or pictures.stored is not None:
+        return
+    mine = np.array(sorted(pictures.corrupt), np.int32)
+    most = int(np.max(multihost_utils.process_allgather(np.int32(len(mine)))))
+    if most:
+        met = np.asarray(multihost_utils.process_allgather(np.pad(mine, (0, most - len(mine)), constant_values=-1)))
+        pictures.found_corrupt(np.unique(met[met >= 0]).tolist())
 
 
 @functools.lru_cache(maxsize=8)
@@ -230,13 +248,19 @@ def describe(
     spread = right[np.linspace(0, len(right) - 1, min(explanations, len(right))).astype(int)] if len(right) else right
     half = min(len(wrong), explanations // 2)
     explained = [*wrong[:half], *spread[: explanations - half]]
-    shown = []
+    shown: list[report.Picture] = []
+    notes = [*facts.pop("notes", [])]
     if explained:
         pixels = np.stack(
             [pipeline.host.eval_transform(pictures.picture(int(result.index[row])), preprocess) for row in explained]
         )
         images = on_device.normalise(pixels, preprocess.mean, preprocess.std)
         heats = np.asarray(jax.jit(explain)(model, images))
+        grid = heats.shape[1:]
+        if min(grid) < 3:
+            where = f"at {preprocess.image_size} pixels its last map is {grid[0]} x {grid[1]}"
+            notes.append(f"Where the model looked is not shown: {where}.")
+            explained, pixels, heats = [], pixels[:0], heats[:0]
         for row, image, heat in zip(explained, pixels, heats, strict=True):
             image = pipeline.host.eval_transform(image, replace(whole, image_size=max(image.shape[0], 128)))
             image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
@@ -250,6 +274,7 @@ def describe(
         mistakes=[picture(row) for row in wrong],
         explanations=shown,
         explanation_method="attention rollout" if model.family == "vit" else "Grad-CAM",
+        notes=notes,
         **facts,
     )
 

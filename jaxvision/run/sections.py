@@ -158,7 +158,8 @@ METRICS = ("top1", "top5", "loss", "calibration_error")
 
 # What may change between a run and its continuation.
 MAY_DIFFER = (
-    "checkpoint", "data.workers", "data.memory_limit", "data.eval_batch_size", "train.log_every", "train.save_every",
+    "checkpoint", "source.data_dir", "data.workers", "data.max_corrupt", "data.eval_batch_size", "train.log_every",
+    "train.save_every",
     "train.remat", "train.scan", "train.not_finite", "mesh", "sharding",
 )  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import zlib
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +24,9 @@ from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel.accelerators import check_accelerator
 from jaxvision.parallel.mesh import check_batch_size, make_mesh, process_share, shard_batch
+from jaxvision.parallel.plan import mesh_text, state_bytes
 from jaxvision.parallel.preemption import Preemption
-from jaxvision.run.evaluation import assess_part, describe, eval_step, headline, notes_on, write_mistakes
+from jaxvision.run.evaluation import assess_part, describe, eval_step, headline, notes_on, tell_damaged, write_mistakes
 from jaxvision.run.program import host_crop, parameter_counts, total_steps, train_program, wanted_devices
 from jaxvision.run.sections import MAY_DIFFER, METRICS, Loop, check_groups, check_values, complete, set_keys
 from jaxvision.run.watch import Watch
@@ -103,6 +106,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             restored = checkpoints.restore(abstract, shardings)
             state = restored.state if restored else initialise(program.create, program.build(weights=True), shardings)
         start = restored.step if restored else 0
+        held = _mark(data["train"])
+        if restored and (began := restored.position.get("data", held)) != held:
+            raise UserError(
+                f"{workdir} was begun with other training data: {began['images']:,} images then, {held['images']:,} "
+                f"now, or of other names or classes; put them back, or take another workdir"
+            )
 
         # What happens to a batch on the devices in evaluation.
         step_of = functools.partial(
@@ -134,6 +143,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             ),
             functools.partial(shard_batch, mesh=mesh),
         )
+        stack.callback(batches.close)  # whatever ends the run ends the workers
         total, trainable = parameter_counts(abstract["model"])
         console.start(
             model=config.model.name,
@@ -142,12 +152,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             dataset=config.source.name,
             classes=len(classes),
             data={name: len(part) for name, part in data.items()},
+            mesh=_mesh_text(mesh, abstract, shardings, zero1=config.sharding.zero1),
             steps=steps,
             steps_per_epoch=steps_per_epoch,
             first_step=start,
             workdir=workdir,
         )
 
+        if mesh.size < jax.device_count():
+            console.warn(f"the mesh takes {mesh.size} of {jax.device_count()} devices; one axis of -1 takes all")
         # Whatever was wrong with config, data and weights has been told by now: the first files are written.
         if not started:
             stack.enter_context(lock(workdir))
@@ -179,16 +192,16 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             console.note("this run is finished: no step is left to train")
         evaluate_every = max(loop.evaluate_every * steps_per_epoch, 1)  # not whole: epochs follow without a gap
         step, result = start, None
-        best, worse = _standing(workdir, watched)
         position = restored.position if restored else {}
         recent = [{key: np.float32(x) for key, x in values.items()} for values in position.get("recent", ())]
         due = position.get("evaluation_due", False)  # the run was told to stop while it evaluated
+        best, worse = _standing(workdir, watched, before=start if due else start + 1)
 
         def save() -> None:
             if recent:
                 watch.look(recent, step)
             with clock.part("checkpoint"):
-                position = {"step": step, "recent": _floats(recent), "evaluation_due": due}
+                position = {"step": step, "data": held, "recent": _floats(recent), "evaluation_due": due}
                 checkpoints.save(step, state, position=position)
 
         def save_and_stop() -> NoReturn:
@@ -221,6 +234,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 try:
                     with clock.part("evaluation"):
                         result = assess(data[watched], state=state, name=watched)
+                        tell_damaged(data["train"])
                 except Preempted:
                     save_and_stop()
                 if step > start:  # else the step is not compiled yet, and what was lost is one evaluation
@@ -237,7 +251,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                     best=kept and watched != "test",
                 )
                 with clock.part("checkpoint"):
-                    checkpoints.save(step, state, position={"step": step}, metrics=result.scalars(), anew=step == start)
+                    position = {"step": step, "data": held}
+                    checkpoints.save(step, state, position=position, metrics=result.scalars(), anew=step == start)
                 due = False
             elif loop.save_every and step % loop.save_every == 0:
                 save()
@@ -264,7 +279,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             except UserError as e:  # it is damaged; the work of a whole run is not thrown away for that
                 console.warn(str(e))
                 reason = "the last: the best cannot be read"
-        console.note(f"exported is the model of step {chosen:,}, {reason}")
+        averaged = " with its averaged weights" if loop.ema_decay else ""
+        console.note(f"exported is the model of step {chosen:,}{averaged}, {reason}")
         final = "test" if "test" in data else watched
         if result is None or final != watched:
             with clock.part("evaluation"):
@@ -289,6 +305,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             path = report.write_report(workdir, replace(page, timing=clock.timing()))
             console.finish(
                 final=headline(result),
+                name=final,
                 timing=clock.timing(),
                 files={
                     "report": path,
@@ -300,17 +317,41 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         return result.scalars()
 
 
+def _mesh_text(mesh: jax.sharding.Mesh, abstract: Any, shardings: Any, *, zero1: bool) -> str | None:
+    """Returns the mesh, and what each device holds of the state; None for one device that is alone."""
+    if mesh.size == 1 == jax.device_count():
+        return None
+    held = sum(state_bytes(abstract, shardings).values())
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    share = f"{held / 2**20:.1f} of {whole / 2**20:.1f} MiB of state on each device"
+    return f"{mesh_text(mesh.shape, zero1=zero1)}; {share}"
+
+
+def _mark(pictures: pipeline.Pictures) -> dict[str, int]:
+    """Returns what tells training data from others: how many pictures, and a checksum of their names and classes.
+
+    Which of them a step sees follows from their order. Folders are no part of the names: data may move.
+    """
+    source = pictures.source
+    names = (os.path.basename(source.where(i)) for i in range(len(source)))
+    text = "\n".join([*source.classes, *names])
+    return {"images": len(source), "names": zlib.crc32(text.encode("utf-8", "surrogateescape"))}
+
+
 def _floats(recent: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Returns metrics of steps as JSON can hold them, to the bit."""
     fetched = jax.device_get([{key: x for key, x in values.items() if key != "index"} for values in recent])
     return [{key: float(x) for key, x in values.items()} for values in fetched]
 
 
-def _standing(workdir: Path, split: str) -> tuple[float | None, int]:
-    """Returns the best top-1 so far, and how many evaluations there were since: what a run that goes on must know."""
+def _standing(workdir: Path, split: str, *, before: int) -> tuple[float | None, int]:
+    """Returns the best top-1 before a step, and how many evaluations there were since: what patience must know.
+
+    What comes later will be evaluated again; process 0 may have dropped it from the file already, or not yet.
+    """
     best, worse = None, 0
     for line in report.read_metrics(workdir):
-        if line["split"] == split:
+        if line["split"] == split and line["step"] < before:
             better = best is None or line["top1"] > best
             best, worse = (line["top1"], 0) if better else (best, worse + 1)
     return best, worse
