@@ -529,6 +529,13 @@ def test_quick_is_another_program_of_the_same_step() -> None:
     assert quick.accessed > 1.1 * best.accessed
 
 
+def test_a_quick_plan_says_so() -> None:
+    done = plan.Plan(plan._TPUS["v5e"], {"data": 1}, False, 8, {}, 1e12, accessed=1e9)
+    facts = {"topology": "v5e:1x1", "num_classes": 10, "stored": None, "backend": "cpu"}
+    assert not [line for line in plan.assumptions(done, **facts) if "--quick" in line]
+    assert [line for line in plan.assumptions(done, quick=True, **facts) if "--quick" in line]
+
+
 @pytest.mark.slow
 @pytest.mark.libtpu
 def test_remat_on_a_tpu() -> None:

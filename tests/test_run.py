@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -344,6 +345,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
         (["--config.augment.crop=resize"], "resized"),
         (["--config.model.checkpoint_path=nowhere.safetensors"], "nowhere.safetensors"),
         (["--config.data.batch_size=30"], "not divisible by 8 devices"),
+        (["--config.mesh.model=2"], "unknown axis of config.mesh 'model' (valid: data, fsdp, tensor)"),
         (["--config.train.log_every=0"], "train.log_every is 1 or more"),
         (["--config.train.steps=-3"], "train.steps is 1 or more"),
         (["--config.train.epochs=0"], "train.epochs is a number above 0"),
@@ -385,10 +387,43 @@ def test_a_flag_has_the_type_of_the_key_not_of_the_file() -> None:
     assert config.train.epochs == 0.5
 
 
-def test_no_config_or_a_misspelt_one(capsys: pytest.CaptureFixture) -> None:
+def test_no_config_or_a_misspelt_one(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert "configs/quickstart.py" in refused(capsys)
     assert "did you mean configs/quickstart.py" in refused(capsys, "--config", "configs/quikstart.py")
     assert "choose one of vit" in refused(capsys, "--config", "configs/quickstart.py:vti")
+    assert "--config is a Python file with get_config(), got" in refused(capsys, "--config", str(ROOT / "README.md"))
+    empty = tmp_path / "empty.py"
+    empty.touch()
+    assert f"{empty} has no function get_config()" in refused(capsys, "--config", str(empty))
+
+
+@pytest.mark.parametrize("saved", [(), (8,), (8, 16)])
+def test_ctrl_c_tells_what_is_saved(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: tuple[int, ...]
+) -> None:
+    for step in saved:
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        (tmp_path / "checkpoints" / str(step) / "checksums.json").touch()
+    (tmp_path / "checkpoints" / "24.orbax-checkpoint-tmp").mkdir(parents=True)
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train", interrupted)
+    assert command.main(["--config", "configs/quickstart.py:vit", "--workdir", str(tmp_path)]) == 130
+    goes_on = f"goes on from step {saved[-1]}, which is saved" if saved else "nothing was saved yet"
+    assert goes_on in capsys.readouterr().err
+
+
+def test_a_mesh_is_told_and_one_that_leaves_devices_idle_is_warned_of(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    split = {"mesh": {"data": 1, "fsdp": 4}, "sharding": {"min_size": 1024}}
+    run.train(quick("resnet", train={"steps": 1}, **split), tmp_path)
+    text = capsys.readouterr().out
+    assert "warning: the mesh takes 4 of 8 devices" in text
+    held, whole = map(float, re.search(r"mesh +fsdp=4; ([\d.]+) of ([\d.]+) MiB of state", text).groups())
+    assert 1 / 4 <= held / whole < 0.3
 
 
 def test_a_misspelt_key_in_a_config_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
