@@ -307,7 +307,7 @@ class Checkpoints:
         folder = self.directory / str(step)
         try:
             if (folder / _SEAL).exists():
-                _check_sums(folder)
+                _verify(folder)
             saved, failure = _shapes(self._manager.item_metadata(step)["state"].tree), None
         except _Damaged as e:
             failure = e
@@ -402,7 +402,7 @@ def _checksums(folder: epath.Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): _checksum(file) for file in sorted(files)}
 
 
-def _check_sums(folder: epath.Path) -> None:
+def _verify(folder: epath.Path) -> None:
     """Raises `_Damaged` where a file is not what it was. Of several processes each reads its share."""
     try:
         wanted = dict(json.loads((folder / _SEAL).read_text()))

@@ -22,7 +22,7 @@ def import_torchvision() -> Any:
     registers their fake kernels. Neither timm nor the transforms use those operators, so each is declared with a
     placeholder schema until the import goes through.
     """
-    import torch
+    from torch import library as operators
 
     for _ in range(64):
         try:
@@ -33,7 +33,7 @@ def import_torchvision() -> Any:
             found = re.search(r"operator torchvision::(\w+) does not exist", str(e))
             if not found:
                 raise
-            library = torch.library.Library("torchvision", "FRAGMENT")
+            library = operators.Library("torchvision", "FRAGMENT")
             library.define(f"{found.group(1)}(Tensor x) -> Tensor")
             _LIBRARIES.append(library)
             for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
