@@ -5,7 +5,7 @@
 What is compared: from the bytes of a JPEG to a cropped, resized uint8 array of 224 x 224, one thread, one process,
 the same files in the same order, both in this run. torchvision: ``Image.open(...).convert("RGB")``,
 ``RandomResizedCrop(224)`` and ``RandomHorizontalFlip`` on Pillow. jaxvision: `augment.host.train_crop`, which has no
-flip, because flip, colour, erasing and mixing run on the device inside jit; so a third line gives what a flip on the
+flip, because flip, color, erasing and mixing run on the device inside jit; so a third line gives what a flip on the
 host would cost (it copies the small result). The last two lines say how the time divides.
 
 Each round runs every contender over all files; the best round of each is reported, in CPU time, so that another
@@ -48,7 +48,7 @@ def contenders(size: int) -> dict[str, Callable[[bytes], np.ndarray]]:
     }
     try:
         import torch
-        from reference import import_torchvision
+        from support.reference import import_torchvision
 
         transforms = import_torchvision().transforms
     except ImportError:

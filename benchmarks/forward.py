@@ -23,7 +23,7 @@ from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from reference import import_timm
+from support.reference import import_timm
 
 from jaxvision.models import registry
 

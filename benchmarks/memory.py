@@ -61,7 +61,7 @@ def measure(name: str, batch_size: int) -> dict[str, float | str]:
     from jaxvision.data import pipeline
     from jaxvision.parallel.mesh import make_mesh, shard_batch
     from jaxvision.run.program import train_program
-    from jaxvision.train.state import initialise
+    from jaxvision.train.state import initialize
 
     config = command.complete(command.load(f"configs/{name}.py"))
     config.data.batch_size = batch_size
@@ -74,7 +74,7 @@ def measure(name: str, batch_size: int) -> dict[str, float | str]:
     step = program.step.lower(program.abstract, program.batch).compile()
     gc.collect()
     before = settle()
-    state = initialise(program.create, lambda: program.build(weights=False), program.shardings)
+    state = initialize(program.create, lambda: program.build(weights=False), program.shardings)
     host = {key: np.zeros(x.shape, x.dtype) for key, x in program.batch.items()}
     host["mask"][:] = True
     waiting = [shard_batch(host, mesh) for _ in range(pipeline.AHEAD)]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxvision.analysis.cost import model_info
-    from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
+    from jaxvision.classifier import Classifier, load_classifier, save_classifier
+    from jaxvision.create import create_model
     from jaxvision.errors import UserError
     from jaxvision.models.features import FeatureExtractor
     from jaxvision.models.layers.mode import eval_view, train_view
@@ -44,7 +45,8 @@ __all__ = [
 # doctor` can speak where JAX and Flax do not fit each other and neither can be imported.
 _HOME = {
     "analysis.cost": ("model_info",),
-    "create": ("Classifier", "create_model", "load_classifier", "save_classifier"),
+    "classifier": ("Classifier", "load_classifier", "save_classifier"),
+    "create": ("create_model",),
     "errors": ("UserError",),
     "models.features": ("FeatureExtractor",),
     "models.layers.mode": ("eval_view", "train_view"),

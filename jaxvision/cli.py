@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 
 # Everything that needs JAX is imported where it is used: `jaxvision --help` answers at once.
 
@@ -200,7 +200,7 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _classifier(arguments: argparse.Namespace) -> Any:
-    from jaxvision.create import load_classifier
+    from jaxvision.classifier import load_classifier
 
     options = {
         key: value
@@ -253,7 +253,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     def number(value: float | None, unit: float, digits: int) -> str:
         return "" if value is None else f"{value / unit:.{digits}f}"
 
-    lines = [f"{'name':{width}} {'params M':>9} {'MACs G':>8} {'size':>5} {'top-1':>7} {'top-5':>7}  licence"]
+    lines = [f"{'name':{width}} {'params M':>9} {'MACs G':>8} {'size':>5} {'top-1':>7} {'top-5':>7}  license"]
     for row in rows:
         columns = [
             f"{row['name']:{width}} {number(row['parameters'], 1e6, 2):>9} {number(row['multiply_adds'], 1e9, 2):>8}",
@@ -326,7 +326,8 @@ def _milliseconds(seconds: float | None) -> str:
 def _print_scaling(name: str, answers: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from jaxvision.parallel.plan import GIB, mesh_text
+    from jaxvision.parallel.mesh import mesh_text
+    from jaxvision.plan import GIB
 
     console = Console(highlight=False, soft_wrap=True, width=160)  # else a file would get 80, and parts of words
     columns = "images", "GiB", "compute, ms", "memory, ms", "links, ms", "messages", "efficiency"
@@ -352,7 +353,8 @@ def _print_scaling(name: str, answers: dict[str, Any]) -> None:
 def _print_plan(name: str, answer: Any) -> None:
     from rich.console import Console
 
-    from jaxvision.parallel.plan import GIB, mesh_text
+    from jaxvision.parallel.mesh import mesh_text
+    from jaxvision.plan import GIB
 
     console, plan = Console(highlight=False, soft_wrap=True), answer.plans[0]
     devices, mesh = math.prod(plan.mesh.values()), mesh_text(plan.mesh, zero1=plan.zero1)
@@ -501,7 +503,7 @@ def _attention(arguments: argparse.Namespace) -> None:
         classes = None
         if arguments.label is not None:
             if arguments.label not in classifier.classes:
-                raise unknown("class", arguments.label, classifier.classes)
+                raise unknown_name_error("class", arguments.label, classifier.classes)
             classes = np.array([classifier.classes.index(arguments.label)])
         probabilities = np.asarray(jax.jit(lambda model, images: jax.nn.softmax(model(images)))(model, images))[0]
         chosen = int(probabilities.argmax() if classes is None else classes[0])
@@ -521,7 +523,7 @@ def _attention(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from jaxvision import run
+    from jaxvision.eval.evaluate import evaluate
     from jaxvision.parallel.accelerators import check_accelerator
 
     check_accelerator(_warn)
@@ -536,7 +538,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value  # words
-    result = run.evaluate(
+    result = evaluate(
         _classifier(arguments),
         arguments.data,
         split=arguments.split,
@@ -551,7 +553,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
-    from jaxvision.create import save_classifier
+    from jaxvision.classifier import save_classifier
     from jaxvision.weights.timm import save_timm
 
     output = Path(arguments.output)

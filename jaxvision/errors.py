@@ -1,6 +1,6 @@
 """What a user did wrong, in one line.
 
-Everything that a user can trigger (a misspelt name, a file that is not there, weights of another
+Everything that a user can trigger (a misspelled name, a file that is not there, weights of another
 architecture) raises :class:`UserError`. The consoles (`main`, `cli`) print its text as one line and
 leave with status 2; in a notebook it reads as an ordinary ``ValueError``.
 """
@@ -36,13 +36,13 @@ def nearest(name: str, valid: Iterable[str], *, n: int = 3) -> list[str]:
     ['resnet50']
     """
     valid = list(valid)
-    # Case is folded for the comparison only: what is offered must be spelt as it is accepted.
+    # Case is folded for the comparison only: what is offered must be spelled as it is accepted.
     folded = {v.lower(): v for v in valid}
     close = difflib.get_close_matches(str(name).lower(), folded, n=n, cutoff=0.5)
     return [folded[c] for c in close]
 
 
-def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
+def unknown_name_error(what: str, name: str, valid: Iterable[str]) -> UserError:
     """Returns (does not raise) the error for a name that is not among the valid ones.
 
     Args:
@@ -61,7 +61,7 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
     return UserError(f"unknown {what} {name!r}{hint}{whole}")
 
 
-def missing_package(package: str, purpose: str, extra: str) -> MissingPackage:
+def missing_package_error(package: str, purpose: str, extra: str) -> MissingPackage:
     """Returns the error for an optional package that is not installed.
 
     Example:
@@ -72,7 +72,7 @@ def missing_package(package: str, purpose: str, extra: str) -> MissingPackage:
 
 
 @contextmanager
-def told_of_the_disk(folder: Path) -> Iterator[None]:
+def disk_errors_as_user_errors(folder: Path) -> Iterator[None]:
     """Makes a user's error of a disk that is full, or cannot be written to.
 
     Args:

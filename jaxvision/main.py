@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from jaxvision.errors import Preempted, UserError, nearest, unknown
+from jaxvision.errors import Preempted, UserError, nearest, unknown_name_error
 
 PACKAGED_CONFIGS = Path(__file__).parent / "configs"
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(help_text(config))
             return 0
         assert config is not None
-        from jaxvision import run  # after the flags: JAX takes a second to start, a misspelt flag should not
+        from jaxvision import run  # after the flags: JAX takes a second to start, a misspelled flag should not
 
         run.train(config, workdir)
         return 0
@@ -189,7 +189,7 @@ def override(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
     for key, _ in overrides:
         if key not in keys:
             if key.startswith("mesh."):
-                raise unknown("axis of config.mesh", key.removeprefix("mesh."), ("data", "fsdp", "tensor"))
+                raise unknown_name_error("axis of config.mesh", key.removeprefix("mesh."), ("data", "fsdp", "tensor"))
             close = nearest(key, keys) or nearest(key.rpartition(".")[2], keys)
             hint = f"did you mean {' or '.join(close)}?" if close else "--help lists the keys"
             raise UserError(f"unknown config key {key!r}; {hint}")

@@ -74,7 +74,7 @@ def match(
       table: ordered rows (pattern, value).
       default: value for a name that no row matches; without it such a name is an error.
       unused_ok: accept a row that matches no name. By default that is an error, because a
-        misspelt pattern would otherwise freeze, decay or shard nothing and say nothing.
+        misspelled pattern would otherwise freeze, decay or shard nothing and say nothing.
       what: how messages call the table, such as ``"freeze"``.
 
     Raises:

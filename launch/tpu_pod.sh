@@ -8,7 +8,7 @@
 # other by themselves. The workdir is in a folder that all of them see (Filestore, or a bucket mounted with gcsfuse).
 # Run again after a preemption, it goes on from the last checkpoint.
 #
-# Never run on a TPU: checked by shellcheck, and with a gcloud that runs its commands here (tests/test_launch.py).
+# Never run on a TPU: checked by shellcheck, and with a gcloud that runs its commands here (tests/launch/test_launch.py).
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,12s/^# \?//p' "$0"; exit 2; }
 name=$1 zone=$2

@@ -21,16 +21,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the networ
 
 import jax
 import pytest
-from reference import have_timm
+from support.paths import shared_folder
+from support.reference import have_timm
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def shared_folder() -> Path:
-    """Returns the folder of real data that some tests need."""
-    return Path(os.environ.get("JAXVISION_SHARED", ROOT.parent / "shared"))
 
 
 def have_slurm() -> bool:

@@ -15,14 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from flax import nnx
 from ml_collections import ConfigDict
+from support import tiny
+from support.paths import TESTS
 
-from jaxvision.checkpoint import Checkpoints, check_config, write_config
+from jaxvision.checkpoint import Checkpoints
 from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import make_mesh
 from jaxvision.parallel.rules import largest_axis
+from jaxvision.run.workdir import check_config, write_config
 
 STATE = {"model": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "optimizer": {"step": jnp.uint32(7)}}
 PLACES = jax.tree.map(lambda x: x.sharding, STATE)
@@ -168,7 +170,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, what: str, how: object)
     for step in (2, 3):
         how(largest(folder(tmp_path, step) / {"arrays": "state", "about": "about", "metrics": "metrics"}[what]))
     said: list[str] = []
-    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, log=said.append) as checkpoints:
         restored = checkpoints.restore(STATE, PLACES)
         assert restored.step == 1
         assert restored.state["optimizer"]["step"] == 8
@@ -178,7 +180,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, what: str, how: object)
         assert checkpoints.steps() == [1]
         checkpoints.save(2, STATE, position={})  # the run comes by that step again
         checkpoints.save(3, STATE, position={})
-    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, log=said.append) as checkpoints:
         assert checkpoints.restore(STATE, PLACES).step == 3
     assert len(said) == 2
 
@@ -192,7 +194,7 @@ def test_damage_to_any_file_does_no_harm(tmp_path: Path, how: object) -> None:
     for file in files:
         workdir = shutil.copytree(tmp_path / "good", tmp_path / str(file).replace("/", "-"))
         how(workdir / file)
-        with Checkpoints(workdir, say=lambda message: None) as checkpoints:
+        with Checkpoints(workdir, log=lambda message: None) as checkpoints:
             restored = checkpoints.restore(STATE, PLACES)
         assert restored.position == {"step": restored.step}
         for a, b in zip(jax.tree.leaves(restored.state), jax.tree.leaves(STATE), strict=True):
@@ -265,7 +267,7 @@ def test_leftovers_of_an_interrupted_save(tmp_path: Path) -> None:
     folder(tmp_path, 4).mkdir()  # a folder without content
     (folder(tmp_path, 2) / "checksums.json").unlink()  # whole, but the process ended before it could say so
     said: list[str] = []
-    with Checkpoints(tmp_path, read_only=True, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, read_only=True, log=said.append) as checkpoints:
         assert checkpoints.restore(STATE, PLACES).step == 2
     assert unfinished.exists()  # perhaps another process is writing it
     assert folder(tmp_path, 4).exists()
@@ -274,7 +276,7 @@ def test_leftovers_of_an_interrupted_save(tmp_path: Path) -> None:
         "skipped a damaged checkpoint, step 4",
     ]
     said.clear()
-    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, log=said.append) as checkpoints:
         assert checkpoints.restore(STATE, PLACES).step == 2
         checkpoints.save(3, STATE, position={})
     assert said[0] == "the checkpoint of step 3 was interrupted while it was saved; skipped"
@@ -316,7 +318,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
         checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    with Checkpoints(tmp_path, keep=1, say=lambda message: None) as checkpoints:
+    with Checkpoints(tmp_path, keep=1, log=lambda message: None) as checkpoints:
         restored = checkpoints.restore(big, places)
         assert restored.position == {"step": 1}
         np.testing.assert_array_equal(restored.state["model"]["kernel"], big["model"]["kernel"])
@@ -329,7 +331,7 @@ def test_the_first_error_is_the_one_that_is_read(tmp_path: Path) -> None:
     said: list[str] = []
 
     def fail_twice() -> None:
-        with Checkpoints(tmp_path, say=said.append) as checkpoints:
+        with Checkpoints(tmp_path, log=said.append) as checkpoints:
             checkpoints._failure = OSError(28, "No space left on device")
             raise KeyError("first")
 
@@ -344,7 +346,7 @@ def test_killed_in_the_middle_of_saving(tmp_path: Path) -> None:
 
     def start(workdir: str, *arguments: int) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("resume.py"), tmp_path / workdir, *map(str, arguments)],
+            [sys.executable, TESTS / "support" / "resume.py", tmp_path / workdir, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -437,7 +439,7 @@ def test_what_is_no_checkpoint_is_told_of(tmp_path: Path) -> None:
     save(tmp_path, 1)
     folder(tmp_path, 2).write_text("a file")
     said: list[str] = []
-    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, log=said.append) as checkpoints:
         assert checkpoints.restore(STATE, PLACES).step == 1
     assert said == [f"{folder(tmp_path, 2)} is a file and no checkpoint; skipped"]
 
@@ -450,7 +452,7 @@ def test_the_best_is_not_lost_without_a_word(tmp_path: Path, text: str) -> None:
             checkpoints.save(step, STATE, position={}, metrics={"top1": top1})
     (folder(tmp_path, 1) / "metrics" / "metrics").write_text(text)
     said: list[str] = []
-    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, log=said.append) as checkpoints:
         assert checkpoints.best_step() == 2
     assert said == ["the metrics of the checkpoint of step 1 are damaged; it will not be taken for the best"]
 
@@ -460,7 +462,7 @@ def test_checksums_that_are_none_are_damaged(tmp_path: Path, text: str) -> None:
     save(tmp_path, 1, 2)
     (folder(tmp_path, 2) / "checksums.json").write_text(text)
     said: list[str] = []
-    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, log=said.append) as checkpoints:
         assert checkpoints.restore(STATE, PLACES).step == 1
     assert said == ["skipped a damaged checkpoint, step 2: checksums.json is damaged"]
 

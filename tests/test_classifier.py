@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from reference import import_timm
+from support.reference import import_timm
 
 from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.create import Classifier, create_model, exported, load_classifier, save_classifier
+from jaxvision.classifier import Classifier, exported, load_classifier, save_classifier
+from jaxvision.create import create_model
 from jaxvision.errors import UserError
 from jaxvision.run import program
 from jaxvision.weights.timm import load_timm, save_timm
@@ -64,12 +65,12 @@ def test_what_timm_cannot_be_told_is_said(tmp_path, caplog):
     assert load_classifier(tmp_path).model.options == model.options
 
 
-def test_grey_weights_take_grey_pictures(tmp_path):
+def test_gray_weights_take_gray_pictures(tmp_path):
     save_timm(create_model("test_resnet", num_classes=10), tmp_path / "m.safetensors")
     classifier = load_classifier("test_resnet", checkpoint_path=tmp_path / "m.safetensors", in_channels=1)
     images = classifier.images([Image.new("RGB", (70, 50))])
     assert images.shape[-1] == 1
-    again = load_classifier(save_classifier(tmp_path / "grey", classifier))
+    again = load_classifier(save_classifier(tmp_path / "gray", classifier))
     np.testing.assert_array_equal(again.model(again.images([Image.new("L", (70, 50))])), classifier.model(images))
     four = Classifier(create_model("test_resnet", num_classes=2, in_channels=4), ("a", "b"), Preprocess(image_size=64))
     with pytest.raises(UserError, match=r"pictures have 3 channels, or 1; this model takes 4"):

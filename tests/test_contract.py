@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from kinds import every_architecture
-from reference import import_timm
+from support.kinds import every_architecture
+from support.reference import import_timm
 
 from jaxvision import tree
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.create import Classifier, create_model, load_classifier, save_classifier
+from jaxvision.classifier import Classifier, load_classifier, save_classifier
+from jaxvision.create import create_model
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.layers.mode import train_view

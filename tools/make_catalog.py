@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from reference import import_timm  # noqa: E402
+from support.reference import import_timm  # noqa: E402
 
 from jaxvision.analysis.cost import model_info  # noqa: E402
 from jaxvision.models import registry  # noqa: E402

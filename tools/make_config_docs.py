@@ -18,7 +18,7 @@ HEAD = """# Configs
 
 A config file is a Python file with `get_config()`; it says only what differs from the defaults.
 `python -m jaxvision.main --config FILE --help` lists every key with its value and meaning; any of them can be set
-on the command line, and one that is misspelt is an error that names the nearest.
+on the command line, and one that is misspelled is an error that names the nearest.
 
 ```bash
 python -m jaxvision.main --config configs/quickstart.py:resnet --config.train.epochs=5 --config.optimizer.name=sgd

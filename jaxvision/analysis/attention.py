@@ -20,7 +20,7 @@ def class_attention(model: Any, images: jax.Array, layer_idx: int = -1) -> jax.A
 
     Args:
       model: a ViT.
-      images: [b, h, w, c], normalised.
+      images: [b, h, w, c], normalized.
       layer_idx: which block, from 0; negative counts from the last.
 
     Returns:
@@ -53,7 +53,7 @@ def attention_rollout(model: Any, images: jax.Array) -> jax.Array:
 
     Args:
       model: a ViT.
-      images: [b, h, w, c], normalised.
+      images: [b, h, w, c], normalized.
 
     Returns:
       float32 [b, grid height, grid width]; what is missing to a sum of 1 stays with the prefix tokens.

@@ -18,7 +18,7 @@ def explain(model: Any, images: jax.Array, *, classes: jax.Array | np.ndarray | 
 
     Args:
       model: any of the families.
-      images: [b, h, w, c], normalised.
+      images: [b, h, w, c], normalized.
       classes: int [b], the class that Grad-CAM explains; default: the predicted one. Attention knows no class.
 
     Returns:
@@ -47,7 +47,7 @@ def grad_cam(model: Any, images: jax.Array, classes: jax.Array | np.ndarray | No
 
     Args:
       model: a convnet with a classifier.
-      images: [b, h, w, c], normalised.
+      images: [b, h, w, c], normalized.
       classes: int [b], the classes to explain; default: the predicted ones.
 
     Returns:
@@ -96,20 +96,20 @@ def _scaled(maps: jax.Array) -> jax.Array:
     return jnp.where(top > 0, maps / jnp.where(top > 0, top, 1), 0)
 
 
-def overlay(image: np.ndarray, heat: Any, *, opacity: float = 0.6, colours: str = "inferno") -> np.ndarray:
+def overlay(image: np.ndarray, heat: Any, *, opacity: float = 0.6, colors: str = "inferno") -> np.ndarray:
     """Returns the picture with the heat map laid over it.
 
     Args:
       image: uint8 [h, w, 3].
       heat: [grid height, grid width] in [0, 1], such as one map of `explain`; it is enlarged to the picture.
       opacity: of the hottest places, in [0, 1]; cold ones show the picture, darkened.
-      colours: a matplotlib colour map. The default is perceptually uniform and can be read in grey.
+      colors: a matplotlib color map. The default is perceptually uniform and can be read in gray.
 
     Returns:
       uint8 [h, w, 3].
 
     Raises:
-      UserError: `image` is something else, such as the normalised floats that a model takes.
+      UserError: `image` is something else, such as the normalized floats that a model takes.
 
     Example:
       >>> overlay(np.full((32, 48, 3), 255, np.uint8), np.eye(4)).shape
@@ -122,9 +122,9 @@ def overlay(image: np.ndarray, heat: Any, *, opacity: float = 0.6, colours: str 
     h, w, _ = image.shape
     heat = np.asarray(jax.image.resize(jnp.asarray(heat, jnp.float32), (h, w), "cubic"))
     heat = heat.clip(0, 1)[..., None]
-    colour = matplotlib.colormaps[colours](heat[..., 0])[..., :3]
-    grey = image / 255 @ np.array([0.299, 0.587, 0.114])
-    # The colour of the heat over the picture in grey: the picture's own colours would be read as heat.
+    color = matplotlib.colormaps[colors](heat[..., 0])[..., :3]
+    gray = image / 255 @ np.array([0.299, 0.587, 0.114])
+    # The color of the heat over the picture in gray: the picture's own colors would be read as heat.
     strength = opacity * (0.35 + 0.65 * heat)
-    blended = (1 - strength) * grey[..., None] + strength * colour
+    blended = (1 - strength) * gray[..., None] + strength * color
     return (blended.clip(0, 1) * 255).round().astype(np.uint8)

@@ -1,6 +1,6 @@
 """Pictures of any shape and kind, on the host: decode, resize, crop.
 
-Everything that needs no variable shape (flip, colour, erasing, mixing, normalisation) is `on_device`'s.
+Everything that needs no variable shape (flip, color, erasing, mixing, normalization) is `on_device`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxvision.augment.preprocess import Preprocess, crop_offset
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 
 TRAIN_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "lanczos", "random")
 
@@ -27,7 +27,7 @@ class BadImage(UserError):
 def decode(data: bytes) -> Image.Image:
     """Returns the picture in an encoded file as RGB, the right way up.
 
-    The EXIF rotation is applied. Greyscale is repeated over the channels; the colour under a transparent pixel is kept
+    The EXIF rotation is applied. Grayscale is repeated over the channels; the color under a transparent pixel is kept
     and its transparency dropped, as ``convert("RGB")`` does it everywhere in the field; of 16 bits the upper 8 are
     kept; of an animation the first picture.
 
@@ -73,7 +73,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def eval_transform(image: Image.Image | np.ndarray, preprocess: Preprocess) -> np.ndarray:
     """Returns the picture as the model is to see it in evaluation, uint8 [image_size, image_size, c].
 
-    Equal to the pixel to timm's evaluation transform before its normalisation.
+    Equal to the pixel to timm's evaluation transform before its normalization.
 
     Args:
       image: a picture (`decode` gives one), or uint8 [h, w, c] with any number of channels.
@@ -86,7 +86,7 @@ def eval_transform(image: Image.Image | np.ndarray, preprocess: Preprocess) -> n
     if isinstance(image, np.ndarray):
         check_image(image)
         channels = image.shape[-1]
-        # Pillow knows no pictures of 2 or of 13 channels, but each channel alone is a greyscale picture.
+        # Pillow knows no pictures of 2 or of 13 channels, but each channel alone is a grayscale picture.
         planes = [image] if channels == 3 else [np.ascontiguousarray(image[..., c]) for c in range(channels)]
         pictures = [Image.fromarray(plane) for plane in planes]
     else:
@@ -135,7 +135,7 @@ def random_box(
     """Returns a random part of a picture: the rectangle of RandomResizedCrop.
 
     Szegedy et al., "Going Deeper with Convolutions", https://arxiv.org/abs/1409.4842. Of ten tries the first that
-    fits is taken; if none does, the largest centred rectangle of an allowed shape.
+    fits is taken; if none does, the largest centered rectangle of an allowed shape.
 
     Args:
       height: of the picture, in pixels.
@@ -175,7 +175,7 @@ def train_crop(
     """Returns a random part of the picture, resized to uint8 [size, size, 3]: RandomResizedCrop, decoding included.
 
     Of a JPEG no more is decoded than the crop needs: at 1/2, 1/4 or 1/8 of the size where the crop is that much larger
-    than `size`, and no row below it. Greyscale, transparency, rotation and other formats are treated as in `decode`.
+    than `size`, and no row below it. Grayscale, transparency, rotation and other formats are treated as in `decode`.
 
     The last step, always less than a halving, is OpenCV's and takes no average over the source pixels, so it is a
     little sharper than Pillow's.
@@ -221,7 +221,7 @@ def check_crop(scale: Sequence[float], ratio: Sequence[float], interpolation: st
     if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
         raise UserError(f"crop ratio is (smallest, largest) width / height, above 0, but is {tuple(ratio)}")
     if interpolation not in TRAIN_INTERPOLATIONS:
-        raise unknown("interpolation", interpolation, TRAIN_INTERPOLATIONS)
+        raise unknown_name_error("interpolation", interpolation, TRAIN_INTERPOLATIONS)
 
 
 def check_image(image: np.ndarray) -> None:
@@ -246,8 +246,8 @@ class _Frame(NamedTuple):
 
 
 def _jpeg_frame(data: bytes) -> _Frame | None:
-    """Returns the frame of a whole greyscale or colour JPEG, or None for whatever else `data` may be."""
-    # A file that ends without its end marker may be cut short, which the fast decoder would paint grey.
+    """Returns the frame of a whole grayscale or color JPEG, or None for whatever else `data` may be."""
+    # A file that ends without its end marker may be cut short, which the fast decoder would paint gray.
     if data[:2] != b"\xff\xd8" or data.rfind(b"\xff\xd9", -64) < 0:
         return None
     orientation, at = 1, 2
@@ -278,7 +278,7 @@ def _decode_box(data: bytes, frame: _Frame, box: Box, size: int) -> tuple[np.nda
     import simplejpeg
 
     height, width = frame.height, frame.width
-    below = box.top + box.height + 32  # the blocks and the colour filter reach a little further than the box
+    below = box.top + box.height + 32  # the blocks and the color filter reach a little further than the box
     if frame.baseline and frame.orientation == 1 and below < height:
         # Told that the picture ends here, the decoder stops here.
         height = below

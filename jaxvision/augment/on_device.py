@@ -24,7 +24,7 @@ import numpy as np
 from jaxvision.augment import rand_augment as ra
 from jaxvision.augment.host import check_crop
 from jaxvision.augment.preprocess import Preprocess, check_mean_std, crop_offset
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 
 # What a sample's key is folded with for each kind of choice. Numbers that are in use stay as they are: a change would
 # give other pictures for an old seed.
@@ -63,7 +63,7 @@ def augment_batch(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns what one training step sees: (images float32 [b, image_size, image_size, c], targets [b, num_classes]).
 
-    The order is timm's: crop and resize, flip, colour, normalise, erase, mix. Every option is off by default. Made to
+    The order is timm's: crop and resize, flip, color, normalize, erase, mix. Every option is off by default. Made to
     be called inside `jax.jit`, with `step` an array and everything else fixed.
 
     Args:
@@ -90,7 +90,7 @@ def augment_batch(
       erase_area: smallest and largest share of the area that is erased.
       erase_ratio: smallest height / width of an erased rectangle; the largest is its inverse.
       erase_count: most rectangles for a picture; their number is drawn from 1 to this.
-      erase_fill: ``"const"`` (the mean colour), ``"rand"`` (one random colour) or ``"pixel"`` (noise).
+      erase_fill: ``"const"`` (the mean color), ``"rand"`` (one random color) or ``"pixel"`` (noise).
       mixup: alpha of the Beta distribution of mixup (Zhang et al., https://arxiv.org/abs/1710.09412); 0 is off.
       cutmix: likewise of cutmix (Yun et al., https://arxiv.org/abs/1905.04899).
       mix_probability: of mixing at all.
@@ -99,7 +99,7 @@ def augment_batch(
       label_smoothing: share of the target spread evenly over all classes.
 
     Returns:
-      Normalised images, and targets that are one-hot unless smoothed or mixed.
+      Normalized images, and targets that are one-hot unless smoothed or mixed.
 
     Raises:
       UserError: an option outside what is said above.
@@ -119,7 +119,7 @@ def augment_batch(
     """
     images = batch["image"]
     channels = images.shape[-1]
-    check_normalisation(mean, std, channels)
+    check_normalization(mean, std, channels)
     check_options(
         crop=crop,
         crop_scale=crop_scale,
@@ -169,7 +169,7 @@ def augment_batch(
             image = ra.rand_augment(image, jax.random.fold_in(key, _RAND_AUGMENT), policy, fill)
         if any(strengths):
             image = jitter_color(image, jax.random.fold_in(key, _COLOR), strengths)
-        image = normalise(image, mean, std)
+        image = normalize(image, mean, std)
         if erase:
             image = random_erase(
                 image,
@@ -219,16 +219,16 @@ def prepare_eval(batch: Mapping[str, jax.Array], *, preprocess: Preprocess, resi
       (2, 16, 16, 1)
     """
     images = batch["image"]
-    check_normalisation(preprocess.mean, preprocess.std, images.shape[-1])
+    check_normalization(preprocess.mean, preprocess.std, images.shape[-1])
     if resize:
         images = jax.vmap(lambda image: resize_and_crop(image.astype(jnp.float32), preprocess))(images)
-    return normalise(images, preprocess.mean, preprocess.std)
+    return normalize(images, preprocess.mean, preprocess.std)
 
 
-def normalise(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalize(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Returns ``(images / 255 - mean) / std`` as float32; `images` [..., c] in 0 to 255.
 
-    >>> normalise(jnp.full((1, 1, 1, 2), 255, jnp.uint8), (0.5, 0.0), (0.5, 0.1)).ravel().tolist()
+    >>> normalize(jnp.full((1, 1, 1, 2), 255, jnp.uint8), (0.5, 0.0), (0.5, 0.1)).ravel().tolist()
     [1.0, 10.0]
     """
     ones = (1,) * (images.ndim - 1)
@@ -295,7 +295,7 @@ def _weights(size: int, new_size: int, interpolation: str) -> np.ndarray:
 def check_interpolation(interpolation: str) -> None:
     """Raises unless the device knows it."""
     if interpolation not in ("bilinear", "bicubic"):
-        raise unknown("interpolation on the device", interpolation, ("bilinear", "bicubic"))
+        raise unknown_name_error("interpolation on the device", interpolation, ("bilinear", "bicubic"))
 
 
 def random_crop(image: jax.Array, key: jax.Array, *, padding: int) -> jax.Array:
@@ -313,7 +313,7 @@ def random_box(
     h, w, top, left = _rectangle(jax.random.uniform(key, (32,)), height, width, area=scale, ratio=ratio)
     fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
     first = jnp.argmax(fits)
-    # If none of the ten fits: the largest centred rectangle of an allowed shape.
+    # If none of the ten fits: the largest centered rectangle of an allowed shape.
     central_w = min(width, round(height * ratio[1]))
     central_h = min(height, round(width / ratio[0]))
     central = (height - central_h) // 2, (width - central_w) // 2, central_h, central_w
@@ -389,9 +389,9 @@ def jitter_color(image: jax.Array, key: jax.Array, strengths: Sequence[float]) -
     order = jnp.array(list(itertools.permutations(range(3))))[below(u[3], 6)]
     for i in range(3):
         which = order[i]
-        # All three are blends: with black, with the mean grey, with the grey picture.
-        grey = ra.grey(image)
-        degenerate = jnp.where(which == 0, 0.0, jnp.where(which == 1, ra.mean_grey(image), grey))
+        # All three are blends: with black, with the mean gray, with the gray picture.
+        gray = ra.gray(image)
+        degenerate = jnp.where(which == 0, 0.0, jnp.where(which == 1, ra.mean_gray(image), gray))
         image = ra.blend(degenerate, image, factors[which])
     return image
 
@@ -406,7 +406,7 @@ def random_erase(
     count: int = 1,
     fill: str = "const",
 ) -> jax.Array:
-    """Returns `image` [h, w, c], already normalised, with random rectangles erased; options as in `augment_batch`."""
+    """Returns `image` [h, w, c], already normalized, with random rectangles erased; options as in `augment_batch`."""
     h, w, c = image.shape
     happens_key, *keys = jax.random.split(key, 1 + count)
     u = jax.random.uniform(happens_key, (2,))
@@ -423,8 +423,8 @@ def random_erase(
         top, left, bottom, right = tops[first], lefts[first], (tops + heights)[first], (lefts + widths)[first]
         inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
         shape = {"const": (), "rand": (1, 1, c), "pixel": (h, w, c)}[fill]
-        colour = jax.random.normal(fill_key, shape) if shape else 0.0
-        image = jnp.where(inside & fits[first] & (i < number), colour, image)
+        color = jax.random.normal(fill_key, shape) if shape else 0.0
+        image = jnp.where(inside & fits[first] & (i < number), color, image)
     return image
 
 
@@ -460,7 +460,7 @@ def mix(
         is_cutmix = u[0] < (switch if mixup and cutmix else bool(cutmix))
         alpha = jnp.where(is_cutmix, cutmix, mixup)
         share = jnp.where(u[1] < probability, symmetric_beta(u[4], u[5], alpha), 1.0)
-        # The rectangle has the picture's shape, a random centre, and is cut off at the border.
+        # The rectangle has the picture's shape, a random center, and is cut off at the border.
         side = jnp.sqrt(1 - share)
         cut_h, cut_w = (h * side).astype(jnp.int32), (w * side).astype(jnp.int32)
         middle_y, middle_x = below(u[2], h), below(u[3], w)
@@ -506,7 +506,7 @@ def symmetric_beta(u: jax.Array, v: jax.Array, alpha: jax.Array | float) -> jax.
     return 0.5 + 0.5 * c / jnp.sqrt(power / (1 - power) + c * c)
 
 
-def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+def check_normalization(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
     """Raises unless `mean` and `std` fit pictures of so many channels."""
     check_mean_std(mean, std)
     if len(mean) != channels:
@@ -536,7 +536,7 @@ def check_options(
         ("mix_mode", mix_mode, ("batch", "pair", "elem")),
     ]:
         if got not in valid:
-            raise unknown(what, got, valid)
+            raise unknown_name_error(what, got, valid)
     check_interpolation(interpolation)
     check_crop(crop_scale, crop_ratio, interpolation)
     for name, value in probabilities.items():

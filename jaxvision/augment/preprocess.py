@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -17,14 +17,14 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """The evaluation transform of a model: resize, crop, normalise. A weight tag brings its own.
+    """The evaluation transform of a model: resize, crop, normalize. A weight tag brings its own.
 
     Args:
       image_size: side of the square that the model sees, in pixels.
       crop_pct: the share of the resized picture's side that the crop keeps, in (0, 1] as a rule: the picture is
         resized to ``floor(image_size / crop_pct)``. Above 1 the crop is padded.
       crop_mode: ``"center"`` resizes the shorter side and crops; ``"squash"`` resizes both sides to the same length,
-        whatever the shape, and crops; ``"border"`` resizes the longer side and fills the rest with the mean colour.
+        whatever the shape, and crops; ``"border"`` resizes the longer side and fills the rest with the mean color.
       interpolation: Pillow's filter: ``"bicubic"``, ``"bilinear"``, ``"nearest"``, ``"box"``, ``"hamming"`` or
         ``"lanczos"``.
       mean: of the training pictures, subtracted, one number for each channel in units of [0, 1].
@@ -56,9 +56,9 @@ class Preprocess:
         if not 0 < self.crop_pct <= 2:
             raise UserError(f"crop_pct is a share of the side, above 0 and at most 2, but is {self.crop_pct!r}")
         if self.crop_mode not in CROP_MODES:
-            raise unknown("crop_mode", self.crop_mode, CROP_MODES)
+            raise unknown_name_error("crop_mode", self.crop_mode, CROP_MODES)
         if self.interpolation not in INTERPOLATIONS:
-            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+            raise unknown_name_error("interpolation", self.interpolation, INTERPOLATIONS)
         check_mean_std(self.mean, self.std)
         # Lists (from JSON or a config) become tuples, so that equal settings compare and hash alike.
         object.__setattr__(self, "image_size", int(self.image_size))
@@ -99,7 +99,7 @@ class Preprocess:
 
 
 def crop_offset(length: int, size: int) -> int:
-    """Returns where a centred crop of `size` begins; halves are rounded to even, as PyTorch's transforms do.
+    """Returns where a centered crop of `size` begins; halves are rounded to even, as PyTorch's transforms do.
 
     >>> crop_offset(341, 224), crop_offset(257, 256), crop_offset(259, 256)
     (58, 0, 2)

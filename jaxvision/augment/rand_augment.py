@@ -108,7 +108,7 @@ def rand_augment(image: jax.Array, key: jax.Array, policy: RandAugment, fill: Se
       image: float32, whole numbers in 0 to 255; 1 or 3 channels.
       key: a JAX key; the same key draws the same operations.
       policy: how strongly.
-      fill: colour of what moves in from outside, c numbers in 0 to 255.
+      fill: color of what moves in from outside, c numbers in 0 to 255.
 
     Example:
       >>> policy = RandAugment.parse("rand-m9")
@@ -182,7 +182,7 @@ def apply(image: jax.Array, op: jax.Array | int, argument: jax.Array | float, fi
     h, w, _ = image.shape
     # The barrier keeps the compiler from making an entry of the table anew for each pixel that looks it up.
     image = _look_up(image, jax.lax.optimization_barrier(_table(image, op, argument)))
-    degenerate = jnp.where(op == OPS.index("Color"), grey(image), smooth(image))
+    degenerate = jnp.where(op == OPS.index("Color"), gray(image), smooth(image))
     blends = (op == OPS.index("Color")) | (op == OPS.index("Sharpness"))
     image = blend(degenerate, image, jnp.where(blends, argument, 1.0))
     moves = op >= OPS.index(AFFINES[0])
@@ -202,7 +202,7 @@ def blend(degenerate: jax.Array | float, image: jax.Array, factor: jax.Array | f
     return floor(jnp.clip(degenerate + factor * (image - degenerate), 0, 255))
 
 
-def grey(image: jax.Array) -> jax.Array:
+def gray(image: jax.Array) -> jax.Array:
     """Returns the luminance of `image` [h, w, c], repeated over its channels: Pillow's, exact in float32."""
     if image.shape[-1] == 1:
         return image
@@ -211,9 +211,9 @@ def grey(image: jax.Array) -> jax.Array:
     return jnp.broadcast_to(luminance[..., None], image.shape)
 
 
-def mean_grey(image: jax.Array) -> jax.Array:
+def mean_gray(image: jax.Array) -> jax.Array:
     """Returns the mean luminance of `image` [h, w, c], a whole number."""
-    return jnp.floor(grey(image)[..., 0].mean() + 0.5)
+    return jnp.floor(gray(image)[..., 0].mean() + 0.5)
 
 
 def smooth(image: jax.Array) -> jax.Array:
@@ -239,7 +239,7 @@ def _table(image: jax.Array, op: jax.Array | int, argument: jax.Array | float) -
         "Posterize": floor(values / step) * step,
         "Solarize": jnp.where(values < argument, values, 255 - values),
         "SolarizeAdd": jnp.where(values < 128, jnp.minimum(values + argument, 255), values),
-        "Contrast": blend(mean_grey(image), values, argument),
+        "Contrast": blend(mean_gray(image), values, argument),
         "Brightness": blend(0.0, values, argument),
     }
     shape = (image.shape[-1], 256)

@@ -41,7 +41,7 @@ class ArraySource:
 
 
 def open_digits(*, test_fraction: float = 0.2, split_seed: int = 0) -> Splits:
-    """Returns the handwritten digits: 8×8 pixels, grey, 10 classes.
+    """Returns the handwritten digits: 8×8 pixels, gray, 10 classes.
 
     Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998, as scikit-learn carries them. Their 17
     levels (0 to 16) are spread over 0 to 255.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxvision.data.source import Example, Splits
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 
 
 class ParquetSource:
@@ -131,7 +131,7 @@ def _labels(file: Path, image: str, label: str) -> np.ndarray:
         with pq.ParquetFile(file) as table:
             for column in (image, label):
                 if column not in table.schema_arrow.names:
-                    raise unknown(f"column of {file}", column, table.schema_arrow.names)
+                    raise unknown_name_error(f"column of {file}", column, table.schema_arrow.names)
             values = table.read(columns=[label]).column(0)
     except (pa.ArrowException, OSError) as e:
         raise UserError(f"{file} cannot be read as parquet: {e}") from e

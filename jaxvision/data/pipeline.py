@@ -50,7 +50,7 @@ class Pictures:
       channels: of each picture.
       max_corrupt: how many damaged pictures are put up with.
       corrupt: those found so far, number -> (name, what is wrong).
-      say: called with a message about each of the first few.
+      log: called with a message about each of the first few.
     """
 
     source: Source
@@ -59,7 +59,7 @@ class Pictures:
     channels: int
     max_corrupt: int = 0
     corrupt: dict[int, tuple[str, str]] = field(default_factory=dict)
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
     def __len__(self) -> int:
         return len(self.source)
@@ -86,7 +86,7 @@ class Pictures:
                 why = str(e)
             self.corrupt[index] = (self.source.where(index), why)
             if len(self.corrupt) <= 5:
-                self.say(f"skipped {self.source.where(index)}: {why}")
+                self.log(f"skipped {self.source.where(index)}: {why}")
             if len(self.corrupt) > self.max_corrupt:
                 named = "; ".join(f"{where} ({why})" for where, why in list(self.corrupt.values())[:5])
                 raise UserError(
@@ -96,7 +96,7 @@ class Pictures:
 
 
 def prepare(
-    source: Source, *, memory_limit: float = 2.0, max_corrupt: int = 10, say: Callable[[str], None] = print
+    source: Source, *, memory_limit: float = 2.0, max_corrupt: int = 10, log: Callable[[str], None] = print
 ) -> Pictures:
     """Returns the source, decoded into memory if its pictures are all of one shape and small enough.
 
@@ -104,7 +104,7 @@ def prepare(
       source: from `jaxvision.data.source.open_source`.
       memory_limit: gibibytes that the decoded pictures may take; 0 always streams.
       max_corrupt: how many damaged pictures are skipped; one more is an error.
-      say: called with a message about damaged pictures, and about files that are none.
+      log: called with a message about damaged pictures, and about files that are none.
 
     Raises:
       UserError: too many damaged pictures.
@@ -117,8 +117,8 @@ def prepare(
     n = len(source)
     if passed_over := getattr(source, "passed_over", 0):
         files = "1 file that is no picture" if passed_over == 1 else f"{passed_over:,} files that are no pictures"
-        say(f"{source.name}: passed over {files} by the ending")
-    pictures = Pictures(source, None, None, 3, max_corrupt=max_corrupt, say=say)
+        log(f"{source.name}: passed over {files} by the ending")
+    pictures = Pictures(source, None, None, 3, max_corrupt=max_corrupt, log=log)
     # A few pictures from all over the set tell whether it is worth trying: reading a million photographs is not.
     probed = (_try(source, int(i)) for i in np.unique(np.linspace(0, n - 1, _PROBES).astype(int)))
     probes = [pixels for pixels in probed if pixels is not None]

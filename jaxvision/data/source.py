@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 
 
 class Example(TypedDict):
@@ -74,7 +74,7 @@ class Splits(NamedTuple):
         """
         there = {key: source for key, source in self._asdict().items() if source is not None}
         if name not in there:
-            raise unknown("part of the data", name, there)
+            raise unknown_name_error("part of the data", name, there)
         return there[name]
 
 
@@ -94,7 +94,7 @@ def source_function(name: str) -> Callable[..., Splits]:
       UserError: no such source.
     """
     if name not in SOURCES:
-        raise unknown("data source", name, SOURCES)
+        raise unknown_name_error("data source", name, SOURCES)
     module, function = SOURCES[name]
     return getattr(importlib.import_module(module), function)
 
@@ -118,7 +118,7 @@ def open_source(name: str, **options: Any) -> Splits:
     valid = inspect.signature(function).parameters
     for key in options:
         if key not in valid:
-            raise unknown(f"option of the source {name!r}", key, valid)
+            raise unknown_name_error(f"option of the source {name!r}", key, valid)
     splits = function(**options)
     for part, source in splits._asdict().items():
         if source is not None:

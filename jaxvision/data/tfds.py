@@ -119,7 +119,7 @@ def _prepared(dataset: str, data_dir: str | None) -> Any:
     _hide_accelerators()
     try:
         builder.download_and_prepare()
-    except Exception as e:  # the network, the disk, a licence to accept: TFDS says which
+    except Exception as e:  # the network, the disk, a license to accept: TFDS says which
         raise UserError(f"tfds {dataset} could not be downloaded and prepared: {e}") from e
     return builder
 

@@ -21,7 +21,7 @@ class Evaluation:
       top5: fraction whose label is among the five most likely classes (all classes, if there are fewer).
       loss: mean of the loss.
       calibration_error: see `calibration_error`.
-      per_class: [classes] fraction of each class's images that were recognised; NaN for a class without images.
+      per_class: [classes] fraction of each class's images that were recognized; NaN for a class without images.
       classes: number of classes.
       index: [n] which image of the data set each row of the following is.
       label, prediction: [n] class numbers.
@@ -57,7 +57,7 @@ class Evaluation:
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:n]
 
 
-def summarise(
+def summarize(
     *,
     label: np.ndarray,
     prediction: np.ndarray,
@@ -85,7 +85,7 @@ def summarise(
       UserError: no images, or a label outside [0, classes).
 
     Example:
-      >>> result = summarise(label=np.array([0, 1, 1]), prediction=np.array([0, 1, 0]), in_top5=np.ones(3, bool),
+      >>> result = summarize(label=np.array([0, 1, 1]), prediction=np.array([0, 1, 0]), in_top5=np.ones(3, bool),
       ...                    confidence=np.array([0.9, 0.8, 0.7]), loss=np.ones(3), index=np.arange(3), classes=2)
       >>> round(result.top1, 4), result.per_class.tolist(), result.mistakes().tolist()
       (0.6667, [1.0, 0.5], [2])

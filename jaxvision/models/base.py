@@ -75,7 +75,7 @@ class Model(nnx.Module):
 
     @abstractmethod
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns logits [b, num_classes] of normalised images [b, h, w, c]."""
+        """Returns logits [b, num_classes] of normalized images [b, h, w, c]."""
 
     @abstractmethod
     def forward_features(self, images: jax.Array) -> jax.Array:
@@ -156,7 +156,7 @@ def check_images(images: jax.Array, in_channels: int) -> None:
     """Raises unless `images` are what a model of `in_channels` takes, as far as shape and dtype tell.
 
     Raises:
-      UserError: not [b, h, w, in_channels], or whole numbers: pixels that nobody has normalised yet.
+      UserError: not [b, h, w, in_channels], or whole numbers: pixels that nobody has normalized yet.
     """
     if images.ndim != 4 or images.shape[-1] != in_channels:
         raise UserError(
@@ -164,6 +164,6 @@ def check_images(images: jax.Array, in_channels: int) -> None:
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(
-            f"images are {images.dtype}: a model takes them as floats, normalised by its mean and std, such as "
+            f"images are {images.dtype}: a model takes them as floats, normalized by its mean and std, such as "
             "jaxvision.load_classifier(...).images(files) gives"
         )

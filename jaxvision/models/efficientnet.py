@@ -25,6 +25,7 @@ from flax import nnx
 from jaxvision.models import registry
 from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices, with_options
 from jaxvision.models.efficientnet_blocks import BLOCKS, Parts, Pruned, Row, Shape, Stage, plan, repeated
+from jaxvision.models.layers import sizes
 from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.init import uniform, zeros
 from jaxvision.models.layers.pool import GLOBAL_POOLS, check_global_pool, global_pool
@@ -172,7 +173,7 @@ class EfficientNet(Model):
         """Returns the features and, for each level of `feature_info`, the last map of its resolution.
 
         Args:
-          images: [b, h, w, in_channels], normalised.
+          images: [b, h, w, in_channels], normalized.
           indices: which levels: None for all, a number for so many of the last, or a sequence of them.
           norm: without effect: each map has passed a norm.
           intermediates_only: return the maps alone.
@@ -205,12 +206,12 @@ class EfficientNet(Model):
         return x if pre_logits or self.classifier is None else self.classifier(x)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits [b, num_classes] of normalised `images` [b, h, w, in_channels]."""
+        """Returns the logits [b, num_classes] of normalized `images` [b, h, w, in_channels]."""
         return self.forward_head(self.forward_features(images))
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
         """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
-        registry.whole("num_classes", num_classes, 0)
+        sizes.require_int("num_classes", num_classes, 0)
         pool = self.global_pool if global_pool is None else global_pool
         check_global_pool(pool, num_classes)
         if global_pool is not None:

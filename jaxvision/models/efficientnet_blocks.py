@@ -237,7 +237,7 @@ class Parts:
         return Conv(in_features, out_features, kernel_size, kernel_init=init, **options, **common)
 
     def spatial(self, shape: Shape, in_features: int, out_features: int) -> Any:
-        """Returns the convolution of a block that looks at neighbours; where blurring does, it does not stride."""
+        """Returns the convolution of a block that looks at neighbors; where blurring does, it does not stride."""
         stride = 1 if self.blurs else shape.stride
         return self.conv(in_features, out_features, shape.kernel, stride=stride, groups=shape.groups)
 

@@ -55,5 +55,5 @@ class FeatureExtractor(nnx.Module):
         self.model = model
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        """Returns the maps [b, h / stride, w / stride, channels] of normalised `images` [b, h, w, c], finest first."""
+        """Returns the maps [b, h / stride, w / stride, channels] of normalized `images` [b, h, w, c], finest first."""
         return tuple(self.model.forward_intermediates(images, self.out_indices, intermediates_only=True))

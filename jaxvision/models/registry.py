@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import unknown_name_error
 from jaxvision.models.base import Model
 from jaxvision.models.layers.init import shapes_only, streams
 
@@ -82,7 +81,7 @@ def variant(architecture: str) -> Variant:
       UserError: no such architecture; the message names the nearest.
     """
     if architecture not in _VARIANTS:
-        raise unknown("model", architecture, _VARIANTS)
+        raise unknown_name_error("model", architecture, _VARIANTS)
     return _VARIANTS[architecture]
 
 
@@ -96,7 +95,7 @@ def options(architecture: str) -> list[str]:
 
 
 def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
-    """Returns a freshly initialised model.
+    """Returns a freshly initialized model.
 
     Args:
       architecture: timm's name without a tag, such as ``"resnet50"``.
@@ -144,50 +143,4 @@ def check_options(what: str, got: Iterable[str], valid: Iterable[str]) -> None:
     valid = list(valid)
     for name in got:
         if name not in valid:
-            raise unknown(what, name, valid)
-
-
-def whole(what: str, value: Any, least: int) -> None:
-    """Raises unless `value` is a whole number, `least` or more.
-
-    >>> whole("depth", 12, 1)
-    """
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-        raise UserError(f"{what} is a whole number, {least} or more; got {value!r}")
-
-
-def pair(what: str, size: Any) -> tuple[int, int]:
-    """Returns (height, width) of a size that is given as one whole number or as two.
-
-    >>> pair("image_size", 224), pair("image_size", (224, 160))
-    ((224, 224), (224, 160))
-    """
-    both = tuple(size) if isinstance(size, list | tuple) else (size, size)
-    whole = all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in both)
-    if len(both) != 2 or not whole or min(both) < 1:
-        raise UserError(f"{what} is a whole number of pixels, 1 or more, or (height, width); got {size!r}")
-    return int(both[0]), int(both[1])
-
-
-def side(size: tuple[int, int]) -> int | tuple[int, int]:
-    """Returns the side of a square, (height, width) of anything else.
-
-    >>> side((224, 224)), side((224, 160))
-    (224, (224, 160))
-    """
-    return size[0] if size[0] == size[1] else size
-
-
-def check_divisible(image_size: Any, patch_size: Any) -> None:
-    """Raises when patches do not tile the image; each size is a whole number or (height, width)."""
-    image, patch = pair("image_size", image_size), pair("patch_size", patch_size)
-    if any(n % p for n, p in zip(image, patch, strict=True)):
-        lower = [n // p * p for n, p in zip(image, patch, strict=True)]
-        nearest = (
-            (lower[0] or patch[0], lower[1] or patch[1]),
-            (lower[0] + patch[0], lower[1] + patch[1]),
-        )
-        raise UserError(
-            f"image_size {side(image)} is not divisible by the patch size {side(patch)}; "
-            f"the nearest sizes that are: {side(nearest[0])} and {side(nearest[1])}"
-        )
+            raise unknown_name_error(what, name, valid)

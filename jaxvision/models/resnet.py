@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models import registry
 from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices, with_options
-from jaxvision.models.layers import drop
+from jaxvision.models.layers import drop, sizes
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.init import he_normal, zeros
@@ -278,9 +278,9 @@ class ResNet(Model):
         rngs: nnx.Rngs,
     ):
         for depth in depths:
-            registry.whole("each of depths", depth, 1)
+            sizes.require_int("each of depths", depth, 1)
         if stem_width is not None:
-            registry.whole("stem_width", stem_width, 1)
+            sizes.require_int("stem_width", stem_width, 1)
         names = [block] * len(depths) if isinstance(block, str) else list(block)
         _check("block", names, BLOCKS)
         _check("norm", [norm], NORMS)
@@ -374,7 +374,7 @@ class ResNet(Model):
         """Returns ``(features, maps)``, or the maps alone: the stem's at 1/2 of the image, the stages' at 1/4 to 1/32.
 
         Args:
-          images: [b, h, w, in_channels], normalised.
+          images: [b, h, w, in_channels], normalized.
           indices: which maps: None for all, a number for so many of the last, or their positions in `feature_info`.
           norm: has no effect, for a ResNet has no last norm.
           intermediates_only: leave the features away.
@@ -408,12 +408,12 @@ class ResNet(Model):
         return x if pre_logits or self.fc is None else self.fc(x)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits [b, num_classes] of normalised `images` [b, h, w, in_channels]."""
+        """Returns the logits [b, num_classes] of normalized `images` [b, h, w, in_channels]."""
         return self.forward_head(self.forward_features(images))
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
         """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
-        registry.whole("num_classes", num_classes, 0)
+        sizes.require_int("num_classes", num_classes, 0)
         pool = self.global_pool if global_pool is None else global_pool
         check_global_pool(pool, num_classes)
         if global_pool is not None:
@@ -445,7 +445,7 @@ class ResNet(Model):
 def _check(what: str, chosen: Sequence[Any], choices: Sequence[Any] | dict[str, Any]) -> None:
     for choice in chosen:
         if choice not in choices:
-            raise unknown(what, choice, [str(x) for x in choices])
+            raise unknown_name_error(what, choice, [str(x) for x in choices])
 
 
 # Widths that pruning left: of each stage's output, and of its blocks after the first and the second convolution.

@@ -1,8 +1,8 @@
-"""ResNetV2: residual nets that normalise before they convolve, BiT among them, and the stem of the hybrid ViTs.
+"""ResNetV2: residual nets that normalize before they convolve, BiT among them, and the stem of the hybrid ViTs.
 
 He et al., "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027, with the stride on the 3x3
-convolution; Kolesnikov et al., "Big Transfer (BiT)", https://arxiv.org/abs/1912.11370, with group normalisation and
-standardised kernels. Attributes carry timm's names.
+convolution; Kolesnikov et al., "Big Transfer (BiT)", https://arxiv.org/abs/1912.11370, with group normalization and
+standardized kernels. Attributes carry timm's names.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models import registry
 from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices, with_options
-from jaxvision.models.layers import drop
+from jaxvision.models.layers import drop, sizes
 from jaxvision.models.layers.conv import Conv, StdConv
 from jaxvision.models.layers.init import he_normal, normal, torch_default, torch_default_bias, zeros
 from jaxvision.models.layers.norm import BatchNorm, EvoNormS0, FilterResponseNorm, GroupNorm
@@ -85,11 +85,11 @@ class Parts:
 class Shortcut(nnx.Module):
     """Gives a block's input the shape of its output: a 1x1 convolution, and a norm if the block has one at its end."""
 
-    def __init__(self, parts: Parts, in_features: int, features: int, *, stride: int, normalise: bool):
+    def __init__(self, parts: Parts, in_features: int, features: int, *, stride: int, normalize: bool):
         pools = parts.avg_down and stride == 2
         self.pool = avg_pool if pools else _identity
         self.conv = parts.conv(in_features, features, 1, stride=1 if pools else stride)
-        self.norm = parts.norm(features) if normalise else None
+        self.norm = parts.norm(features) if normalize else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns [b, h / stride, w / stride, features] of `x` [b, h, w, in_features]."""
@@ -105,7 +105,7 @@ class PreActBasic(nnx.Module):
     ):
         reshapes = first and (stride != 1 or in_features != features)
         self.activation = parts.activation
-        self.downsample = Shortcut(parts, in_features, features, stride=stride, normalise=False) if reshapes else None
+        self.downsample = Shortcut(parts, in_features, features, stride=stride, normalize=False) if reshapes else None
         self.norm1 = parts.norm(in_features)
         self.conv1 = parts.conv(in_features, features, 3, stride=stride)
         self.norm2 = parts.norm(features)
@@ -138,7 +138,7 @@ class PreActBottleneck(nnx.Module):
     ):
         inner = make_divisible(features / 4)
         self.activation = parts.activation
-        self.downsample = Shortcut(parts, in_features, features, stride=stride, normalise=False) if first else None
+        self.downsample = Shortcut(parts, in_features, features, stride=stride, normalize=False) if first else None
         self.norm1 = parts.norm(in_features)
         self.conv1 = parts.conv(in_features, inner, 1)
         self.norm2 = parts.norm(inner)
@@ -168,7 +168,7 @@ class Bottleneck(nnx.Module):
     ):
         inner = make_divisible(features / 4)
         self.activation = parts.activation
-        self.downsample = Shortcut(parts, in_features, features, stride=stride, normalise=True) if first else None
+        self.downsample = Shortcut(parts, in_features, features, stride=stride, normalize=True) if first else None
         self.conv1 = parts.conv(in_features, inner, 1)
         self.norm1 = parts.norm(inner)
         self.conv2 = parts.conv(inner, inner, 3, stride=stride)
@@ -203,10 +203,10 @@ class Stem(nnx.Module):
       features: channels of the output.
       kind: ``"plain"`` for one 7x7 convolution; ``"deep"`` for three 3x3 ones, ``"tiered"`` with a narrower first.
       pool: borders of the max pool, the `padding` of `max_pool`.
-      normalise: end in a norm and an activation, before the pool: where the blocks do not begin with them.
+      normalize: end in a norm and an activation, before the pool: where the blocks do not begin with them.
 
     Example:
-      >>> stem = Stem(Parts(nnx.Rngs(0), padding="same"), 3, 64, pool="same", normalise=True)
+      >>> stem = Stem(Parts(nnx.Rngs(0), padding="same"), 3, 64, pool="same", normalize=True)
       >>> stem(jnp.zeros((1, 64, 64, 3))).shape, stem.conv.kernel.shape
       ((1, 16, 16, 64), (7, 7, 3, 64))
     """
@@ -219,10 +219,10 @@ class Stem(nnx.Module):
         *,
         kind: str = "plain",
         pool: str = "torch",
-        normalise: bool = False,
+        normalize: bool = False,
     ):
         self.activation, self.pool, self.deep = parts.activation, pool, kind != "plain"
-        norm = parts.norm(features) if normalise else None
+        norm = parts.norm(features) if normalize else None
         if self.deep:
             first, second = 3 * features // 8 if kind == "tiered" else features // 2, features // 2
             self.conv1 = parts.conv(in_channels, first, 3, stride=2)
@@ -291,7 +291,7 @@ class ResNetV2(Model):
       block: ``"preact_bottleneck"``, ``"preact_basic"``, or ``"bottleneck"``, which activates at its end.
       stem: ``"plain"``, ``"deep"`` or ``"tiered"``, see `Stem`.
       stem_pool: borders of the stem's max pool, ``"torch"``, ``"zero"`` (BiT) or ``"same"`` (hybrid ViTs).
-      conv: ``"plain"``, or ``"std"`` for standardised kernels.
+      conv: ``"plain"``, or ``"std"`` for standardized kernels.
       padding: of the convolutions: ``"torch"``, or ``"same"`` for TensorFlow's.
       norm: ``"batch"``, ``"group"``, ``"evo"`` or ``"filter_response"``.
       avg_down: shortcut of another shape: average pool, then 1x1 (ResNet-D), instead of a strided 1x1.
@@ -349,7 +349,7 @@ class ResNetV2(Model):
         }
         for what, (choice, valid) in choices.items():
             if choice not in valid:
-                raise unknown(what, choice, valid)
+                raise unknown_name_error(what, choice, valid)
         check_global_pool(global_pool, 0)  # the head is a convolution, and takes a map
         if len(depths) > len(widths):
             raise UserError(f"{len(depths)} depths and {len(widths)} widths: one for each stage")
@@ -367,7 +367,7 @@ class ResNetV2(Model):
         )
         preact = block != "bottleneck"
         features = make_divisible(64 * width_factor)
-        self.stem = Stem(parts, in_channels, features, kind=stem, pool=stem_pool, normalise=not preact)
+        self.stem = Stem(parts, in_channels, features, kind=stem, pool=stem_pool, normalize=not preact)
         self.first_conv = "stem.conv" if stem == "plain" else "stem.conv1"
         last = ("conv" if preact else "norm") + ("" if stem == "plain" else "3")
         levels = [FeatureInfo(f"stem.{last}", features, 2)]
@@ -402,9 +402,9 @@ class ResNetV2(Model):
         """Returns ``(features, maps)``, or the maps alone: the stem's at 1/2 of the image, the stages' at 1/4 to 1/32.
 
         Args:
-          images: [b, h, w, in_channels], normalised.
+          images: [b, h, w, in_channels], normalized.
           indices: which maps: None for all, a number for so many of the last, or their positions in `feature_info`.
-          norm: the last stage's map as the head sees it, normalised and activated.
+          norm: the last stage's map as the head sees it, normalized and activated.
           intermediates_only: leave the features away.
 
         Raises:
@@ -424,7 +424,7 @@ class ResNetV2(Model):
         return maps if intermediates_only else (features, maps)
 
     def forward_features(self, images: jax.Array) -> jax.Array:
-        """Returns the last map, normalised, [b, h / 32, w / 32, c], of `images` [b, h, w, in_channels]."""
+        """Returns the last map, normalized, [b, h / 32, w / 32, c], of `images` [b, h, w, in_channels]."""
         return self.forward_intermediates(images, ())[0]
 
     def forward_head(self, features: jax.Array, pre_logits: bool = False) -> jax.Array:
@@ -432,12 +432,12 @@ class ResNetV2(Model):
         return self.head(features, pre_logits)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits [b, num_classes] of normalised `images` [b, h, w, in_channels]."""
+        """Returns the logits [b, num_classes] of normalized `images` [b, h, w, in_channels]."""
         return self.forward_head(self.forward_features(images))
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
         """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
-        registry.whole("num_classes", num_classes, 0)
+        sizes.require_int("num_classes", num_classes, 0)
         if global_pool is not None:
             check_global_pool(global_pool, 0)
             self.head.pool, self.options = global_pool, with_options(self, global_pool=global_pool)

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models import registry
 from jaxvision.models.base import FeatureInfo, Model, feature_indices, with_options
-from jaxvision.models.layers import drop
+from jaxvision.models.layers import drop, sizes
 from jaxvision.models.layers.attention import Attention, AttentionPool, DifferentialAttention
 from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.init import normal, zeros
@@ -58,9 +58,9 @@ class VisionTransformer(Model):
       distilled: add DeiT's distillation token and its head.
       reg_tokens: number of register tokens between class token and patches (https://arxiv.org/abs/2309.16588).
       no_embed_class: give position embeddings to the patches only, not to the tokens before them.
-      pre_norm: normalise the tokens that enter the first block, as CLIP does; the patches then have no bias.
-      final_norm: normalise the tokens after the last block, or what is pooled from them.
-      fc_norm: normalise after pooling instead of before. None: for the pools ``"avg"``, ``"max"`` and ``"avgmax"``.
+      pre_norm: normalize the tokens that enter the first block, as CLIP does; the patches then have no bias.
+      final_norm: normalize the tokens after the last block, or what is pooled from them.
+      fc_norm: normalize after pooling instead of before. None: for the pools ``"avg"``, ``"max"`` and ``"avgmax"``.
       pool_include_prefix: pool over the tokens before the patches, too.
       dynamic_image_size: accept images of any size that patches tile; position embeddings are resampled to it.
       ignore_remainder: accept an `image_size` that patches do not tile; the last pixels are then not looked at.
@@ -131,15 +131,15 @@ class VisionTransformer(Model):
         d = embed_dim
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         for name, count in (("embed_dim", embed_dim), ("depth", depth), ("num_heads", num_heads)):
-            registry.whole(name, count, 1)
-        registry.whole("reg_tokens", reg_tokens, 0)
+            sizes.require_int(name, count, 1)
+        sizes.require_int("reg_tokens", reg_tokens, 0)
         _check_pool(global_pool, class_token=class_token, distilled=distilled, reg_tokens=reg_tokens)
         _check_name("activation", activation, ACTIVATIONS)
         _check_name("interpolation", interpolation, ("bicubic", "bilinear"))
         if fc_norm is None:
             fc_norm = global_pool in ("avg", "avgmax", "max")
-        self.image_size = registry.side(registry.pair("image_size", image_size))
-        self.patch_size = registry.side(registry.pair("patch_size", patch_size))
+        self.image_size = sizes.side(sizes.pair("image_size", image_size))
+        self.patch_size = sizes.side(sizes.pair("patch_size", patch_size))
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.global_pool = global_pool
@@ -208,7 +208,7 @@ class VisionTransformer(Model):
         )
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits [b, num_classes] of normalised `images` [b, h, w, c]."""
+        """Returns the logits [b, num_classes] of normalized `images` [b, h, w, c]."""
         return self.forward_head(self.forward_features(images))
 
     def embed(self, images: jax.Array) -> jax.Array:
@@ -239,7 +239,7 @@ class VisionTransformer(Model):
     def forward_features(self, images: jax.Array) -> jax.Array:
         """Returns the tokens [b, n, d] after the last block, prefix tokens included.
 
-        They are normalised, unless the norm comes after pooling (``fc_norm``) or there is none.
+        They are normalized, unless the norm comes after pooling (``fc_norm``) or there is none.
         """
         x = self.run_blocks("blocks", self.blocks, self.embed(images))
         return x if self.norm is None else self.norm(x)
@@ -256,7 +256,7 @@ class VisionTransformer(Model):
         """Returns the features and what comes out of some blocks, as maps.
 
         Args:
-          images: [b, h, w, c], normalised.
+          images: [b, h, w, c], normalized.
           indices: which blocks: the last n, those of a sequence (negative ones count from the last), or all.
           return_prefix_tokens: give (map, prefix tokens [b, prefix, d]) instead of each map, if there are such tokens.
           norm: apply the final norm to each, if it comes before pooling.
@@ -324,13 +324,13 @@ class VisionTransformer(Model):
           num_classes: width of the logits; 0 for no head.
           rngs: stream ``params``.
           global_pool: another pooling. The norm stays where it is, before pooling or after, as in timm: what is built
-            with ``global_pool="avg"`` normalises after. Attention pooling is left away with its weights, and cannot be
+            with ``global_pool="avg"`` normalizes after. Attention pooling is left away with its weights, and cannot be
             had where it was not built. None keeps the pooling there is.
 
         Raises:
           UserError: a pooling that there is not, or that this model cannot be given. Nothing is changed then.
         """
-        registry.whole("num_classes", num_classes, 0)
+        sizes.require_int("num_classes", num_classes, 0)
         if global_pool is not None:
             tokens = {"class_token": self.cls_token is not None, "distilled": self.dist_token is not None}
             _check_pool(global_pool, **tokens, reg_tokens=self.reg_token is not None)
@@ -372,7 +372,7 @@ class VisionTransformer(Model):
         The weights are those before attention dropout. Blocks after `layer_idx` are not run. Works inside `jax.jit`.
 
         Args:
-          images: [b, h, w, c], normalised.
+          images: [b, h, w, c], normalized.
           layer_idx: which block, from 0; negative counts from the last.
           drop_prefix: leave out the tokens before the patches (class, distillation, registers), as query and as key.
             The rows are not scaled up again: each then sums to the share of its attention that goes to patches, less
@@ -409,7 +409,7 @@ class VisionTransformer(Model):
 
 def _check_name(what: str, name: str, valid: Sequence[str]) -> None:
     if name not in valid:
-        raise unknown(what, name, valid)
+        raise unknown_name_error(what, name, valid)
 
 
 def _check_pool(global_pool: str, *, class_token: bool, distilled: bool, reg_tokens: int) -> None:
@@ -648,7 +648,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_betwixt_patch16_reg4_gap_256": _row(_BETWIXT, 16, 256, _regs(4)),
     "vit_betwixt_patch16_reg4_gap_384": _row(_BETWIXT, 16, 384, _regs(4)),
     "vit_base_patch16_reg4_gap_256": _row(_BASE, 16, 256, _tokens(4), class_token=False, global_pool="avg"),
-    # shape-optimised, https://arxiv.org/abs/2305.13035: registers with positions of their own
+    # shape-optimized, https://arxiv.org/abs/2305.13035: registers with positions of their own
     "vit_so150m2_patch16_reg1_gap_256": _row(_SO150M2, 16, 256, _SO150_REG),
     "vit_so150m2_patch16_reg1_gap_384": _row(_SO150M2, 16, 384, _SO150_REG),
     "vit_so150m2_patch16_reg1_gap_448": _row(_SO150M2, 16, 448, _SO150_REG),

@@ -131,7 +131,7 @@ class Block(nnx.Module):
 
 
 class ResPostBlock(nnx.Module):
-    """Post-norm block: each branch is normalised at its end, and the norm's scale is its LayerScale.
+    """Post-norm block: each branch is normalized at its end, and the norm's scale is its LayerScale.
 
     Args: as of `Block`; the model's `layer_scale` is the first value of the norms' scales.
     """

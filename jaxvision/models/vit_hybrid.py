@@ -1,6 +1,6 @@
 """Hybrids: Vision Transformers whose tokens come out of a convnet.
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929, with a ResNetV2 of standardised
+Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929, with a ResNetV2 of standardized
 kernels; the tags are of Steiner et al., "How to train your ViT?", https://arxiv.org/abs/2106.10270. MobileCLIP's image
 encoder is of Vasu et al., https://arxiv.org/abs/2311.17049.
 """
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvision.models import registry
+from jaxvision.models.layers import sizes
 from jaxvision.models.layers.init import torch_default, zeros
 from jaxvision.models.layers.mlp import activate
 from jaxvision.models.layers.norm import BatchNorm
@@ -75,12 +76,12 @@ class HybridEmbed(nnx.Module):
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         module, stride, channels, first_conv = backbone(in_channels, **types)
-        p, q = registry.pair("patch_size", patch_size)
+        p, q = sizes.pair("patch_size", patch_size)
         self.pixels = (stride * p, stride * q)  # of the image for each token
         if not ignore_remainder:
-            registry.check_divisible(image_size, self.pixels)
+            sizes.check_divisible(image_size, self.pixels)
         self.backbone: Any = module
-        self.image_size = registry.pair("image_size", image_size)
+        self.image_size = sizes.pair("image_size", image_size)
         self.in_channels = in_channels
         self.dynamic = dynamic
         self.grid_size = self.grid(self.image_size)
@@ -101,7 +102,7 @@ class HybridEmbed(nnx.Module):
         """
         check_size(images, self.image_size, self.in_channels, self.dynamic)
         if self.dynamic:
-            registry.check_divisible(images.shape[1:3], self.pixels)
+            sizes.check_divisible(images.shape[1:3], self.pixels)
         x = self.backbone(images) if self.proj is None else self.proj(self.backbone(images))
         b, h, w, d = x.shape
         return x.reshape(b, h * w, d)
@@ -111,7 +112,7 @@ class HybridEmbed(nnx.Module):
 
 
 def resnetv2(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbone:
-    """Returns a ResNetV2 whose blocks normalise after they convolve, with kernels standardised and padded as in BiT."""
+    """Returns a ResNetV2 whose blocks normalize after they convolve, with kernels standardized and padded as in BiT."""
     net = ResNetV2(
         depths=depths,
         block="bottleneck",
@@ -123,7 +124,7 @@ def resnetv2(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbo
         **types,
     )
     for stage in net.stages:
-        for block in stage.blocks:  # as timm's ViTs initialise it: each branch starts as nothing
+        for block in stage.blocks:  # as timm's ViTs initialize it: each branch starts as nothing
             width = block.norm3.scale.shape
             block.norm3.scale = nnx.Param(zeros(None, width, types["param_dtype"]))
     _, channels, stride = net.feature_info[-1]
@@ -132,7 +133,7 @@ def resnetv2(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbo
 
 def stem(in_channels: int, **types: Any) -> Backbone:
     """Returns the stem of such a ResNetV2 alone."""
-    module = Stem(Parts(padding="same", **types), in_channels, 64, pool="same", normalise=True)
+    module = Stem(Parts(padding="same", **types), in_channels, 64, pool="same", normalize=True)
     shape = module.conv.kernel.shape
     module.conv.kernel = nnx.Param(torch_default(types["rngs"].params(), shape, types["param_dtype"]))
     return module, 4, 64, "conv"

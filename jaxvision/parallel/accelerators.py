@@ -72,14 +72,14 @@ def plugins(platform: str) -> list[str]:
     return found
 
 
-def check_accelerator(say: Callable[[str], None] = print) -> None:
+def check_accelerator(log: Callable[[str], None] = print) -> None:
     """Starts JAX, and refuses to go on on the CPU where that is not what was asked for.
 
     Call it after `jaxvision.parallel.distributed.initialize`, before anything that looks at the devices. The CPU is
     right where ``JAX_PLATFORMS`` says so, and where the machine shows no accelerator.
 
     Args:
-      say: called with a line where a plugin is installed for an accelerator that is not there.
+      log: called with a line where a plugin is installed for an accelerator that is not there.
 
     Raises:
       UserError: what ``JAX_PLATFORMS`` asks for does not start, or JAX took the CPU although there is an accelerator.
@@ -108,7 +108,7 @@ def check_accelerator(say: Callable[[str], None] = print) -> None:
     elif asked != "cpu":
         for kind, name in NAMES.items():
             if installed := plugins(kind):
-                say(f"{installed[0]} is installed, but this machine shows no {name}: using the CPU")
+                log(f"{installed[0]} is installed, but this machine shows no {name}: using the CPU")
 
 
 def why_not_cpu(platform: str, asked: str, shown: Sequence[str]) -> str | None:

@@ -171,3 +171,13 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, x, (len(x) * parts, *x.shape[1:]))
 
     return jax.tree.map(place, batch)
+
+
+def mesh_text(shape: Mapping[str, int], *, zero1: bool = False) -> str:
+    """Returns a mesh in words; axes of one device are left out.
+
+    >>> mesh_text({"data": 4, "fsdp": 2}), mesh_text({"data": 8}, zero1=True)
+    ('data=4, fsdp=2', 'data=8, ZeRO-1')
+    """
+    sizes = [f"{name}={size}" for name, size in shape.items() if size > 1] or ["data=1"]
+    return ", ".join([*sizes, "ZeRO-1"] if zero1 else sizes)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvision import tree
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 
 #: A row's value: a spec, or a function from a leaf's shape to its spec.
 Rule = PartitionSpec | Callable[[tuple[int, ...]], PartitionSpec]
@@ -154,7 +155,7 @@ def state_shardings(
 ) -> Any:
     """Returns the sharding of every leaf of a training state, from its shapes alone.
 
-    The one tree serves initialise, step and restore.
+    The one tree serves initialize, step and restore.
 
     Args:
       abstract: the state's shapes, as `jaxvision.train.state.abstract_state` gives them; the model's
@@ -231,7 +232,7 @@ def _spec(name: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> Partitio
         axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
         for axis in axes:
             if axis not in mesh.shape:
-                raise unknown("mesh axis", axis, mesh.axis_names)
+                raise unknown_name_error("mesh axis", axis, mesh.axis_names)
         devices = math.prod(mesh.shape[axis] for axis in axes)
         if shape[i] % devices:
             raise UserError(
@@ -239,3 +240,31 @@ def _spec(name: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> Partitio
                 f"{' and '.join(axes)}"
             )
     return spec
+
+
+#: Kinds of bytes that are there whatever the batch.
+STATE = ("parameters", "statistics", "optimizer", "ema", "other")
+
+
+def state_bytes(abstract: Any, shardings: Any) -> dict[str, int]:
+    """Returns the bytes that one device holds of a training state, by kind, without the padding of tiles.
+
+    Args:
+      abstract: from `jaxvision.train.state.abstract_state`.
+      shardings: from `jaxvision.parallel.rules.state_shardings`.
+
+    Returns:
+      ``parameters`` (frozen ones, too), ``statistics`` (of BatchNorm), ``optimizer``, ``ema`` and ``other`` (random
+      keys).
+    """
+    total = dict.fromkeys(STATE, 0)
+    leaves = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    places = jax.tree.leaves(shardings)
+    for (path, leaf), place in zip(leaves, places, strict=True):
+        kind = tree.join(path[:1])
+        if kind == "model":
+            kind = "statistics" if isinstance(leaf, nnx.BatchStat) else "parameters"
+            kind = "other" if isinstance(leaf, nnx.RngState) else kind
+        x = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+        total[kind] += math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
+    return total

@@ -106,9 +106,9 @@ _MATRIX_LEGEND = (
 
 
 def _strengths(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each cell's share of its row, and how strongly to colour it, both [k, k] and 0 to 1.
+    """Returns each cell's share of its row, and how strongly to color it, both [k, k] and 0 to 1.
 
-    Mistakes are coloured relative to the worst one: of an accurate model they would not be seen otherwise.
+    Mistakes are colored relative to the worst one: of an accurate model they would not be seen otherwise.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(len(counts), dtype=bool)
@@ -125,7 +125,7 @@ def _matrix_table(answers: Answers) -> Markup:
         cells = []
         for j, answer in enumerate(names):
             n = int(counts[i, j])
-            what = f"{name} taken for {answer}" if i != j else f"{name} recognised"
+            what = f"{name} taken for {answer}" if i != j else f"{name} recognized"
             cell = tag(
                 "td",
                 f"{n:,}" if n else "",
@@ -146,7 +146,7 @@ def _matrix_table(answers: Answers) -> Markup:
     )
 
 
-# Colours of the picture: 0 is nothing, 1 to 127 ever more of right, 128 to 255 ever more of mistaken. The paper shines
+# Colors of the picture: 0 is nothing, 1 to 127 ever more of right, 128 to 255 ever more of mistaken. The paper shines
 # through the weak ones, so that one picture serves light and dark.
 _PALETTE = np.zeros((256, 4), np.uint8)
 _PALETTE[1:128] = (59, 108, 244, 0)
@@ -263,7 +263,7 @@ def classes_section(answers: Answers) -> Markup:
     ]
     table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="classes")
 
-    lead = f"On average {100 * accuracy[totals > 0].mean():.2f} % of a class is recognised."
+    lead = f"On average {100 * accuracy[totals > 0].mean():.2f} % of a class is recognized."
     if k > len(rows):
         lead += f" The worst {len(rows):,} of {k:,} classes are listed."
     if k <= _MOST_TABLE_CLASSES:
@@ -308,7 +308,7 @@ def calibration_section(answers: Answers) -> Markup | None:
         verdict = f"The model is right more often than it believes: by {-bias:.1f} percentage points on average."
     hint = (
         "Expected calibration error: how far confidence and accuracy are apart, averaged over the images. On the "
-        "dashed line, answers given with 80 % confidence are right 80 % of the time. The grey bars show how many "
+        "dashed line, answers given with 80 % confidence are right 80 % of the time. The gray bars show how many "
         "answers were given with each confidence."
     )
     number = tag("p", tag("b", f"{error:.2f}", tag("span", "%", class_="unit")), class_="big")

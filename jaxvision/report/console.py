@@ -408,7 +408,7 @@ def _bar(done: int, total: int | None) -> ProgressBar:
         total=total,
         completed=done,
         pulse=total is None,
-        style="grey30",
+        style="gray30",
         complete_style="cyan",
         finished_style="green",
         pulse_style="cyan",

@@ -91,11 +91,11 @@ def picture_uri(image: np.ndarray, *, side: int) -> str:
 
 
 def palette_uri(indices: np.ndarray, rgba: np.ndarray) -> str:
-    """Returns a picture of palette colours as a ``data:`` address.
+    """Returns a picture of palette colors as a ``data:`` address.
 
     Args:
-      indices: uint8 [h, w], which colour is where.
-      rgba: uint8 [256, 4], the colours; alpha 0 is transparent.
+      indices: uint8 [h, w], which color is where.
+      rgba: uint8 [256, 4], the colors; alpha 0 is transparent.
     """
     picture = Image.fromarray(indices)
     picture.putpalette(rgba[:, :3].tobytes(), "RGB")  # makes it a picture of mode P

@@ -95,7 +95,7 @@ for (const figure of document.querySelectorAll(".matrix")) {
     target.style.display = "block";
     target.style.left = `${100 * (j + 0.5) / padded}%`;
     target.style.top = `${100 * (i + 0.5) / padded}%`;
-    const what = i === j ? `${names[i]} recognised` : `${names[i]} taken for ${names[j]}`;
+    const what = i === j ? `${names[i]} recognized` : `${names[i]} taken for ${names[j]}`;
     showTip(event, `${what}\n${n.toLocaleString("en")} of ${totals[i].toLocaleString("en")} images, ${(100 * n / totals[i]).toFixed(1)} %`);
   });
 }

@@ -253,7 +253,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> Markup | None:
     names = [name for name in first if name in by_name] + [name for name in by_name if name not in first]
     splits = list(
         dict.fromkeys(split for lines in by_name.values() for split in lines)
-    )  # each has one colour throughout
+    )  # each has one color throughout
     figures = []
     for name in names:
         lines = []

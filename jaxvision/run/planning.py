@@ -9,11 +9,12 @@ from typing import Any, cast
 import jax
 from ml_collections import ConfigDict
 
+from jaxvision import plan as planning
 from jaxvision.analysis.cost import operations
 from jaxvision.data import pipeline
 from jaxvision.errors import UserError
-from jaxvision.parallel import plan as planning
-from jaxvision.parallel.mesh import batch_devices, make_mesh
+from jaxvision.parallel.mesh import batch_devices, make_mesh, mesh_text
+from jaxvision.parallel.rules import STATE, state_bytes
 from jaxvision.run.program import train_program
 from jaxvision.run.sections import check_values, complete
 
@@ -29,7 +30,7 @@ def plan(
     compare: bool = True,
     search: bool = True,
     quick: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> planning.Answer:
     """Returns what the train step of `config` would take, compiled for devices that need not be there.
 
@@ -48,7 +49,7 @@ def plan(
       search: look for the largest batch on the best of them, which takes up to four further compilations.
       quick: ask a TPU's compiler for its least effort: a fraction of the time for a convnet, and a program that is
         larger and reads more than the one that would run.
-      say: told what goes on.
+      log: told what goes on.
 
     Raises:
       UserError: a mistake in the config, or an unknown device.
@@ -86,8 +87,8 @@ def plan(
         """Returns the plan for so many times the smallest batch."""
         ours = laid_out(mesh, zero1)
         ours.data.batch_size *= units
-        words = planning.mesh_text(mesh.shape, zero1=zero1)
-        say(f"compiling the step of {ours.data.batch_size:,} images for {words} ...")
+        words = mesh_text(mesh.shape, zero1=zero1)
+        log(f"compiling the step of {ours.data.batch_size:,} images for {words} ...")
         program = train_program(ours, mesh, **facts)
         traced = program.step.trace(program.abstract, program.batch)
         done = useful = operations(traced.jaxpr.jaxpr)
@@ -120,7 +121,7 @@ def plan(
     for sizes, zero1 in axes:
         mesh = make_mesh(sizes, devices=devices)
         program = train_program(laid_out(mesh, zero1), mesh, **facts)
-        state = planning.state_bytes(program.abstract, program.shardings)
+        state = state_bytes(program.abstract, program.shardings)
         layouts.setdefault((batch_devices(mesh), *state.values()), (mesh, zero1))
     found = [(at(mesh, zero1, units(mesh)), mesh) for mesh, zero1 in layouts.values()]
     best = planning.best([done for done, _ in found])
@@ -132,7 +133,7 @@ def plan(
             known[n] = at(mesh, best.zero1, n)
         return known[n].total
 
-    held = sum(best.bytes[kind] for kind in planning.STATE)
+    held = sum(best.bytes[kind] for kind in STATE)
     limit = planning.largest(used, chip.memory, units(mesh), empty=held) if search else None
     return planning.Answer(
         plans=tuple(sorted((done for done, _ in found), key=lambda done: done is not best)),

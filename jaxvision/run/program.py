@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from jaxvision.augment import on_device
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.create import create_model, exported
+from jaxvision.classifier import exported
+from jaxvision.create import create_model
 from jaxvision.data import pipeline
-from jaxvision.errors import unknown
+from jaxvision.errors import unknown_name_error
 from jaxvision.models.base import Model
 from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.run.sections import Loop, set_keys
@@ -35,7 +36,7 @@ class Program:
     """The train step of a config, and the shapes of all that it works on; no array exists yet.
 
     Attributes:
-      preprocess: the evaluation transform; it has the size and the normalisation that training shares.
+      preprocess: the evaluation transform; it has the size and the normalization that training shares.
       build: builds the model, ``weights=True`` or ``False``.
       create: makes the training state of a model.
       graph: structure of the state.
@@ -150,7 +151,7 @@ def preprocess_of(config: ConfigDict, channels: int, *, small: bool) -> Preproce
         base = replace(base, crop_pct=1.0)
     chosen = {key: value for key, value in config.preprocess.items() if value is not None}
     if channels == 1 and "mean" not in chosen:
-        # Grey pictures: the colours' mean.
+        # Gray pictures: the colors' mean.
         chosen["mean"], chosen["std"] = (float(np.mean(base.mean)),), (float(np.mean(base.std)),)
     elif channels not in (1, 3) and "mean" not in chosen:
         chosen["mean"], chosen["std"] = (0.5,) * channels, (0.25,) * channels
@@ -205,15 +206,8 @@ def training_images(
 def host_crop(config: ConfigDict) -> dict[str, Any] | None:
     """Returns the options of the workers' random crop, or None where the config crops nothing."""
     if config.augment.crop not in ("none", "resized"):
-        raise unknown("augment.crop", config.augment.crop, ("none", "resized"))
+        raise unknown_name_error("augment.crop", config.augment.crop, ("none", "resized"))
     if config.augment.crop == "none":
         return None
     keys = {"scale": "crop_scale", "ratio": "crop_ratio", "interpolation": "interpolation"}
     return {ours: config.augment[key] for ours, key in keys.items()}
-
-
-def parameter_counts(model_state: nnx.State) -> tuple[int, int]:
-    """Returns (all, trainable) parameters, from arrays or shapes."""
-    trainable = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.filter_state(model_state, nnx.Param)))
-    frozen = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.filter_state(model_state, partial.Frozen)))
-    return trainable + frozen, trainable

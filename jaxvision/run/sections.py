@@ -15,7 +15,7 @@ from jaxvision.augment import on_device
 from jaxvision.checkpoint import Checkpoints
 from jaxvision.create import create_model
 from jaxvision.data import source
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models import registry
 from jaxvision.parallel.mesh import AXES
 from jaxvision.train import optim, partial
@@ -46,7 +46,7 @@ class Loop:
       scan: compile blocks that are alike as one loop: a deep ViT compiles in the time of a shallow one.
       not_finite: "stop" or "skip" where a step's loss or gradient is not finite. Such a step changes nothing either
         way, and its images are listed in not_finite.jsonl. The tenth in a row stops the run.
-      batch_norm_group: images that BatchNorm normalises together, such as 32; None: the whole batch, over all devices.
+      batch_norm_group: images that BatchNorm normalizes together, such as 32; None: the whole batch, over all devices.
     """
 
     epochs: float = 10.0
@@ -68,9 +68,9 @@ class Loop:
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"train.{name} is a number above 0, got {getattr(self, name)}")
         if self.remat not in (None, *REMAT):
-            raise unknown("train.remat", str(self.remat), REMAT)
+            raise unknown_name_error("train.remat", str(self.remat), REMAT)
         if self.not_finite not in ("stop", "skip"):
-            raise unknown("train.not_finite", str(self.not_finite), ("stop", "skip"))
+            raise unknown_name_error("train.not_finite", str(self.not_finite), ("stop", "skip"))
         for name in ("steps", "accumulate", "patience", "log_every", "save_every", "batch_norm_group"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"train.{name} is 1 or more, got {getattr(self, name)}")
@@ -177,7 +177,7 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
     full = ConfigDict({"seed": given.get("seed", 0), "mesh": ConfigDict(given.get("mesh", {"data": -1}))})
     for name in given:
         if name not in {"seed", "mesh", "source", *SECTIONS}:
-            raise unknown("section of the config", name, {"seed", "mesh", "source", *SECTIONS})
+            raise unknown_name_error("section of the config", name, {"seed", "mesh", "source", *SECTIONS})
     if "source" not in given or "name" not in given.source:
         raise UserError("the config needs source.name: one of " + ", ".join(source.SOURCES))
     if "model" not in given or "name" not in given.model:
@@ -209,7 +209,7 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
                 if name == "model":  # options of the architecture's own class are checked when it is built
                     section[key] = value
                     continue
-                raise unknown(f"key of config.{name} ({functions[0].__name__.strip('_')})", key, section)
+                raise unknown_name_error(f"key of config.{name} ({functions[0].__name__.strip('_')})", key, section)
             kind = section.get_type(key)
             if kind is float and type(value) is int:
                 value = float(value)  # a file's `epochs = 10` must not make 0.5 an error on the command line
@@ -287,7 +287,7 @@ def _check_mesh(axes: Any) -> None:
         raise UserError(f"config.mesh names axes and their sizes, such as {{'data': -1}}; got {axes!r}")
     for name, size in axes.items():
         if name not in AXES:
-            raise unknown("axis of config.mesh", name, AXES)
+            raise unknown_name_error("axis of config.mesh", name, AXES)
         if type(size) is not int:
             raise UserError(f"config.mesh.{name} is a whole number, or -1 for what the others leave; got {size!r}")
 

@@ -16,23 +16,26 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvision import report
-from jaxvision.checkpoint import Checkpoints, check_config, lock, write_config
-from jaxvision.create import Classifier, save_classifier
+from jaxvision.checkpoint import Checkpoints
+from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.data import pipeline, source
-from jaxvision.errors import Preempted, UserError, told_of_the_disk, unknown
+from jaxvision.errors import Preempted, UserError, disk_errors_as_user_errors, unknown_name_error
+from jaxvision.eval.evaluate import eval_step, evaluate_part, tell_damaged
+from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
 from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel.accelerators import check_accelerator
-from jaxvision.parallel.mesh import check_batch_size, make_mesh, process_share, shard_batch
-from jaxvision.parallel.plan import mesh_text, state_bytes
+from jaxvision.parallel.mesh import check_batch_size, make_mesh, mesh_text, process_share, shard_batch
 from jaxvision.parallel.preemption import Preemption
-from jaxvision.run.evaluation import assess_part, describe, eval_step, headline, notes_on, tell_damaged, write_mistakes
-from jaxvision.run.program import host_crop, parameter_counts, total_steps, train_program, wanted_devices
+from jaxvision.parallel.rules import state_bytes
+from jaxvision.run.program import host_crop, total_steps, train_program, wanted_devices
 from jaxvision.run.sections import MAY_DIFFER, METRICS, Loop, check_groups, check_values, complete, set_keys
 from jaxvision.run.watch import Watch
+from jaxvision.run.workdir import check_config, lock, write_config
 from jaxvision.train import partial
 from jaxvision.train.loss import make_loss
-from jaxvision.train.state import evaluated_model, gather_model, initialise
+from jaxvision.train.partial import parameter_counts
+from jaxvision.train.state import evaluated_model, gather_model, initialize
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
@@ -59,13 +62,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         doubts: list[str] = []
         check_accelerator(doubts.append)  # before the console, which looks at them, too
         console = stack.enter_context(report.Console())
-        stack.enter_context(told_of_the_disk(workdir))
+        stack.enter_context(disk_errors_as_user_errors(workdir))
         for doubt in doubts:
             console.warn(doubt)
 
         # Devices and data. Data tells its classes, its channels and its length once.
         if config.checkpoint.best not in (None, *METRICS):
-            raise unknown("metric of checkpoint.best", config.checkpoint.best, METRICS)
+            raise unknown_name_error("metric of checkpoint.best", config.checkpoint.best, METRICS)
         mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
         process = process_share(mesh)
         loop = Loop(**config.train)
@@ -77,7 +80,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             parts = source.open_source(**set_keys(config.source))
             keep = {"memory_limit": config.data.memory_limit, "max_corrupt": config.data.max_corrupt}
             data = {
-                name: pipeline.prepare(part, **keep, say=console.warn)
+                name: pipeline.prepare(part, **keep, log=console.warn)
                 for name, part in parts._asdict().items()
                 if part is not None
             }
@@ -100,11 +103,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         if started:  # nothing in it is looked at while another run may be writing
             stack.enter_context(lock(workdir))
         checkpoints = stack.enter_context(
-            Checkpoints(workdir, config=config.to_dict(), say=console.warn, **config.checkpoint)
+            Checkpoints(workdir, config=config.to_dict(), log=console.warn, **config.checkpoint)
         )
         with clock.part("start"):
             restored = checkpoints.restore(abstract, shardings)
-            state = restored.state if restored else initialise(program.create, program.build(weights=True), shardings)
+            state = restored.state if restored else initialize(program.create, program.build(weights=True), shardings)
         start = restored.step if restored else 0
         held = _mark(data["train"])
         if restored and (began := restored.position.get("data", held)) != held:
@@ -118,7 +121,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             eval_step, graph, mesh, make_loss(kind=config.loss.kind), config.loss.kind, preprocess, evaluated_model
         )
         assess = functools.partial(
-            assess_part,
+            evaluate_part,
             step_of=step_of,
             mesh=mesh,
             preprocess=preprocess,
@@ -172,7 +175,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             resume_step=start,
             skip=loop.not_finite == "skip",
             images=data["train"].source.where,
-            say=console.warn,
+            log=console.warn,
         )
         metrics = stack.enter_context(report.MetricsWriter(workdir, resume_step=start if restored else None))
 

@@ -25,7 +25,7 @@ class Watch:
       resume_step: the step that was restored. What is listed past it will happen again, and is dropped.
       skip: go on after such a step, though not after ten in a row.
       images: what an image is called.
-      say: called with a line for each step that is skipped.
+      log: called with a line for each step that is skipped.
     """
 
     MOST_IN_A_ROW = 10
@@ -37,10 +37,10 @@ class Watch:
         resume_step: int,
         skip: bool,
         images: Callable[[int], str],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
         self._path = workdir / "not_finite.jsonl"
-        self._skip, self._images, self._say = skip, images, say
+        self._skip, self._images, self._say = skip, images, log
         self._in_a_row = 0
         if distributed.is_main() and self._path.exists():
             listed = self._path.read_text().splitlines(keepends=True)

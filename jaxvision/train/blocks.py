@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxvision import tree
-from jaxvision.errors import unknown
+from jaxvision.errors import unknown_name_error
 from jaxvision.models.layers.drop import DropPath
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.parallel.mesh import batch_sharding
@@ -42,7 +42,7 @@ class Blocks:
     Args:
       mesh: the devices.
       rules: from `jaxvision.parallel.rules.make_rules`.
-      remat: a key of `REMAT`: rematerialisation, which costs time and saves memory. None leaves it to the compiler,
+      remat: a key of `REMAT`: rematerialization, which costs time and saves memory. None leaves it to the compiler,
         which works over what is cheap a second time; with `scan` or fsdp, where it cannot, None is "products".
       scan: compile one block and loop over it, where the blocks of a row are alike: the time to compile and the size of
         the program hardly grow with the depth.
@@ -68,7 +68,7 @@ class Blocks:
 
     def __post_init__(self) -> None:
         if self.remat not in (None, *REMAT):
-            raise unknown("remat", str(self.remat), REMAT)
+            raise unknown_name_error("remat", str(self.remat), REMAT)
 
     @property
     def plain(self) -> bool:

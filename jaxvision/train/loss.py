@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 
 #: (logits [b, classes], targets [b] or [b, classes]) -> loss of each image [b], float32.
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -39,7 +39,7 @@ def make_loss(*, kind: str = "softmax", label_smoothing: float = 0.0, target_thr
       Array([2.3026, 2.3026], dtype=float32)
     """
     if kind not in ("softmax", "sigmoid"):
-        raise unknown("kind of loss", kind, ("softmax", "sigmoid"))
+        raise unknown_name_error("kind of loss", kind, ("softmax", "sigmoid"))
     if not 0 <= label_smoothing < 1:
         raise UserError(f"loss: label_smoothing is in [0, 1), got {label_smoothing}")
     if target_threshold is not None and kind != "sigmoid":

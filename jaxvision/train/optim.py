@@ -13,7 +13,7 @@ from flax import nnx
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxvision import tree
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models.layers.frozen import Frozen
 
 
@@ -35,7 +35,7 @@ def create_optimizer(
     Args:
       model: with arrays or abstract; only names and shapes are looked at, so it serves any later state of it, too.
       name: ``"sgd"``; ``"adamw"`` (https://arxiv.org/abs/1711.05101); ``"lamb"`` (https://arxiv.org/abs/1904.00962);
-        ``"muon"`` (https://kellerjordan.github.io/posts/muon), which orthogonalises the updates of hidden matrices
+        ``"muon"`` (https://kellerjordan.github.io/posts/muon), which orthogonalizes the updates of hidden matrices
         and leaves the rest to AdamW.
       learning_rate: a number, or a function from step to number such as `jaxvision.train.schedule.make_schedule` makes.
         Muon's updates are scaled to the size of AdamW's (https://arxiv.org/abs/2502.16982): take AdamW's rate.
@@ -58,7 +58,7 @@ def create_optimizer(
       >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     """
     if name not in _DIRECTIONS:
-        raise unknown("optimizer", name, _DIRECTIONS)
+        raise unknown_name_error("optimizer", name, _DIRECTIONS)
     given = {"momentum": momentum, "nesterov": nesterov, "betas": betas, "epsilon": epsilon}
     options = {key: value for key, value in given.items() if value is not None}
     valid = inspect.signature(_DIRECTIONS[name]).parameters

@@ -6,6 +6,7 @@ keeps no state for it, ``nnx.grad`` gives it no gradient, and BatchNorm layers t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -248,3 +249,10 @@ def _children(model: nnx.Module, kind: type[Any]) -> dict[str, tuple[nnx.Module,
         for attribute, value in vars(module).items()
         if isinstance(value, kind)
     }
+
+
+def parameter_counts(model_state: nnx.State) -> tuple[int, int]:
+    """Returns (all, trainable) parameters, from arrays or shapes."""
+    trainable = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.filter_state(model_state, nnx.Param)))
+    frozen = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.filter_state(model_state, Frozen)))
+    return trainable + frozen, trainable

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import optax
 
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 
 NAMES = ("constant", "cosine", "linear", "step")
 
@@ -48,7 +48,7 @@ def make_schedule(
       [0.0, 0.0005, 0.001, 0.0005, 0.0]
     """
     if name not in NAMES:
-        raise unknown("schedule", name, NAMES)
+        raise unknown_name_error("schedule", name, NAMES)
     if steps < 1 or not 0 <= warmup_steps <= steps:
         raise UserError(f"schedule: a warm-up of {warmup_steps} steps does not fit into a run of {steps}")
     if any(not 0 < m <= 1 for m in milestones):

@@ -76,7 +76,7 @@ def abstract_state(create: Callable[[nnx.Module], TrainState], model: Model) -> 
     return nnx.split(nnx.eval_shape(lambda: create(_built(model))))
 
 
-def initialise(create: Callable[[nnx.Module], TrainState], model: Model, shardings: Any) -> nnx.State:
+def initialize(create: Callable[[nnx.Module], TrainState], model: Model, shardings: Any) -> nnx.State:
     """Returns a fresh state, every array where it belongs.
 
     A builder runs inside jit: each device computes its own part only, and none ever holds the whole. A model that

@@ -51,10 +51,10 @@ def make_train_step(
         a resumed run equal to one that was never interrupted.
       learning_rate: the optimizer's, to be reported.
       accumulate: microbatches per step: memory of one, gradient of all. Loss and gradients are those of the whole
-        batch, except that BatchNorm normalises within a microbatch (and moves its statistics once for each).
+        batch, except that BatchNorm normalizes within a microbatch (and moves its statistics once for each).
       blocks: how the model's blocks are run, and where its parameters are gathered; None: as the model says, and as
         the compiler decides.
-      batch_norm_group: images, in a row of the batch, that BatchNorm normalises together; None: all. Its running
+      batch_norm_group: images, in a row of the batch, that BatchNorm normalizes together; None: all. Its running
         statistics are the mean over the groups.
 
     Returns:
@@ -70,12 +70,12 @@ def make_train_step(
       >>> from jaxvision.parallel.mesh import make_mesh
       >>> from jaxvision.parallel.rules import state_shardings
       >>> from jaxvision.train.loss import make_loss
-      >>> from jaxvision.train.state import abstract_state, create_state, initialise
+      >>> from jaxvision.train.state import abstract_state, create_state, initialize
       >>> mesh, tx = make_mesh(), optax.sgd(0.1)
       >>> create, model = partial(create_state, tx=tx), lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0))
       >>> graph, abstract = abstract_state(create, model)
       >>> shardings = state_shardings(abstract, mesh)
-      >>> state = initialise(create, model, shardings)
+      >>> state = initialize(create, model, shardings)
       >>> step = make_train_step(graph, mesh=mesh, shardings=shardings, loss=make_loss(), learning_rate=0.1,
       ...                        prepare=lambda batch, step: (batch["image"], batch["label"]))
       >>> batch = {"image": jnp.ones((8, 4)), "label": jnp.arange(8) % 3, "mask": jnp.ones(8, bool)}

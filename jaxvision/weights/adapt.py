@@ -18,7 +18,7 @@ from jaxvision.models.layers.patch import resize_grid
 def input_channels(weight: np.ndarray, channels: int) -> np.ndarray:
     """Returns the first convolution's weight for images of another number of channels.
 
-    One channel gets the sum over the old ones, so that a grey picture given as one channel answers as the same picture
+    One channel gets the sum over the old ones, so that a gray picture given as one channel answers as the same picture
     given as three equal ones. Otherwise the old channels are repeated in turn, cut to the new number and scaled by
     old/new, so that the activations keep their size.
 

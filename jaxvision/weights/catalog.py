@@ -1,7 +1,7 @@
 """What timm publishes: every weight tag of our architectures, as data.
 
 ``catalog.json`` is written by ``tools/make_catalog.py`` from an installed timm. Nothing is known by rule that timm
-states for each tag: two tags of one architecture may differ in crop, mean, licence and number of classes.
+states for each tag: two tags of one architecture may differ in crop, mean, license and number of classes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from importlib import resources
 from typing import Any
 
 from jaxvision.augment.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models import registry
 
-# What these licences allow is for a lawyer to say; that they are not the usual ones is for us to say.
+# What these licenses allow is for a lawyer to say; that they are not the usual ones is for us to say.
 _FREE_LICENSES = frozenset({"apache-2.0", "bsd-3-clause", "mit"})
 
 
@@ -126,8 +126,8 @@ class Entry:
         if not self.published or self.license in _FREE_LICENSES:
             return None
         if self.license is None:
-            return f"the weights {self.name} state no licence"
-        terms = "non-commercial use only" if "-nc" in self.license else "a licence with terms of its own"
+            return f"the weights {self.name} state no license"
+        terms = "non-commercial use only" if "-nc" in self.license else "a license with terms of its own"
         return f"the weights {self.name} are licensed {self.license}: {terms}"
 
 
@@ -174,12 +174,12 @@ def lookup(name: str) -> Entry:
     architecture, dot, tag = name.partition(".")
     known = registry.architectures()
     if architecture not in known:
-        raise unknown("model", architecture, known)
+        raise unknown_name_error("model", architecture, known)
     tags = _catalog().get(architecture) or {"": Entry(architecture=architecture)}
     if not dot:
         return next(iter(tags.values()))
     if tag not in tags:
-        error = unknown(f"weight tag of {architecture}", tag, tags)
+        error = unknown_name_error(f"weight tag of {architecture}", tag, tags)
         owners = [other for other in known if tag and tag in _catalog().get(other, ())]
         raise UserError(f"{error}; it is a tag of {' and '.join(owners[:3])}") if owners else error
     return tags[tag]
@@ -213,7 +213,7 @@ def list_models(
 ) -> list[str]:
     """Returns names of models.
 
-    What is said of an architecture (licence, size, accuracy) is what holds for its default weights, those that
+    What is said of an architecture (license, size, accuracy) is what holds for its default weights, those that
     ``create_model(name, pretrained=True)`` loads; `lookup` has the numbers.
 
     Args:
@@ -221,7 +221,7 @@ def list_models(
         takes every tag. Of several any one has to match.
       family: ``"resnet"``, ``"vit"`` or ``"efficientnet"``; None takes all.
       pretrained: list ``architecture.tag`` of every published set of weights, instead of architectures.
-      license: a shell pattern of the weights' licence, such as ``"apache-2.0"`` or ``"cc-*"``; None takes all.
+      license: a shell pattern of the weights' license, such as ``"apache-2.0"`` or ``"cc-*"``; None takes all.
       max_params: most parameters, as a number or as ``"30M"``.
       max_macs: most multiply-adds for an image, as a number or as ``"4G"``: as timm publishes them or, where it
         publishes none, as `model_info` counts them. Attention's own products are included.
@@ -229,7 +229,7 @@ def list_models(
         ``"params"`` or ``"macs"``, the smallest first. What has no such number comes last.
 
     Raises:
-      UserError: no such family, licence or order, or a budget that is no number.
+      UserError: no such family, license or order, or a budget that is no number.
 
     Example:
       >>> list_models("resnet1*", max_params="15M")
@@ -238,9 +238,9 @@ def list_models(
       'deit_small_distilled_patch16_224.fb_in1k'
     """
     if family is not None and family not in registry.families():
-        raise unknown("family", family, registry.families())
+        raise unknown_name_error("family", family, registry.families())
     if sort != "name" and sort not in SORTS:
-        raise unknown("order", sort, ["name", *SORTS])
+        raise unknown_name_error("order", sort, ["name", *SORTS])
     rows = [
         (name, entry)
         for architecture in registry.architectures(family=family)
@@ -253,7 +253,7 @@ def list_models(
         licenses = {entry.license for _, entry in rows if entry.license}
         matching = fnmatch.filter(licenses, str(license).lower())
         if not matching:
-            raise unknown("licence", license, licenses)
+            raise unknown_name_error("license", license, licenses)
         rows = [(name, entry) for name, entry in rows if entry.published and entry.license in matching]
     for what, budget in (("params", max_params), ("macs", max_macs)):
         if budget is not None:

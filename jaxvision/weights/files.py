@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxvision.errors import UserError, missing_package
+from jaxvision.errors import UserError, missing_package_error
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class _Pickle(TensorFile):
         try:
             import torch
         except ImportError as e:
-            raise missing_package("torch", f"{path} is a PyTorch pickle; reading it", "torch") from e
+            raise missing_package_error("torch", f"{path} is a PyTorch pickle; reading it", "torch") from e
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):  # timm's trainer saves its flags so
                 try:

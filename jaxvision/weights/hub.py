@@ -9,7 +9,7 @@ import shutil
 import urllib.request
 from pathlib import Path
 
-from jaxvision.errors import UserError, missing_package
+from jaxvision.errors import UserError, missing_package_error
 from jaxvision.weights.catalog import Entry, entries
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def _from_hub(repository: str, filename: str, revision: str | None) -> Path:
             RevisionNotFoundError,
         )
     except ImportError as e:
-        raise missing_package("huggingface_hub", "fetching weights", "huggingface") from e
+        raise missing_package_error("huggingface_hub", "fetching weights", "huggingface") from e
 
     if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
         raise UserError(f"a revision is a branch, a tag or a commit of the repository, not {revision[:300]!r}")
@@ -111,7 +111,9 @@ def _from_url(source: Entry) -> Path:
     try:
         import torch  # which has to read it later; told before gigabytes are fetched
     except ImportError as e:
-        raise missing_package("torch", f"the weights {source.name} are a PyTorch pickle; reading them", "torch") from e
+        raise missing_package_error(
+            "torch", f"the weights {source.name} are a PyTorch pickle; reading them", "torch"
+        ) from e
     from huggingface_hub import constants
 
     assert source.url is not None

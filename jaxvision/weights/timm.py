@@ -36,6 +36,7 @@ from jaxvision import tree
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.base import Model
+from jaxvision.models.layers import sizes
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.weights import adapt, files
 
@@ -104,11 +105,11 @@ def load_timm(
 
     Args:
       model: a model with arrays, or an abstract one from `registry.build_abstract`, whose leaves are then filled
-        without having been initialised first.
+        without having been initialized first.
       path: the file, or a folder that holds a ``model.safetensors``. A PyTorch pickle (``.pth``, ``.pt``, ``.bin``,
         ``.pth.tar``) is read where torch is installed: a state_dict, or a checkpoint of timm's trainer.
       head: ``"load"`` takes the file's classifier, which has to fit; ``"fresh"`` leaves the model's own as it is (and
-        initialises that of an abstract model); ``"auto"`` loads unless the numbers of classes differ.
+        initializes that of an abstract model); ``"auto"`` loads unless the numbers of classes differ.
       published: the weights are timm's own, trained at the architecture's size, so position embeddings for another grid
         of as many patches are resampled. Those of any other file that does not say its grid are taken as they are.
       rngs: streams ``params`` and ``dropout``, for what an abstract model cannot read; ``nnx.Rngs(0)`` if None.
@@ -198,7 +199,7 @@ def _match(
             f"; the model has {model.num_classes} classes: build it with the file's number, or load with head='fresh'"
         )
     elif missing and all(key.startswith("fc_norm.") for key in missing):
-        hint = "; these weights normalise before pooling: build the model with fc_norm=False"
+        hint = "; these weights normalize before pooling: build the model with fc_norm=False"
     else:
         hint = f"; {path.name} may hold the weights of another architecture"
     raise UserError(f"{path} does not fit {model.architecture}: {', '.join(problems)}{hint}")
@@ -251,7 +252,7 @@ def _old_grid(
     told = bool(grids) and math.prod(grids[0]) == patches
     patch = shapes.get("patch_embed.proj.weight", ())[2:]
     if len(patch) == 2:
-        size = registry.pair("image_size", registry.variant(model.architecture).arguments.get("image_size", 224))
+        size = sizes.pair("image_size", registry.variant(model.architecture).arguments.get("image_size", 224))
         grids.append((size[0] // patch[0], size[1] // patch[1]))
     grid = next((grid for grid in grids if math.prod(grid) == patches), None)
     if told or published or grid in (None, model.grid_size) or math.prod(model.grid_size) != patches:
@@ -295,7 +296,7 @@ def _check_dtypes(path: Path, dtypes: dict[str, str]) -> None:
     others = [f"{key} {dtype}" for key, dtype in dtypes.items() if dtype not in files.FLOATS]
     if others:
         raise UserError(
-            f"{path}: {len(others)} tensors are not floating point ({files.some(others)}); quantised files are not read"
+            f"{path}: {len(others)} tensors are not floating point ({files.some(others)}); quantized files are not read"
         )
 
 

@@ -49,7 +49,7 @@ def tensor(name: str, shape: tuple[int, ...], *, power: int = 0, seed: int = 0) 
 
 
 def images(shape: tuple[int, int, int, int], *, seed: int = 0) -> np.ndarray:
-    """Returns float32 images [b, h, w, c] of unit variance: four by four fields of colour under noise.
+    """Returns float32 images [b, h, w, c] of unit variance: four by four fields of color under noise.
 
     Of noise alone a deep net sees the mean, which is the same in every image.
     """

@@ -28,8 +28,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE.parent.parent)]
 import fill  # noqa: E402
 import jax  # noqa: E402
 from flax import nnx  # noqa: E402
-from kinds import KINDS  # noqa: E402
-from reference import import_timm  # noqa: E402
+from support.kinds import KINDS  # noqa: E402
+from support.reference import import_timm  # noqa: E402
 
 from jaxvision.models import registry  # noqa: E402
 from jaxvision.weights import catalog  # noqa: E402
@@ -81,7 +81,7 @@ def golden(case: tuple[str, int]) -> dict[str, Any]:
     theirs = shallow | OPTIONS.get(architecture, {})
     if registry.variant(architecture).family == "vit":
         theirs["img_size"] = size
-    with without_initialisation():
+    with without_initialization():
         model = import_timm().create_model(architecture, num_classes=1000, **theirs).eval().double()
     for name, value in model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
@@ -131,7 +131,7 @@ def shapes(architecture: str) -> str:
 
 
 @contextmanager
-def without_initialisation() -> Iterator[None]:
+def without_initialization() -> Iterator[None]:
     """Within it PyTorch draws no random numbers: they would all be overwritten, and take most of the time."""
     import torch
 

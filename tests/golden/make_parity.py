@@ -1,6 +1,6 @@
 """Writes docs/parity.md from what the tests of the golden logits measured.
 
-pytest --slow -n 2 tests/test_golden.py --junitxml=golden.xml
+pytest --slow -n 2 tests/models/test_golden.py --junitxml=golden.xml
 python tests/golden/make_parity.py golden.xml
 """
 
@@ -40,7 +40,7 @@ architecture.
 Everything again, and this page ({minutes:.0f} minutes on two cores):
 
 ```
-pytest --slow -n 2 tests/test_golden.py --junitxml=golden.xml && python tests/golden/make_parity.py golden.xml
+pytest --slow -n 2 tests/models/test_golden.py --junitxml=golden.xml && python tests/golden/make_parity.py golden.xml
 ```
 
 The comparison can fail: tests change each tensor by a hundredth, and an epsilon, a padding or a GELU, and see it.

@@ -139,7 +139,7 @@ class Differential(Attend):
 
     Ye et al., "Differential Transformer", https://arxiv.org/abs/2410.05258: each head has two sets of queries and
     keys, of half its width; its weights are ``softmax(q1 k1) - lambda softmax(q2 k2)``, where lambda is learned. What
-    comes out of each head is normalised.
+    comes out of each head is normalized.
     """
 
     def add_lambdas(self, features: int, index: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
@@ -291,7 +291,7 @@ def merge_heads(x: jax.Array) -> jax.Array:
 
 def softmax_weights(q: jax.Array, k: jax.Array) -> jax.Array:
     """Returns the weights [b, heads, t, s], float32, of queries [b, heads, t, c] over keys [b, heads, s, c]."""
-    # Summed and normalised in float32 whatever the dtype, as jax.nn.dot_product_attention does.
+    # Summed and normalized in float32 whatever the dtype, as jax.nn.dot_product_attention does.
     logits = jnp.einsum("bkth,bksh->bkts", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits * q.shape[-1] ** -0.5)
 

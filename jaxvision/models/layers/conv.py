@@ -130,9 +130,9 @@ class StdConv(Conv):
         kernel = self.kernel[...]
         kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
         taps = (0, 1, 2)
-        centred = kernel - kernel.mean(axis=taps, keepdims=True)
-        variance = (centred**2).mean(axis=taps, keepdims=True)
-        return (centred * lax.rsqrt(variance + self.epsilon)).astype(self.kernel.dtype)
+        centered = kernel - kernel.mean(axis=taps, keepdims=True)
+        variance = (centered**2).mean(axis=taps, keepdims=True)
+        return (centered * lax.rsqrt(variance + self.epsilon)).astype(self.kernel.dtype)
 
 
 def padding_of(kind: str, size: tuple[int, ...], kernel_size: int, stride: int, dilation: int = 1) -> Padding:
@@ -271,7 +271,7 @@ def _sliced(x, kernel, stride, padding, dilation, groups):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Returns the depthwise convolution of `x` [b, h, w, c] with `kernel` [k, k, 1, c]."""
-    # The barrier makes XLA write the padded image once, in the loop that also normalises and activates it. Without it
+    # The barrier makes XLA write the padded image once, in the loop that also normalizes and activates it. Without it
     # XLA sees that the central tap needs no padding, and computes the activation a second time to say so.
     return by_platform(
         x,
@@ -305,7 +305,7 @@ def _pad(x: jax.Array, padding: Padding) -> jax.Array:
 
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Returns the sum over the k * k taps of `x`, shifted and strided, times the tap: one fused, vectorised loop."""
+    """Returns the sum over the k * k taps of `x`, shifted and strided, times the tap: one fused, vectorized loop."""
     exact = jnp.promote_types(x.dtype, jnp.float32)  # XLA sums the products of bfloat16 in float32, too
     y = jnp.zeros((), exact)
     for (i, j), seen in shifts(x, kernel.shape[0], stride):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvision.errors import unknown
+from jaxvision.errors import unknown_name_error
 from jaxvision.models.layers.init import halves, normal, ones, zeros
 from jaxvision.models.layers.norm import Norm
 
@@ -50,7 +50,7 @@ def activate(x: jax.Array, activation: str) -> jax.Array:
             return x * jax.nn.sigmoid(1.702 * x)
         case "silu":
             return jax.nn.silu(x)
-    raise unknown("activation", activation, ACTIVATIONS)
+    raise unknown_name_error("activation", activation, ACTIVATIONS)
 
 
 class Mlp(nnx.Module):

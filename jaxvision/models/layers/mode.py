@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nnx.Module)
 def train_view(model: M, *, batch_norm_group: int | None = None) -> M:
     """Returns a view of `model` that drops out, skips paths and updates BatchNorm statistics.
 
-    With `batch_norm_group`, BatchNorm normalises so many images together, not the whole batch.
+    With `batch_norm_group`, BatchNorm normalizes so many images together, not the whole batch.
     Frozen BatchNorm layers keep their statistics; dropout and stochastic depth act in frozen blocks, too.
 
     >>> import jaxvision

@@ -1,4 +1,4 @@
-"""Normalisation, with PyTorch's arithmetic."""
+"""Normalization, with PyTorch's arithmetic."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jaxvision.errors import UserError
 from jaxvision.models.layers.init import constant, ones, zeros
 from jaxvision.platform import by_platform
 
-Norm = Callable[..., nnx.Module]  # (features, dtype=, param_dtype=, rngs=) -> a normalisation over the last axis
+Norm = Callable[..., nnx.Module]  # (features, dtype=, param_dtype=, rngs=) -> a normalization over the last axis
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation over all axes but the last.
+    """Batch normalization over all axes but the last.
 
-    Under a sharded `jax.jit` the batch axis is the global batch, so statistics are synchronised over devices by
+    Under a sharded `jax.jit` the batch axis is the global batch, so statistics are synchronized over devices by
     construction. The variance is computed in two passes, as PyTorch does, so that float32 results agree.
 
     Args:
@@ -34,7 +34,7 @@ class BatchNorm(nnx.Module):
 
     Attributes:
       frozen: if True the statistics are used and kept in training, too; `train.partial` sets it.
-      group: images that are normalised together in training; None is the whole batch.
+      group: images that are normalized together in training; None is the whole batch.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average or self.frozen
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the normalised `x`, in the same shape; in training the statistics move on."""
+        """Returns the normalized `x`, in the same shape; in training the statistics move on."""
         shape = (1,) * (x.ndim - 1) + (-1,)
         x, gain, bias = dtypes.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
         if not self.use_running_average:
@@ -92,7 +92,7 @@ class BatchNorm(nnx.Module):
 
 
 class GroupNorm(nnx.GroupNorm):
-    """Normalisation of each image over its pixels and the channels of a group.
+    """Normalization of each image over its pixels and the channels of a group.
 
     Wu and He, "Group Normalization", https://arxiv.org/abs/1803.08494
 
@@ -138,7 +138,7 @@ class GroupNorm(nnx.GroupNorm):
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Normalisation of each pixel, or token, over its channels.
+    """Normalization of each pixel, or token, over its channels.
 
     Ba et al., "Layer Normalization", https://arxiv.org/abs/1607.06450
 
@@ -206,7 +206,7 @@ class RMSNorm(nnx.RMSNorm):
 
 
 class EvoNormS0(nnx.Module):
-    """An activation and a normalisation in one: ``x * sigmoid(v * x)`` by the standard deviation of its group.
+    """An activation and a normalization in one: ``x * sigmoid(v * x)`` by the standard deviation of its group.
 
     Liu et al., "Evolving Normalization-Activation Layers", https://arxiv.org/abs/2004.02967
 
@@ -243,7 +243,7 @@ class EvoNormS0(nnx.Module):
         self.v = nnx.Param(ones(None, (features,), param_dtype)) if activation else nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the activated and normalised `x`, in the same shape."""
+        """Returns the activated and normalized `x`, in the same shape."""
         x, scale, bias = _with_channels(x, self.scale, self.bias, dtype=self.dtype)
         if self.v is not None:
             b, h, w, c = x.shape
@@ -256,7 +256,7 @@ class EvoNormS0(nnx.Module):
 
 
 class FilterResponseNorm(nnx.Module):
-    """A normalisation without a mean, and an activation with a learned threshold in the place of a ReLU's zero.
+    """A normalization without a mean, and an activation with a learned threshold in the place of a ReLU's zero.
 
     Singh and Krishnan, "Filter Response Normalization Layer", https://arxiv.org/abs/1911.09737
 
@@ -289,7 +289,7 @@ class FilterResponseNorm(nnx.Module):
         self.tau = nnx.Param(zeros(None, (features,), param_dtype)) if activation else nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the normalised and activated `x`, in the same shape."""
+        """Returns the normalized and activated `x`, in the same shape."""
         x, scale, bias = _with_channels(x, self.scale, self.bias, dtype=self.dtype)
         mean_square = (x.astype(_exact(x)) ** 2).mean(axis=(1, 2), keepdims=True)
         x = x * lax.rsqrt(mean_square + self.epsilon).astype(x.dtype) * scale + bias

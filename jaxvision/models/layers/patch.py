@@ -11,8 +11,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from jaxvision.errors import UserError
-from jaxvision.models import registry
 from jaxvision.models.base import check_images
+from jaxvision.models.layers import sizes
 from jaxvision.models.layers.init import torch_default, torch_default_bias
 from jaxvision.models.layers.norm import Norm
 
@@ -67,10 +67,10 @@ class PatchEmbed(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not ignore_remainder:
-            registry.check_divisible(image_size, patch_size)
+            sizes.check_divisible(image_size, patch_size)
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.image_size = registry.pair("image_size", image_size)
-        self.patch_size = registry.pair("patch_size", patch_size)
+        self.image_size = sizes.pair("image_size", image_size)
+        self.patch_size = sizes.pair("patch_size", patch_size)
         self.in_channels = in_channels
         self.dynamic = dynamic
         self.grid_size = self.grid(self.image_size)
@@ -93,7 +93,7 @@ class PatchEmbed(nnx.Module):
         """
         check_size(images, self.image_size, self.in_channels, self.dynamic)
         if self.dynamic:
-            registry.check_divisible(images.shape[1:3], self.patch_size)
+            sizes.check_divisible(images.shape[1:3], self.patch_size)
         x = self.proj(images)
         b, h, w, d = x.shape
         x = x.reshape(b, h * w, d)
@@ -117,7 +117,7 @@ class PatchProjection(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        p, q = registry.pair("patch_size", patch_size)
+        p, q = sizes.pair("patch_size", patch_size)
         c, d = in_channels, features
         # timm leaves PyTorch's default for convolutions in place here, kernel and bias.
         self.kernel = nnx.Param(torch_default(rngs.params(), (p, q, c, d), param_dtype))
@@ -154,7 +154,7 @@ def resize_grid(
 ) -> jax.Array:
     """Returns embeddings of positions for another grid, [1, new rows * columns, d].
 
-    In float32 with half-pixel centres, as timm does it.
+    In float32 with half-pixel centers, as timm does it.
 
     Args:
       grid: [1, old rows * columns, d], row by row.

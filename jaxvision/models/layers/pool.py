@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxvision.errors import UserError, unknown
+from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models.layers.conv import Padding, convolve, same_padding, shifts
 from jaxvision.platform import by_platform
 
@@ -152,6 +152,6 @@ def check_global_pool(kind: str, num_classes: int) -> None:
       UserError: an unknown kind, or no pooling in front of a head.
     """
     if kind not in GLOBAL_POOLS:
-        raise unknown("global_pool", kind, GLOBAL_POOLS)
+        raise unknown_name_error("global_pool", kind, GLOBAL_POOLS)
     if not kind and num_classes:
         raise UserError("global_pool='' keeps the feature map, which a head cannot take: say num_classes=0, too")

@@ -88,13 +88,13 @@ class SqueezeExciteReduce(nnx.Module):
 
 
 class EfficientChannelAttention(nnx.Module):
-    """Scales each channel of [b, h, w, c] by a gate that sees the means of its neighbours among the channels, too.
+    """Scales each channel of [b, h, w, c] by a gate that sees the means of its neighbors among the channels, too.
 
     Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks",
     https://arxiv.org/abs/1910.03151
 
     Args:
-      features: c, by which the paper's rule sets the size of the neighbourhood; any other input will do.
+      features: c, by which the paper's rule sets the size of the neighborhood; any other input will do.
       dtype: of the computation; None takes the promoted type of input and parameters.
       param_dtype: of the parameters.
       rngs: the stream ``params``.

@@ -1,0 +1,56 @@
+"""Built-ins by name, and a user's own function wherever a config names a built-in.
+
+A config may hold a built-in name, a callable, or ``"package.module:function"``. Whatever it is, `resolve` returns the
+function, and that function's keyword-only arguments are the keys of the config's section.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxvision.errors import UserError, unknown_name_error
+
+
+def resolve(what: str, name: str | Callable[..., Any], builtin: Mapping[str, Any]) -> Callable[..., Any]:
+    """Returns the function that `name` stands for.
+
+    Args:
+      what: what the function is, for messages, such as ``"loss"``.
+      name: a key of `builtin`, a callable, or ``"package.module:function"``. The module is imported from the Python
+        path or from the current directory.
+      builtin: name -> function, or name -> ``"package.module:function"`` for a built-in that is imported on first use.
+
+    Raises:
+      UserError: no such built-in, module or function.
+
+    Example:
+      >>> resolve("function", "math:sqrt", {})(9.0)
+      3.0
+      >>> resolve("function", "root", {"root": "math:sqrt"})(9.0)
+      3.0
+    """
+    if callable(name):
+        return name
+    if name in builtin:
+        found = builtin[name]
+        return found if callable(found) else resolve(what, found, {})
+    if not isinstance(name, str) or ":" not in name:
+        raise unknown_name_error(what, str(name), builtin)
+    module, _, attribute = name.partition(":")
+    try:
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # `python -m` has it, a console command does not
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except ImportError as e:
+        raise UserError(f"{what}: cannot import {module!r} of {name!r} ({e}). Check the name and PYTHONPATH.") from e
+    except AttributeError as e:
+        raise UserError(f"{what}: the module {module!r} has no {attribute!r}. Check the name after the colon.") from e
+    if not callable(found):
+        raise UserError(f"{what}: {name!r} is a {type(found).__name__}, expected a function.")
+    return found

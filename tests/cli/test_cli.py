@@ -1,0 +1,232 @@
+"""The command `jaxvision`: what it prints and writes, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+from support.reference import import_timm
+
+from jaxvision import cli
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.classifier import Classifier, load_classifier, save_classifier
+from jaxvision.create import create_model
+from jaxvision.weights.timm import save_timm, timm_name, weights
+
+CLASSES = ("cat", "dog", "horse")
+
+
+@pytest.fixture(scope="module", params=["test_resnet", "test_vit"])
+def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a finished run leaves it."""
+    options = {"patch_size": 8} if "vit" in request.param else {}
+    model = create_model(request.param, num_classes=3, image_size=32, **options)
+    folder = tmp_path_factory.mktemp(request.param)
+    return save_classifier(folder, Classifier(model, CLASSES, Preprocess(image_size=32, crop_pct=1.0)))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for label in CLASSES:
+        folder = tmp_path / "pictures" / label
+        folder.mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(rng.integers(0, 255, (40, 50 + i, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
+    status = cli.main([str(a) for a in arguments])
+    return (status, *capsys.readouterr())
+
+
+def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_convert_leaves_a_run_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its config.json would be lost, and with it the run."""
+    (tmp_path / "checkpoints").mkdir()
+    assert cli.main(["convert", "test_resnet", str(tmp_path)]) == 2
+    assert "is the workdir of a run, whose config.json would be lost" in capsys.readouterr().err
+
+
+def test_list_is_a_table_to_pick_from(capsys: pytest.CaptureFixture) -> None:
+    head, *lines = run(capsys, "list", "resnet1?[12]", "--family", "resnet")[1].splitlines()
+    assert head.split() == ["name", "params", "M", "MACs", "G", "size", "top-1", "top-5", "license"]
+    assert [line.split()[0] for line in lines] == ["resnet101", "resnet152"]
+    head, line = run(capsys, "list", "resnet50.tv_in1k", "--pretrained")[1].splitlines()
+    assert line.split() == ["resnet50.tv_in1k", "25.56", "4.11", "224", "76.156", "92.866", "bsd-3-clause"]
+    assert head.index("license") == line.index("bsd-3-clause")
+
+    arguments = ["--family", "vit", "--max-params", "30M", "--sort", "top1", "--pretrained"]
+    rows = json.loads(run(capsys, "list", *arguments, "--json")[1])
+    assert all(row["parameters"] <= 30e6 for row in rows)
+    top1 = [row["top1"] for row in rows if row["top1"]]
+    assert len(top1) > 5
+    assert top1 == sorted(top1, reverse=True)
+    assert [line.split()[0] for line in run(capsys, "list", *arguments)[1].splitlines()[1:]] == [
+        row["name"] for row in rows
+    ]
+    (row,) = json.loads(run(capsys, "list", "resnet50", "--json")[1])
+    assert row == {
+        "name": "resnet50",
+        "parameters": 25557032,
+        "multiply_adds": 6800000000,
+        "image_size": 288,
+        "top1": 81.24,
+        "top5": 95.112,
+        "license": "apache-2.0",
+        "weights": "resnet50.a1_in1k",
+    }
+    assert run(capsys, "list", "vit_base_patch32_384", "--license", "apache*")[0] == 0
+    assert "no model matches" in refused(capsys, "list", "alexnet*")
+    assert "no model matches" in refused(capsys, "list", "resnet50", "--max-params", "1M")
+    assert "max_params is a number such as 30M" in refused(capsys, "list", "--max-params", "small")
+    assert "unknown order" in refused(capsys, "list", "--sort", "speed")
+    assert "unknown family" in refused(capsys, "list", "--family", "convnext")
+    assert "unknown license" in refused(capsys, "list", "--license", "gpl")
+
+
+def test_info(capsys: pytest.CaptureFixture) -> None:
+    text = run(capsys, "info", "resnet50")[1]
+    assert "25.56 M" in text  # He et al.'s ResNet-50, by everybody's count
+    assert "4.11 G" in text
+    assert json.loads(run(capsys, "info", "resnet50", "--json")[1])["total"]["parameters"] == 25_557_032
+    assert "did you mean 'resnet50'" in refused(capsys, "info", "resnet5O")
+
+
+def test_predict_is_the_model_on_the_transformed_picture(
+    capsys: pytest.CaptureFixture, export: Path, pictures: Path
+) -> None:
+    file = pictures / "cat" / "0.png"
+    status, out, _ = run(capsys, "predict", "-m", export, file, pictures / "dog", "--json", "--top", 2)
+    assert status == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [Path(line["image"]).parent.name for line in lines] == ["cat", "dog", "dog", "dog"]
+    # By hand: the shorter side, 40, becomes 32, the middle is taken, ImageNet's mean and deviation.
+    image = Image.open(file).resize((round(50 * 32 / 40), 32), Image.Resampling.BICUBIC).crop((4, 0, 36, 32))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    logits = np.asarray(load_classifier(export).model(((np.asarray(image) / 255 - mean) / std)[None].astype("f4")))[0]
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    assert [row["index"] for row in lines[0]["predictions"]] == list(np.argsort(-probabilities)[:2])
+    assert lines[0]["predictions"][0]["probability"] == pytest.approx(probabilities.max(), abs=1e-5)
+    assert lines[0]["predictions"][0]["label"] == CLASSES[probabilities.argmax()]
+    assert "%" in run(capsys, "predict", "-m", export, file)[1]
+
+
+def test_predict_tells_of_bad_pictures_and_goes_on(capsys: pytest.CaptureFixture, export: Path, pictures: Path) -> None:
+    bad = pictures / "cat" / "1.png"
+    bad.write_bytes(b"no picture")
+    status, out, err = run(capsys, "predict", "-m", export, pictures / "cat")
+    assert status == 2
+    assert out.count(".png") == 2
+    assert str(bad) in err
+    assert "no such picture" in refused(capsys, "predict", "-m", export, pictures / "none.png")
+
+
+def test_attention_writes_a_picture(
+    capsys: pytest.CaptureFixture, export: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.png"
+    status, text, _ = run(capsys, "attention", "-m", export, pictures / "cat" / "0.png", "-o", out)
+    assert status == 0
+    assert str(out) in text
+    with Image.open(out) as picture:
+        assert picture.size == (2 * 448, 448)  # beside each other: the picture, and the same under what was looked at
+    vit = load_classifier(export).model.family == "vit"
+    assert ("rollout" in text) == vit
+    arguments = ["attention", "-m", export, pictures / "cat" / "0.png"]
+    assert "is for a" in refused(capsys, *arguments, *(["--label", "cat"] if vit else ["--layer", -1]))
+    assert "cannot write" in refused(capsys, *arguments, "-o", tmp_path / "nowhere" / "x.png")
+
+
+def test_evaluate_counts_every_picture(
+    capsys: pytest.CaptureFixture, export: Path, pictures: Path, tmp_path: Path
+) -> None:
+    status, out, _ = run(
+        capsys, "evaluate", "-m", export, "--data", pictures, "--batch-size", 4, "--report", tmp_path / "r", "--json"
+    )
+    assert status == 0
+    result = json.loads(out)
+    assert result["count"] == 9
+    predictions = run(capsys, "predict", "-m", export, pictures, "--json", "--top", 1)[1].splitlines()
+    right = [Path((p := json.loads(x))["image"]).parent.name == p["predictions"][0]["label"] for x in predictions]
+    assert result["top1"] == pytest.approx(np.mean(right))
+    assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
+    assert "evaluate" in refused(capsys, "evaluate", "-m", export)
+    arguments = ("evaluate", "-m", export, "--data", pictures)
+    assert "a folder takes no option 'x'" in refused(capsys, *arguments, "--option", "x=1")
+    (tmp_path / "r" / "metrics.jsonl").touch()
+    assert "has the report of a training run" in refused(capsys, *arguments, "--report", tmp_path / "r")
+
+
+def test_convert_makes_what_timm_reads(capsys: pytest.CaptureFixture, export: Path, tmp_path: Path) -> None:
+    assert run(capsys, "convert", export, tmp_path / "folder")[0] == 0
+    assert load_classifier(tmp_path / "folder").classes == CLASSES
+    assert run(capsys, "convert", export, tmp_path / "model.safetensors")[0] == 0
+    a, b = (load_file(path) for path in (tmp_path / "folder" / "model.safetensors", tmp_path / "model.safetensors"))
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_convert_adapts_a_weight_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    save_timm(create_model("test_resnet", num_classes=7), tmp_path / "in.safetensors")
+    arguments = ["test_resnet", tmp_path / "out.safetensors", "--checkpoint", tmp_path / "in.safetensors"]
+    assert "7 classes" in run(capsys, "convert", *arguments, "--in-channels", 1)[1]
+    model = create_model("test_resnet", checkpoint_path=tmp_path / "out.safetensors", in_channels=1)
+    assert model.num_classes == 7
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_what_is_converted_can_be_pushed_to_the_hub_and_used_from_pytorch(
+    capsys: pytest.CaptureFixture, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder as it is, and as the hub's cache keeps what was pushed there: strict, and the same logits."""
+    import torch
+    from golden import fill
+    from huggingface_hub import constants
+    from safetensors.torch import load_file
+
+    options = {"num_classes": 7, "in_channels": 4, "image_size": 64}
+    model = create_model(architecture, **options)
+    for name, leaf in weights(model).items():  # not one of them at its first value
+        leaf.set_value(np.asarray(fill.tensor(timm_name(name), leaf.shape), leaf.dtype))
+    save_timm(model, tmp_path / "in.safetensors")
+    arguments = [architecture, "--checkpoint", tmp_path / "in.safetensors", "--in-channels", 4, "--image-size", 64]
+    folder = tmp_path / "hub" / "models--me--mine" / "snapshots" / ("0" * 40)
+    assert run(capsys, "convert", "--to", "timm", *arguments, folder)[0] == 0
+    (tmp_path / "hub" / "models--me--mine" / "refs").mkdir()
+    (tmp_path / "hub" / "models--me--mine" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    images = fill.images((2, 64, 64, 4))
+    expected = np.asarray(model(images))
+    assert np.ptp(expected) > 0.1
+    timm = import_timm()
+    for source in (f"local-dir:{folder}", "hf-hub:me/mine"):
+        theirs = timm.create_model(source, pretrained=True).eval()
+        with torch.no_grad():
+            got = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        config = timm.data.resolve_data_config({}, model=theirs)
+        assert config["input_size"] == (4, 64, 64)
+        theirs.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    assert "--to" in refused(capsys, "convert", "--to", "onnx", *arguments, tmp_path / "x")
+
+
+def test_mistakes(capsys: pytest.CaptureFixture, tmp_path: Path, pictures: Path) -> None:
+    assert "--help" in refused(capsys, "predict")
+    assert "is not a folder with config.json" in refused(capsys, "predict", "-m", tmp_path / "none", pictures)
+    assert "no finished model" in refused(capsys, "predict", "-m", pictures, pictures)
+    assert "did you mean 'resnet50'" in refused(capsys, "predict", "-m", "resnet5O", pictures)

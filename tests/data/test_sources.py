@@ -1,0 +1,465 @@
+"""jaxvision.data: the sources."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from support.images import encode, scene
+
+from jaxvision.augment import host
+from jaxvision.data import huggingface
+from jaxvision.data.folder import open_test_folder
+from jaxvision.data.source import SOURCES, open_source, stratified_split
+from jaxvision.errors import UserError
+
+
+def picture(seed, size=12):
+    return scene(size, size + 4, seed=seed)
+
+
+# --- by name
+
+
+def test_an_unknown_source_or_option_names_the_nearest():
+    with pytest.raises(UserError, match="unknown data source 'folders'; did you mean 'folder'"):
+        open_source("folders")
+    with pytest.raises(UserError, match="unknown option of the source 'folder' 'data_dri'; did you mean 'data_dir'"):
+        open_source("folder", data_dri="x")
+    assert set(SOURCES) == {"digits", "folder", "tfds", "huggingface"}
+
+
+def test_a_part_that_is_not_there():
+    with pytest.raises(UserError, match=r"unknown part of the data 'validation'.*valid: test, train"):
+        open_source("digits").part("validation")
+
+
+def test_stratified_split_holds_out_the_share_of_each_class():
+    labels = np.repeat(np.arange(4), [50, 20, 3, 1])
+    kept, held = stratified_split(labels, 0.2, seed=0)
+    assert sorted([*kept, *held]) == list(range(74))
+    assert np.bincount(labels[held], minlength=4).tolist() == [10, 4, 1, 0]
+    again = stratified_split(labels, 0.2, seed=0)
+    np.testing.assert_array_equal(held, again[1])
+    assert (held != stratified_split(labels, 0.2, seed=1)[1]).any()
+    for fraction in (0.0, 1.0):
+        with pytest.raises(UserError, match="between 0 and 1"):
+            stratified_split(labels, fraction, seed=0)
+
+
+# --- digits
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    train, validation, test = open_source("digits")
+    assert validation is None
+    assert train.classes == [str(i) for i in range(10)]
+    assert len(train) + len(test) == 1797
+    assert abs(len(test) - 359) <= 5
+    theirs = {image.tobytes(): label for image, label in zip(load_digits().images, load_digits().target, strict=True)}
+    seen = set()
+    for source in (train, test):
+        for i in range(len(source)):
+            example = source[i]
+            assert example["image"].shape == (8, 8, 1)
+            levels = np.round(example["image"][..., 0] * (16 / 255.0))
+            assert theirs[levels.tobytes()] == example["label"] == source.labels[i]
+            seen.add((levels.tobytes(), source is test))
+    assert len(seen) >= 1790  # no picture is in both parts (a few of the 1797 may be equal)
+    share = np.bincount(test.labels) / (np.bincount(test.labels) + np.bincount(train.labels))
+    assert np.abs(share - 0.2).max() < 0.01
+
+
+def test_the_digits_split_is_fixed_by_its_seed():
+    a, b = open_source("digits").test, open_source("digits", split_seed=0).test
+    np.testing.assert_array_equal(a.images, b.images)
+    assert (a.images != open_source("digits", split_seed=1).test.images).any()
+
+
+# --- folders
+
+
+def make_folder(root, classes, count=5, ending=".png"):
+    for number, class_ in enumerate(classes):
+        folder = root / class_
+        folder.mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(picture(10 * number + i)).save(folder / f"{i}{ending}")
+    return root
+
+
+def test_a_folder_with_parts(tmp_path):
+    make_folder(tmp_path / "train", ["dog", "cat", "ant"])
+    make_folder(tmp_path / "val", ["cat", "dog"], count=2)
+    make_folder(tmp_path / "test", ["ant", "cat", "dog"], count=1)
+    train, validation, test = open_source("folder", data_dir=str(tmp_path))
+    assert train.classes == validation.classes == test.classes == ["ant", "cat", "dog"]
+    assert [len(train), len(validation), len(test)] == [15, 4, 3]
+    assert validation.labels.tolist() == [1, 1, 2, 2]  # numbers are train's, though 'ant' is not here
+    example = train[7]
+    assert example["label"] == 1
+    assert train.where(7) == str(tmp_path / "train" / "cat" / "2.png")
+    np.testing.assert_array_equal(np.asarray(host.decode(example["image"])), picture(12))
+
+
+def test_parts_may_be_spelled_in_other_ways(tmp_path):
+    make_folder(tmp_path / "Train", ["cat", "dog"])
+    make_folder(tmp_path / "Validation", ["cat", "dog"], count=2)
+    train, validation, test = open_source("folder", data_dir=str(tmp_path))
+    assert (len(train), len(validation), test) == (10, 4, None)
+    assert train.classes == ["cat", "dog"]
+
+
+def test_a_folder_is_split_by_class_and_seed(tmp_path):
+    make_folder(tmp_path, ["b", "a"], count=10)
+    train, _, test = open_source("folder", data_dir=str(tmp_path), test_fraction=0.3)
+    assert (len(train), len(test)) == (14, 6)
+    assert np.bincount(test.labels).tolist() == [3, 3]
+    assert not set(train.files) & set(test.files)
+    again = open_source("folder", data_dir=str(tmp_path), test_fraction=0.3).test
+    assert again.files == test.files
+    other = open_source("folder", data_dir=str(tmp_path), test_fraction=0.3, split_seed=1).test
+    assert other.files != test.files
+
+
+def test_a_folder_with_train_alone_is_split_too(tmp_path):
+    make_folder(tmp_path / "train", ["a", "b"], count=10)
+    train, _, test = open_source("folder", data_dir=str(tmp_path))
+    assert (len(train), len(test)) == (16, 4)
+
+
+def test_what_is_no_picture_is_counted_and_passed_over(tmp_path):
+    make_folder(tmp_path, ["a", "b"])
+    (tmp_path / "a" / "deeper").mkdir()
+    Image.fromarray(picture(0)).save(tmp_path / "a" / "deeper" / "x.JPG")
+    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    (tmp_path / "b" / "Thumbs.db").write_text("no picture")
+    (tmp_path / "b" / ".hidden.png").write_text("no picture")
+    (tmp_path / "b" / ".cache").mkdir()
+    (tmp_path / "b" / ".cache" / "y.png").write_text("no picture")
+    (tmp_path / "readme.md").write_text("beside the classes")
+    train, _, test = open_source("folder", data_dir=str(tmp_path))
+    assert len(train) + len(test) == 11
+    assert any(file.endswith("x.JPG") for file in train.files + test.files)
+    assert train.passed_over == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: None, "has no folders; it needs one for each class"),
+        (lambda root: (make_folder(root, ["a", "b"]), (root / "c").mkdir()), "the class folder .*c has no pictures"),
+        (
+            lambda root: (make_folder(root, ["a", "b"], ending=".png"), (root / "c").mkdir(), touch(root / "c/x.heic")),
+            r"has no pictures \(but files of the kinds \.heic\)",
+        ),
+        (lambda root: make_folder(root / "val", ["a"]), "has val but no folder 'train'"),
+        (
+            lambda root: (make_folder(root / "train", ["a", "b"]), make_folder(root / "val", ["a", "x"])),
+            "has the class 'x', which .*train has not",
+        ),
+        (lambda root: make_folder(root, ["a", "b"], count=1), "leaves none to test on"),
+        (
+            lambda root: make_folder(root / "pictures", ["a", "b"]),
+            "has one class, 'pictures': there is nothing to tell",
+        ),
+    ],
+)
+def test_folders_that_make_no_sense(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(UserError, match=message):
+        open_source("folder", data_dir=str(tmp_path))
+
+
+def touch(path):
+    path.write_bytes(b"")
+
+
+def test_no_such_folder():
+    with pytest.raises(UserError, match="no such folder: pictuers"):
+        open_source("folder", data_dir="pictuers")
+
+
+def test_a_test_folder_takes_the_models_numbers(tmp_path):
+    make_folder(tmp_path, ["cat", "emu"], count=2)
+    source = open_test_folder(tmp_path, ["ant", "cat", "dog", "emu"])
+    assert source.labels.tolist() == [1, 1, 3, 3]
+    with pytest.raises(UserError, match="the model does not know the class 'emu'"):
+        open_test_folder(tmp_path, ["cat"])
+
+
+def test_a_test_folder_may_have_parts(tmp_path):
+    make_folder(tmp_path / "train", ["cat", "dog"])
+    make_folder(tmp_path / "val", ["cat", "dog"], count=2)
+    for part in ("validation", "val", "VALID"):
+        assert len(open_test_folder(tmp_path, ["cat", "dog"], part)) == 4
+    with pytest.raises(UserError, match=r"has no part 'test'; there are train \(train/\), validation \(val/\)"):
+        open_test_folder(tmp_path, ["cat", "dog"])
+    make_folder(tmp_path / "classes", ["test", "train"], count=1)  # that are called like parts
+    assert len(open_test_folder(tmp_path / "classes", ["other", "test", "train"])) == 2
+
+
+# --- Hugging Face
+
+
+def write_parquet(path, labels, *, names=None, struct=True, group=3, start=0, label_type=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [encode(picture(start + i)) for i in range(len(labels))]
+    column = [{"bytes": b, "path": None} for b in images] if struct else images
+    table = pa.table({"image": column, "label": pa.array(labels, label_type)})
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=group)
+
+
+def open_parquet(tmp_path, **options):
+    return open_source("huggingface", path=str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"), **options)
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_parquet_rows_in_any_order(tmp_path, struct):
+    data = tmp_path / "set" / "data"
+    write_parquet(data / "train-00000-of-00002.parquet", [0, 1, 2, 1, 0], names=["x", "y", "z"], struct=struct)
+    write_parquet(data / "train-00001-of-00002.parquet", [2, 2], names=["x", "y", "z"], struct=struct, start=5)
+    write_parquet(data / "test-00000-of-00001.parquet", [1], names=["x", "y", "z"], struct=struct, start=7)
+    train, validation, test = open_parquet(tmp_path)
+    assert validation is None
+    assert train.classes == test.classes == ["x", "y", "z"]
+    assert train.labels.tolist() == [0, 1, 2, 1, 0, 2, 2]
+    assert train.where(3).endswith("train[3]")
+    copy = pickle.loads(pickle.dumps(train))  # as a worker gets it
+    for i in (6, 0, 5, 3):
+        for source in (train, copy):
+            example = source[i]
+            np.testing.assert_array_equal(np.asarray(host.decode(example["image"])), picture(i))
+            assert example["label"] == train.labels[i]
+    assert len(test) == 1
+    before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir())
+    open_parquet(tmp_path)
+    assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()) == before  # copied once
+
+
+def test_parquet_classes_without_names_and_by_name(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", [0, 3, 1])
+    write_parquet(tmp_path / "set" / "test.parquet", [2])
+    assert open_parquet(tmp_path).test.classes == ["0", "1", "2", "3"]
+    write_parquet(tmp_path / "set" / "train.parquet", ["emu", "ant", "emu", "cat"])
+    write_parquet(tmp_path / "set" / "test.parquet", ["cat"])
+    train, _, test = open_parquet(tmp_path)
+    assert train.classes == ["ant", "cat", "emu"]
+    assert train.labels.tolist() == [2, 0, 2, 1]
+    assert test.labels.tolist() == [1]
+
+
+def test_parquet_parts_are_named(tmp_path):
+    for part in ("train", "dev"):
+        write_parquet(tmp_path / "set" / part / "0000.parquet", [0, 1])
+    with pytest.raises(UserError, match="no parquet files of the part 'test'"):
+        open_parquet(tmp_path)
+    train, validation, test = open_parquet(tmp_path, validation="dev", test=None)
+    assert (len(train), len(validation), test) == (2, 2, None)
+    write_parquet(tmp_path / "set" / "large" / "train" / "0000.parquet", [0, 1])
+    with pytest.raises(UserError, match=r"'train' in several folders: .*source\.folder"):
+        open_parquet(tmp_path, test=None)
+    assert len(open_parquet(tmp_path, folder="large", test=None).train) == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ([0, 1, 2], ["x", "y"], r"the label 2 of .*train\[2\] is outside the 2 classes \(0 to 1\); so are 0 more"),
+        ([0, -1, -1], None, r"the label -1 of .*train\[1\] is outside"),
+        ([0, None, 1], None, "row 1 has no 'label'"),
+        ([0.5, 1.0], None, "holds double, but a class is a number or a name"),
+    ],
+)
+def test_parquet_labels_that_make_no_sense(tmp_path, labels, names, message):
+    write_parquet(tmp_path / "set" / "train.parquet", labels, names=names)
+    with pytest.raises(UserError, match=message):
+        open_parquet(tmp_path, test=None)
+
+
+def test_parquet_files_that_make_no_sense(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        open_source("huggingface", path=str(tmp_path / "nothing"))
+    (tmp_path / "set").mkdir()
+    with pytest.raises(UserError, match="has no parquet files"):
+        open_parquet(tmp_path)
+    (tmp_path / "set" / "train.parquet").write_bytes(b"PAR1 or not")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        open_parquet(tmp_path, test=None)
+    write_parquet(tmp_path / "set" / "train.parquet", [0, 1])
+    with pytest.raises(UserError, match=r"unknown column of .*'img'; did you mean 'image'"):
+        open_parquet(tmp_path, image="img", test=None)
+
+
+def test_parquet_cache_that_cannot_be_written(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", [0, 1])
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="could not be copied to"):
+        open_parquet(tmp_path, test=None)
+
+
+def test_the_hub_is_fetched_from_and_its_absence_is_explained(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    with pytest.raises(UserError, match=r"could not be fetched .*without a network, give the folder"):
+        open_source("huggingface", path="someone/something", cache_dir=str(tmp_path / "cache"))  # HF_HUB_OFFLINE is set
+    write_parquet(tmp_path / "snapshot" / "data" / "train-0.parquet", [0, 1])
+    asked = {}
+
+    def snapshot(name, **options):
+        asked.update(options, name=name)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    splits = open_source(
+        "huggingface", path="someone/something", test=None, revision="v2", cache_dir=str(tmp_path / "cache")
+    )
+    assert len(splits.train) == 2
+    assert (asked["name"], asked["repo_type"], asked["revision"]) == ("someone/something", "dataset", "v2")
+
+
+def test_class_names_are_read_from_real_metadata():
+    # as written by the package `datasets` 2.14
+    metadata = {
+        b"huggingface": b'{"info": {"features": {"img": {"_type": "Image"}, "label": {"names": ["airplane", '
+        b'"automobile"], "_type": "ClassLabel"}}}}'
+    }
+    assert huggingface._class_names(metadata, "label") == ["airplane", "automobile"]
+    assert huggingface._class_names(None, "label") is None
+    assert huggingface._class_names({b"huggingface": b"{}"}, "label") is None
+
+
+# --- TensorFlow Datasets
+
+
+def write_tfds(root, *, count=10, format="array_record", labels=None):
+    """A prepared data set, as `tfds build --file_format=array_record` leaves it."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+    folder = root / "tiny" / "1.0.0"
+    folder.mkdir(parents=True)
+    splits = []
+    for split, start, n in [("train", 0, count), ("test", count, 3)]:
+        writer = ArrayRecordWriter(str(folder / f"tiny-{split}.{format}-00000-of-00001"), "group_size:1")
+        for i in range(start, start + n):
+            image = tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[encode(picture(i))]))
+            number = (labels or [0, 1, 2])[i % 3]
+            label = tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[number]))
+            features = tf_feature_pb2.Features(feature={"image": image, "label": label})
+            writer.write(tf_example_pb2.Example(features=features).SerializeToString())
+        writer.close()
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        splits.append({"filepathTemplate": template, "name": split, "numBytes": "1", "shardLengths": [str(n)]})
+    items = [{"featureKey": "image"}, {"featureKey": "label"}]
+    info = {
+        "fileFormat": format,
+        "moduleName": "__main__",
+        "name": "tiny",
+        "splits": splits,
+        "supervisedKeys": {"tuple": {"items": items}},
+        "version": "1.0.0",
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    kind = "tensorflow_datasets.core.features."
+    image = {"dtype": "uint8", "encodingFormat": "png", "shape": {"dimensions": ["-1", "-1", "3"]}}
+    features = {
+        "image": {"image": image, "pythonClassName": kind + "image_feature.Image"},
+        "label": {"classLabel": {"numClasses": "3"}, "pythonClassName": kind + "class_label_feature.ClassLabel"},
+    }
+    (folder / "features.json").write_text(
+        json.dumps({"featuresDict": {"features": features}, "pythonClassName": kind + "features_dict.FeaturesDict"})
+    )
+    (folder / "label.labels.txt").write_text("ant\nbee\ncat\n")
+    return root
+
+
+def test_tfds_reads_a_prepared_folder_without_tensorflow(tmp_path):
+    import sys
+
+    write_tfds(tmp_path)
+    train, validation, test = open_source(
+        "tfds", dataset="tiny", data_dir=str(tmp_path), train="train[:80%]", validation="train[80%:]"
+    )
+    assert "tensorflow" not in sys.modules
+    assert [len(train), len(validation), len(test)] == [8, 2, 3]
+    assert train.classes == ["ant", "bee", "cat"]
+    assert train.labels is None
+    copy = pickle.loads(pickle.dumps(train))
+    for source in (train, copy):
+        for i in (5, 0, 7):
+            example = source[i]
+            assert example["label"] == i % 3
+            np.testing.assert_array_equal(np.asarray(host.decode(example["image"])), picture(i))
+    many = train.__getitems__([3, 1])
+    assert [example["label"] for example in many] == [0, 1]
+    assert many[0]["image"] == train[3]["image"]
+    np.testing.assert_array_equal(np.asarray(host.decode(validation[1]["image"])), picture(9))
+    assert validation.where(1) == "tfds tiny train[80%:][1]"
+
+
+def test_tfds_that_is_not_there(tmp_path, monkeypatch):
+    import importlib.util
+
+    write_tfds(tmp_path)
+    here = {"data_dir": str(tmp_path)}
+    with pytest.raises(UserError, match=r"no split 'validation'; there are: train \(10\), test \(3\)"):
+        open_source("tfds", dataset="tiny", validation="validation", **here)
+    with pytest.raises(UserError, match=r"knows no data set 'tyni'"):
+        open_source("tfds", dataset="tyni", **here)
+    with pytest.raises(UserError, match=r"knows no data set 'tiny:2\.0\.0'"):
+        open_source("tfds", dataset="tiny:2.0.0", **here)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"cifar10 is not prepared in .*pip install '\.\[tfds\]'"):
+        open_source("tfds", dataset="cifar10", **here)
+
+
+def test_tfds_in_a_format_that_takes_tensorflow(tmp_path):
+    write_tfds(tmp_path, format="tfrecord")
+    with pytest.raises(UserError, match=r"as tfrecord, which takes TensorFlow to read\. Convert it once"):
+        open_source("tfds", dataset="tiny", data_dir=str(tmp_path))
+
+
+@pytest.mark.shared
+def test_cifar10(shared):
+    train, validation, test = open_source(
+        "tfds", dataset="cifar10", data_dir=str(shared / "data" / "tfds"), train="train[:98%]", validation="train[98%:]"
+    )
+    assert [len(train), len(validation), len(test)] == [49_000, 1_000, 10_000]
+    assert train.classes[:3] == ["airplane", "automobile", "bird"]
+    example = test[9_999]
+    assert host.decode(example["image"]).size == (32, 32)
+    assert 0 <= example["label"] < 10
+
+
+def test_tfds_prepares_without_taking_the_gpus(monkeypatch):
+    """TensorFlow would take all of their memory in the process that is about to train."""
+    import sys
+    from types import SimpleNamespace
+
+    import tensorflow_datasets
+
+    from jaxvision.data import tfds
+
+    hidden = []
+
+    def set_visible_devices(devices, kind):
+        hidden.append((devices, kind))
+        raise RuntimeError("has started already")  # which is no reason to stop
+
+    builder = SimpleNamespace(download_and_prepare=lambda: hidden.append("prepared"))
+    config = SimpleNamespace(set_visible_devices=set_visible_devices)
+    monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(config=config, __spec__=object()))
+    monkeypatch.setattr(tensorflow_datasets, "builder", lambda *_, **__: builder)
+    assert tfds._prepared("cifar10", None) is builder
+    assert hidden == [([], "GPU"), ([], "TPU"), "prepared"]

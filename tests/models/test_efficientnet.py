@@ -1,0 +1,354 @@
+"""What is special to EfficientNets, against real timm with the same weights. What all share: test_contract.py."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from support.against_timm import assert_close, assert_gradients_close, fill, images, random_model, randomized
+from support.reference import import_timm
+
+from jaxvision import tree
+from jaxvision.errors import UserError
+from jaxvision.models import registry
+from jaxvision.models.efficientnet import B_STAGES, EfficientNet
+from jaxvision.models.efficientnet_blocks import Row, Stage, repeated
+from jaxvision.models.layers.mode import train_view
+from jaxvision.weights.timm import timm_name, timm_shape, weights
+
+
+def channels_last(tensor) -> np.ndarray:
+    array = tensor.detach().numpy()
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny net with blocks of one kind: as timm writes its stages and arguments, and as we do."""
+
+    theirs: list[list[str]]
+    ours: tuple[Stage, ...]
+    their_options: dict[str, Any] = field(default_factory=dict)
+    our_options: dict[str, Any] = field(default_factory=dict)
+
+    def pair(self, *, num_classes: int = 10, drop_path: float = 0.0, pool: str = "avg") -> tuple[Any, Any]:
+        """Returns both nets, with the same random weights."""
+        import_timm()
+        import torch
+        from timm.models.efficientnet import EfficientNet as TimmEfficientNet
+        from timm.models.efficientnet import decode_arch_def
+
+        theirs: dict[str, Any] = {"num_features": 24, "stem_size": 16, "act_layer": torch.nn.SiLU}
+        theirs |= {key: value() if callable(value) else value for key, value in self.their_options.items()}
+        blocks = decode_arch_def(self.theirs, group_size=theirs.pop("group_size", None))
+        common = {"num_classes": num_classes, "global_pool": pool}
+        reference = TimmEfficientNet(block_args=blocks, **theirs, **common, drop_path_rate=drop_path).eval()
+        ours = {"head_features": 24, "stem_features": 16} | self.our_options
+        model = nnx.eval_shape(
+            lambda: EfficientNet(stages=self.ours, **ours, **common, drop_path=drop_path, rngs=nnx.Rngs(0))
+        )
+        randomized(reference)
+        return reference, fill(model, reference.state_dict())
+
+
+def timm_norm(name: str, **options: Any) -> Any:
+    """Returns the function that fetches one of timm's norms, which are not there to be had before timm is imported."""
+
+    def fetch() -> Any:
+        import timm.layers
+
+        return functools.partial(getattr(timm.layers, name), **options)
+
+    return fetch
+
+
+def relu6() -> Any:
+    import torch
+
+    return torch.nn.ReLU6
+
+
+MBCONV = [["ds_r1_k3_s1_c16_se0.25"], ["ir_r2_k3_s2_e3_c24_se0.25"]]
+MBCONV_ROWS = (Row("ds", 1, 3, 1, 16, 1, 0.25), Row("ir", 2, 3, 2, 24, 3, 0.25))
+CASES = {
+    "mbconv": Case(MBCONV, MBCONV_ROWS),
+    "tensorflow": Case(
+        [["cn_r2_k3_s2_c16_skip"], ["er_r2_k3_s2_e2_c24_se0.25"], ["ir_r1_k5_s2_e2_c24"]],
+        (Row("cn", 2, 3, 2, 16), Row("er", 2, 3, 2, 24, 2, 0.25), Row("ir", 1, 5, 2, 24, 2)),
+        {"pad_type": "same", "norm_layer": timm_norm("BatchNormAct2d", eps=1e-3), "act_layer": relu6},
+        {"padding": "same", "epsilon": 1e-3, "activation": "relu6"},
+    ),
+    "edgetpu": Case(
+        [
+            ["er_r2_k3_s1_e2_c16_fc24_noskip"],
+            ["er_r1_k3_s2_e4_c16", "er_r1_k3_s1_e2_gs8_c16", "ir_r1_k3_s1_e2_c16_nre"],
+        ],
+        (
+            Row("er", 2, 3, 1, 16, 2, shortcut=False, expand_from=24),
+            (
+                Row("er", 1, 3, 2, 16, 4),
+                Row("er", 1, 3, 1, 16, 2, group_size=8),
+                Row("ir", 1, 3, 1, 16, 2, activation="relu"),
+            ),
+        ),
+        {"stem_kernel_size": 5},
+        {"stem_kernel": 5},
+    ),
+    "mobilenet v1": Case(
+        [["dsa_r1_k3_s1_c16"], ["dsa_r2_k3_s2_c24"]],
+        (Row("dsa", 1, 3, 1, 16, shortcut=False), Row("dsa", 2, 3, 2, 24, shortcut=False)),
+        {"num_features": 0, "act_layer": relu6},
+        {"head_features": 0, "activation": "relu6"},
+    ),
+    "mixconv": Case(
+        [["ir_r1_k3.5.7_s2_e3_c24_se0.5_nsw", "ir_r1_k3.5_a1.1_p1.1_s1_e3_c24_se0.5_nre"]],
+        (
+            (
+                Row("ir", 1, (3, 5, 7), 2, 24, 3, 0.5, activation="silu"),
+                Row("ir", 1, (3, 5), 1, 24, 3, 0.5, activation="relu", splits=(2, 2)),
+            ),
+        ),
+        {"pad_type": "same"},
+        {"padding": "same"},
+    ),
+    "condconv": Case([["ir_r2_k3_s2_e3_c16_se0.25_cc4"]], (Row("cc", 2, 3, 2, 16, 3, 0.25, experts=4),)),
+    "condconv tf": Case(
+        [["ir_r2_k5_s2_e3_c16_cc4"]], (Row("cc", 2, 5, 2, 16, 3, experts=4),), {"pad_type": "same"}, {"padding": "same"}
+    ),
+    "space to depth": Case(
+        [["ds_r2_k3_s1_c16_se0.25_d1"], ["er_r2_k3_s2_e6_c24_se0.25_nre"], ["ir_r1_k5_s2_e3_c24"]],
+        (
+            Row("ds", 2, 3, 1, 16, 1, 0.25, space_to_depth=True),
+            Row("er", 2, 3, 2, 24, 6, 0.25, activation="relu"),
+            Row("ir", 1, 5, 2, 24, 3),
+        ),
+    ),
+    "global context": Case(MBCONV, MBCONV_ROWS, {"se_layer": "gc"}, {"gate": "gc"}),
+    "blur": Case(MBCONV, MBCONV_ROWS, {"aa_layer": "blurpc"}, {"blur": True}),
+    "groups": Case(
+        MBCONV,
+        MBCONV_ROWS,
+        {"group_size": 8, "norm_layer": timm_norm("GroupNormAct", group_size=8)},
+        {"group_size": 8, "norm": "group", "norm_group_size": 8},
+    ),
+    "layer norm": Case(MBCONV, MBCONV_ROWS, {"norm_layer": timm_norm("LayerNormAct2d")}, {"norm": "layer"}),
+    "evonorm": Case(
+        MBCONV,
+        MBCONV_ROWS,
+        {"norm_layer": timm_norm("EvoNorm2dS0", group_size=8)},
+        {"norm": "evo", "norm_group_size": 8},
+    ),
+}
+
+
+# Maps of 30, 15, 8 and 4 pixels: the two rules of padding differ where the side is even, and round where it is odd.
+# Logits of the full nets are in test_golden.py.
+@pytest.mark.timm
+@pytest.mark.parametrize("case", CASES)
+def test_every_feature_map_and_the_logits_are_timms(case):
+    theirs, ours = CASES[case].pair()
+    size = 30
+    tensor, array = images(2, size, size, 3)
+
+    @jax.jit
+    def forward(model, x):
+        features, maps = model.forward_intermediates(x)
+        return maps, features, model.forward_head(features, pre_logits=True), model.forward_head(features)
+
+    maps, features, pooled, logits = forward(ours, array)
+    last, wanted = theirs.forward_intermediates(tensor)
+    assert [tuple(info) for info in ours.feature_info] == [
+        (info["module"], info["num_chs"], info["reduction"]) for info in theirs.feature_info
+    ]
+    for info, a, b in zip(ours.feature_info, maps, wanted, strict=True):
+        assert_close(a, channels_last(b))
+        assert (a.shape[-1], -(-size // info.stride)) == (info.channels, a.shape[1])
+    assert_close(features, channels_last(last))
+    assert_close(pooled, theirs.forward_head(last, pre_logits=True).detach())
+    assert_close(logits, theirs(tensor).detach())
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_step_has_timms_gradients_and_statistics(case):
+    theirs, ours = CASES[case].pair()
+    tensor, array = images(4, 32, 32, 3)
+    theirs.train()
+    averaged = {}  # name of a BatchNorm -> how many numbers each of its means is of
+    for name, module in theirs.named_modules():
+        if hasattr(module, "running_var"):
+            module.register_forward_hook(
+                lambda _, inputs, __, name=name: averaged.update({name: inputs[0][:, 0].numel()})
+            )
+    out = theirs(tensor)
+    (out**2).sum().backward()
+
+    structure, params, rest = nnx.split(train_view(ours), nnx.Param, ...)
+
+    @jax.jit
+    def step(params, rest):
+        def loss(params):
+            model = nnx.merge(structure, params, rest, copy=True)
+            logits = model(array)
+            return jnp.sum(logits**2), (logits, nnx.state(model, nnx.BatchStat))
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    grads, (logits, statistics) = step(params, rest)
+    assert_close(logits, out.detach())
+    # A ReLU whose input is zero but for rounding passes the gradient on in one net and not in the other.
+    assert_gradients_close(grads, theirs, 1e-4)
+
+    # PyTorch keeps the unbiased variance, Flax the one that it normalizes with: they differ by n / (n - 1).
+    after, before = theirs.state_dict(), dict(zip(tree.names(rest), jax.tree.leaves(rest), strict=True))
+    for name, got in zip(tree.names(statistics), jax.tree.leaves(statistics), strict=True):
+        reference = after[timm_name(name)].numpy()
+        if name.endswith(".var"):
+            n, old = averaged[name.removesuffix(".var")], 0.9 * np.asarray(before[name])
+            reference = old + (reference - old) * (n - 1) / n
+        assert_close(got, reference)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("pool", ["max", "avgmax", "catavgmax", ""])
+def test_the_head_pools_as_timms(pool):
+    theirs, ours = CASES["mbconv"].pair(num_classes=10 if pool else 0, pool=pool)
+    tensor, array = images(2, 32, 32, 3)
+    assert_close(jax.jit(lambda model, x: model(x))(ours, array), channels_last(theirs(tensor)))
+    ours.reset_classifier(3 if pool else 0, rngs=nnx.Rngs(0))
+    theirs.reset_classifier(3 if pool else 0)
+    assert nnx.eval_shape(lambda m, x: m(x), ours, array).shape[-1] == (3 if pool else theirs(tensor).shape[1])
+
+
+def test_a_map_without_pooling_takes_no_head():
+    with pytest.raises(UserError, match="num_classes=0"):
+        registry.build_abstract("test_efficientnet", global_pool="")
+    with pytest.raises(UserError, match="did you mean 'avgmax'"):
+        registry.build_abstract("test_efficientnet", global_pool="avgmx")
+
+
+@pytest.mark.timm
+def test_levels_are_chosen_as_in_timm():
+    theirs, ours = CASES["tensorflow"].pair()
+    tensor, array = images(1, 30, 30, 3)
+    chosen = (None, 2, [0, -1], (3,))
+
+    @jax.jit
+    def forward(model, x):
+        return [model.forward_intermediates(x, indices, intermediates_only=True) for indices in chosen]
+
+    for maps, indices in zip(forward(ours, array), chosen, strict=True):
+        wanted = theirs.forward_intermediates(tensor, indices, intermediates_only=True)
+        for a, b in zip(maps, wanted, strict=True):
+            assert_close(a, channels_last(b))
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize(
+    "name",
+    ["efficientnet_b1_pruned", "mixnet_xl", "tinynet_d", "mobilenetv2_110d", "mobilenetv1_125", "efficientnet_h_b5"],
+)
+def test_names_shapes_and_shortcuts_are_timms(name):
+    timm = import_timm()
+    import torch
+
+    with torch.device("meta"):
+        theirs = timm.create_model(name, drop_path_rate=0.2)
+    wanted = {key: tuple(value.shape) for key, value in theirs.state_dict().items() if "num_batches" not in key}
+    ours = registry.build_abstract(name, drop_path=0.2)
+    assert {timm_name(key): timm_shape(key, leaf.shape) for key, leaf in weights(ours).items()} == wanted
+    assert [tuple(info) for info in ours.feature_info] == [
+        (info["module"], info["num_chs"], info["reduction"]) for info in theirs.feature_info
+    ]
+    for mine, their in zip(ours.blocks, theirs.blocks, strict=True):
+        assert [block.has_shortcut for block in mine] == [block.has_skip for block in their]
+        rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in their]  # nn.Identity where it is zero
+        np.testing.assert_allclose([block.drop_path.rate for block in mine], rates)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("name", ["test_efficientnet", "efficientnet_b0", "mobilenetv1_100", "efficientnet_cc_b0_4e"])
+def test_layer_groups_are_timms(name, coarse):
+    timm = import_timm()
+    import torch
+    from timm.models import group_parameters
+
+    with torch.device("meta"):
+        theirs = timm.create_model(name)
+    wanted = group_parameters(theirs, theirs.group_matcher(coarse=coarse), reverse=True)
+    ours = registry.build_abstract(name)
+    names = tree.names(nnx.state(ours, nnx.Param))
+    patterns = ours.layer_groups(coarse=coarse)
+    got = tree.match(names, [(pattern, i) for i, pattern in enumerate(patterns)], default=len(patterns))
+    assert {timm_name(n): group for n, group in got.items()} == wanted
+
+
+def test_width_and_depth_grow_as_the_paper_says():
+    b3 = registry.build_abstract("efficientnet_b3")
+    assert [len(stage) for stage in b3.blocks] == [2, 3, 3, 5, 5, 6, 2]
+    assert [stage[-1].bn3.scale.shape[0] for stage in list(b3.blocks)[1:]] == [32, 48, 96, 136, 232, 384]
+    assert (b3.bn1.scale.shape[0], b3.num_features) == (40, 1536)
+    # Squeeze-and-excitation counts from the block's input: 0.25 * 24 of a block that expands 24 to 144.
+    assert b3.blocks[1][0].se.conv_reduce.kernel.shape == (1, 1, 144, 6)
+
+
+def test_lite_keeps_its_ends():
+    lite4 = registry.build_abstract("tf_efficientnet_lite4")
+    assert [len(stage) for stage in lite4.blocks] == [1, 4, 4, 6, 6, 8, 1]
+    assert (lite4.bn1.scale.shape[0], lite4.num_features) == (32, 1280)
+    assert lite4.blocks[1][0].se is None
+
+
+def test_an_untrained_net_is_what_the_papers_say():
+    model = EfficientNet(stages=B_STAGES[:1], head_features=320, num_classes=1000, rngs=nnx.Rngs(0))
+    depthwise = model.blocks[0][0].conv_dw.kernel[...]  # the fan of a depthwise kernel is its own 9 taps
+    np.testing.assert_allclose(jnp.std(depthwise), np.sqrt(2 / 9), rtol=0.15)
+    np.testing.assert_allclose(jnp.std(model.conv_head.kernel[...]), np.sqrt(2 / 320), rtol=0.05)
+    routed = EfficientNet(stages=[Row("cc", 1, 3, 1, 24, 6, experts=4)], head_features=8, rngs=nnx.Rngs(0)).blocks[0][0]
+    np.testing.assert_allclose(jnp.std(routed.conv_pw.weight[...]), np.sqrt(2 / 192), rtol=0.05)
+    np.testing.assert_allclose(jnp.std(routed.conv_dw.weight[...]), np.sqrt(2 / 9), rtol=0.05)
+    np.testing.assert_allclose(jnp.abs(routed.routing_fn.kernel[...]).max(), 36**-0.5, rtol=0.05)
+    np.testing.assert_allclose(jnp.abs(model.classifier.kernel[...]).max(), 1000**-0.5, rtol=1e-2)
+    assert not model.classifier.bias[...].any()
+    assert (model.blocks[0][0].bn2.scale[...] == 1).all()
+
+
+def test_stochastic_depth_leaves_the_last_block_less_than_all():
+    model = registry.build_abstract("test_efficientnet", drop_path=0.5)
+    rates = [block.drop_path.rate for stage in model.blocks for block in stage]
+    np.testing.assert_allclose(rates, np.arange(5) / 5 * 0.5)
+
+
+def test_a_shortcut_is_where_shapes_allow():
+    for block in ("cn", "ds", "ir", "er"):
+        options = {"stages": [Row(block, 2, 3, 2, 16, 1)], "stem_features": 16, "head_features": 16}
+        model = nnx.eval_shape(lambda options=options: EfficientNet(**options, rngs=nnx.Rngs(0)))
+        assert [b.has_shortcut for b in model.blocks[0]] == [False, True]
+
+
+def test_the_last_part_of_a_stage_is_repeated_first():
+    rows = (Row("ir", 1, 5, 2, 40), Row("ir", 3, 3, 1, 40))
+    for factor, nearest, wanted in [
+        (1, False, "5333"),
+        (1.1, False, "53333"),
+        (1.1, True, "5333"),
+        (1.6, True, "553333"),
+        (0.4, True, "533"),
+    ]:
+        assert "".join(str(row.kernel) for row in repeated(rows, factor, nearest=nearest)) == wanted
+
+
+def test_without_classes_it_ends_in_pooled_features_and_a_head_may_come():
+    model = random_model("test_efficientnet", num_classes=0)
+    features = jnp.ones((2, 2, 2, 256))
+    assert model.forward_head(features).shape == (2, 256)
+    model.reset_classifier(7, rngs=nnx.Rngs(1))
+    assert model.forward_head(features).shape == (2, 7)
+    assert model.num_classes == 7

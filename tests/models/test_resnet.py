@@ -1,0 +1,256 @@
+"""What is special to ResNets, against real timm with the same weights. What all models share: test_contract.py."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from support.against_timm import (
+    assert_born_alike,
+    assert_close,
+    assert_forward_is_timms,
+    assert_groups_are_timms,
+    assert_training_step_is_timms,
+    channels_last,
+    fill,
+    images,
+    pair,
+    random_model,
+    randomized,
+)
+from support.reference import import_timm
+
+from jaxvision import tree
+from jaxvision.errors import UserError
+from jaxvision.models import registry
+from jaxvision.models.layers.mode import train_view
+from jaxvision.models.resnet import BasicBlock, Bottleneck, Parts, ResNet
+from jaxvision.weights.timm import timm_name
+
+# Every option, at least once: ours and timm's for a net of four blocks.
+KINDS = {
+    "resnext": ({"groups": 32, "base_width": 4}, {"cardinality": 32, "base_width": 4}),
+    "wide SE-ResNet-D": (
+        {"gate": "se", "stem_width": 32, "avg_down": True, "base_width": 128},
+        {
+            "block_args": {"attn_layer": "se"},
+            "stem_type": "deep",
+            "stem_width": 32,
+            "avg_down": True,
+            "base_width": 128,
+        },
+    ),
+    "ECA-ResNet-T, blurred": (
+        {"gate": "eca", "stem_width": 32, "tiered_stem": True, "avg_down": True, "antialias": "blur"},
+        {
+            "block_args": {"attn_layer": "eca"},
+            "stem_type": "deep_tiered",
+            "stem_width": 32,
+            "avg_down": True,
+            "aa_layer": "blur",
+        },
+    ),
+    "SENet": (
+        {"gate": "se", "groups": 4, "base_width": 16, "narrow_first": 2, "shortcut_kernel": 3},
+        {
+            "block_args": {"attn_layer": "se"},
+            "cardinality": 4,
+            "base_width": 16,
+            "block_reduce_first": 2,
+            "down_kernel_size": 3,
+        },
+    ),
+    "ResNet-RS": (
+        {"gate": "se4", "stem_width": 16, "stem_pool": "conv"},
+        {
+            "block_args": {"attn_layer": "se4"},
+            "stem_type": "deep",
+            "stem_width": 16,
+            "replace_stem_pool": True,
+        },
+    ),
+    "antialiased by means": ({"antialias": "avg", "block": "basic"}, {"aa_layer": "avg", "block": "basic"}),
+    "blurred, with a convolution for a pool": (
+        {"antialias": "blur", "stem_pool": "conv", "block": "basic"},
+        {"aa_layer": "blur", "replace_stem_pool": True, "block": "basic"},
+    ),
+    "group norm": (
+        {"norm": "group", "global_pool": "catavgmax"},
+        {"norm_layer": "groupnorm", "global_pool": "catavgmax"},
+    ),
+}
+
+
+def small(kind: str, *, noisy: bool = True):
+    """Returns timm's net of four blocks, and ours."""
+    import_timm()
+    import torch
+    from timm.layers import BlurPool2d, SEModule
+    from timm.models import resnet
+
+    ours, theirs = KINDS[kind]
+    theirs = dict(theirs)
+    block = getattr(resnet, "BasicBlock" if theirs.pop("block", "") else "Bottleneck")
+    if "aa_layer" in theirs:
+        theirs["aa_layer"] = {"avg": torch.nn.AvgPool2d, "blur": BlurPool2d}[theirs["aa_layer"]]
+    if theirs.get("block_args", {}).get("attn_layer") == "se4":
+        theirs["block_args"] = {"attn_layer": functools.partial(SEModule, rd_ratio=0.25)}
+    shape = {"num_classes": 10, "in_chans": 3}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        reference = resnet.ResNet(block, (1, 1, 1, 1), channels=(32, 32, 64, 64), **shape, **theirs).eval()
+
+    def build() -> ResNet:
+        return ResNet(depths=(1, 1, 1, 1), widths=(32, 32, 64, 64), num_classes=10, **ours, rngs=nnx.Rngs(0))
+
+    if noisy:
+        return randomized(reference), fill(nnx.eval_shape(build), reference.state_dict())
+    return reference, build()
+
+
+# Odd sides: the pools and strides of every stage meet a border. Logits of the full nets are in test_golden.py.
+@pytest.mark.timm
+@pytest.mark.parametrize("kind", ["test_resnet", *KINDS])
+def test_every_feature_map_and_the_logits_are_timms(kind):
+    theirs, ours = pair(kind) if kind == "test_resnet" else small(kind)
+    assert_forward_is_timms(ours, theirs, 64 if kind == "antialiased by means" else 47)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("kind", ["ECA-ResNet-T, blurred", "SENet", "ResNet-RS", "antialiased by means", "group norm"])
+def test_gradients_are_timms(kind):
+    theirs, ours = small(kind)
+    assert_training_step_is_timms(ours, theirs, 64)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("kind", ["ECA-ResNet-T, blurred", "SENet", "group norm"])
+def test_fresh_weights_are_like_timms(kind):
+    theirs, ours = small(kind, noisy=False)
+    assert_born_alike(ours, theirs)
+
+
+@pytest.mark.timm
+def test_a_pruned_net_is_timms():
+    theirs, ours = pair("ecaresnet50d_pruned", num_classes=10)
+    assert_forward_is_timms(ours, theirs, 33)
+    with pytest.raises(UserError, match="depths that were left"):
+        registry.build_abstract("ecaresnet50d_pruned", depths=(1, 1, 1, 1))
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("kind", ["max", "avgmax", "catavgmax", ""])
+def test_every_pooling_is_timms(kind):
+    theirs, ours = pair("test_resnet", global_pool=kind, in_chans=4, num_classes=7 if kind else 0)
+    tensor, array = images(2, 3, 5, 96)
+    assert_close(ours.forward_head(array), channels_last(theirs.forward_head(tensor)))
+    pooled = ours.forward_head(array, pre_logits=True)
+    assert_close(pooled, channels_last(theirs.forward_head(tensor, pre_logits=True)))
+    assert pooled.shape[-1] == ours.num_features
+
+
+@pytest.mark.timm
+def test_levels_are_chosen_as_in_timm():
+    theirs, ours = pair("test_resnet")
+    tensor, array = images(1, 32, 32, 3)
+    choices = [None, 2, (0, -1), [3, 1]]
+    got = jax.jit(lambda model, x: [model.forward_intermediates(x, indices) for indices in choices])(ours, array)
+    for (features, maps), indices in zip(got, choices, strict=True):
+        wanted_features, wanted = theirs.forward_intermediates(tensor, indices)
+        for a, b in zip([features, *maps], [wanted_features, *wanted], strict=True):
+            assert_close(a, channels_last(b))
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("name", ["test_resnet", "resnet50", "resnet50d", "resnetrs50", "resnet50_gn"])
+def test_layer_groups_are_timms(name):
+    assert_groups_are_timms(name)
+
+
+@pytest.mark.timm
+def test_a_training_step_has_timms_gradients_and_statistics():
+    theirs, ours = pair("test_resnet", num_classes=10)
+    rest, statistics = assert_training_step_is_timms(ours, theirs, 64)
+
+    # PyTorch keeps the unbiased variance, Flax the one that it normalizes with: they differ by n / (n - 1).
+    after = theirs.state_dict()
+    before = dict(zip(tree.names(rest), jax.tree.leaves(rest), strict=True))
+    for name, got in zip(tree.names(statistics), jax.tree.leaves(statistics), strict=True):
+        reference = after[timm_name(name)].numpy()
+        if name.endswith("var"):
+            stage = {"conv1": 32, "bn1": 32, "layer1": 16, "layer2": 8, "layer3": 4, "layer4": 2}
+            side = stage[name.split(".")[0]]
+            first = name.startswith(("layer3.0.bn1",))  # before the stride
+            n = 4 * (2 * side if first else side) ** 2
+            old = 0.9 * np.asarray(before[name])
+            reference = old + (reference - old) * (n - 1) / n
+        assert_close(got, reference, 1e-5)
+
+
+def test_an_untrained_block_is_what_the_papers_say():
+    for block, last in ((BasicBlock, "bn2"), (Bottleneck, "bn3")):
+        made = block(Parts(nnx.Rngs(0)), 32, 32, stride=2)
+        assert not getattr(made, last).scale[...].any()  # a branch starts as nothing
+        assert (made.bn1.scale[...] == 1).all()
+        assert (made.downsample[1].scale[...] == 1).all()
+        np.testing.assert_allclose(jnp.std(made.conv2.kernel[...]), np.sqrt(2 / (9 * 32)), rtol=0.02)
+
+
+@pytest.mark.timm
+def test_stochastic_depth_and_dropout_have_timms_rates():
+    model = registry.build_abstract("resnet18", drop_path=0.7, dropout=0.3)
+    rates = [block.drop_path.rate for stage in model.stages for block in stage]
+    np.testing.assert_allclose(rates, np.arange(8) / 7 * 0.7)
+    theirs = import_timm().create_model("resnet18", drop_path_rate=0.7, drop_rate=0.3)
+    blocks = [block for i in range(1, 5) for block in getattr(theirs, f"layer{i}")]
+    np.testing.assert_allclose(rates, [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks])
+    assert model.drop.rate == theirs.drop_rate
+
+
+def test_without_classes_it_ends_in_pooled_features_and_a_head_may_come():
+    model = random_model("test_resnet", num_classes=0)
+    features = jnp.ones((2, 2, 2, 96))
+    assert model.forward_head(features).shape == (2, 96)
+    before = dict(zip(tree.names(nnx.state(model)), jax.tree.leaves(nnx.state(model)), strict=True))
+    model.reset_classifier(7, rngs=nnx.Rngs(1))
+    assert model.forward_head(features).shape == (2, 7)
+    after = dict(zip(tree.names(nnx.state(model)), jax.tree.leaves(nnx.state(model)), strict=True))
+    assert set(after) - set(before) == {"fc.kernel", "fc.bias"}
+    assert all(after[name] is before[name] for name in before)
+
+
+def test_dropout_acts_in_training_only():
+    model = random_model("test_resnet", dropout=0.5)
+    features = jnp.ones((2, 2, 2, 96))
+    assert (model.forward_head(features, pre_logits=True) == 1).all()
+    dropped = train_view(model).forward_head(features, pre_logits=True)
+    assert set(np.unique(dropped)) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gate": "sse"}, "unknown gate 'sse'; did you mean 'se'"),
+        ({"norm": "layer"}, "unknown norm 'layer'"),
+        ({"antialias": "blurr"}, "did you mean 'blur'"),
+        ({"stem_pool": "avg"}, "unknown stem_pool"),
+        ({"global_pool": "mean"}, "unknown global_pool"),
+        ({"global_pool": ""}, "say num_classes=0, too"),
+        ({"groups": 32}, "neither groups nor a base_width"),
+        ({"depths": (1,) * 5}, "one for each stage"),
+    ],
+)
+def test_choices_that_cannot_be_are_told(options, message):
+    with pytest.raises(UserError, match=message):
+        registry.build_abstract("resnet18", **options)
+
+
+def test_means_do_not_halve_odd_maps():
+    model = registry.build_abstract("resnetaa34d")
+    with pytest.raises(UserError, match="multiples of 32"):
+        nnx.eval_shape(lambda model, x: model(x), model, jnp.zeros((1, 48, 48, 3)))
+    assert nnx.eval_shape(lambda model, x: model(x), model, jnp.zeros((1, 64, 64, 3))).shape == (1, 1000)

@@ -1,0 +1,81 @@
+"""Every documented snippet runs, and what the documents list is so."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.paths import ROOT
+
+from jaxvision import main as command
+from jaxvision import run
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.classifier import Classifier, save_classifier
+from jaxvision.create import create_model
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Documents name the models that people use; the tests run the tiny one of the same family, from no network.
+STAND_INS = [
+    (r"vit_base_patch16_224\.[a-z0-9_]+", "test_vit"),
+    (r"resnet50(\.[a-z0-9_]+)?", "test_resnet"),
+    (r"pretrained=True", "pretrained=False"),
+    (r"224, 224", "160, 160"),
+    (r"image_size=384", "image_size=160"),
+]
+
+
+def snippets(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "runs/mine" in "".join(snippets(page)):  # what the page's commands have left behind
+        model = create_model("test_resnet", num_classes=2, image_size=32)
+        save_classifier(tmp_path / "runs/mine/export", Classifier(model, ("cat", "dog"), Preprocess(image_size=32)))
+        for name in ("cat", "dog"):
+            Image.new("RGB", (50, 40)).save(f"{name}.jpg")
+    names: dict[str, object] = {}
+    for snippet in snippets(page):
+        if "->" in snippet and "[b, " in snippet and "import" not in snippet and page.name == "architecture.md":
+            continue  # the protocol, written as signatures
+        for pattern, stand_in in STAND_INS:
+            snippet = re.sub(pattern, stand_in, snippet)
+        exec(compile(snippet, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_files_exist(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for config in re.findall(r"configs/(\w+)\.py", text):
+        assert f"configs/{config}.py" in command.packaged(), config
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_name_keys_that_exist(page: Path) -> None:
+    known = {"seed", "mesh.data", "mesh.fsdp", "mesh.tensor"}
+    for name in command.packaged():
+        known |= set(command.leaves(run.complete(command.load(name))))
+    for key in re.findall(r"--config\.([a-z_.]+[a-z][0-9]?)", page.read_text()):
+        if key not in ("key", "section.key"):
+            assert key in known, key
+
+
+def test_the_page_of_keys_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_config_docs", ROOT / "tools" / "make_config_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert (ROOT / "docs" / "configs.md").read_text() == tool.page(), "run python tools/make_config_docs.py"
+
+
+def test_no_document_says_to_install_somebody_elses_package() -> None:
+    for page in [*PAGES, *(ROOT / "configs").glob("*.py"), *(ROOT / "jaxvision").rglob("*.py")]:
+        assert not re.search(r"pip install\s+(-U\s+|--upgrade\s+)?['\"]?jaxvision(?!-nnx)", page.read_text()), page

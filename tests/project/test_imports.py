@@ -1,0 +1,100 @@
+"""The rows of docs/architecture.md: imports point downward only."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxvision
+
+PACKAGE = Path(jaxvision.__file__).parent
+
+ROW = {
+    "tree": 0,
+    "errors": 0,
+    "platform": 0,
+    "extend": 0,
+    "models": 1,
+    "augment": 1,
+    "report": 1,
+    "checkpoint": 1,
+    "parallel": 1,
+    "weights": 2,
+    "data": 2,
+    "train": 2,
+    "plan": 2,
+    "create": 3,
+    "analysis": 3,
+    "export": 3,
+    "doctor": 3,
+    "classifier": 4,
+    "eval": 5,
+    "run": 6,
+    "main": 7,
+    "cli": 7,
+}
+# Edges that the rows alone would forbid. Each has its reason in docs/architecture.md.
+ALLOWED = {("models", "create")}
+# Row 1 parts know nothing of each other; a part of row 2 may use another where it is named here.
+SIBLINGS = {("cli", "main"), ("tree", "errors"), ("extend", "errors")}
+
+
+def edges() -> set[tuple[str, str]]:
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        relative = file.relative_to(PACKAGE)
+        if relative.parts[0] in ("__init__.py", "configs"):
+            continue
+        unit = relative.parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            modules = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            for module in modules:
+                parts = module.split(".")
+                if parts[0] == "jaxvision" and len(parts) > 1 and parts[1] != unit:
+                    found.add((unit, parts[1]))
+    return found
+
+
+def test_every_part_has_a_row() -> None:
+    units = {p.stem for p in PACKAGE.iterdir() if not p.name.startswith(("_", ".")) and p.name != "configs"}
+    assert units <= set(ROW), units - set(ROW)
+
+
+def test_imports_point_downward() -> None:
+    wrong = {
+        (a, b)
+        for a, b in edges()
+        if b in ROW and not ROW[a] > ROW[b] and (a, b) not in ALLOWED and (a, b) not in SIBLINGS
+    }
+    assert not wrong, f"these imports do not point downward: {sorted(wrong)}"
+
+
+def test_models_and_weights_import_no_more_than_they_may() -> None:
+    below = {a: {b for x, b in edges() if x == a and b in ROW} for a in ROW}
+    assert below["models"] <= {"tree", "errors", "platform", "create"}
+    assert not any(b == "create" for a in ("weights", "train", "eval", "data") for b in below[a])
+    for unit in ("weights", "train", "eval"):  # handed a model; they may know layers, never a family
+        for file in (PACKAGE / unit).rglob("*.py"):
+            text = file.read_text()
+            for family in ("resnet", "vit", "efficientnet"):
+                assert f"models.{family}" not in text, file
+                assert f"models import {family}" not in text, file
+
+
+@pytest.mark.parametrize("module", ["jaxvision", "jaxvision.models", "jaxvision.cli", "jaxvision.run"])
+def test_import_brings_no_other_framework(module: str) -> None:
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
+    code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "jaxvision" in loaded
+    assert not {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "matplotlib"} & loaded

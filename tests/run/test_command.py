@@ -1,0 +1,144 @@
+"""The command as its users meet it: real processes, real signals, a launcher beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.paths import ROOT
+
+from jaxvision.create import create_model
+from jaxvision.weights.timm import save_timm
+
+QUICK = ["--config", "configs/quickstart.py:resnet", "--config.data.batch_size=16"]
+
+
+def environment() -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT), *(p for p in sys.path if p)])
+    quick_to_compile = "--xla_backend_optimization_level=0"  # and one device each, not conftest's eight
+    return {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": quick_to_compile}
+
+
+def test_ctrl_c_while_the_step_is_compiled_ends_in_one_line(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxvision.main", *QUICK, "--workdir", str(tmp_path / "run")],
+        cwd=tmp_path, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = threading.Timer(600, process.kill)
+    deadline.start()
+    try:
+        assert process.stdout is not None
+        assert any(line.startswith("compiling") for line in process.stdout), "it never began"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    finally:
+        deadline.cancel()
+        process.kill()
+    assert process.returncode == 130, err
+    assert err.splitlines() == ["interrupted; nothing was saved yet, and the same command begins anew"]
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
+    """Python prints such an exception and goes on as if nothing had been; JAX collects with a callback of its own."""
+    code = """if True:
+        import gc, os, signal, sys, time
+        from jaxvision import main
+
+        def interrupted(phase, info):
+            gc.callbacks.remove(interrupted)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def work():
+            gc.callbacks.append(interrupted)
+            gc.collect()
+            print("went on", flush=True)
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                return 130
+
+        main.run_and_exit(work)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "went on\n", "")
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_launcher_train_as_one(tmp_path: Path) -> None:
+    """Half of each batch each: the same numbers as one process, one set of files, and only the first one speaks."""
+    flags = [*QUICK, "--config.train.steps=6"]
+    two = subprocess.run(
+        [sys.executable, ROOT / "launch" / "local.py", "--processes", "2", "--", *flags, "--workdir", tmp_path / "two"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("compiling") == 1
+    one = subprocess.run(
+        [sys.executable, "-m", "jaxvision.main", *flags, "--workdir", tmp_path / "one"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert one.returncode == 0, one.stderr
+    files = [{p.name for p in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert files[0] == files[1]
+    last = [json.loads((tmp_path / n / "metrics.jsonl").read_text().splitlines()[-1]) for n in ("one", "two")]
+    assert last[0]["split"] == last[1]["split"] == "test"
+    assert last[1]["count"] == last[0]["count"] == 359
+    assert last[1]["loss"] == pytest.approx(last[0]["loss"], rel=1e-4)
+
+
+def test_the_launcher_hands_on_the_exit_status_of_a_mistake(tmp_path: Path) -> None:
+    flags = [*QUICK, "--config.train.steps=0", "--workdir", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / "local.py", "--processes", "2", "--", *flags],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "train.steps is 1 or more" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_disk_that_takes_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
+    """A limit on the size of a file fails in the middle of writing, as a full disk does."""
+    flags = [*QUICK, "--config.train.steps=4", "--config.train.evaluate_every=0.05", "--workdir", str(tmp_path / "run")]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 100; exec "$@"', "-", sys.executable, "-m", "jaxvision.main", *flags],
+        cwd=ROOT, env=environment(),
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert [x for x in done.stderr.splitlines() if x.startswith("error: the checkpoint of step ")], done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_ctrl_c_while_a_picture_is_predicted_ends_with_its_status(tmp_path: Path) -> None:
+    """Interrupted while XLA compiles, Python's own way out crashes."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    save_timm(create_model("test_resnet", num_classes=2), tmp_path / "w.safetensors")
+    code = """if True:
+        import jax, os, signal, sys, threading
+        from jaxvision import cli
+
+        def interrupt(name, *_, **__):
+            if "backend_compile" not in name:
+                threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+
+        jax.monitoring.register_event_duration_secs_listener(interrupt)
+        sys.argv = ["jaxvision", "predict", "-m", "test_resnet", "--checkpoint", "w.safetensors", *["a.png"] * 2000]
+        cli.run_and_exit()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,376 @@
+"""Real runs, real signals: what is left of a run that is stopped in any way is what an undisturbed one leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+from support.paths import ROOT, TESTS
+
+from jaxvision.errors import Preempted
+
+QUICK = "--xla_backend_optimization_level=0"  # to compile
+TIMING = {"time", "images_per_second", "step_seconds", "data_wait"}
+
+
+class Job:
+    """``python -m jaxvision.main`` with a config of fault_config.py, alone or as several processes."""
+
+    def __init__(self, workdir: Path, *, data: str = "memory", processes: int = 1, devices: int = 1, **flags: Any):
+        self.workdir = workdir
+        given = [f"--config.{key.replace('__', '.')}={value}" for key, value in flags.items()]
+        run = ["--config", f"{TESTS / 'support' / 'fault_config.py'}:{data}", "--workdir", str(workdir), *given]
+        alone = [sys.executable, "-m", "jaxvision.main", *run]
+        launcher = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", str(processes)]
+        several = [*launcher, "--devices", str(devices), "--", *run]
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        self.log = workdir.parent / f"{workdir.name}.log"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                alone if processes == 1 else several,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}"},
+            )
+
+    def wait(self, timeout: float = 600) -> int:
+        try:
+            return self.process.wait(timeout)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+
+    def until(self, moment: Callable[[], bool], timeout: float = 600) -> bool:
+        """Waits for a moment; False if the process ended first."""
+        end = time.monotonic() + timeout
+        while self.process.poll() is None:
+            if moment():
+                return True
+            assert time.monotonic() < end, self.text()
+            time.sleep(0.005)
+        return False
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def steps(self, split: str) -> list[int]:
+        return [line["step"] for line in lines(self.workdir) if line["split"] == split]
+
+    # Moments
+    def compiles(self) -> bool:
+        return "compiling" in self.text()
+
+    def trains(self) -> bool:
+        return len(self.steps("train")) > 1
+
+    def evaluates(self) -> bool:
+        evaluated = max(self.steps("test"), default=0)
+        return any(step > evaluated and is_due(step) for step in self.steps("train"))
+
+    def saves(self) -> bool:
+        return any("tmp" in path.name for path in self.workdir.glob("checkpoints/*"))
+
+    def reports(self) -> bool:
+        return "exported is the model" in self.text()
+
+
+def is_due(step: int) -> bool:
+    return step in (9, 18, 27, 36, 40)  # fault_config.py:memory, a tenth of 89.9 steps
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    try:
+        text = (workdir / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+
+def curve(workdir: Path) -> list[dict[str, Any]]:
+    """Returns what was logged, without times."""
+    return [{key: x for key, x in line.items() if key not in TIMING} for line in lines(workdir)]
+
+
+def arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """Returns every array of the newest checkpoint: parameters, average, BatchNorm statistics, moments, random keys."""
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    folder = workdir / "checkpoints" / str(newest) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        shapes = reader.metadata(folder).item_metadata.tree
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        leaves = jax.tree_util.tree_leaves_with_path(reader.restore(folder, restore_args=on_host))
+    return {"step": np.array(newest)} | {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def check_same(found: Path, wanted: Path) -> None:
+    """To the bit."""
+    a, b = arrays(found), arrays(wanted)
+    assert a.keys() == b.keys()
+    assert len(a) > 100
+    assert not [name for name in a if a[name].tobytes() != b[name].tobytes()]
+    assert curve(found) == curve(wanted)
+    weights = [(folder / "export" / "model.safetensors").read_bytes() for folder in (found, wanted)]
+    assert weights[0] == weights[1]
+
+
+def children(pid: int) -> list[int]:
+    """Returns the processes that a process has started, from any of its threads, and theirs."""
+    mine: list[int] = []
+    with suppress(FileNotFoundError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            mine += map(int, (thread / "children").read_text().split())
+    return mine + [x for each in mine for x in children(each)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Pictures for the streamed run; programs are compiled once for all runs, unless compiling is the matter."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, color in {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}.items():
+        (folder / name).mkdir()
+        for i in range(34):
+            noise = rng.normal(0, 60, (*rng.integers(36, 60, 2), 1))
+            Image.fromarray(np.clip(color + noise, 0, 255).astype(np.uint8)).save(folder / name / f"{i}.jpg")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAULT_PICTURES", str(folder))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Returns the workdir of a run that nothing happened to."""
+    done: dict[str, Path] = {}
+
+    def of(data: str, **flags: Any) -> Path:
+        key = f"{data}{flags}"
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp(data) / "undisturbed"
+            job = Job(done[key], data=data, **flags)
+            assert job.wait() == 0, job.text()
+        return done[key]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "moment", ["trains", *(pytest.param(name, marks=pytest.mark.slow) for name in ("compiles", "evaluates", "saves"))]
+)
+def test_sigterm(moment: str, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gone within 15 s with status 75, and the same command goes on to the same bits; five signals are as one."""
+    workdir = tmp_path / "run"
+    if moment == "compiles":
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    job = Job(workdir)
+    assert job.until(getattr(job, moment)), job.text()
+    told = time.monotonic()
+    for _ in range(5):
+        job.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert job.wait(60) == Preempted.STATUS, job.text()
+    assert time.monotonic() - told < 15
+    assert "told to stop" in job.text()
+    assert not list(workdir.glob("checkpoints/*tmp*"))
+    if moment != "compiles":
+        assert list(workdir.glob("checkpoints/*/checksums.json"))
+        stopped = int(job.text().split("told to stop at step ")[1].split(",")[0])
+        assert max(int(path.name) for path in workdir.glob("checkpoints/*")) == stopped
+    again = Job(workdir)
+    assert again.wait() == 0, again.text()
+    check_same(workdir, undisturbed("memory"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["memory", "streamed"])
+def test_killed_at_thirty_moments(data: str, tmp_path: Path, undisturbed: Any) -> None:
+    """`kill -9` during a step, a save, an evaluation and anything else, thirty times; then the run comes to its end."""
+    wanted, workdir, moments = undisturbed(data), tmp_path / "run", random.Random(0)
+    kills, began = {"trains": 0, "evaluates": 0, "saves": 0, "any": 0}, 0
+    while sum(kills.values()) < 30:
+        job = Job(workdir, data=data)
+        kind = list(kills)[sum(kills.values()) % 4]
+        started = len(job.text())
+        if kind == "any":
+            time.sleep(moments.uniform(0.5, 12))
+        elif job.until(getattr(job, kind)):
+            time.sleep(moments.uniform(0, 0.5))
+        below = children(job.process.pid)
+        job.process.kill()
+        status = job.wait()
+        if status == -signal.SIGKILL:
+            kills[kind] += 1
+        else:  # it was at its end: the next one begins anew
+            assert status == 0, job.text()
+            check_same(workdir, wanted)
+            began += 1
+            workdir = tmp_path / f"run{began}"
+        assert "error" not in job.text()[started:]
+        gone_by = time.monotonic() + 10
+        while left := [pid for pid in below if Path(f"/proc/{pid}").exists()]:
+            assert time.monotonic() < gone_by, f"workers of a run that was killed are still there: {left}"
+            time.sleep(0.1)
+    job = Job(workdir, data=data)
+    assert job.wait() == 0, job.text()
+    check_same(workdir, wanted)
+    print("killed:", kills, "runs:", began + 1)
+
+
+# --- Several processes ---
+
+
+# Adam makes a whole step of any gradient, of one that is nothing but rounding, too: of a bias before BatchNorm, for
+# one. In training that changes nothing, in evaluation 1e-5 of the loss with steps of 5e-5. These are smaller.
+GENTLE = {"optimizer__learning_rate": 2e-6}
+
+
+def check_close(found: Path, wanted: Path) -> None:
+    """Each logged loss to 1e-5 of it, at the same steps of the same images; and the moments of what has gradients."""
+    a, b = curve(found), curve(wanted)
+    assert [(x["step"], x["split"]) for x in a] == [(x["step"], x["split"]) for x in b]
+    for x, y in zip(a, b, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5), (x, y)
+        assert x.get("count") == y.get("count")
+    moments = {name: x for name, x in arrays(wanted).items() if "'mu'" in name and np.abs(x).max() > 1e-6}
+    assert len(moments) > 20
+    others = arrays(found)
+    for name, x in moments.items():
+        np.testing.assert_allclose(others[name], x, rtol=0, atol=1e-3 * np.abs(x).max(), err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["memory", "streamed"])
+def test_resumed_on_other_devices_by_other_processes(data: str, tmp_path: Path, undisturbed: Any) -> None:
+    """One device, 2 processes of 2 devices, 4 of 2 with fsdp, 8 devices of one process; told to stop, or killed."""
+    workdir = tmp_path / "run"
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"processes": 2, "devices": 2},
+        {"processes": 4, "devices": 2, "mesh__data": 2, "mesh__fsdp": 4, "sharding__min_size": 1},
+        {"devices": 8, "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
+    ]
+    for i, kind in enumerate(kinds):
+        job = Job(workdir, data=data, **GENTLE, **kind)
+        before = max(job.steps("train"), default=0)
+        assert job.until(lambda job=job, before=before: max(job.steps("train"), default=0) > before + 5)
+        if i % 2:
+            for pid in (job.process.pid, *children(job.process.pid)):
+                os.kill(pid, signal.SIGKILL)
+        else:
+            job.process.send_signal(signal.SIGTERM)
+        assert job.wait() == (-signal.SIGKILL if i % 2 else Preempted.STATUS), job.text()
+    last = Job(workdir, data=data, processes=2, devices=2, **GENTLE)
+    assert last.wait() == 0, last.text()
+    check_close(workdir, undisturbed(data, **GENTLE))
+
+
+@pytest.mark.slow
+def test_an_axis_that_splits_no_images_lies_across_processes(tmp_path: Path, undisturbed: Any) -> None:
+    """Both read the same images: no batch is halved, and each image of the evaluation counts once."""
+    job = Job(tmp_path / "run", processes=2, mesh__data=1, mesh__tensor=2, sharding__min_size=1, **GENTLE)
+    assert job.wait() == 0, job.text()
+    check_close(tmp_path / "run", undisturbed("memory", **GENTLE))
+
+
+@pytest.mark.slow
+def test_a_mesh_leaves_no_process_out(tmp_path: Path) -> None:
+    job = Job(tmp_path / "run", processes=2, mesh__data=1)
+    assert job.wait(60) == 2, job.text()
+    assert "error: mesh: data=1, fsdp=1, tensor=1 does not tile 2 devices" in job.text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["compiles", "trains", "evaluates", "saves", "reports"])
+def test_sigterm_of_several_processes(moment: str, tmp_path: Path, undisturbed: Any) -> None:
+    workdir = tmp_path / "run"
+    job = Job(workdir, processes=2, devices=2, **GENTLE)
+    assert job.until(getattr(job, moment)), job.text()
+    told = time.monotonic()
+    job.process.send_signal(signal.SIGTERM)
+    assert job.wait(90) == Preempted.STATUS, job.text()
+    assert time.monotonic() - told < 15
+    again = Job(workdir, processes=2, devices=2, **GENTLE)
+    assert again.wait() == 0, again.text()
+    check_close(workdir, undisturbed("memory", **GENTLE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_of_several_processes_dies(which: int, tmp_path: Path, undisturbed: Any) -> None:
+    """The others end within a minute, and it is named; started again, the run goes on."""
+    workdir = tmp_path / "run"
+    job = Job(workdir, processes=2, devices=2, **GENTLE)
+    assert job.until(lambda: len(job.steps("train")) > 3), job.text()
+    below = [pid for pid in children(job.process.pid) if "jaxvision.main" in command(pid)]
+    died = time.monotonic()
+    os.kill(below[which], signal.SIGKILL)
+    assert job.wait(90) == 128 + signal.SIGKILL, job.text()
+    assert time.monotonic() - died < 60
+    assert f"process {which} was the first to end, by SIGKILL" in job.text()
+    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    again = Job(workdir, processes=2, devices=2, **GENTLE)
+    assert again.wait() == 0, again.text()
+    check_close(workdir, undisturbed("memory", **GENTLE))
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Pictures of which three cannot be read, all in the part of the test data that process 1 of two reads."""
+    folder = tmp_path / "pictures"
+    for part, n in (("train", 34), ("test", 16)):
+        for name in ("blue", "green"):
+            (folder / part / name).mkdir(parents=True)
+            files = sorted((Path(os.environ["FAULT_PICTURES"]) / name).iterdir())[:n]
+            for file in files:
+                shutil.copy(file, folder / part / name / file.name)
+    for file in sorted((folder / "test" / "green").iterdir())[:3]:  # 16, 17 and 18 of 32
+        file.write_bytes(file.read_bytes()[:100])
+    return folder
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_one_process_ends_all(tmp_path: Path, damaged: Path) -> None:
+    """An error that the others do not have: it is told, with status 2, and nobody waits for ever."""
+    few = {"source__data_dir": damaged, "data__eval_batch_size": 32, "data__max_corrupt": 2}
+    began = time.monotonic()
+    job = Job(tmp_path / "run", data="streamed", processes=2, **few)
+    assert job.until(lambda: "damaged pictures, more than data.max_corrupt=2 allows" in job.text())
+    told = time.monotonic()
+    assert job.wait(90) == 2, job.text()
+    assert time.monotonic() - told < 60
+    assert "process 1 was the first to end, with status 2" in job.text()
+    assert "Traceback" not in job.text()
+    print("seconds:", told - began, time.monotonic() - told)
+
+
+@pytest.mark.slow
+def test_damaged_pictures_of_every_process_are_named(tmp_path: Path, damaged: Path) -> None:
+    job = Job(tmp_path / "run", data="streamed", processes=2, source__data_dir=damaged, data__eval_batch_size=32)
+    assert job.wait() == 0, job.text()
+    assert job.text().count("warning: skipped") == 3
+    assert {line["count"] for line in lines(tmp_path / "run") if line["split"] == "test"} == {29}
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,233 @@
+"""Optimizers against PyTorch's, and timm's rules for what decays and which layer moves how fast."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from support.reference import import_timm
+
+from jaxvision import tree
+from jaxvision.errors import UserError
+from jaxvision.models import registry
+from jaxvision.train.optim import create_optimizer, decay_mask, layer_scales
+from jaxvision.train.partial import add_lora, freeze
+from jaxvision.weights.timm import timm_name
+
+
+def abstract(name="test_vit", **options):
+    return registry.build_abstract(name, **options)
+
+
+def random_like(model, seed) -> dict[str, np.ndarray]:
+    """Returns an array for each trainable parameter, by name."""
+    rng = np.random.default_rng(seed)
+    return {
+        tree.join(path): rng.normal(size=p.shape).astype(np.float32)
+        for path, p in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
+
+
+def nested(model, arrays) -> nnx.State:
+    """Returns arrays by name in the structure of the model's parameters."""
+    return jax.tree.map(
+        lambda name: jnp.asarray(arrays[name]),
+        nnx.as_pure(tree.map_named(lambda name, _: name, nnx.state(model, nnx.Param))),
+    )
+
+
+def updated(tx, model, params, gradients) -> dict[str, np.ndarray]:
+    """Returns the parameters by name after a step for each of the gradients."""
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    p = nested(model, params)
+    state = tx.init(p)
+    for grads in gradients:
+        p, state = step(p, state, nested(model, grads))
+    return dict(zip(tree.names(p), map(np.asarray, jax.tree.leaves(p)), strict=True))
+
+
+# --- timm's groups ---
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50", "efficientnet_b0", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "resnet50d"],
+)
+def test_decay_and_layer_scales_are_timms(name) -> None:
+    theirs = import_timm().create_model(name)
+    from timm.optim import param_groups_layer_decay
+
+    names = {id(p): key for key, p in theirs.named_parameters()}
+    never = theirs.no_weight_decay() if hasattr(theirs, "no_weight_decay") else ()
+    groups = param_groups_layer_decay(theirs, 0.05, no_weight_decay_list=never, layer_decay=0.65)
+    scales = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    decays = {names[id(p)]: group["weight_decay"] > 0 for group in groups for p in group["params"]}
+    ours = abstract(name)
+    assert {timm_name(n): s for n, s in layer_scales(ours, 0.65).items()} == pytest.approx(scales)
+    assert {timm_name(n): d for n, d in decay_mask(ours).items()} == decays
+
+
+def test_freezing_changes_no_scale() -> None:
+    whole = layer_scales(abstract(), 0.5)
+    part = layer_scales(freeze(abstract(), layers=3), 0.5)
+    assert part == {name: whole[name] for name in part}
+    assert "blocks.2.attn.qkv.kernel" in part
+    assert "blocks.1.attn.qkv.kernel" not in part
+
+
+def test_a_model_without_a_head_ends_with_its_last_block() -> None:
+    assert layer_scales(abstract(num_classes=0), 0.5)["norm.scale"] == 1
+
+
+# --- updates ---
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("adamw", {"betas": (0.8, 0.95), "epsilon": 1e-6}), ("sgd", {"momentum": 0.8, "nesterov": True}), ("sgd", {})],
+)
+def test_updates_are_pytorchs_in_timms_groups(name, options) -> None:
+    import torch
+
+    model = abstract(depth=1, image_size=32)
+    params, gradients = random_like(model, 0), [random_like(model, i) for i in (1, 2, 3)]
+    tx = create_optimizer(model, name=name, learning_rate=0.1, weight_decay=0.05, layer_decay=0.5, **options)
+    ours = updated(tx, model, params, gradients)
+
+    tensors = {key: torch.nn.Parameter(torch.tensor(value)) for key, value in params.items()}
+    mask, scales = decay_mask(model), layer_scales(model, 0.5)
+    groups = [{"params": [p], "lr": 0.1 * scales[key], "weight_decay": 0.05 * mask[key]} for key, p in tensors.items()]
+    if name == "adamw":
+        optimizer = torch.optim.AdamW(groups, betas=options["betas"], eps=options["epsilon"])
+    else:
+        optimizer = torch.optim.SGD(groups, momentum=options.get("momentum", 0.9), nesterov="nesterov" in options)
+    for grads in gradients:
+        for key, p in tensors.items():
+            p.grad = torch.tensor(grads[key])
+        optimizer.step()
+    for key, p in tensors.items():
+        np.testing.assert_allclose(ours[key], p.detach().numpy(), rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_lamb_by_hand() -> None:
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    params, grads = random_like(model, 0), random_like(model, 1)
+    tx = create_optimizer(model, name="lamb", learning_rate=0.1, weight_decay=0.2, epsilon=1e-3)
+    ours = updated(tx, model, params, [grads])
+    for key, w in params.items():
+        update = grads[key] / (np.abs(grads[key]) + 1e-3)  # the first step of Adam
+        if key == "kernel":
+            update += 0.2 * w
+        ratio = np.linalg.norm(w) / np.linalg.norm(update)
+        np.testing.assert_allclose(ours[key], w - 0.1 * ratio * update, rtol=1e-5)
+
+
+def test_muon_orthogonalizes_hidden_matrices_and_leaves_the_rest_to_adamw() -> None:
+    model = abstract(depth=1, image_size=32, num_classes=10)
+    zeros = {key: np.zeros_like(value) for key, value in random_like(model, 0).items()}
+    grads = random_like(model, 1)
+    muon = updated(create_optimizer(model, name="muon", learning_rate=1.0), model, zeros, [grads])
+    adamw = updated(create_optimizer(model, name="adamw", learning_rate=1.0), model, zeros, [grads])
+    hidden = {key for key in grads if key.startswith("blocks.") and key.endswith("kernel")}
+    assert len(hidden) == 4
+    for key in grads:
+        if key in hidden:
+            # Five Newton-Schulz steps bring singular values near 1 (but for those near 0), here at AdamW's size.
+            values = np.linalg.svd(muon[key], compute_uv=False) / (0.2 * max(muon[key].shape) ** 0.5)
+            assert 0.6 < np.quantile(values, 0.05) <= values.max() < 1.3
+            left, _, right = np.linalg.svd(grads[key], full_matrices=False)
+            cosine = -np.vdot(muon[key], left @ right) / np.linalg.norm(muon[key]) / np.linalg.norm(left @ right)
+            assert cosine > 0.97, key
+        else:
+            np.testing.assert_allclose(muon[key], adamw[key], rtol=1e-6)
+
+
+def test_muon_is_optaxs() -> None:
+    class Two(nnx.Module):
+        first_conv, classifier_names = "none", ("none",)
+
+        def __init__(self):
+            self.a, self.b = (nnx.Linear(6, n, rngs=nnx.Rngs(0)) for n in (4, 12))
+
+    model = Two()
+    params, gradients = random_like(model, 0), [random_like(model, i) for i in (1, 2)]
+    tx = create_optimizer(model, name="muon", learning_rate=0.1, weight_decay=0.3, momentum=0.9, nesterov=False)
+    reference = optax.contrib.muon(0.1, beta=0.9, nesterov=False, weight_decay=0.3, consistent_rms=0.2)
+    ours, theirs = (updated(t, model, params, gradients) for t in (tx, reference))
+    for key in params:
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_muon_reads_a_convolution_as_a_matrix_and_knows_depthwise_ones() -> None:
+    model = abstract("test_efficientnet")
+    params = random_like(model, 0)
+    state = create_optimizer(model, name="muon", learning_rate=0.1).init(nested(model, params))
+    moments = {
+        kind: {tree.join(path).partition(f"{kind}.")[2] for path, _ in jax.tree_util.tree_leaves_with_path(state)}
+        for kind in ("mu", "nu")
+    }
+    by_adam = moments["nu"] - {""}
+    by_muon = moments["mu"] - by_adam - {""}
+    assert by_muon | by_adam == set(params)
+    for key, value in params.items():
+        ends = key.startswith(("conv_stem.", "classifier."))
+        depthwise = value.ndim == 4 and value.shape[2] == 1
+        assert (key in by_muon) == (value.ndim > 1 and not ends and not depthwise), key
+    assert any(params[key].shape[:2] == (3, 3) for key in by_muon)
+
+
+def test_clipping_is_of_the_whole_gradient() -> None:
+    model = abstract(depth=1, image_size=32)
+    params, grads = random_like(model, 0), random_like(model, 1)
+    for clip_norm in (0.5, 1e9):
+        tx = create_optimizer(model, name="sgd", momentum=0.0, learning_rate=0.1, clip_norm=clip_norm)
+        ours = updated(tx, model, params, [grads])
+        norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
+        for key in params:
+            wanted = params[key] - 0.1 * min(1, clip_norm / norm) * grads[key]
+            np.testing.assert_allclose(ours[key], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_learning_rate_may_follow_a_schedule() -> None:
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    params, grads = random_like(model, 0), random_like(model, 1)
+    tx = create_optimizer(model, name="sgd", momentum=0.0, learning_rate=lambda step: 0.1 * (step + 1))
+    ours = updated(tx, model, params, [grads, grads])
+    np.testing.assert_allclose(ours["kernel"], params["kernel"] - 0.3 * grads["kernel"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "muon"])
+def test_what_is_frozen_has_no_state_and_lora_has(name) -> None:
+    for part in (
+        freeze(abstract(depth=1), backbone=True),
+        nnx.eval_shape(lambda: add_lora(registry.build("test_vit", depth=1, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))),
+    ):
+        tx = create_optimizer(part, name=name, learning_rate=0.1, weight_decay=0.1, layer_decay=0.7, clip_norm=1.0)
+        optimizer = nnx.eval_shape(lambda tx=tx, part=part: nnx.Optimizer(part, tx, wrt=nnx.Param))
+        sizes = [leaf.size for leaf in jax.tree.leaves(nnx.state(optimizer)) if leaf.size > 3]
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(part, nnx.Param)))
+        assert sum(sizes) <= 2 * parameters
+
+
+def test_mistakes_are_told() -> None:
+    model = abstract()
+    with pytest.raises(UserError, match="unknown optimizer 'adamv'; did you mean 'adamw'"):
+        create_optimizer(model, name="adamv", learning_rate=0.1)
+    with pytest.raises(UserError, match="the optimizer 'adamw' has no momentum"):
+        create_optimizer(model, learning_rate=0.1, momentum=0.9)
+    with pytest.raises(UserError, match="the optimizer 'sgd' has no betas"):
+        create_optimizer(model, name="sgd", learning_rate=0.1, betas=(0.9, 0.99))
+    with pytest.raises(UserError, match="clip_norm is a norm above 0"):
+        create_optimizer(model, learning_rate=0.1, clip_norm=0.0)
+    with pytest.raises(UserError, match=r"layer_decay is a factor in \(0, 1\]"):
+        create_optimizer(model, learning_rate=0.1, layer_decay=1.5)
