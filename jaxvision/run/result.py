@@ -18,7 +18,6 @@ from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
-from jaxvision.run.workdir import config_record
 from jaxvision.train import partial
 from jaxvision.train.state import gather_model
 
@@ -96,15 +95,14 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
     with run.clock.part("report"):
         classifier = Classifier(partial.merge_lora(cast(Model, model)), classes, program.preprocess)
         save_classifier(run.workdir / "export", classifier)
-        record = config_record(run.config)
         page = describe(
             classifier,
             result,
             images,
-            title=record["model"]["name"],
-            subtitle=f"{run.final_part} data of {record['source']['name']}, step {chosen.step:,} of {run.steps:,}",
+            title=run.config.model.name,
+            subtitle=f"{run.final_part} data of {run.config.source.name}, step {chosen.step:,} of {run.steps:,}",
             notes=[*notes_on(run.data), *_loss_note(run.config)],
-            config=record,
+            config=run.config.to_dict(),
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         )
     path = report.write_report(run.workdir, replace(page, timing=run.clock.timing()))

@@ -124,13 +124,12 @@ def _train_batches(run: RunContext, first_step: int) -> Iterator[pipeline.Batch]
 
 def _announce(run: RunContext, first_step: int) -> None:
     """Prints what is about to run."""
-    record = config_record(run.config)
     total, trainable = parameter_counts(run.program.abstract["model"])
     run.console.start(
-        model=record["model"]["name"],
+        model=run.config.model.name,
         parameters=total,
         trainable=trainable,
-        dataset=record["source"]["name"],
+        dataset=run.config.source.name,
         classes=len(run.classes),
         data={name: len(part) for name, part in run.data.items()},
         mesh=_mesh_text(run),

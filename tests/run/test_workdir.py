@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxvision.errors import UserError
-from jaxvision.run.workdir import check_config, config_record, write_config
+from jaxvision.run.workdir import check_config, write_config
 
 
 def test_config_is_written_once_and_then_compared(tmp_path: Path) -> None:
@@ -43,15 +43,6 @@ def test_a_run_of_a_version_with_fewer_keys_resumes(tmp_path: Path) -> None:
     assert check_config(tmp_path, {"train": {"steps": 1, "new": None}})
     with pytest.raises(UserError, match=r"train\.new \(not set\) -> 3"):
         check_config(tmp_path, {"train": {"steps": 1, "new": 3}})
-
-
-def test_a_function_is_recorded_by_its_name(tmp_path: Path) -> None:
-    """A callable in a config file and its path in text are the same, in every process."""
-    write_config(tmp_path, {"loss": {"kind": json.dumps}})
-    assert check_config(tmp_path, {"loss": {"kind": "json:dumps"}})
-    with pytest.raises(UserError, match=r"loss\.kind 'json:dumps' -> 'json:loads'"):
-        check_config(tmp_path, {"loss": {"kind": json.loads}})
-    assert config_record(ConfigDict({"sizes": (1, 2)})) == {"sizes": [1, 2]}
 
 
 def test_config_that_cannot_be_read_or_written(tmp_path: Path) -> None:
