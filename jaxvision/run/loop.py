@@ -50,8 +50,8 @@ class Patience:
         Args:
           workdir: folder of the run.
           part: part of the data that is evaluated during training.
-          before: leaves out the evaluations at this step and later, which will be made again. Process 0 may not have
-            removed them from the file yet.
+          before: leave out evaluations at this step and later. They are repeated, and process 0 may not have removed
+            their lines from the file yet.
         """
         patience = cls()
         for line in report.read_metrics(workdir):
@@ -61,28 +61,27 @@ class Patience:
 
 
 class TrainingLoop:
-    """Trains to the last step; logs, evaluates and saves on the way, and stops early where it should.
+    """Trains, and logs, evaluates and saves on the way.
 
-    Numbers are fetched from the devices only when they are logged, so that the devices never wait for the host.
-
-    Attributes:
-      run: what stays the same.
-      state: the training state on the devices.
-      step: number of steps done.
-      first_step: number of steps that were done when the loop was made.
-      unlogged: metrics of the steps since the last line of the log, on the devices.
-      evaluation_due: whether the evaluation of this step is still to be made.
-      patience: decides about early stopping.
-      evaluation: the evaluation of `state`; None if this loop has not evaluated it.
+    Metrics are fetched from the devices only when they are logged, so that the devices never wait for the host.
 
     Args:
-      run: the context.
+      run: everything that stays the same.
       start: the state, the step and the position to start from.
       data_fingerprint: identifies the training data; stored in each checkpoint.
       batches: training batches on the devices, from the first step on.
       checkpoints: where to save.
       metrics: where to log.
       watch: checks that the steps are finite.
+
+    Attributes:
+      state: the training state on the devices.
+      step: number of steps done.
+      first_step: number of steps that were done when the loop was created.
+      unlogged: metrics of the steps since the last line of the log, on the devices.
+      evaluation_due: whether this step still has to be evaluated.
+      patience: the best accuracy so far, for early stopping.
+      evaluation: of `state`; None if this loop has not evaluated it.
     """
 
     def __init__(
@@ -102,17 +101,17 @@ class TrainingLoop:
         self.step = self.first_step = start.step
         self.unlogged = [{key: np.float32(x) for key, x in values.items()} for values in position.get("recent", ())]
         self.evaluation_due = position.get("evaluation_due", False)  # True if the run was stopped while it evaluated
-        next_evaluation = start.step if self.evaluation_due else start.step + 1
-        self.patience = Patience.read(run.workdir, run.watched_part, before=next_evaluation)
+        first_repeated = start.step if self.evaluation_due else start.step + 1
+        self.patience = Patience.read(run.workdir, run.watched_part, before=first_repeated)
         self.evaluation: Evaluation | None = None
         self.checkpoints = checkpoints
         self._data_fingerprint = data_fingerprint
         self._batches, self._metrics, self._watch = batches, metrics, watch
-        # Not rounded, because epochs follow each other without a gap.
+        # In steps, not rounded: a batch may contain the end of one epoch and the start of the next.
         self._evaluate_every = max(run.options.evaluate_every * run.steps_per_epoch, 1)
 
     def train(self) -> None:
-        """Trains to the last step, or until the patience is used up.
+        """Trains to the last step, or until the accuracy has not improved for ``train.patience`` evaluations.
 
         Raises:
           Preempted: a SIGTERM arrived; the state has been saved.
@@ -232,6 +231,6 @@ class TrainingLoop:
 
 
 def _as_floats(metrics: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Returns the metrics of steps as Python floats, which JSON holds exactly; without the images' indices."""
+    """Returns the metrics of steps, without the indices of their images, as floats that JSON stores exactly."""
     fetched = jax.device_get([{key: x for key, x in values.items() if key != "index"} for values in metrics])
     return [{key: float(x) for key, x in values.items()} for values in fetched]
