@@ -60,7 +60,7 @@ class Checkpoints:
       keep: how many of the newest checkpoints are kept.
       best: metric that selects one more checkpoint to keep, such as ``"top1"``; None keeps none.
       best_mode: whether the highest (``"max"``) or the lowest (``"min"``) value of that metric is best.
-      config: stored in each checkpoint, so that a copy elsewhere still says what it is; anything that JSON can hold.
+      config: stored in each checkpoint, so that a copy elsewhere is self-describing; anything that JSON can hold.
       read_only: never write or remove anything, for an evaluation while the run continues.
       log: called with each message, such as that a damaged checkpoint was skipped.
 

@@ -142,7 +142,7 @@ def lock(workdir: str | Path) -> Iterator[None]:
             except UserError as e:
                 refusal = e
         if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
-            refusal = refusal or UserError(f"process 0 cannot use the workdir {workdir}; its own error says why")
+            refusal = refusal or UserError(f"process 0 cannot use the workdir {workdir}. Look for its error.")
         if refusal is not None:
             raise refusal
         yield
@@ -167,7 +167,7 @@ def _lock_until_closed(workdir: Path, stack: ExitStack) -> None:
         ) from e
     except OSError:  # some network file systems have no locks
         pass
-    with suppress(OSError):  # a full disk raises an error that says so later
+    with suppress(OSError):  # a full disk raises an error later
         os.ftruncate(file.fileno(), 0)
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 

@@ -53,7 +53,7 @@ def test_fine_tune_configs_run_from_a_local_timm_file(name: str, tmp_path: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_base", "resnet50", "efficientnet_b3"])
 def test_fine_tune_configs_run_as_they_are(name: str, tmp_path: Path, shared: Path) -> None:
-    """The whole models at their own size, a few steps of a few images."""
+    """The models at their own size, a few steps of a few images."""
     config = command.load(f"configs/{name}.py")
     save_timm(create_model(config.model.name.partition(".")[0], seed=5), tmp_path / "model.safetensors")
     config.model.checkpoint_path = str(tmp_path / "model.safetensors")

@@ -26,11 +26,11 @@ def test_a_resumed_run_has_the_same_bits(
 ) -> None:
     options = {"train": {"steps": 8, "evaluate_every": 0.044, "ema_decay": 0.9}, "augment": {"crop_padding": 1}}
     with jax.log_compiles():
-        whole = run.train(quick("resnet", **options), tmp_path / "whole")
+        uninterrupted = run.train(quick("resnet", **options), tmp_path / "uninterrupted")
     compiled = [re.match(r"Compiling jit\((train_step|eval_step)\)", record.getMessage()) for record in caplog.records]
     # One of each, for eight steps and two evaluations.
     assert sorted(found[1] for found in compiled if found) == ["eval_step", "train_step"]
-    assert (tmp_path / "whole" / "metrics.jsonl").read_text().count('"split": "test"') == 2
+    assert (tmp_path / "uninterrupted" / "metrics.jsonl").read_text().count('"split": "test"') == 2
 
     real, calls = program.make_train_step, 0
 
@@ -51,8 +51,8 @@ def test_a_resumed_run_has_the_same_bits(
         with pytest.raises(KeyboardInterrupt):
             run.train(quick("resnet", **options), tmp_path / "parts")
     parts = run.train(quick("resnet", **options), tmp_path / "parts")
-    assert parts == whole
-    a, b = ((tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert parts == uninterrupted
+    a, b = ((tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("uninterrupted", "parts"))
     assert a == b
     steps = [json.loads(x)["step"] for x in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)

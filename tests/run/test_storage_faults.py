@@ -43,9 +43,9 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of an undisturbed run."""
-    workdir = tmp_path_factory.mktemp("whole")
+    workdir = tmp_path_factory.mktemp("undisturbed")
     ends(Process(workdir))
     return workdir
 
@@ -114,12 +114,12 @@ def numbers(workdir: Path) -> list[dict]:
     return [{key: x for key, x in line.items() if key not in timed} for line in lines]
 
 
-def assert_same(workdir: Path, whole: Path, step: int = 8) -> None:
+def assert_same(workdir: Path, undisturbed: Path, step: int = 8) -> None:
     """Checks that two runs have the same state, metrics and exported weights, to the bit."""
-    assert_equal_states(state(workdir, step), state(whole, step))
-    assert numbers(workdir) == numbers(whole)
+    assert_equal_states(state(workdir, step), state(undisturbed, step))
+    assert numbers(workdir) == numbers(undisturbed)
     weights = Path("export", "model.safetensors")
-    assert (workdir / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (workdir / weights).read_bytes() == (undisturbed / weights).read_bytes()
 
 
 def assert_equal_states(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -158,12 +158,12 @@ DAMAGE = [
     [pytest.param(*case, marks=[pytest.mark.slow] * (i > 0)) for i, case in enumerate(DAMAGE)],
     ids=lambda x: getattr(x, "__name__", x),
 )
-def test_the_newest_checkpoint_is_damaged(stopped: Path, whole: Path, what: str, how: Callable) -> None:
+def test_the_newest_checkpoint_is_damaged(stopped: Path, undisturbed: Path, what: str, how: Callable) -> None:
     newest = stopped / "checkpoints" / "6"
     how(largest_file(newest / "state") if what == "arrays" else newest / what)
     out = ends(Process(stopped))
     assert [line for line in out.splitlines() if "damaged" in line and "skipped" in line and "step 6" in line]
-    assert_same(stopped, whole)
+    assert_same(stopped, undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,9 @@ FULL = {
     ("when", "message"),
     [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (i != 1)) for i, (name, case) in enumerate(FULL.items())],
 )
-def test_the_disk_is_full(stopped: Path, whole: Path, disk: Path, when: functools.partial | None, message: str) -> None:
+def test_the_disk_is_full(
+    stopped: Path, undisturbed: Path, disk: Path, when: functools.partial | None, message: str
+) -> None:
     workdir = shutil.copytree(stopped, disk / "run")
     if when is None:
         storage_run.fill(disk)
@@ -221,11 +223,11 @@ def test_the_disk_is_full(stopped: Path, whole: Path, disk: Path, when: functool
     assert not [path for path in workdir.rglob("*") if "tmp" in path.name or path.name.startswith(".config")]
     (disk / "filler").unlink()
     ends(Process(workdir))
-    assert_same(workdir, whole)
+    assert_same(workdir, undisturbed)
 
 
 @pytest.mark.parametrize("how", [pytest.param("mount", marks=pytest.mark.slow), "mode"])
-def test_the_workdir_cannot_be_written_to(stopped: Path, whole: Path, how: str) -> None:
+def test_the_workdir_cannot_be_written_to(stopped: Path, undisturbed: Path, how: str) -> None:
     before = contents(stopped)
     if how == "mount":
         mount("--bind", stopped, stopped)
@@ -245,19 +247,19 @@ def test_the_workdir_cannot_be_written_to(stopped: Path, whole: Path, how: str) 
             for path in [stopped, *stopped.rglob("*")]:
                 path.chmod(0o755 if path.is_dir() else 0o644)
     ends(Process(stopped))
-    assert_same(stopped, whole)
+    assert_same(stopped, undisturbed)
 
 
 # --- Clocks ---
 
 
 @pytest.mark.slow
-def test_the_clock_is_set_back(stopped: Path, whole: Path) -> None:
+def test_the_clock_is_set_back(stopped: Path, undisturbed: Path) -> None:
     """By a day between two runs, and by another day during the second."""
     os.utime(stopped / "checkpoints" / "6", (10**9, 10**9))  # older than everything else
     out = ends(Process(stopped, before=functools.partial(storage_run.set_clock_back, 7)))
     assert "damaged" not in out
-    assert_same(stopped, whole)
+    assert_same(stopped, undisturbed)
     lines = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     times = [line["time"] for line in lines if line["split"] == "train"]
     assert [round((b - a) / 86400) for a, b in itertools.pairwise(times)] == [0, 0, 0, 0, 0, -2, 0]
@@ -267,7 +269,7 @@ def test_the_clock_is_set_back(stopped: Path, whole: Path) -> None:
             assert 0 <= line["data_wait"] <= 1
     assert "-" not in out.split("images/s")[-1].split("report")[0]  # no time at the end is negative
     assert "this run is finished" in ends(Process(stopped))
-    assert_same(stopped, whole)
+    assert_same(stopped, undisturbed)
 
 
 # --- Two runs ---
@@ -281,7 +283,7 @@ def until(condition: Callable[[], object], timeout: float = 120) -> None:
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_second_run_in_the_same_workdir(tmp_path: Path, whole: Path, end: signal.Signals) -> None:
+def test_a_second_run_in_the_same_workdir(tmp_path: Path, undisturbed: Path, end: signal.Signals) -> None:
     """It is refused while the first one runs, even if that one is stopping, and accepted afterwards."""
     workdir, saving = tmp_path / "run", tmp_path / "saving"
     first = Process(workdir, before=functools.partial(storage_run.pause_at_save, 4, saving))
@@ -297,11 +299,11 @@ def test_a_second_run_in_the_same_workdir(tmp_path: Path, whole: Path, end: sign
         saving.unlink()
         refused(first, 75)
     ends(Process(workdir))
-    assert_same(workdir, whole)
+    assert_same(workdir, undisturbed)
 
 
 @pytest.mark.slow
-def test_two_runs_start_at_once(tmp_path: Path, whole: Path) -> None:
+def test_two_runs_start_at_once(tmp_path: Path, undisturbed: Path) -> None:
     workdir, saving = tmp_path / "run", tmp_path / "saving"
     two = [Process(workdir, before=functools.partial(storage_run.pause_at_save, 2, saving)) for _ in range(2)]
     until(lambda: any(process.ended() for process in two))
@@ -311,7 +313,7 @@ def test_two_runs_start_at_once(tmp_path: Path, whole: Path) -> None:
     until(saving.exists)
     saving.unlink()
     ends(first)
-    assert_same(workdir, whole)
+    assert_same(workdir, undisturbed)
 
 
 # --- Steps that are not finite ---
