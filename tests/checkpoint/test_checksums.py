@@ -16,7 +16,7 @@ import pytest
 from support.damage import SHARDINGS, STATE, cut, flip, folder, largest_file, save
 from support.paths import TESTS
 
-from jaxvision.checkpoint import Checkpoints
+from jaxvision.checkpoint import Checkpoints, checksums
 from jaxvision.errors import UserError
 
 
@@ -226,7 +226,7 @@ def test_the_first_error_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             checkpoints.save(1, STATE, position={})
             raise KeyError("first")
 
-    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", raise_no_space)
+    monkeypatch.setattr(checksums, "write_checksums", raise_no_space)
     with pytest.raises(KeyError, match="first"):
         fail_twice()
     assert "no space left on the disk" in logged[0]
