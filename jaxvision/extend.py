@@ -7,6 +7,7 @@ function, and that function's keyword-only arguments are the keys of the config'
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -54,3 +55,27 @@ def resolve(what: str, name: str | Callable[..., Any], builtin: Mapping[str, Any
     if not callable(found):
         raise UserError(f"{what}: {name!r} is a {type(found).__name__}, expected a function.")
     return found
+
+
+def call(what: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Returns ``function(*args, **options)``, after checking that the function takes these arguments.
+
+    Args:
+      what: what the function is, for messages, such as ``"schedule"``.
+      function: from `resolve`.
+      *args: positional arguments that jaxvision passes.
+      **options: keyword arguments: jaxvision's own and those of the config's section.
+
+    Raises:
+      UserError: the function does not take an argument, or an argument without a default is missing.
+
+    Example:
+      >>> call("function", lambda x, *, scale: x * scale, 3, scale=2)
+      6
+    """
+    try:
+        inspect.signature(function).bind(*args, **options)
+    except TypeError as e:
+        taken = ", ".join(inspect.signature(function).parameters)
+        raise UserError(f"{what}: {e}. The function takes ({taken}).") from e
+    return function(*args, **options)
