@@ -60,7 +60,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     train.add_arguments(parser)
-    arguments, arguments.overrides = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    arguments.overrides = rest
     return arguments
 
 

@@ -66,14 +66,12 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{output}: {method}, {arguments.model} on {files[0].name}")
     if min(heat.shape) < 3:
         warn(
-            f"the map of this model is only {heat.shape[0]} x {heat.shape[1]} at {images.shape[1]} pixels, too coarse to "
-            "show where it looks. Try a larger --image-size."
+            f"the map of this model is only {heat.shape[0]} x {heat.shape[1]} at {images.shape[1]} pixels, too coarse "
+            "to show where it looks. Try a larger --image-size."
         )
 
 
-def _heat_map(
-    classifier: Classifier, images: Any, *, layer: int | None, label: str | None
-) -> tuple[np.ndarray, str]:
+def _heat_map(classifier: Classifier, images: Any, *, layer: int | None, label: str | None) -> tuple[np.ndarray, str]:
     """Returns a heat map [h, w] of one image, and the name of the method."""
     import jax
     import numpy as np

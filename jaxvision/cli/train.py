@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,8 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 HELP = "train the model of a config file, as python -m jaxvision.main does"
-EXAMPLES = """Rerun the same command after an interruption: training resumes from the newest checkpoint, with the same result.
+EXAMPLES = """Rerun the same command after an interruption: training resumes from the newest checkpoint, with bit-identical
+results.
 
 examples:
   python -m jaxvision.main --config configs/quickstart.py:vit --workdir runs/digits

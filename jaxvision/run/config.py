@@ -117,7 +117,8 @@ def complete(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = (
       UserError: an unknown section or key, a value of the wrong type or out of range, or a missing key.
 
     Example:
-      >>> config = complete(load("configs/quickstart.py:vit"), [("optimizer.name", "optax:lion"), ("optimizer.b1", "0.95")])
+      >>> overrides = [("optimizer.name", "optax:lion"), ("optimizer.b1", "0.95")]
+      >>> config = complete(load("configs/quickstart.py:vit"), overrides)
       >>> config.optimizer.b1, config.optimizer.b2, config.checkpoint.keep
       (0.95, 0.99, 2)
     """
@@ -314,7 +315,9 @@ def _check_ranges(config: ConfigDict) -> None:
             raise UserError(f"config.{key}: got {values[key]}, expected a number above 0.")
     decay = config.train.ema_decay
     if decay is not None and not 0 < decay < 1:
-        raise UserError(f"config.train.ema_decay: got {decay}, expected a number between 0 and 1, such as 0.9998, or None.")
+        raise UserError(
+            f"config.train.ema_decay: got {decay}, expected a number between 0 and 1, such as 0.9998, or None."
+        )
     if config.train.not_finite not in ("stop", "skip"):
         raise unknown_name_error("config.train.not_finite", config.train.not_finite, ("stop", "skip"))
 

@@ -51,7 +51,7 @@ def _parse_word(text: str, members: tuple[Any, ...]) -> Any:
             return float(text)  # inf, nan
         except ValueError:
             return text
-    if any(_element_types(member) == str for member in members):
+    if any(_element_types(member) is str for member in members):
         return tuple(text.split(","))
     return text
 
