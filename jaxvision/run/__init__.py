@@ -4,8 +4,8 @@
 not at hand.
 """
 
+from jaxvision.run.config import complete, explain_keys
 from jaxvision.run.planning import plan, plan_scaling
-from jaxvision.run.sections import complete, explain_keys
 from jaxvision.run.training import train
 
 __all__ = ["complete", "explain_keys", "plan", "plan_scaling", "train"]

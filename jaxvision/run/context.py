@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 
 from jaxvision import report
 from jaxvision.data import pipeline, source
-from jaxvision.errors import UserError, unknown_name_error
+from jaxvision.errors import UserError
 from jaxvision.eval.evaluate import eval_step, evaluate_part
 from jaxvision.eval.metrics import Evaluation
 from jaxvision.parallel.mesh import check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
-from jaxvision.run.sections import METRICS, Loop, check_groups, set_keys
-from jaxvision.train.loss import make_loss
+from jaxvision.run.sections import Loop, check_groups, set_keys
+from jaxvision.train.loss import Loss, loss_function, make_loss
 from jaxvision.train.state import evaluated_model
 
 
@@ -116,8 +116,6 @@ def open_run(
     Raises:
       UserError: the config is wrong, or does not fit the devices or the data.
     """
-    if config.checkpoint.best not in (None, *METRICS):
-        raise unknown_name_error("metric of checkpoint.best", config.checkpoint.best, METRICS)
     options, batch_size = Loop(**config.train), config.data.batch_size
     mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
     process = process_share(mesh)
@@ -136,7 +134,7 @@ def open_run(
         stored=None if train_data.stored is None else train_data.stored.shape[1:],
         steps_per_epoch=steps_per_epoch,
     )
-    kind = config.loss.kind
+    loss, probabilities = _evaluation_loss(config)
     return RunContext(
         config=config,
         workdir=workdir,
@@ -151,7 +149,7 @@ def open_run(
         steps_per_epoch=steps_per_epoch,
         steps=total_steps(options, steps_per_epoch),
         eval_step_for=functools.partial(
-            eval_step, program.graph, mesh, make_loss(kind=kind), kind, program.preprocess, evaluated_model
+            eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
         ),
     )
 
@@ -171,3 +169,9 @@ def _open_data(config: ConfigDict, console: report.Console) -> dict[str, pipelin
             f"'validation' and 'test' to evaluate on. Choose the splits with the keys of config.source."
         )
     return data
+
+
+def _evaluation_loss(config: ConfigDict) -> tuple[Loss, str]:
+    """Returns the loss of an evaluation, which leaves the targets as they are, and how logits become probabilities."""
+    options = {key: value for key, value in config.loss.items() if key not in ("label_smoothing", "target_threshold")}
+    return make_loss(**options), config.loss.kind if loss_function(config.loss.kind) is None else "softmax"

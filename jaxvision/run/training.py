@@ -13,8 +13,8 @@ from jaxvision.parallel import distributed
 from jaxvision.parallel.accelerators import check_accelerator
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run import result
+from jaxvision.run.config import complete
 from jaxvision.run.context import open_run
-from jaxvision.run.sections import check_values, complete
 from jaxvision.run.start import start_loop
 
 
@@ -37,7 +37,6 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       Preempted: a SIGTERM arrived; the state has been saved.
     """
     config, workdir, clock = complete(config), Path(workdir), report.Clock()
-    check_values(config)
     with ExitStack() as stack:
         preemption = stack.enter_context(Preemption())  # first, because joining other processes may take minutes
         console = _open_console(stack, workdir)

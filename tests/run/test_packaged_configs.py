@@ -12,19 +12,20 @@ from support.quick import start
 from jaxvision import main as command
 from jaxvision import run
 from jaxvision.create import create_model
+from jaxvision.run.config import help_text, leaves, load, packaged
 from jaxvision.weights.timm import save_timm
 
-CONFIGS = [Path(name).stem for name in command.packaged()]
+CONFIGS = [Path(name).stem for name in packaged()]
 TINY = {"resnet": "test_resnet", "vit": "test_vit", "efficientnet": "test_efficientnet"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_key_of_a_config_has_an_explanation(name: str) -> None:
-    config = run.complete(command.load(f"configs/{name}.py"))
+    config = run.complete(load(f"configs/{name}.py"))
     texts = run.explain_keys(config)
-    for key in command.leaves(config):
+    for key in leaves(config):
         assert texts.get(key), f"{key} has no explanation"
-    assert command.help_text(config)
+    assert help_text(f"configs/{name}.py")
 
 
 @pytest.mark.shared
@@ -32,7 +33,7 @@ def test_every_key_of_a_config_has_an_explanation(name: str) -> None:
 def test_fine_tune_configs_run_from_a_local_timm_file(name: str, tmp_path: Path, shared: Path) -> None:
     """The recipe on real CIFAR-10, with the family's tiny model instead of the big one."""
     family = {"vit_base": "vit", "resnet50": "resnet", "efficientnet_b3": "efficientnet"}[name]
-    config = command.load(f"configs/{name}.py")
+    config = load(f"configs/{name}.py")
     save_timm(create_model(TINY[family], seed=5), tmp_path / "model.safetensors")
     config.model.update(
         {"name": TINY[family], "checkpoint_path": str(tmp_path / "model.safetensors"), "image_size": 32}
@@ -54,7 +55,7 @@ def test_fine_tune_configs_run_from_a_local_timm_file(name: str, tmp_path: Path,
 @pytest.mark.parametrize("name", ["vit_base", "resnet50", "efficientnet_b3"])
 def test_fine_tune_configs_run_as_they_are(name: str, tmp_path: Path, shared: Path) -> None:
     """The models at their own size, a few steps of a few images."""
-    config = command.load(f"configs/{name}.py")
+    config = load(f"configs/{name}.py")
     save_timm(create_model(config.model.name.partition(".")[0], seed=5), tmp_path / "model.safetensors")
     config.model.checkpoint_path = str(tmp_path / "model.safetensors")
     config.source.update({"data_dir": str(shared / "data" / "tfds"), "train": "train[:64]", "test": "test[:16]"})
@@ -75,7 +76,7 @@ def test_help_lists_configs_and_keys(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_list_of_patterns_is_separated_by_commas() -> None:
-    config, _, _ = command.parse(
+    config, _ = command.parse(
         ["--config=configs/quickstart.py:vit", "--config.model.freeze=blocks\\.[01]\\.,patch_embed"]
     )
     assert config is not None
@@ -83,6 +84,6 @@ def test_a_list_of_patterns_is_separated_by_commas() -> None:
 
 
 def test_a_flag_has_the_type_of_the_key() -> None:
-    config, _, _ = command.parse(["--config=configs/quickstart.py:vit", "--config.train.epochs=0.5"])
+    config, _ = command.parse(["--config=configs/quickstart.py:vit", "--config.train.epochs=0.5"])
     assert config is not None
     assert config.train.epochs == 0.5

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 from support.quick import quick
 
-from jaxvision import main as command
 from jaxvision import run
 from jaxvision.errors import UserError
 from jaxvision.run import program
+from jaxvision.run.config import load
 from jaxvision.run.loop import Patience
 from jaxvision.run.workdir import write_config
 
@@ -76,7 +76,7 @@ def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path) -> None:
             Image.new("RGB", (20 + i, 24), color).save(tmp_path / "here" / name / f"{i}.jpg")
 
     def config(where: str, **data: Any) -> ConfigDict:
-        config = command.load("configs/folder.py:test_resnet")
+        config = load("configs/folder.py:test_resnet")
         config.source.data_dir = str(tmp_path / where)
         config.model.pretrained, config.model.image_size = False, 32
         config.data = ConfigDict({"batch_size": 8, "workers": 0, **data})

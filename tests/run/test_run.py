@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from support.quick import quick, refused, start
 
-from jaxvision import main as command
 from jaxvision import run
 from jaxvision.classifier import load_classifier
 from jaxvision.errors import UserError
 from jaxvision.eval.evaluate import evaluate
+from jaxvision.run.config import load
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_validation_data_stop_early_and_choose_the_best(tmp_path: Path) -> None:
             for i in range(n):
                 noise = rng.integers(0, 50, (40, 48, 3)) + np.array(color)
                 Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
-    config = command.load("configs/folder.py:test_resnet")
+    config = load("configs/folder.py:test_resnet")
     config.source.data_dir = str(images)
     config.mesh = ConfigDict({"data": 1})
     config.data.update({"batch_size": 8, "workers": 0})

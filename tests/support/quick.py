@@ -6,11 +6,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxvision import main as command
+from jaxvision.run.config import load
 
 
 def quick(family: str = "resnet", **sections: dict) -> ConfigDict:
     """Returns the quickstart config with so few steps that it takes seconds, and with further keys by section."""
-    config = command.load(f"configs/quickstart.py:{family}")
+    config = load(f"configs/quickstart.py:{family}")
     config.train.steps = 6
     config.data.batch_size = 16
     config.mesh = ConfigDict({"data": 1})  # eight fake devices on two cores only cost time
