@@ -20,8 +20,9 @@ from jaxvision.checkpoint import Checkpoints
 from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.data import pipeline, source
 from jaxvision.errors import Preempted, UserError, disk_errors_as_user_errors, unknown_name_error
-from jaxvision.eval.evaluate import eval_step, evaluate_part, tell_damaged
 from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
+from jaxvision.eval.part import evaluate_part, share_damaged
+from jaxvision.eval.step import cached_eval_step
 from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.parallel.accelerators import check_accelerator
@@ -118,7 +119,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
 
         # What happens to a batch on the devices in evaluation.
         step_of = functools.partial(
-            eval_step, graph, mesh, make_loss(kind=config.loss.kind), config.loss.kind, preprocess, evaluated_model
+            cached_eval_step,
+            graph,
+            mesh,
+            make_loss(kind=config.loss.kind),
+            config.loss.kind,
+            preprocess,
+            evaluated_model,
         )
         assess = functools.partial(
             evaluate_part,
@@ -130,7 +137,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             process=process,
             classes=len(classes),
             console=console,
-            told_to_stop=preemption.check,
+            should_stop=preemption.check,
         )
         batches = pipeline.prefetch(
             pipeline.train_batches(
@@ -237,7 +244,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 try:
                     with clock.part("evaluation"):
                         result = assess(data[watched], state=state, name=watched)
-                        tell_damaged(data["train"])
+                        share_damaged(data["train"])
                 except Preempted:
                     save_and_stop()
                 if step > start:  # else the step is not compiled yet, and what was lost is one evaluation
