@@ -85,18 +85,6 @@ def make_eval_step(
     return jax.jit(eval_step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
-def probabilities_for(loss_kind: Any) -> str:
-    """Returns how logits become probabilities after training with a loss, for `make_eval_step`.
-
-    Args:
-      loss_kind: ``kind`` of `jaxvision.train.loss.make_loss`.
-
-    >>> probabilities_for("sigmoid"), probabilities_for("package.module:function")
-    ('sigmoid', 'softmax')
-    """
-    return "sigmoid" if loss_kind == "sigmoid" else "softmax"
-
-
 @functools.lru_cache(maxsize=8)
 def cached_eval_step(
     graph: nnx.GraphDef,
