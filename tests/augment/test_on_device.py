@@ -95,13 +95,13 @@ def test_the_result_does_not_depend_on_the_number_of_devices():
         ({"flip": 1.5}, r"augment\.flip: got 1.5"),
         ({"label_smoothing": -0.1}, "label_smoothing: got -0.1"),
         ({"color_jitter": (0.1, 0.1)}, "color_jitter: got .* expected one number or three"),
-        ({"rand_augment": "m9"}, "written like 'rand-m9"),
+        ({"rand_augment": "m9"}, "got 'm9', expected a policy such as"),
         ({"erase_fill": "noise"}, "augment.erase_fill"),
         ({"erase_area": (0.5, 0.1)}, r"erase_area: got \(0.5, 0.1\)"),
         ({"mixup": -1.0}, "mixup: got -1.0"),
         ({"mix_mode": "sample"}, "augment.mix_mode"),
         ({"mean": (0.5,), "std": (0.5,)}, "preprocess.mean: got 1 numbers, expected 3"),
-        ({"std": (0.5, 0.5, 0.0)}, "std divides"),
+        ({"std": (0.5, 0.5, 0.0)}, "std: got .*, expected numbers above 0"),
     ],
 )
 def test_options_that_make_no_sense(wrong, message):
