@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from jaxvision import report
 from jaxvision.data import pipeline, source
 from jaxvision.errors import UserError
-from jaxvision.eval.evaluate import eval_step, evaluate_part
-from jaxvision.eval.metrics import Evaluation
+from jaxvision.eval.metrics import Evaluation, with_metric
+from jaxvision.eval.part import evaluate_part
+from jaxvision.eval.step import cached_eval_step
 from jaxvision.parallel.mesh import check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
@@ -85,7 +86,7 @@ class RunContext:
         Raises:
           Preempted: a SIGTERM arrived during the evaluation.
         """
-        return evaluate_part(
+        evaluation = evaluate_part(
             self.data[part],
             state=state,
             name=part,
@@ -97,8 +98,9 @@ class RunContext:
             process=self.process,
             classes=len(self.classes),
             console=self.console,
-            told_to_stop=self.preemption.check,
+            should_stop=self.preemption.check,
         )
+        return with_metric(evaluation, **self.config.metric)
 
 
 def open_run(
@@ -149,7 +151,7 @@ def open_run(
         steps_per_epoch=steps_per_epoch,
         steps=total_steps(options, steps_per_epoch),
         eval_step_for=functools.partial(
-            eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
+            cached_eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
         ),
     )
 

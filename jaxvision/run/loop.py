@@ -16,9 +16,9 @@ from jaxvision import report
 from jaxvision.checkpoint import Checkpoints, Restored
 from jaxvision.data import pipeline
 from jaxvision.errors import Preempted
-from jaxvision.eval.evaluate import tell_damaged
 from jaxvision.eval.metrics import Evaluation
 from jaxvision.eval.page import headline
+from jaxvision.eval.part import share_damaged
 from jaxvision.parallel.mesh import shard_batch
 from jaxvision.run.context import RunContext
 from jaxvision.run.watch import Watch
@@ -191,7 +191,7 @@ class TrainingLoop:
         try:
             with run.clock.part("evaluation"):
                 result = run.evaluate(self.state, part)
-                tell_damaged(run.data["train"])
+                share_damaged(run.data["train"])
         except Preempted:
             self._save_and_stop()
         if step > self.first_step:  # otherwise the step is not compiled yet, and only this evaluation would be lost

@@ -88,9 +88,9 @@ def train_program(
     tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
     create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
     graph, abstract = abstract_state(create, bare)
-    rules = make_rules(mesh, **config.sharding)
+    rules = make_rules(mesh, template.tensor_rules, **config.sharding)
     shardings = state_shardings(abstract, mesh, rules.stored, moments=rules.moments, unused_ok=True)
-    blocks = Blocks(mesh, rules, remat=loop.remat, scan=loop.scan)
+    blocks = Blocks(mesh, rules, pattern=template.block_pattern, remat=loop.remat, scan=loop.scan)
     prepare = training_images(config, preprocess, num_classes, stored=stored is not None)
     shape = stored or (preprocess.image_size, preprocess.image_size, channels)
     batch = pipeline.batch_shapes(shape, config.data.batch_size)
@@ -103,7 +103,7 @@ def train_program(
         prepare=prepare,
         learning_rate=rate,
         accumulate=loop.accumulate,
-        blocks=None if blocks.plain else blocks,
+        blocks=None if blocks.is_default else blocks,
         batch_norm_group=loop.batch_norm_group,
     )
     return Program(preprocess, build, create, graph, abstract, shardings, step, batch)
