@@ -41,14 +41,16 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
     """
     axes = dict(axes or {"data": -1})
     devices = jax.devices() if devices is None else list(devices)
-    wanted = ", ".join(f"{name}={size}" for name, size in axes.items())
+    requested = ", ".join(f"{name}={size}" for name, size in axes.items())
     if any(size < 1 and size != -1 for size in axes.values()) or list(axes.values()).count(-1) > 1:
-        raise UserError(f"mesh: got {wanted}, expected sizes of 1 or more, of which at most one is -1 (the remainder).")
+        raise UserError(
+            f"mesh: got {requested}, expected sizes of 1 or more, of which at most one is -1 (the remainder)."
+        )
     known = math.prod(size for size in axes.values() if size != -1)
     if len(devices) % known or (-1 not in axes.values() and known != len(devices)):
         raise UserError(
-            f"mesh: {wanted} does not tile {len(devices)} device{'s' * (len(devices) != 1)}. Set one axis to -1, which "
-            f"takes the devices that the others leave."
+            f"mesh: {requested} does not tile {len(devices)} device{'s' * (len(devices) != 1)}. Set one axis to -1, "
+            "which takes the devices that the others leave."
         )
     sizes = [len(devices) // known if size == -1 else size for size in axes.values()]
     # Auto axes, although Explicit is JAX's default: the compiler propagates shardings through the models, so that the
@@ -63,14 +65,14 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
         across = next((i for i, size in enumerate(sizes) if size % groups == 0), None)
         if across is None:
             raise UserError(
-                f"mesh: got {wanted}, expected an axis that {groups} divides, to lie across the {groups} slices or "
+                f"mesh: got {requested}, expected an axis that {groups} divides, to lie across the {groups} slices or "
                 f"nodes."
             )
         outside = [groups if i == across else 1 for i in range(len(sizes))]
         inside = [size // n for size, n in zip(sizes, outside, strict=True)]
         return Mesh(create_hybrid_device_mesh(inside, outside, devices), tuple(axes), axis_types=kinds)
     except NotImplementedError as e:  # an axis must cover whole sides of the grid of TPUs
-        raise UserError(f"mesh: {wanted} does not lie along the sides of these TPUs' grid: {e}") from e
+        raise UserError(f"mesh: {requested} does not lie along the sides of these TPUs' grid: {e}") from e
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

@@ -68,13 +68,15 @@ def make_loss(
 
     def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
         logits = logits.astype(jnp.float32)
-        wanted = optax.smooth_labels(to_probabilities(targets, logits.shape[-1]), label_smoothing)
+        probabilities = optax.smooth_labels(to_probabilities(targets, logits.shape[-1]), label_smoothing)
         if kind == "softmax":
-            return optax.softmax_cross_entropy(logits, wanted)
+            return optax.softmax_cross_entropy(logits, probabilities)
         if target_threshold is not None:
             # The comparison would turn the NaN of a label that does not exist into 0.
-            wanted = jnp.where(jnp.isnan(wanted), wanted, (wanted > target_threshold).astype(jnp.float32))
-        return optax.sigmoid_binary_cross_entropy(logits, wanted).mean(axis=-1)
+            probabilities = jnp.where(
+                jnp.isnan(probabilities), probabilities, (probabilities > target_threshold).astype(jnp.float32)
+            )
+        return optax.sigmoid_binary_cross_entropy(logits, probabilities).mean(axis=-1)
 
     return loss
 

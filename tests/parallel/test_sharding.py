@@ -128,8 +128,8 @@ class Run:
 def smooth(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces the ReLU of a ResNet by a smooth activation.
 
-    The gradient of a ReLU jumps at zero. In so small a model, rounding one input near zero changes a kernel's gradient by
-    a hundredth, and the difference grows.
+    The gradient of a ReLU jumps at zero. In so small a model, rounding one input near zero changes a kernel's gradient
+    by a hundredth, and the difference grows.
     """
     if "resnet" in name:
         monkeypatch.setattr(jax.nn, "relu", jax.nn.silu)
@@ -158,11 +158,11 @@ def test_every_mesh_computes_what_one_device_does(name: str, kind: str, monkeypa
     """Twenty losses, the bytes of each part on a device, one trace, and the collectives of the program."""
     smooth(name, monkeypatch)
     axes, options = MESHES[kind]
-    wanted, whole = alone(name)
+    expected, whole = alone(name)
     run = Run(name, axes, **options)
     text = run.program()
     losses, traces = run.losses(1), run.traces
-    np.testing.assert_allclose([*losses, *run.losses(STEPS - 1, start=1)], wanted, rtol=1e-5)
+    np.testing.assert_allclose([*losses, *run.losses(STEPS - 1, start=1)], expected, rtol=1e-5)
     assert run.traces == traces
     held = {part: run.bytes_of(part) / whole[part] for part in whole}
     match kind:
@@ -299,12 +299,12 @@ def test_gather_model_returns_the_average_on_one_device() -> None:
     model = gather_model(run.graph, run.state, run.shardings)
     found = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
     assert {len(x.devices()) for x in jax.tree.leaves(nnx.state(model))} == {1}
-    wanted = jax.tree.map(lambda x: 2 * x, run.state["ema"]["params"])
-    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(wanted))
-    run.state["ema"]["params"] = wanted
+    expected = jax.tree.map(lambda x: 2 * x, run.state["ema"]["params"])
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(expected))
+    run.state["ema"]["params"] = expected
     twice = nnx.state(gather_model(run.graph, run.state, run.shardings), nnx.Any(nnx.Param, nnx.BatchStat))
     jax.tree.map(
-        lambda once, two, all: np.testing.assert_array_equal([2 * once, two], [all, all]), found, twice, wanted
+        lambda once, two, all: np.testing.assert_array_equal([2 * once, two], [all, all]), found, twice, expected
     )
     # The gathered model runs on one device.
     assert model(jnp.zeros((2, SIZE, SIZE, 3))).shape == (2, 10)

@@ -225,9 +225,9 @@ def test_lora_by_hand() -> None:
     low, high = np.asarray(layer.lora_a[...]), rng.normal(size=(2, 4))
     assert np.abs(low).max() <= 3**-0.5  # U(+-1 / sqrt(fan in)), the reference implementation's
     layer.lora_b[...] = jnp.float32(high)
-    wanted = x @ w + b + 3 * x @ low @ high
-    np.testing.assert_allclose(layer(jnp.float32(x)), wanted, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(layer.merged()(jnp.float32(x)), wanted, rtol=1e-5, atol=1e-5)
+    expected = x @ w + b + 3 * x @ low @ high
+    np.testing.assert_allclose(layer(jnp.float32(x)), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(layer.merged()(jnp.float32(x)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_lora_targets() -> None:
