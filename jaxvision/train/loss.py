@@ -72,10 +72,9 @@ def make_loss(
         if kind == "softmax":
             return optax.softmax_cross_entropy(logits, probabilities)
         if target_threshold is not None:
-            # The comparison would turn the NaN of a label that does not exist into 0.
-            probabilities = jnp.where(
-                jnp.isnan(probabilities), probabilities, (probabilities > target_threshold).astype(jnp.float32)
-            )
+            above = (probabilities > target_threshold).astype(jnp.float32)
+            # The comparison turns the NaN of a label out of range into 0.
+            probabilities = jnp.where(jnp.isnan(probabilities), probabilities, above)
         return optax.sigmoid_binary_cross_entropy(logits, probabilities).mean(axis=-1)
 
     return loss
