@@ -185,7 +185,7 @@ def training_images(
 
     Labels stay numbers unless pictures are mixed, so that the step can tell the accuracy.
     """
-    options = dict(config.augment)
+    options = {key: value for key, value in config.augment.items() if key != "name"}
     if not stored:
         options["crop"] = "none"  # the workers have cropped
     mixes = bool(options["mixup"] or options["cutmix"])

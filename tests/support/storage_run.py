@@ -27,6 +27,7 @@ import tensorboardX  # noqa: F401
 
 from jaxvision import main, report
 from jaxvision.checkpoint import Checkpoints
+from jaxvision.cli.exit import run_and_exit
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run import program, result
 
@@ -83,7 +84,7 @@ def _main(flags: list[str], before: Callable[[], object] | None, printed: Path) 
     sys.argv = ["main.py", *flags]
     if before is not None:
         before()
-    main.run_and_exit(lambda: main.main(flags))
+    run_and_exit(lambda: main.main(flags))
 
 
 # --- Faults: functions for `before`. Each wraps one public function of the package. ---
