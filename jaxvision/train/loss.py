@@ -102,11 +102,12 @@ def _own_loss(
     own: Callable[..., Loss], label_smoothing: float, target_threshold: float | None, options: dict[str, Any]
 ) -> Loss:
     given = {"label_smoothing": label_smoothing, "target_threshold": target_threshold}
+    off = {"label_smoothing": 0.0, "target_threshold": None}
     taken = inspect.signature(own).parameters
     for key, value in given.items():
-        if value and key not in taken:
+        if value != off[key] and key not in taken:
             raise UserError(
-                f"loss.{key}: got {value}, but the function of loss.kind takes no {key}. Remove loss.{key}."
+                f"loss.{key}: got {value}, but the function of loss.kind takes no {key}. Set loss.{key}={off[key]}."
             )
     compute = call("loss.kind", own, **{key: value for key, value in given.items() if key in taken}, **options)
 
