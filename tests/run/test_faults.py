@@ -189,6 +189,7 @@ def test_sigterm(moment: str, tmp_path: Path, undisturbed: Any, monkeypatch: pyt
         time.sleep(0.1)
     assert job.wait(60) == Preempted.STATUS, job.text()
     assert time.monotonic() - signaled < 15
+    assert "stopped by SIGTERM" in job.text()
     assert not list(workdir.glob("checkpoints/*tmp*"))
     if moment != "compiles":
         assert list(workdir.glob("checkpoints/*/checksums.json"))
