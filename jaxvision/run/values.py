@@ -150,7 +150,7 @@ def type_text(annotation: Any) -> str:
     """Returns an annotation in words.
 
     >>> type_text(int | None), type_text(tuple[float, float]), type_text(typing.Sequence[str])
-    ('an integer or None', '2 numbers, such as (0.1, 0.2)', 'a tuple of strings')
+    ('an integer or None', 'a tuple of 2 values', 'a tuple, each element a string')
     """
     return " or ".join(_member_text(member) for member in _members(annotation))
 

@@ -21,13 +21,13 @@ from ml_collections import ConfigDict
 from support import tiny
 
 from jaxvision import cli, main, plan, run
-from jaxvision.run.config import load
 from jaxvision.analysis.cost import model_info, operations
 from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import make_mesh, mesh_text
 from jaxvision.parallel.rules import largest_axis, state_bytes, state_shardings
 from jaxvision.plan import chips, program_text
 from jaxvision.run import program as run_program
+from jaxvision.run.config import load
 from jaxvision.train.partial import parameter_counts
 
 # Instructions as XLA writes them for CPUs, GPUs and TPUs. The loop runs five times, once by the compiler's note and
