@@ -28,7 +28,7 @@ def test_a_vit_that_is_not_square_comes_back_as_it_was(tmp_path):
     again = load_classifier(tmp_path).model
     assert again.image_size == (96, 160)
     np.testing.assert_array_equal(again.pos_embed[...], model.pos_embed[...])
-    with pytest.raises(UserError, match=r"image_size is a number of pixels, the side of a square"):
+    with pytest.raises(UserError, match=r"expected a whole number of pixels, the side of a square"):
         load_classifier(tmp_path, image_size=(96, 160))
 
 

@@ -165,14 +165,6 @@ def metric_keys(*, name: str | None = None) -> None:
     """
 
 
-def augment_keys(*, name: str | None = None) -> None:
-    """The keys of ``augment`` that are not arguments of `augment_batch`.
-
-    Args:
-      name: your own function, which is called with the images after the augmentation below. None: no further function.
-    """
-
-
 def model_builder(name: str) -> Callable[..., Any]:
     """Returns the class or function that builds the model of a name.
 
@@ -193,7 +185,7 @@ SECTIONS: dict[str, Section] = {
     ),
     "lora": Section((partial.add_lora,), passed=("model", "rngs"), defaults={"rank": 0}),
     "augment": Section(
-        (augment_keys, on_device.augment_batch),
+        (on_device.augment_batch,),
         passed=("batch", "seed", "step", "num_classes", "image_size", "mean", "std", "label_smoothing"),
         choice=Choice("name", on_device.augmentation_function, passed=("key",), positional=1),
     ),
@@ -210,7 +202,7 @@ SECTIONS: dict[str, Section] = {
         choice=Choice("name", schedule.schedule_function, passed=("steps",), positional=1),
     ),
     "train": Section((Loop,)),
-    "sharding": Section((make_rules,), passed=("mesh",)),
+    "sharding": Section((make_rules,), passed=("mesh", "tensor_rules")),
     "checkpoint": Section((Checkpoints,), passed=("workdir", "config", "log", "read_only")),
 }
 
