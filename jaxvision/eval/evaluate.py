@@ -127,8 +127,8 @@ def _open_data(data: str, split: str, classes: Sequence[str], options: dict[str,
         return open_test_folder(data, names, split), names
     if data not in source.SOURCES and ":" not in data:
         raise UserError(
-            f"data: got {data!r}, expected a folder or one of the sources {', '.join(source.SOURCES)}. No such folder: "
-            f"check the path."
+            f"data: got {data!r}, expected a folder that exists or one of the sources {', '.join(source.SOURCES)}. "
+            "Check the path."
         )
     part: Any = source.open_source(data, **options).part(split)
     return part, _as_dataset_spells(classes, part.classes)

@@ -194,7 +194,7 @@ SECTIONS: dict[str, Section] = {
     "optimizer": Section(
         (optim.create_optimizer,),
         passed=("model",),
-        choice=Choice("name", optim.optimizer_function, passed=("learning_rate", "weight_decay", "mask", "mu_dtype")),
+        choice=Choice("name", optim.optimizer_function, passed=(*optim.PASSED, "mu_dtype")),
     ),
     "schedule": Section(
         (schedule.make_schedule, schedule_keys),

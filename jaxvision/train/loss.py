@@ -68,13 +68,14 @@ def make_loss(
 
     def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
         logits = logits.astype(jnp.float32)
-        wanted = optax.smooth_labels(to_probabilities(targets, logits.shape[-1]), label_smoothing)
+        probabilities = optax.smooth_labels(to_probabilities(targets, logits.shape[-1]), label_smoothing)
         if kind == "softmax":
-            return optax.softmax_cross_entropy(logits, wanted)
+            return optax.softmax_cross_entropy(logits, probabilities)
         if target_threshold is not None:
-            # The comparison would turn the NaN of a label that does not exist into 0.
-            wanted = jnp.where(jnp.isnan(wanted), wanted, (wanted > target_threshold).astype(jnp.float32))
-        return optax.sigmoid_binary_cross_entropy(logits, wanted).mean(axis=-1)
+            above = (probabilities > target_threshold).astype(jnp.float32)
+            # The comparison turns the NaN of a label out of range into 0.
+            probabilities = jnp.where(jnp.isnan(probabilities), probabilities, above)
+        return optax.sigmoid_binary_cross_entropy(logits, probabilities).mean(axis=-1)
 
     return loss
 
@@ -101,11 +102,12 @@ def _own_loss(
     own: Callable[..., Loss], label_smoothing: float, target_threshold: float | None, options: dict[str, Any]
 ) -> Loss:
     given = {"label_smoothing": label_smoothing, "target_threshold": target_threshold}
+    off = {"label_smoothing": 0.0, "target_threshold": None}
     taken = inspect.signature(own).parameters
     for key, value in given.items():
-        if value and key not in taken:
+        if value != off[key] and key not in taken:
             raise UserError(
-                f"loss.{key}: got {value}, but the function of loss.kind takes no {key}. Remove loss.{key}."
+                f"loss.{key}: got {value}, but the function of loss.kind takes no {key}. Set loss.{key}={off[key]}."
             )
     compute = call("loss.kind", own, **{key: value for key, value in given.items() if key in taken}, **options)
 

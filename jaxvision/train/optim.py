@@ -18,6 +18,9 @@ from jaxvision.errors import UserError
 from jaxvision.extend import call, resolve
 from jaxvision.models.layers.frozen import Frozen
 
+#: Arguments of an optimizer function that `create_optimizer` passes itself, so that they are not options.
+PASSED = ("learning_rate", "weight_decay", "mask")
+
 
 def create_optimizer(
     model: Any,
@@ -117,10 +120,6 @@ def optimizer_function(
       (True, 'lion')
     """
     return None if name in _DIRECTIONS else resolve("optimizer", name, _DIRECTIONS)
-
-
-#: Arguments of an optimizer function that `create_optimizer` passes itself, so that they are not options.
-PASSED = ("learning_rate", "weight_decay", "mask")
 
 
 def _options(name: Any, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def make_schedule(
       name: the shape after the warm-up: ``"cosine"`` (half a cosine) or ``"linear"`` decays to `end`, ``"step"``
         multiplies by `factor` at each milestone, ``"constant"`` stays at the peak. Or your own function, as a callable
         or as ``"package.module:function"``: it is called with `learning_rate` and, by keyword, with ``steps`` (those
-        after the warm-up) and `options`, and returns an optax schedule that starts at step 0.
+        after the warm-up), with `options`, and with `end`, `milestones` and `factor` if it takes them. It returns an
+        optax schedule that starts at step 0.
       warmup_steps: number of steps of the linear warm-up; 0 for none.
       warmup_from: learning rate at step 0 of the warm-up, as a fraction of `learning_rate`.
       end: learning rate at the last step of ``"cosine"`` and ``"linear"``, as a fraction of `learning_rate`.
@@ -67,6 +68,8 @@ def make_schedule(
         raise unknown_name_error("argument of make_schedule", min(options), builtin)
     rest = steps - warmup_steps
     if own is not None:
+        shared = {"end": end, "milestones": milestones, "factor": factor}
+        options |= {key: shared[key] for key in shared.keys() & inspect.signature(own).parameters.keys()}
         main: optax.Schedule = call("schedule.name", own, learning_rate, steps=max(rest, 1), **options)
     elif name == "step":
         main = _steps(learning_rate, steps=steps, warmup_steps=warmup_steps, milestones=milestones, factor=factor)

@@ -194,8 +194,8 @@ def test_clipping_applies_to_the_whole_gradient() -> None:
         ours = updated(tx, model, params, [grads])
         norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
         for key in params:
-            wanted = params[key] - 0.1 * min(1, clip_norm / norm) * grads[key]
-            np.testing.assert_allclose(ours[key], wanted, rtol=1e-5, atol=1e-6)
+            expected = params[key] - 0.1 * min(1, clip_norm / norm) * grads[key]
+            np.testing.assert_allclose(ours[key], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_learning_rate_may_follow_a_schedule() -> None:
@@ -255,14 +255,14 @@ def test_own_optimizer_with_clipping_decay_and_layers_by_hand() -> None:
         scale=3.0,
     )
     ours = updated(tx, model, params, gradients)
-    decays, factors, wanted = decay_mask(model), layer_scales(model, 0.5), dict(params)
+    decays, factors, expected = decay_mask(model), layer_scales(model, 0.5), dict(params)
     for rate, grads in zip((0.1, 0.05), gradients, strict=True):
         norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
-        for key, w in wanted.items():
+        for key, w in expected.items():
             direction = 3 * grads[key] * min(1, 0.5 / norm) + (0.05 * w if decays[key] else 0)
-            wanted[key] = w - rate * factors[key] * direction
+            expected[key] = w - rate * factors[key] * direction
     for key in params:
-        np.testing.assert_allclose(ours[key], wanted[key], rtol=1e-5, atol=1e-6, err_msg=key)
+        np.testing.assert_allclose(ours[key], expected[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
 def test_weight_decay_without_a_mask_is_added_with_ours() -> None:

@@ -64,13 +64,14 @@ def test_a_number_is_a_schedule() -> None:
     assert as_schedule(schedule) is schedule
 
 
-def polynomial(learning_rate: float, *, steps: int, power: float = 1.0) -> optax.Schedule:
-    return lambda step: learning_rate * (1 - step / steps) ** power
+def polynomial(learning_rate: float, *, steps: int, power: float = 1.0, end: float = 0.0) -> optax.Schedule:
+    return lambda step: learning_rate * (end + (1 - end) * (1 - step / steps) ** power)
 
 
 def test_own_schedule_follows_the_warmup() -> None:
     own = {"steps": 110, "warmup_steps": 10, "name": polynomial, "power": 2.0}
     np.testing.assert_allclose(values([0, 5, 10, 60, 110], **own), [0, 1, 2, 2 * 0.5**2, 0], rtol=1e-6)
+    np.testing.assert_allclose(values([10, 110], **own, end=0.25), [2, 0.5], rtol=1e-6)
     assert schedule_function("cosine") is None
     assert schedule_function(polynomial) is polynomial
 
