@@ -583,7 +583,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         print(f"{name:14} {value}")
     print()
     for i, finding in enumerate(found, 1):
-        print(f"{i}. {finding.problem}\n   -> {finding.mend}")
+        print(f"{i}. {finding.problem}\n   -> {finding.fix}")
     print("nothing is wrong" if not found else "\nMend the first, and look again.")
     return 1 if found else 0
 
