@@ -285,7 +285,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         "stored": arguments.stored,
         "compare": not arguments.no_search,
         "quick": arguments.quick,
-        "say": lambda text: print(text, file=sys.stderr),
+        "log": lambda text: print(text, file=sys.stderr),
     }
     topologies = (arguments.topology or "").split(",")
     if len(topologies) > 1:
