@@ -60,9 +60,7 @@ def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1, help="number of processes (default: 1)")
     parser.add_argument("--gpu", action="store_true", help="give each worker one GPU")
-    parser.add_argument(
-        "--tpu", metavar="TOPOLOGY", help="TPU slice, such as 4x4, with one worker per host"
-    )
+    parser.add_argument("--tpu", metavar="TOPOLOGY", help="TPU slice, such as 4x4, with one worker per host")
     parser.add_argument("--accelerator", metavar="TYPE", help="type of the TPU slice, such as TPU-V5E")
     parser.add_argument("flags", nargs="+", help="-- and the flags of python -m jaxvision.main")
     options = parser.parse_args()

@@ -222,9 +222,7 @@ def test_real_slurm_job_resumes_to_the_same_result(tmp_path: Path) -> None:
     def ended(job: str, restarts: int) -> str:
         for _ in range(900):
             now = state(job)
-            if (
-                now["JobState"] == "PENDING" and int(now["Restarts"]) == restarts
-            ):  # Slurm waits two minutes
+            if now["JobState"] == "PENDING" and int(now["Restarts"]) == restarts:  # Slurm waits two minutes
                 subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False, timeout=60)
             elif now["JobState"] in ("COMPLETED", "CANCELLED", "FAILED"):
                 assert int(now["Restarts"]) == restarts

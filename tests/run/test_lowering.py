@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import jax
 import pytest
@@ -35,3 +36,20 @@ def test_sharded_blocks_are_lowered_for_one_platform(axes: dict, left_open: bool
     full = run.complete(digits_config(model={"name": "test_vit", "image_size": 32}))
     program = run_program.train_program(full, mesh, **DIGITS)
     assert ("platform_index" in str(program.step.trace(program.abstract, program.batch).jaxpr)) == left_open
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_train_step_lowers_for_accelerators(name: str) -> None:
+    """The step of each family lowers for GPUs and TPUs on a CPU-only machine, with XLA's own depthwise convolutions."""
+    mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
+    config = digits_config(model={"name": name, "image_size": 32, "dtype": "bfloat16"}, train={"ema_decay": 0.99})
+    program = run_program.train_program(run.complete(config), mesh, **DIGITS)
+    traced = program.step.trace(program.abstract, program.batch)
+    depthwise = {}
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        groups = [int(n) for n in re.findall(r"feature_group_count = (\d+)", text)]
+        depthwise[platform] = sum(n > 1 for n in groups)
+    assert depthwise["cuda"] == depthwise["tpu"]
+    assert (depthwise["tpu"] > 0) == (name == "test_efficientnet")
+    assert depthwise["cpu"] == 0
