@@ -149,7 +149,7 @@ SECTIONS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "schedule": ((make_schedule, _schedule_options), {"steps", "learning_rate"}),
     "train": ((Loop,), set()),
     "sharding": ((_sharding_options,), set()),
-    "checkpoint": ((Checkpoints,), {"workdir", "config", "say", "read_only"}),
+    "checkpoint": ((Checkpoints,), {"workdir", "config", "log", "read_only"}),
 }
 
 
