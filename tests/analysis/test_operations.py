@@ -18,7 +18,7 @@ def test_operations_of_convolutions() -> None:
     shapes = jnp.ones((2, 2, 3, 5)), jnp.ones((4, 8, 8, 3))
     forward = 2 * (4 * 4 * 4 * 5) * (2 * 2 * 3)
     assert operations(jax.make_jaxpr(loss)(*shapes).jaxpr) == forward
-    # The zeros that a stride puts into the image's gradient are not counted as work.
+    # The zeros between strided values in the image's gradient do not count as operations.
     assert operations(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(*shapes).jaxpr) == pytest.approx(
         3 * forward, rel=0.2
     )

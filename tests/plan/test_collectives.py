@@ -94,6 +94,5 @@ def test_collectives_of_a_compiled_step(axes: dict) -> None:
     traced = step.trace(jax.ShapeDtypeStruct((24, 3), "float32"), jax.ShapeDtypeStruct((16, 24), "float32"))
     (row,) = plan.count_collectives(traced.lower().compile().as_text(), mesh)
     assert (row.kind, row.axis, row.devices, row.bytes) == ("all-reduce", "data", axes["data"], 5 * 24 * 3 * 4)
-    assert operations(traced.jaxpr.jaxpr) == 5 * 2 * (
-        2 * 16 * 24 * 3
-    )  # the forward pass and the gradient of the weight
+    forward_and_gradient = 2 * (2 * 16 * 24 * 3)
+    assert operations(traced.jaxpr.jaxpr) == 5 * forward_and_gradient
