@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxvision.errors import UserError
+from jaxvision.extend import resolve
 
 BINS = 15
 
@@ -140,3 +142,15 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, bins: int 
     which = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
     gap = np.bincount(which, weights=correct.astype(np.float64) - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(confidence))
+
+
+def metric_function(name: str | Callable[..., float]) -> Callable[..., float]:
+    """Returns your own metric that `name` stands for: a function of an `Evaluation` that returns a number.
+
+    Args:
+      name: a callable, or ``"package.module:function"``.
+
+    Raises:
+      UserError: no such module or function.
+    """
+    return resolve("metric", name, {})

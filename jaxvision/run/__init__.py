@@ -5,8 +5,8 @@ from shapes alone) to `evaluation` (what came out, and the report). `planning.pl
 that need not be there.
 """
 
+from jaxvision.run.config import complete, explain_keys
 from jaxvision.run.planning import plan, plan_scaling
-from jaxvision.run.sections import complete, explain_keys
 from jaxvision.run.training import train
 
 __all__ = ["complete", "explain_keys", "plan", "plan_scaling", "train"]

@@ -28,8 +28,8 @@ from jaxvision.plan import (
     largest_batch,
     plan_step,
 )
+from jaxvision.run.config import complete
 from jaxvision.run.program import Program, train_program
-from jaxvision.run.sections import check_values, complete
 
 
 def plan(
@@ -78,7 +78,6 @@ def plan(
       True
     """
     config = complete(config)
-    check_values(config)
     devices, chip = _find_devices(topology, device)
     if min(num_classes, channels, stored or 1, config.data.batch_size) < 1:
         raise UserError(
@@ -126,11 +125,12 @@ def plan_scaling(config: ConfigDict, topologies: Sequence[str], **options: Any) 
       UserError: as `plan` does.
       MissingPackage: libtpu is not installed.
     """
+    config = complete(config)
     chips = [len(find_topology(name)[0]) for name in topologies]
     results = {}
     for name, n in zip(topologies, chips, strict=True):
-        scaled = ConfigDict(config)
-        scaled.data = ConfigDict({**config.data, "batch_size": max(config.data.batch_size * n // chips[0], 1)})
+        scaled = config.copy_and_resolve_references()
+        scaled.data.batch_size = max(config.data.batch_size * n // chips[0], 1)
         results[name] = plan(scaled, topology=name, search=False, **options)
     return results
 

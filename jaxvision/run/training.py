@@ -19,7 +19,7 @@ from jaxvision import report
 from jaxvision.checkpoint import Checkpoints
 from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.data import pipeline, source
-from jaxvision.errors import Preempted, UserError, disk_errors_as_user_errors, unknown_name_error
+from jaxvision.errors import Preempted, UserError, disk_errors_as_user_errors
 from jaxvision.eval.evaluate import eval_step, evaluate_part, tell_damaged
 from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
 from jaxvision.models.base import Model
@@ -28,8 +28,9 @@ from jaxvision.parallel.accelerators import check_accelerator
 from jaxvision.parallel.mesh import check_batch_size, make_mesh, mesh_text, process_share, shard_batch
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.parallel.rules import state_bytes
+from jaxvision.run.config import complete
 from jaxvision.run.program import host_crop, total_steps, train_program, wanted_devices
-from jaxvision.run.sections import MAY_DIFFER, METRICS, Loop, check_groups, check_values, complete, set_keys
+from jaxvision.run.sections import MAY_DIFFER, Loop, check_groups, set_keys
 from jaxvision.run.watch import Watch
 from jaxvision.run.workdir import check_config, lock, write_config
 from jaxvision.train import partial
@@ -55,7 +56,6 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       UserError: a mistake in the config, in the data or in the weights; or a loss that is not finite.
     """
     config, workdir, clock = complete(config), Path(workdir), report.Clock()
-    check_values(config)
     with ExitStack() as stack:
         preemption = stack.enter_context(Preemption())  # first: to wait for the other processes may take minutes
         distributed.initialize()  # before anything that looks at the devices
@@ -67,8 +67,6 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             console.warn(doubt)
 
         # Devices and data. Data tells its classes, its channels and its length once.
-        if config.checkpoint.best not in (None, *METRICS):
-            raise unknown_name_error("metric of checkpoint.best", config.checkpoint.best, METRICS)
         mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
         process = process_share(mesh)
         loop = Loop(**config.train)

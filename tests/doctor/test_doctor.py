@@ -14,12 +14,12 @@ import pytest
 from support.paths import ROOT
 
 from jaxvision import cli, doctor, run
-from jaxvision import main as command
 from jaxvision.doctor import Facts, Gpu, Holder
 from jaxvision.doctor.facts import query_nvidia_smi
 from jaxvision.errors import UserError
 from jaxvision.parallel import accelerators
 from jaxvision.run import training
+from jaxvision.run.config import load
 
 GPU = {
     "shown": ("gpu",),
@@ -54,7 +54,7 @@ def test_prints_facts_and_findings(capsys: pytest.CaptureFixture, monkeypatch: p
     assert lines[i + 1].startswith("   -> start the container with: docker run")
     monkeypatch.setattr(doctor, "examine", lambda workdir: Facts(**GPU))
     assert cli.main(["doctor"]) == 0
-    assert capsys.readouterr().out.endswith("nothing is wrong\n")
+    assert capsys.readouterr().out.endswith("no problems found\n")
 
 
 def bare(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
@@ -192,7 +192,7 @@ def test_a_run_tells_of_a_plugin_without_its_accelerator(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "check_accelerator", lambda log: log("a plugin, and no GPU"))
-    config = command.load("configs/quickstart.py:resnet")
+    config = load("configs/quickstart.py:resnet")
     config.checkpoint = {"best": "nonsense"}  # it need not come further
     with pytest.raises(UserError, match="nonsense"):
         run.train(config, tmp_path)

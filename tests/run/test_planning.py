@@ -68,6 +68,7 @@ def test_plan_and_train_compile_the_same_program(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(run_program, "make_train_step", record_and_stop)
     with pytest.raises(InterruptedError):
         run.train(given, tmp_path)
+    monkeypatch.undo()
     *_, planned, trained = steps
     assert lower(planned, given) == lower(trained, given)
 
