@@ -210,7 +210,7 @@ SECTIONS: dict[str, Section] = {
         choice=Choice("name", schedule.schedule_function, passed=("steps",), positional=1),
     ),
     "train": Section((Loop,)),
-    "sharding": Section((make_rules,), passed=("mesh",)),
+    "sharding": Section((make_rules,), passed=("mesh", "tensor_rules")),
     "checkpoint": Section((Checkpoints,), passed=("workdir", "config", "log", "read_only")),
 }
 
