@@ -1,4 +1,4 @@
-"""`jaxvision doctor`, and runs that never take the CPU silently: on machines that are made up, and on this one."""
+"""The command `jaxvision doctor`, and the errors of runs that would fall back to the CPU silently."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_prints_facts_and_findings(capsys: pytest.CaptureFixture, monkeypatch: p
 
 
 def bare(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Runs Python in a process of its own, with modules from `folder` before all others."""
+    """Runs Python code in another process, with the modules in `folder` before all others."""
     path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""} | variables
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
@@ -88,7 +88,7 @@ esac
     assert query_nvidia_smi() == ("", (), (), "Failed to initialize NVML: Driver/library version mismatch")
 
 
-# --- A run on the CPU ---
+# --- Runs and the CPU ---
 
 
 def machine(root: Path, *files: str) -> Path:
@@ -107,24 +107,24 @@ def machine(root: Path, *files: str) -> Path:
         (("dev/nvidia3",), {"CUDA_VISIBLE_DEVICES": "0"}, ("gpu",)),
         (("dev/nvidia0",), {"CUDA_VISIBLE_DEVICES": ""}, ()),
         (("dev/nvidiactl", "dev/nvidia-uvm"), {}, ()),  # a driver without a GPU
-        (("dev/dxg",), {}, ()),  # WSL 2, with a GPU of another maker
+        (("dev/dxg",), {}, ()),  # WSL 2 with a GPU of another maker
         (("dev/dxg", "usr/lib/wsl/lib/nvidia-smi"), {}, ("gpu",)),
         (("dev/accel0",), {}, ("tpu",)),
         (("dev/accel/accel0",), {}, ()),  # a laptop's NPU
-        (("dev/vfio/vfio", "dev/vfio/0"), {}, ()),  # any machine that hands devices to guests
+        (("dev/vfio/vfio", "dev/vfio/0"), {}, ()),  # any host of virtual machines
         (("dev/vfio/0",), {"COLAB_TPU_1VM": "1"}, ("tpu",)),
         (("dev/vfio/0",), {"COLAB_TPU_1VM": ""}, ()),
         (("dev/vfio/0", *(f"sys/bus/pci/devices/0/{x}" for x in ("vendor=0x1ae0\n", "class=0x120000"))), {}, ("tpu",)),
         (("dev/vfio/0", *(f"sys/bus/pci/devices/0/{x}" for x in ("vendor=0x1ae0\n", "class=0x020000"))), {}, ()),
     ],
 )
-def test_accelerators_are_seen_by_their_files(
+def test_accelerators_are_found_by_their_files(
     files: tuple[str, ...], env: dict[str, str], shown: tuple[str, ...], tmp_path: Path
 ) -> None:
     assert accelerators.accelerators(env, root=machine(tmp_path, *files)) == shown
 
 
-def test_the_cpu_is_never_taken_silently() -> None:
+def test_why_not_cpu() -> None:
     may = accelerators.why_not_cpu
     assert may("gpu", "", ("gpu",)) is may("tpu", "tpu", ("tpu",)) is None
     assert may("cpu", "", ()) is may("cpu", "cpu", ("gpu",)) is None
@@ -147,7 +147,9 @@ accelerators.plugins = lambda kind: {plugins}.get(kind, [])
         ("banana", (), "JAX does not start: Unable to initialize backend 'banana'"),
     ],
 )
-def test_a_run_refuses_the_cpu_in_one_line(platforms: str, shown: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_a_run_that_would_use_the_cpu_fails_with_one_line(
+    platforms: str, shown: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
     code = f"""
 from jaxvision import main
 raise SystemExit(main.main(["--config=configs/quickstart.py:resnet", "--workdir={tmp_path / "run"}"]))"""
@@ -159,7 +161,7 @@ raise SystemExit(main.main(["--config=configs/quickstart.py:resnet", "--workdir=
     assert not (tmp_path / "run").exists()
 
 
-def test_the_cpu_is_right_where_it_is_meant_or_all_there_is(tmp_path: Path) -> None:
+def test_a_run_may_use_the_cpu_if_asked_or_without_accelerators(tmp_path: Path) -> None:
     start = "accelerators.check_accelerator()"
     plugins = {"gpu": ["jax-cuda12-plugin"]}
     done = bare(MACHINE.format(shown=(), plugins=plugins) + start, tmp_path, JAX_PLATFORMS="")
@@ -170,9 +172,7 @@ def test_the_cpu_is_right_where_it_is_meant_or_all_there_is(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"], ids=["on the CPU", "on a GPU"])
-def test_what_jax_logs_of_backends_is_kept_back_where_one_line_is_enough(
-    platform: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jax_logs_of_failed_backends_are_hidden_on_the_cpu(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     logger, heard = logging.getLogger("jax._src.xla_bridge"), []
 
     def devices() -> list[SimpleNamespace]:
@@ -188,18 +188,20 @@ def test_what_jax_logs_of_backends_is_kept_back_where_one_line_is_enough(
     assert logger.filters == []
 
 
-def test_a_run_tells_of_a_plugin_without_its_accelerator(
+def test_a_run_warns_of_a_plugin_without_its_accelerator(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise UserError("stop here")
+
     monkeypatch.setattr(training, "check_accelerator", lambda log: log("a plugin, and no GPU"))
-    config = load("configs/quickstart.py:resnet")
-    config.checkpoint = {"best": "nonsense"}  # it need not come further
-    with pytest.raises(UserError, match="nonsense"):
-        run.train(config, tmp_path)
+    monkeypatch.setattr(training, "open_run", stop)
+    with pytest.raises(UserError, match="stop here"):
+        run.train(load("configs/quickstart.py:resnet"), tmp_path)
     assert capsys.readouterr().out.count("a plugin, and no GPU") == 1
 
 
-def test_commands_that_compute_refuse_it_as_well(
+def test_commands_that_compute_check_the_accelerator(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(log: object) -> None:
@@ -211,7 +213,7 @@ def test_commands_that_compute_refuse_it_as_well(
         assert capsys.readouterr().err == "error: JAX came up on the CPU\n"
 
 
-def test_help_answers_without_jax(tmp_path: Path) -> None:
+def test_help_works_without_jax(tmp_path: Path) -> None:
     (tmp_path / "jax.py").write_text("raise RuntimeError")
     done = bare("from jaxvision.cli import main; main(['--help'])", tmp_path)
     assert "doctor" in done.stdout, done.stderr
