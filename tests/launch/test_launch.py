@@ -236,7 +236,7 @@ def test_real_slurm_job_resumes_to_the_same_result(tmp_path: Path) -> None:
     wait_for("test at step", tmp_path / "stopped.out")
     subprocess.run(["scancel", "--signal=TERM", job], check=True, timeout=60)
     assert ended(job, restarts=1) == "COMPLETED"
-    assert "going on after step" in (tmp_path / "stopped.out").read_text()
+    assert "resuming after step" in (tmp_path / "stopped.out").read_text()
     assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
 
     job = submit("canceled")
@@ -345,11 +345,11 @@ def test_real_ray_restarts_a_lost_process_and_reports_a_mistake_once(tmp_path: P
     assert len(pids) == 2
     os.kill(pids[1], signal.SIGKILL)
     assert process.wait(900) == 0, out.read_text()
-    assert "going on after step" in out.read_text()
+    assert "resuming after step" in out.read_text()
     assert losses(tmp_path / "run")[-1][:2] == ("test", 30)
 
     assert start("mistake", "--config.train.steps=0").wait(900) == 2
     text = (tmp_path / "mistake.out").read_text()
     for who in ("error", "error in process 1"):
-        assert text.count(f"{who}: train.steps is 1 or more") == 1
+        assert text.count(f"{who}: config.train.steps: got 0, expected 1 or more") == 1
     assert "[FailurePolicy] RETRY" not in text  # Ray logs it for each restart after a failure
