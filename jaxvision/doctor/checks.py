@@ -156,7 +156,7 @@ def check_settings(facts: Facts) -> Iterator[Finding]:
 
 def check_shared_memory(facts: Facts) -> Iterator[Finding]:
     """Checks that /dev/shm has room for the batches of the worker processes. Docker's default is 64 MiB."""
-    workers = min(facts.cores, 16) if facts.cores > 2 else 0  # as in jaxvision.data.pipeline
+    workers = min(facts.cores, 16) if facts.cores > 2 else 0  # as in jaxvision.data.workers
     needed = workers * 3 * 64 * 224 * 224 * 3  # each worker has two finished batches and one in progress
     if facts.shared_memory is not None and facts.shared_memory < needed:
         size, needs = facts.shared_memory / 2**20, needed / 2**20

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvision.analysis.cost import operations
-from jaxvision.data import pipeline
+from jaxvision.data.image_path import FromMemory, FromWorkers
+from jaxvision.data.prefetch import AHEAD
 from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import batch_devices, make_mesh, mesh_text
 from jaxvision.parallel.rules import STATE, state_bytes
@@ -86,8 +87,7 @@ def plan(
         )
     dataset = {
         "num_classes": num_classes,
-        "channels": channels,
-        "stored": None if stored is None else (stored, stored, channels),
+        "images": FromWorkers(channels) if stored is None else FromMemory((stored, stored, channels)),
         "steps_per_epoch": 1000.0,  # only changes a constant of the schedule
     }
     planner = _Planner(config, dataset, chip, quick, log)
@@ -222,7 +222,7 @@ class _Planner:
             batch=program.batch,
             flops=flops,
             useful=useful,
-            ahead=pipeline.AHEAD,
+            ahead=AHEAD,
             zero1=layout.zero1,
             quick=self.quick,
             float32=self.config.model.dtype in (None, "float32"),
