@@ -41,13 +41,13 @@ def describe(
     model, preprocess = classifier.model, classifier.preprocess
     whole = replace(preprocess, image_size=max(preprocess.image_size, 96), crop_pct=1.0)
 
-    def picture(row: int, over: np.ndarray | None = None, image: np.ndarray | None = None) -> report.Picture:
+    def picture(row: int, over: np.ndarray | None = None, image: np.ndarray | None = None) -> report.LabeledImage:
         index = int(result.index[row])
         if image is None:
             image = pictures.picture(index)
             if max(image.shape[:2]) > 160:
                 image = pipeline.host.eval_transform(image, replace(whole, image_size=160))
-        return report.Picture(
+        return report.LabeledImage(
             image=image,
             overlay=over,
             true=int(result.label[row]),
@@ -61,7 +61,7 @@ def describe(
     spread = right[np.linspace(0, len(right) - 1, min(explanations, len(right))).astype(int)] if len(right) else right
     half = min(len(wrong), explanations // 2)
     explained = [*wrong[:half], *spread[: explanations - half]]
-    shown: list[report.Picture] = []
+    shown: list[report.LabeledImage] = []
     notes = [*facts.pop("notes", [])]
     if explained:
         pixels = np.stack(
