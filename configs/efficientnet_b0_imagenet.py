@@ -3,9 +3,9 @@
     python -m jaxvision.main --config configs/efficientnet_b0_imagenet.py --workdir runs/efficientnet_b0_imagenet
 
 Recipe: the regularization of timm's `efficientnet_b0.ra_in1k`: RandAugment m9-mstd0.5, random erasing 0.2 with noise,
-dropout 0.2, stochastic depth 0.2, label smoothing 0.1, and a moving average of the weights with decay 0.9999. AdamW with
-cosine decay replaces timm's RMSProp. Published for timm's weights: 77.7 % at 224 pixels. The architecture is from Tan &
-Le, https://arxiv.org/abs/1905.11946.
+dropout 0.2, stochastic depth 0.2, label smoothing 0.1, and a moving average of the weights with decay 0.9999. AdamW
+with cosine decay replaces timm's RMSProp. The architecture is from Tan & Le, https://arxiv.org/abs/1905.11946.
+Published for timm's weights: 77.7 % at 224 pixels.
 
 Cost and result: not measured.
 

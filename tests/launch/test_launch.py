@@ -238,7 +238,7 @@ def test_a_real_slurm_job_told_to_stop_goes_on_to_the_same_result(tmp_path: Path
     wait_for("test at step", tmp_path / "told.out")
     subprocess.run(["scancel", "--signal=TERM", job], check=True, timeout=60)
     assert ended(job, restarts=1) == "COMPLETED"
-    assert "going on after step" in (tmp_path / "told.out").read_text()
+    assert "resuming after step" in (tmp_path / "told.out").read_text()
     assert losses(tmp_path / "told") == losses(tmp_path / "straight")
 
     job = submit("canceled")
@@ -347,7 +347,7 @@ def test_a_real_ray_starts_a_lost_process_again_and_tells_a_mistake_once(tmp_pat
     assert len(pids) == 2
     os.kill(pids[1], signal.SIGKILL)
     assert process.wait(900) == 0, out.read_text()
-    assert "going on after step" in out.read_text()
+    assert "resuming after step" in out.read_text()
     assert losses(tmp_path / "run")[-1][:2] == ("test", 30)
 
     assert start("mistake", "--config.train.steps=0").wait(900) == 2

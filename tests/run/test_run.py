@@ -395,7 +395,7 @@ def test_a_flag_has_the_type_of_the_key_not_of_the_file() -> None:
 def test_no_config_or_a_misspelled_one(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert "configs/quickstart.py" in refused(capsys)
     assert "did you mean configs/quickstart.py" in refused(capsys, "--config", "configs/quikstart.py")
-    assert "choose one of vit" in refused(capsys, "--config", "configs/quickstart.py:vti")
+    assert "expected one of vit" in refused(capsys, "--config", "configs/quickstart.py:vti")
     assert "--config is a Python file with get_config(), got" in refused(capsys, "--config", str(ROOT / "README.md"))
     empty = tmp_path / "empty.py"
     empty.touch()
