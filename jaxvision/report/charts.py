@@ -79,7 +79,7 @@ def line_chart(title: str, lines: Sequence[Line], *, quantity: str, epochs_per_s
     hover = {
         "x": [x_low, x_high],
         "y": [y_low, y_high],
-        "form": "share" if wording.is_fraction(quantity) else "loss" if quantity.endswith("loss") else "number",
+        "form": "fraction" if wording.is_fraction(quantity) else "loss" if quantity.endswith("loss") else "number",
         "epochs": epochs_per_step,
         "lines": [
             {"name": line.name, "color": _color(line, i), "x": _numbers(x), "y": _numbers(y)}
