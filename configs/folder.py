@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 def get_config(model: str = "resnet50.a1_in1k") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.source = ConfigDict({"name": "folder", "data_dir": "pictures"})
+    config.source = ConfigDict({"name": "folder", "data_dir": "photos"})
     config.data = ConfigDict({"batch_size": 32})
     config.model = ConfigDict({"name": model, "pretrained": True})
     config.augment = ConfigDict({"crop": "resized", "crop_scale": (0.35, 1.0), "flip": 0.5})

@@ -9,9 +9,9 @@ from jaxvision.report.charts import reliability_diagram
 from jaxvision.report.markup import Markup, tag
 
 _HINT = (
-    "The expected calibration error is the mean difference between confidence and accuracy. On the dashed line, "
-    "predictions with 80 % confidence are correct 80 % of the time. The gray bars show how many predictions have each "
-    "confidence."
+    "This number is the expected calibration error, the mean absolute difference between confidence and accuracy. On "
+    "the dashed line, predictions with 80 % confidence are correct 80 % of the time. The gray bars show how many "
+    "predictions have each confidence."
 )
 
 

@@ -199,7 +199,7 @@ class Console:
         body = [[wording.label(n), *(wording.value(n, column.get(n)) for column in columns)] for n in names]
         rows: list[tuple[str, str]] = []
         if timing is not None:
-            # The throughput is a mean over the run, the step time a median: the label says so.
+            # The label distinguishes the median step time from the throughput, which is a mean over the run.
             labels = {"step_seconds": "median step"}
             rows += [
                 (labels.get(name, wording.label(name)), wording.value(name, x)) for name, x in timing.rates().items()

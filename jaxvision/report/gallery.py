@@ -20,7 +20,7 @@ def mistakes_section(report: Report) -> Markup | None:
     for example in report.mistakes[:_MAX_MISTAKES]:
         image = _image(example.image, side=_MISTAKE_SIDE, alt=report.class_name(example.true))
         figures.append(tag("figure", image, _caption(report, example)))
-    lead = f"The {len(figures)} most confident mistakes: the predicted class, then the correct one."
+    lead = "The most confident mistakes, with the predicted and the correct class."
     return join([tag("p", lead, class_="lead"), tag("div", figures, class_="gallery")])
 
 
