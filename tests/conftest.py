@@ -1,4 +1,4 @@
-"""What every test stands on: the CPU, eight of them when asked, no silent broadcasting, and reasons for skips."""
+"""Settings of every test: the CPU as eight devices, no silent broadcasting, and which tests are collected."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
-# Eight fake devices let sharding be tested on a laptop. Before JAX starts, or they are not there.
+# These must be set before JAX starts. Eight fake devices let a laptop test sharding.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compilation takes most of the suite's time, and most programs run once: compile them with the least effort. The tests
+# of tests/project/test_default_optimization.py run representative ones again as users do.
+LEAST_EFFORT = os.environ.get("JAXVISION_TEST_OPTIMIZATION", "least") == "least"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",  # most of the suite's time is compilation, of programs that run once
+        *(["--xla_backend_optimization_level=0"] if LEAST_EFFORT else []),
         os.environ.get("XLA_FLAGS", ""),
     ]
 )
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
+# Test workers and the processes that tests start share compiled programs. The first process makes the folder; the
+# others inherit the variable.
+PROGRAMS = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/jaxvision-tests-{os.getpid()}")
+OWNER = os.environ.setdefault("JAXVISION_TESTS_OWNER", str(os.getpid()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
@@ -26,32 +36,58 @@ from support.reference import have_timm
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+#: marker -> (what `--MARKER` adds, whether it can run here, what it needs)
+ON_REQUEST = {
+    "slow": ("tests that take more than a few seconds, and every row of large tables", lambda: True, ""),
+    "shared": (
+        "tests on real images",
+        lambda: (shared_folder() / "data").is_dir(),
+        "the folder ../shared/data (or JAXVISION_SHARED)",
+    ),
+    "timm": ("comparisons with timm on PyTorch", have_timm, "pip install '.[reference]'"),
+    "libtpu": (
+        "compilations for TPUs, on any machine",
+        lambda: importlib.util.find_spec("libtpu") is not None,
+        "pip install '.[tpu]'",
+    ),
+    "slurm": ("jobs on a Slurm cluster", lambda: have_slurm(), "a Slurm cluster that answers sinfo"),
+    "ray": ("runs on Ray", lambda: importlib.util.find_spec("ray") is not None, "pip install 'ray[default,train]'"),
+}
+
 
 def have_slurm() -> bool:
     """Returns whether jobs can be submitted here."""
-    return (
-        shutil.which("sinfo") is not None and not subprocess.run(["sinfo"], capture_output=True, check=False).returncode
-    )
+    return shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests that take more than half a minute, too")
+    group = parser.getgroup("jaxvision", "tests that run on request")
+    group.addoption("--all", action="store_true", help="run every test; those that cannot run here skip with a reason")
+    for marker, (adds, _, needs) in ON_REQUEST.items():
+        group.addoption(f"--{marker}", action="store_true", help=f"add {adds}" + (f"; needs {needs}" if needs else ""))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    conditions = {
-        "slow": (config.getoption("--slow"), "takes long: run with --slow"),
-        "shared": ((shared_folder() / "data").is_dir(), "needs ../shared/data (or JAXVISION_SHARED)"),
-        "timm": (have_timm(), "needs the extra [reference]: PyTorch and timm"),
-        "libtpu": (importlib.util.find_spec("libtpu") is not None, "needs the extra [tpu]: libtpu"),
-        "slurm": (have_slurm(), "needs a Slurm cluster that answers sinfo"),
-        "ray": (importlib.util.find_spec("ray") is not None, "needs Ray: pip install 'ray[default,train]'"),
-        "gpu": (any(d.platform == "gpu" for d in jax.devices()), "needs a GPU"),
-    }
+    """Leaves out tests that nobody asked for, and skips those that were asked for and cannot run here."""
+    asked = {marker for marker in ON_REQUEST if config.getoption("--all") or config.getoption(f"--{marker}")}
+    can_run = {marker: ON_REQUEST[marker][1]() for marker in asked}
+    kept, left_out = [], []
     for item in items:
-        for name, (met, reason) in conditions.items():
-            if item.get_closest_marker(name) and not met:
-                item.add_marker(pytest.mark.skip(reason=reason))
+        markers = [marker for marker in ON_REQUEST if item.get_closest_marker(marker)]
+        if not asked.issuperset(markers):
+            left_out.append(item)
+            continue
+        kept.append(item)
+        for marker in markers:
+            if not can_run[marker]:
+                item.add_marker(pytest.mark.skip(reason=f"needs {ON_REQUEST[marker][2]}"))
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if str(os.getpid()) == OWNER and "jaxvision-tests-" in PROGRAMS:
+        shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture
