@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxvision.report.answers import Answers
 from jaxvision.report.charts import reliability_diagram
 from jaxvision.report.markup import Markup, tag
+from jaxvision.report.predictions import Predictions
 
 _HINT = (
     "This number is the expected calibration error, the mean absolute difference between confidence and accuracy. On "
@@ -15,11 +15,11 @@ _HINT = (
 )
 
 
-def calibration_section(answers: Answers) -> Markup | None:
+def calibration_section(predictions: Predictions) -> Markup | None:
     """Returns the reliability diagram and the expected calibration error, or None without confidences."""
-    if answers.confidence is None:
+    if predictions.confidence is None:
         return None
-    confidence, accuracy, count = answers.calibration()
+    confidence, accuracy, count = predictions.calibration()
     gap, share = confidence - accuracy, count / count.sum()
     error, bias = 100 * float(np.sum(share * np.abs(gap))), 100 * float(np.sum(share * gap))
     if error < 0.5:

@@ -6,24 +6,24 @@ import math
 
 import numpy as np
 
-from jaxvision.report.answers import Answers
 from jaxvision.report.charts import histogram
 from jaxvision.report.confusions import MAX_TABLE_CLASSES
 from jaxvision.report.markup import Markup, join, meter, tag
+from jaxvision.report.predictions import Predictions
 
 _MAX_ROWS = 1200  # keeps a page of 1,000 classes below 5 MB, together with the limits in confusions.py and gallery.py
 
 
-def classes_section(answers: Answers) -> Markup:
+def classes_section(predictions: Predictions) -> Markup:
     """Returns the table of classes, the lowest accuracy first. With many classes it adds a histogram and a search."""
-    k, totals = len(answers.names), answers.totals()
-    correct = np.bincount(answers.label[answers.label == answers.prediction], minlength=k)
-    predicted = np.bincount(answers.prediction, minlength=k)
+    k, totals = len(predictions.names), predictions.totals()
+    correct = np.bincount(predictions.label[predictions.label == predictions.prediction], minlength=k)
+    predicted = np.bincount(predictions.prediction, minlength=k)
     accuracy = np.where(totals > 0, correct / np.maximum(totals, 1), np.nan)
     precision = np.where(predicted > 0, correct / np.maximum(predicted, 1), np.nan)
 
     order = np.argsort(np.where(totals > 0, accuracy, 2.0), kind="stable")[:_MAX_ROWS]  # classes without images last
-    table = _table(answers, order.tolist(), accuracy, precision)
+    table = _table(predictions, order.tolist(), accuracy, precision)
     lead = f"Mean accuracy over the classes: {100 * accuracy[totals > 0].mean():.2f} %."
     if k > len(order):
         lead += f" The table lists the {len(order):,} classes of lowest accuracy, of {k:,}."
@@ -44,10 +44,10 @@ def classes_section(answers: Answers) -> Markup:
     )
 
 
-def _table(answers: Answers, order: list[int], accuracy: np.ndarray, precision: np.ndarray) -> Markup:
-    names, totals = answers.names, answers.totals()
+def _table(predictions: Predictions, order: list[int], accuracy: np.ndarray, precision: np.ndarray) -> Markup:
+    names, totals = predictions.names, predictions.totals()
     confused: dict[int, tuple[int, int]] = {}
-    for i, j, n in zip(*(x.tolist() for x in answers.mistakes()), strict=True):
+    for i, j, n in zip(*(x.tolist() for x in predictions.mistakes()), strict=True):
         confused.setdefault(i, (j, n))  # mistakes are sorted by count: the first is the most frequent
     rows = []
     for i in order:

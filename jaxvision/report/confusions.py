@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxvision.report.answers import Answers
 from jaxvision.report.markup import Markup, meter, palette_uri, script_data, tag
+from jaxvision.report.predictions import Predictions
 
 # These limits keep a page of 1,000 classes below 5 MB, together with those in gallery.py and classes.py.
 MAX_TABLE_CLASSES = 20  # with more classes the matrix is an image instead of a table
@@ -23,12 +23,12 @@ _PALETTE[1:128, 3] = np.linspace(40, 255, 127)
 _PALETTE[128:, 3] = np.linspace(60, 255, 128)
 
 
-def confusions_section(answers: Answers) -> Markup:
+def confusions_section(predictions: Predictions) -> Markup:
     """Returns the confusion matrix beside the pairs of classes that were confused most often.
 
     Up to 20 classes it is a table, up to 1,200 an image; with more classes only the pairs are shown.
     """
-    k = len(answers.names)
+    k = len(predictions.names)
     matrix = None
     if k <= _MAX_IMAGE_CLASSES:
         legend = tag(
@@ -40,10 +40,10 @@ def confusions_section(answers: Answers) -> Markup:
         matrix = tag(
             "figure",
             tag("figcaption", tag("h3", "Confusion matrix"), legend),
-            _matrix_table(answers) if k <= MAX_TABLE_CLASSES else _matrix_image(answers),
+            _matrix_table(predictions) if k <= MAX_TABLE_CLASSES else _matrix_image(predictions),
             class_="chart",
         )
-    return tag("div", matrix, _frequent_mistakes(answers), class_="halves" if matrix else None)
+    return tag("div", matrix, _frequent_mistakes(predictions), class_="halves" if matrix else None)
 
 
 def _strengths(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,8 +57,8 @@ def _strengths(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return fractions, np.where(correct | (worst == 0), fractions, fractions / (worst or 1.0))
 
 
-def _matrix_table(answers: Answers) -> Markup:
-    counts, names = answers.matrix(), answers.names
+def _matrix_table(predictions: Predictions) -> Markup:
+    counts, names = predictions.matrix(), predictions.names
     fractions, strengths = _strengths(counts)
     strengths = strengths**0.7
     rows = []
@@ -84,8 +84,8 @@ def _matrix_table(answers: Answers) -> Markup:
     return tag("div", table, class_="scroll")
 
 
-def _matrix_image(answers: Answers) -> Markup:
-    counts, k = answers.matrix(), len(answers.names)
+def _matrix_image(predictions: Predictions) -> Markup:
+    counts, k = predictions.matrix(), len(predictions.names)
     _, strengths = _strengths(counts)
     strengths = np.sqrt(strengths)  # makes single mistakes among hundreds of classes visible
     correct = np.eye(k, dtype=bool)
@@ -94,14 +94,14 @@ def _matrix_image(answers: Answers) -> Markup:
     levels = _max_pool(np.where(~correct & (counts > 0), 128 + np.floor(127 * strengths), 0), pool)
     np.fill_diagonal(levels, _max_pool(np.where(correct, np.ceil(127 * strengths), 0), pool).diagonal())
 
-    row, column, count = answers.cells()
+    row, column, count = predictions.cells()
     if len(row) > _MAX_CELLS:
         kept = np.sort(np.argsort(-count, kind="stable")[:_MAX_CELLS])
         row, column, count = row[kept], column[kept], count[kept]
     cells: list[list[int]] = [[] for _ in range(k)]
     for i, j, n in zip(row.tolist(), column.tolist(), count.tolist(), strict=True):
         cells[i] += [j, n]
-    data = {"names": list(answers.names), "totals": answers.totals().tolist(), "cells": cells, "pool": pool}
+    data = {"names": list(predictions.names), "totals": predictions.totals().tolist(), "cells": cells, "pool": pool}
     image = tag(
         "img",
         src=palette_uri(levels.astype(np.uint8), _PALETTE),
@@ -126,9 +126,9 @@ def _max_pool(levels: np.ndarray, size: int) -> np.ndarray:
     return levels.reshape(side, size, side, size).max(axis=(1, 3))
 
 
-def _frequent_mistakes(answers: Answers) -> Markup:
-    names, totals = answers.names, answers.totals()
-    pairs = [(int(i), int(j), int(n)) for i, j, n in zip(*(x[:_PAIRS] for x in answers.mistakes()), strict=True)]
+def _frequent_mistakes(predictions: Predictions) -> Markup:
+    names, totals = predictions.names, predictions.totals()
+    pairs = [(int(i), int(j), int(n)) for i, j, n in zip(*(x[:_PAIRS] for x in predictions.mistakes()), strict=True)]
     if not pairs:
         return tag("p", "No mistakes.")
     rows = [

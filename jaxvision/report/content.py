@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvision.report.answers import Answers
+from jaxvision.report.predictions import Predictions
 from jaxvision.report.timing import Timing
 
 
@@ -82,13 +82,13 @@ class Report:
     timing: Timing | None = None
     environment: Mapping[str, str] | None = None
 
-    def answers(self) -> Answers | None:
+    def predictions(self) -> Predictions | None:
         """Returns labels, predictions and confidences as one object, or None if there are none."""
         if self.label is None or self.prediction is None or not len(self.label):
             return None
         label, prediction = np.asarray(self.label), np.asarray(self.prediction)
         names = self.classes if self.classes is not None else range(int(max(label.max(), prediction.max())) + 1)
-        return Answers(
+        return Predictions(
             names=[str(name) for name in names], label=label, prediction=prediction, confidence=self.confidence
         )
 

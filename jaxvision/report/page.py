@@ -63,12 +63,12 @@ def to_html(report: Report, history: Sequence[Mapping[str, Any]]) -> str:
     """Returns the page of `report` as HTML, with curves drawn from `history`."""
     versions = report.environment if report.environment is not None else environment()
     created = datetime.now().astimezone()
-    answers = report.answers()
+    predictions = report.predictions()
     sections = [
         ("curves", "Curves", curves_section(history)),
-        ("confusions", "Confusions", confusions_section(answers) if answers else None),
-        ("classes", "Classes", classes_section(answers) if answers else None),
-        ("calibration", "Calibration", calibration_section(answers) if answers else None),
+        ("confusions", "Confusions", confusions_section(predictions) if predictions else None),
+        ("classes", "Classes", classes_section(predictions) if predictions else None),
+        ("calibration", "Calibration", calibration_section(predictions) if predictions else None),
         ("mistakes", "Mistakes", mistakes_section(report)),
         ("explanations", "Explanations", explanations_section(report)),
         ("time", "Time", _time_section(report.timing)),

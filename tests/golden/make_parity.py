@@ -77,9 +77,7 @@ def page(measured: dict[str, float], seconds: float) -> str:
     rows = native_rows()
     missing = [name for name, row in rows.items() if row not in measured]
     if missing:
-        raise SystemExit(
-            f"{len(missing)} architectures were not measured, such as {missing[0]}: run with --slow"
-        )
+        raise SystemExit(f"{len(missing)} architectures were not measured, such as {missing[0]}: run with --slow")
     ours = {name: measured[row] for name, row in rows.items()}
     theirs = {name: FILE["golden"][row]["torch_float32"] for name, row in rows.items()}
     worst = max(ours, key=ours.__getitem__)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support.report_page import HOSTILE, answers, full_report, page, random_image
+from support.report_page import HOSTILE, full_report, page, random_image, random_predictions
 
 from jaxvision.report import LabeledImage, Report, Timing, write_report
 
@@ -104,7 +104,7 @@ def test_a_page_of_1000_classes_is_small(tmp_path: Path) -> None:
 
 
 def test_a_page_of_21841_classes_has_no_matrix(tmp_path: Path) -> None:
-    label, prediction, _ = answers(21_841, 5000)
+    label, prediction, _ = random_predictions(21_841, 5000)
     report = Report(title="x", classes=[str(i) for i in range(21_841)], label=label, prediction=prediction)
     html = page(tmp_path, report)
     assert not html.all("table", "confusion")

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.report_page import answers, page
+from support.report_page import page, random_predictions
 
 from jaxvision.report import MetricsWriter, Report
-from jaxvision.report.answers import Answers
 from jaxvision.report.charts import Line, line_chart
+from jaxvision.report.predictions import Predictions
 
 
 def test_curves_come_from_the_workdir(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_lines_have_a_gap_at_nan() -> None:
 
 @pytest.mark.parametrize("k", [2, 10])
 def test_confusion_counts_in_the_table(tmp_path: Path, k: int) -> None:
-    label, prediction, confidence = answers(k)
+    label, prediction, confidence = random_predictions(k)
     html = page(tmp_path, Report(title="x", label=label, prediction=prediction, confidence=confidence))
     cells = [int(str(td["data-count"])) for td in html.all("td") if "data-count" in td]
     expected = np.zeros((k, k), int)
@@ -58,7 +58,7 @@ def test_confusion_counts_in_the_table(tmp_path: Path, k: int) -> None:
 
 @pytest.mark.parametrize("k", [30, 1000])
 def test_confusion_counts_in_the_image(tmp_path: Path, k: int) -> None:
-    label, prediction, confidence = answers(k, 5000)
+    label, prediction, confidence = random_predictions(k, 5000)
     html = page(tmp_path, Report(title="x", label=label, prediction=prediction, confidence=confidence))
     data = html.data(class_="cells")
     found = {(i, row[at], row[at + 1]) for i, row in enumerate(data["cells"]) for at in range(0, len(row), 2)}
@@ -96,9 +96,9 @@ def test_most_confused_pairs_and_classes(tmp_path: Path) -> None:
 
 
 def test_calibration_equals_a_loop_over_the_bins(tmp_path: Path) -> None:
-    label, prediction, confidence = answers(5, 3000, seed=1)
+    label, prediction, confidence = random_predictions(5, 3000, seed=1)
     confidence[:2] = [1.0, 1 / 15]  # edges belong to the bin below
-    found = Answers(names=list("abcde"), label=label, prediction=prediction, confidence=confidence).calibration()
+    found = Predictions(names=list("abcde"), label=label, prediction=prediction, confidence=confidence).calibration()
     error = 0.0
     for b in range(15):
         inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)

@@ -86,7 +86,7 @@ def page(tmp_path: Path, report: Report) -> Page:
     return html
 
 
-def answers(k: int, n: int = 400, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def random_predictions(k: int, n: int = 400, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns random labels, predictions and confidences of n images in k classes."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, k, n)
@@ -101,7 +101,7 @@ def random_image(side: int = 8, seed: int = 0) -> np.ndarray:
 
 def full_report(k: int = 10) -> Report:
     """Returns a report with contents for every section."""
-    label, prediction, confidence = answers(k)
+    label, prediction, confidence = random_predictions(k)
     history = [
         {"step": s, "epoch": s / 50, "split": "train", "time": 0.0, "loss": 2 / s, "learning_rate": 1e-3}
         for s in range(1, 101)

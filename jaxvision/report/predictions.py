@@ -11,7 +11,7 @@ BINS = 15  # of confidence, as in Guo et al., https://arxiv.org/abs/1706.04599
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class Predictions:
     """The predictions of a model for n images.
 
     Attributes:
