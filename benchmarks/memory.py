@@ -56,14 +56,14 @@ def measure(name: str, batch_size: int) -> dict[str, float | str]:
     import jax
     import numpy as np
 
-    from jaxvision import main as command
     from jaxvision import run
     from jaxvision.data import pipeline
     from jaxvision.parallel.mesh import make_mesh, shard_batch
+    from jaxvision.run.config import load
     from jaxvision.run.program import train_program
     from jaxvision.train.state import initialize
 
-    config = command.complete(command.load(f"configs/{name}.py"))
+    config = run.complete(load(f"configs/{name}.py"))
     config.data.batch_size = batch_size
     config.model.pretrained = False
     config.mesh = {"data": 1}

@@ -15,8 +15,8 @@ from jaxvision.data import pipeline
 from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import batch_devices, make_mesh, mesh_text
 from jaxvision.parallel.rules import STATE, state_bytes
+from jaxvision.run.config import complete
 from jaxvision.run.program import train_program
-from jaxvision.run.sections import check_values, complete
 
 
 def plan(
@@ -56,7 +56,6 @@ def plan(
       MissingPackage: no libtpu.
     """
     config = complete(config)
-    check_values(config)
     if (topology is None) == (device is None):
         raise UserError("a plan is for TPUs (--topology v5e:2x4) or for a GPU (--device a100-40g): one of the two")
     if topology is not None:

@@ -1,4 +1,4 @@
-"""The train step of a config, from shapes alone: what trains, how fast, and where each array lives."""
+"""The train step of a config, from shapes alone: what trains, at which rate, and where each array lives."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from jaxvision.weights import catalog
 
 @dataclass(frozen=True)
 class Program:
-    """The train step of a config, and the shapes of all that it works on; no array exists yet.
+    """The train step of a config, and the shapes of everything that it works on. No array exists yet.
 
     Attributes:
-      preprocess: the evaluation transform; it has the size and the normalization that training shares.
-      build: builds the model, ``weights=True`` or ``False``.
+      preprocess: the evaluation transform. Training has the same image size and normalization.
+      build: builds the model, ``weights=True`` or ``weights=False``.
       create: makes the training state of a model.
       graph: structure of the state.
       abstract: shapes of the state.
-      shardings: of the state.
+      shardings: of the state, leaf by leaf.
       step: (state, batch) -> (state, metrics), from `make_train_step`.
-      batch: shapes of the batch over all devices.
+      batch: shapes of a batch over all devices.
     """
 
     preprocess: Preprocess
@@ -65,18 +65,18 @@ def train_program(
     stored: tuple[int, ...] | None,
     steps_per_epoch: float,
 ) -> Program:
-    """Returns the train step of a config for the devices of `mesh`, which need not be there.
-
-    What trains, how fast, and where each array lives: the one place that decides it, for `train` and for `plan`.
+    """Returns the train step of a config. `train` runs it, and `plan` compiles it without hardware.
 
     Args:
       config: completed.
-      mesh: the devices.
-      num_classes: of the data.
-      channels: of the pictures.
-      stored: shape [h, w, c] of pictures that are kept in memory and cropped on the device; None where the workers
-        crop them.
-      steps_per_epoch: for the schedule.
+      mesh: the devices; they may be descriptions of devices that this machine does not have.
+      num_classes: number of classes of the data.
+      channels: number of channels of the images.
+      stored: shape [h, w, c] of images that are kept in memory and cropped on the device. None: workers crop them.
+      steps_per_epoch: batches per epoch, for the schedule.
+
+    Raises:
+      UserError: the config is wrong, or does not fit the mesh.
     """
     loop = Loop(**config.train)
     steps = total_steps(loop, steps_per_epoch)
@@ -88,9 +88,9 @@ def train_program(
     tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
     create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
     graph, abstract = abstract_state(create, bare)
-    rules = make_rules(mesh, **config.sharding)
+    rules = make_rules(mesh, template.tensor_rules, **config.sharding)
     shardings = state_shardings(abstract, mesh, rules.stored, moments=rules.moments, unused_ok=True)
-    blocks = Blocks(mesh, rules, remat=loop.remat, scan=loop.scan)
+    blocks = Blocks(mesh, rules, pattern=template.block_pattern, remat=loop.remat, scan=loop.scan)
     prepare = training_images(config, preprocess, num_classes, stored=stored is not None)
     shape = stored or (preprocess.image_size, preprocess.image_size, channels)
     batch = pipeline.batch_shapes(shape, config.data.batch_size)
@@ -103,7 +103,7 @@ def train_program(
         prepare=prepare,
         learning_rate=rate,
         accumulate=loop.accumulate,
-        blocks=None if blocks.plain else blocks,
+        blocks=None if blocks.is_default else blocks,
         batch_norm_group=loop.batch_norm_group,
     )
     return Program(preprocess, build, create, graph, abstract, shardings, step, batch)
@@ -118,14 +118,14 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[st
 
 
 def total_steps(loop: Loop, steps_per_epoch: float) -> int:
-    """Returns how many steps a run takes."""
+    """Returns the number of steps of a run."""
     return loop.steps or max(math.ceil(loop.epochs * steps_per_epoch), 1)
 
 
 def wanted_devices(axes: Mapping[str, int]) -> list[jax.Device] | None:
-    """Returns the first devices, if the mesh names fewer than there are; None for all.
+    """Returns the first devices if the mesh needs fewer than there are; None for all.
 
-    Of several processes each must have its part.
+    With several processes it is always all, because each process needs its share of the mesh.
     """
     wanted = math.prod(axes.values())
     if jax.process_count() > 1:
@@ -159,14 +159,15 @@ def preprocess_of(config: ConfigDict, channels: int, *, small: bool) -> Preproce
 
 
 def build_model(config: ConfigDict, num_classes: int, channels: int, image_size: int, *, weights: bool) -> Model:
-    """Returns the model of the config, with LoRA where it is asked for.
+    """Returns the model of the config, with LoRA if ``lora.rank`` is set.
 
     Args:
       config: completed.
-      num_classes: of the data.
-      channels: of the pictures.
+      num_classes: number of classes of the data.
+      channels: number of channels of the images.
       image_size: side in pixels.
-      weights: load the weights that the config names; False only builds (under `nnx.eval_shape`, at no cost).
+      weights: load the weights that the config names. False initializes at random; under `nnx.eval_shape` that takes
+        neither time nor memory.
     """
     options = set_keys(config.model) | {"num_classes": num_classes, "in_channels": channels, "image_size": image_size}
     if not weights:

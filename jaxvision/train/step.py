@@ -16,7 +16,7 @@ from jaxvision.errors import UserError
 from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.mesh import batch_axes, batch_sharding, replicated
 from jaxvision.train.blocks import Blocks
-from jaxvision.train.loss import Loss, is_hard, mean_weights, weighted_sum, without_padding
+from jaxvision.train.loss import Loss, are_labels, mean_weights, weighted_sum, zero_padding
 from jaxvision.train.schedule import as_schedule
 
 Batch = Mapping[str, Any]
@@ -89,7 +89,7 @@ def make_train_step(
         ts = nnx.merge(graph, state, copy=True)  # copied: `state` is what an update that fails goes back to
         updates_made = ts.optimizer.step[...]
         images, targets = prepare(batch, updates_made)
-        examples = (images, without_padding(targets, batch["mask"]), mean_weights(batch["mask"]))
+        examples = (images, zero_padding(targets, batch["mask"]), mean_weights(batch["mask"]))
 
         trainable = ts.optimizer.wrt
         training = train_view(ts.model, batch_norm_group=batch_norm_group)
@@ -104,7 +104,7 @@ def make_train_step(
             model = nnx.merge(structure, params, rest, copy=True)
             logits = model(images)
             sums = {"loss": weighted_sum(loss(logits, targets), weights)}
-            if is_hard(targets):
+            if are_labels(targets):
                 sums["accuracy"] = weighted_sum((logits.argmax(-1) == targets).astype(jnp.float32), weights)
             return sums["loss"], (sums, nnx.state(model, nnx.Not(trainable)))
 

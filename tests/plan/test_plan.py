@@ -27,6 +27,7 @@ from jaxvision.parallel.mesh import make_mesh, mesh_text
 from jaxvision.parallel.rules import largest_axis, state_bytes, state_shardings
 from jaxvision.plan import chips, program_text
 from jaxvision.run import program as run_program
+from jaxvision.run.config import load
 from jaxvision.train.partial import parameter_counts
 
 # Instructions as XLA writes them for CPUs, GPUs and TPUs. The loop runs five times, once by the compiler's note and
@@ -229,7 +230,7 @@ def test_roofline_by_hand() -> None:
 
 def test_the_flags_of_a_mesh_choose_it(file: Path) -> None:
     chosen = a_plan(mesh={"data": 2, "fsdp": 8}, zero1=True)
-    parsed, _, _ = main.parse([f"--config={file}", *chosen.flags.split()])
+    parsed, _ = main.parse([f"--config={file}", *chosen.flags.split()])
     assert parsed is not None
     assert parsed.mesh.to_dict() == chosen.mesh
     assert parsed.sharding.zero1
@@ -397,7 +398,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture, file: Path, argume
 def test_what_is_computed_twice_is_no_work_of_the_model(file: Path) -> None:
     found = []
     for remat in (None, "nothing"):
-        given = main.complete(main.load(str(file)))
+        given = run.complete(load(str(file)))
         given.train.remat = remat
         found += run.plan(given, device="h100", num_classes=10, compare=False, search=False).plans
     once, twice = found

@@ -11,11 +11,11 @@ from PIL import Image
 from support.paths import ROOT
 
 import jaxvision
-from jaxvision import main as command
 from jaxvision import run
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.create import create_model
+from jaxvision.run.config import leaves, load, packaged
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Tests replace the models of the documents by tiny ones of the same family, without pretrained weights.
@@ -63,14 +63,14 @@ def test_links_and_files_exist(page: Path) -> None:
     for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", text):
         assert anchor in anchors(page.parent / target if target else page), anchor
     for config in re.findall(r"configs/(\w+)\.py", text):
-        assert f"configs/{config}.py" in command.packaged(), config
+        assert f"configs/{config}.py" in packaged(), config
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_name_keys_that_exist(page: Path) -> None:
     known = {"seed", "mesh.data", "mesh.fsdp", "mesh.tensor"}
-    for name in command.packaged():
-        known |= set(command.leaves(run.complete(command.load(name))))
+    for name in packaged():
+        known |= set(leaves(run.complete(load(name))))
     for key in re.findall(r"--config\.([a-z_.]+[a-z][0-9]?)", page.read_text()):
         if key not in ("key", "section.key"):
             assert key in known, key
