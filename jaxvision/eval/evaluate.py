@@ -15,7 +15,8 @@ from flax import nnx
 
 from jaxvision import report
 from jaxvision.classifier import Classifier
-from jaxvision.data import pipeline, source
+from jaxvision.data import source
+from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import open_test_folder
 from jaxvision.errors import UserError, disk_errors_as_user_errors
 from jaxvision.eval.metrics import Evaluation
@@ -79,7 +80,7 @@ def evaluate(
         check_batch_size(batch_size, mesh)
         if report_dir is not None:
             _make_report_dir(Path(report_dir))
-        images = pipeline.prepare(part, max_corrupt=max_corrupt, log=console.warn)
+        images = open_dataset(part, max_corrupt=max_corrupt, log=console.warn)
         graph, state = nnx.split(classifier.model)
         console.start(
             model=classifier.model.architecture,
@@ -168,7 +169,7 @@ def _write_report(
     folder: Path,
     classifier: Classifier,
     result: Evaluation,
-    images: pipeline.Pictures,
+    images: Dataset,
     *,
     split: str,
     clock: report.Clock,

@@ -13,16 +13,16 @@ import numpy as np
 
 from jaxvision import report
 from jaxvision.analysis.saliency import explain, overlay
-from jaxvision.augment import on_device
+from jaxvision.augment import host, on_device
 from jaxvision.classifier import Classifier
-from jaxvision.data import pipeline
+from jaxvision.data.dataset import Dataset
 from jaxvision.eval.metrics import Evaluation
 
 
 def describe(
     classifier: Classifier,
     result: Evaluation,
-    images: pipeline.Pictures,
+    images: Dataset,
     *,
     mistakes: int = 24,
     explanations: int = 8,
@@ -66,13 +66,13 @@ def _rows_to_explain(result: Evaluation, wrong: np.ndarray, n: int) -> list[int]
 
 
 def _explanations(
-    classifier: Classifier, result: Evaluation, images: pipeline.Pictures, rows: Sequence[int]
+    classifier: Classifier, result: Evaluation, images: Dataset, rows: Sequence[int]
 ) -> tuple[list[report.LabeledImage], list[str]]:
     """Returns the explained images, and a note if the model's last map is too small to explain anything."""
     if not rows:
         return [], []
     preprocess = classifier.preprocess
-    pixels = [pipeline.host.eval_transform(images.picture(int(result.index[row])), preprocess) for row in rows]
+    pixels = [host.eval_transform(images.image(int(result.index[row])), preprocess) for row in rows]
     inputs = on_device.normalize(np.stack(pixels), preprocess.mean, preprocess.std)
     maps = np.asarray(jax.jit(explain)(classifier.model, inputs))
     _, h, w = maps.shape
@@ -82,21 +82,21 @@ def _explanations(
     cards = []
     for row, image, heat in zip(rows, pixels, maps, strict=True):
         size = max(image.shape[0], 128)
-        image = pipeline.host.eval_transform(image, replace(preprocess, image_size=size, crop_pct=1.0))
+        image = host.eval_transform(image, replace(preprocess, image_size=size, crop_pct=1.0))
         image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
         cards.append(_card(result, images, row, image, overlay(image, heat)))
     return cards, []
 
 
-def _thumbnail(images: pipeline.Pictures, index: int, classifier: Classifier) -> np.ndarray:
-    image = images.picture(int(index))
+def _thumbnail(images: Dataset, index: int, classifier: Classifier) -> np.ndarray:
+    image = images.image(int(index))
     if max(image.shape[:2]) > 160:
-        image = pipeline.host.eval_transform(image, replace(classifier.preprocess, image_size=160, crop_pct=1.0))
+        image = host.eval_transform(image, replace(classifier.preprocess, image_size=160, crop_pct=1.0))
     return image
 
 
 def _card(
-    result: Evaluation, images: pipeline.Pictures, row: int, image: np.ndarray, over: np.ndarray | None = None
+    result: Evaluation, images: Dataset, row: int, image: np.ndarray, over: np.ndarray | None = None
 ) -> report.LabeledImage:
     """Returns an image of the dataset with its label and its prediction."""
     return report.LabeledImage(
@@ -109,7 +109,7 @@ def _card(
     )
 
 
-def write_mistakes(folder: str | Path, classes: Sequence[str], result: Evaluation, images: pipeline.Pictures) -> Path:
+def write_mistakes(folder: str | Path, classes: Sequence[str], result: Evaluation, images: Dataset) -> Path:
     """Writes ``mistakes.csv``, all wrong predictions, the most confident first; returns its path."""
     path = Path(folder) / "mistakes.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -128,7 +128,7 @@ def headline(result: Evaluation) -> dict[str, float]:
     return {key: value for key, value in result.scalars().items() if key not in left_out}
 
 
-def notes_on(data: Mapping[str, pipeline.Pictures]) -> list[str]:
+def notes_on(data: Mapping[str, Dataset]) -> list[str]:
     """Returns a note for each part of the data in which damaged images were skipped."""
     return [
         f"{len(part.corrupt)} damaged images of the {name} data were skipped: "

@@ -13,7 +13,10 @@ from jax.experimental import multihost_utils
 
 from jaxvision import report
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.data import pipeline
+from jaxvision.data.dataset import Dataset, StoredDataset
+from jaxvision.data.image_path import ImagePath
+from jaxvision.data.order import eval_steps
+from jaxvision.data.prefetch import prefetch
 from jaxvision.errors import Preempted
 from jaxvision.eval.metrics import Evaluation
 from jaxvision.eval.step import evaluate_batches
@@ -21,11 +24,11 @@ from jaxvision.parallel.mesh import shard_batch
 
 
 def evaluate_part(
-    images: pipeline.Pictures,
+    images: Dataset,
     *,
     state: nnx.State,
     name: str,
-    step_of: Callable[[bool], Any],
+    step_of: Callable[[ImagePath], Any],
     mesh: jax.sharding.Mesh,
     preprocess: Preprocess,
     batch_size: int,
@@ -38,10 +41,10 @@ def evaluate_part(
     """Returns the evaluation of a model on one part of a dataset.
 
     Args:
-      images: from `jaxvision.data.pipeline.prepare`.
+      images: from `jaxvision.data.open_dataset`.
       state: of the model or of training, as the step takes it.
       name: of the part, such as ``"test"``; for progress and messages.
-      step_of: returns the step, from `make_eval_step`, for images that are stored in memory (True) or streamed (False).
+      step_of: returns the step, from `make_eval_step`, for images that reach the model in a given way.
       mesh: the devices.
       preprocess: the evaluation transform.
       batch_size: images per step, over all devices.
@@ -64,18 +67,16 @@ def evaluate_part(
                 )
             yield batch
 
-    batches = pipeline.eval_batches(
-        images, batch_size=batch_size, preprocess=preprocess, workers=workers, process=process
-    )
-    on_devices = pipeline.prefetch(batches, functools.partial(shard_batch, mesh=mesh))
-    total = pipeline.eval_steps(len(images), batch_size)
+    batches = images.eval_batches(batch_size=batch_size, preprocess=preprocess, workers=workers, process=process)
+    on_devices = prefetch(batches, functools.partial(shard_batch, mesh=mesh))
+    total = eval_steps(len(images), batch_size)
     shown = console.evaluation(until_stopped(on_devices), total=total, name=name)
-    result = evaluate_batches(step_of(images.stored is not None), state, shown, classes=classes)
+    result = evaluate_batches(step_of(images.image_path), state, shown, classes=classes)
     share_damaged(images)
     return result
 
 
-def share_damaged(images: pipeline.Pictures) -> None:
+def share_damaged(images: Dataset) -> None:
     """Records on every process the damaged images that any process has met, so that process 0 can report them.
 
     All processes must call it.
@@ -83,10 +84,10 @@ def share_damaged(images: pipeline.Pictures) -> None:
     Raises:
       UserError: there are more than ``data.max_corrupt``; raised on all processes.
     """
-    if jax.process_count() == 1 or images.stored is not None:
+    if jax.process_count() == 1 or isinstance(images, StoredDataset):
         return
     mine = np.array(sorted(images.corrupt), np.int32)
     most = int(np.max(multihost_utils.process_allgather(np.int32(len(mine)))))
     if most:
         met = np.asarray(multihost_utils.process_allgather(np.pad(mine, (0, most - len(mine)), constant_values=-1)))
-        images.found_corrupt(np.unique(met[met >= 0]).tolist())
+        images.record_corrupt(np.unique(met[met >= 0]).tolist())

@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxvision.augment import on_device
 from jaxvision.augment.preprocess import Preprocess
+from jaxvision.data.image_path import ImagePath
 from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.eval.metrics import Evaluation, summarize
 from jaxvision.models.layers.mode import eval_view
@@ -93,21 +93,21 @@ def cached_eval_step(
     probabilities: str,
     preprocess: Preprocess,
     model_of: Callable[[Any], nnx.Module],
-    stored: bool,
+    images: ImagePath,
 ) -> EvalStep:
-    """Returns `make_eval_step` for images of the pipeline; equal arguments return the same compiled step.
+    """Returns `make_eval_step` for images of a dataset; equal arguments return the same compiled step.
 
     Args:
       graph, mesh, loss, probabilities, model_of: as for `make_eval_step`.
       preprocess: the evaluation transform.
-      stored: whether images are stored in memory and still have to be resized on the device.
+      images: how the images reach the model.
     """
     return make_eval_step(
         graph,
         mesh=mesh,
         loss=loss,
         probabilities=probabilities,
-        prepare=lambda batch: on_device.prepare_eval(batch, preprocess=preprocess, resize=stored),
+        prepare=lambda batch: images.prepare_eval(batch, preprocess),
         model_of=model_of,
     )
 

@@ -13,7 +13,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxvision import report
-from jaxvision.data import pipeline, source
+from jaxvision.data import source
+from jaxvision.data.dataset import Dataset, open_dataset
+from jaxvision.data.image_path import ImagePath
 from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.part import evaluate_part
@@ -43,7 +45,7 @@ class RunContext:
       program: the train step and the shapes that it works on.
       steps_per_epoch: batches in the training data, usually not a whole number.
       steps: number of steps of the whole run.
-      eval_step_for: returns the compiled evaluation step, for images that are stored (True) or streamed (False).
+      eval_step_for: returns the compiled evaluation step for images that reach the model in a given way.
     """
 
     config: ConfigDict
@@ -54,11 +56,11 @@ class RunContext:
     preemption: Preemption
     mesh: jax.sharding.Mesh
     process: tuple[int, int]
-    data: dict[str, pipeline.Pictures]
+    data: dict[str, Dataset]
     program: Program
     steps_per_epoch: float
     steps: int
-    eval_step_for: Callable[[bool], Any]
+    eval_step_for: Callable[[ImagePath], Any]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -132,8 +134,7 @@ def open_run(
         config,
         mesh,
         num_classes=len(train_data.source.classes),
-        channels=train_data.channels,
-        stored=None if train_data.stored is None else train_data.stored.shape[1:],
+        images=train_data.image_path,
         steps_per_epoch=steps_per_epoch,
     )
     loss, probabilities = _evaluation_loss(config)
@@ -156,12 +157,12 @@ def open_run(
     )
 
 
-def _open_data(config: ConfigDict, console: report.Console) -> dict[str, pipeline.Pictures]:
+def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:
     """Returns the images of each part that the source has."""
     parts = source.open_source(**set_keys(config.source))
     limits = {"memory_limit": config.data.memory_limit, "max_corrupt": config.data.max_corrupt}
     data = {
-        name: pipeline.prepare(part, **limits, log=console.warn)
+        name: open_dataset(part, **limits, log=console.warn)
         for name, part in parts._asdict().items()
         if part is not None
     }

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxvision import report
 from jaxvision.checkpoint import Checkpoints, Restored
-from jaxvision.data import pipeline
+from jaxvision.data.image_path import blank_batch
 from jaxvision.errors import Preempted
 from jaxvision.eval.metrics import Evaluation
 from jaxvision.eval.page import headline
@@ -153,10 +153,12 @@ class TrainingLoop:
         images = run.data[run.watched_part]
         run.console.note("compiling the evaluation and the step ...")
         with run.clock.part("compile"):
-            blank = pipeline.blank_batch(
-                images, run.eval_batch_size // run.process[1], run.program.preprocess.image_size
+            blank = blank_batch(
+                images.image_path,
+                batch_size=run.eval_batch_size // run.process[1],
+                image_size=run.program.preprocess.image_size,
             )
-            eval_step = run.eval_step_for(images.stored is not None)
+            eval_step = run.eval_step_for(images.image_path)
             jax.block_until_ready(eval_step(self.state, shard_batch(blank, run.mesh)))
 
     def _train_step(self) -> None:

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from jaxvision import report
 from jaxvision.checkpoint import Checkpoints, Restored
-from jaxvision.data import pipeline
+from jaxvision.data.dataset import Dataset
+from jaxvision.data.prefetch import prefetch
+from jaxvision.data.workers import Batch
 from jaxvision.errors import UserError
 from jaxvision.parallel import distributed
 from jaxvision.parallel.mesh import mesh_text, shard_batch
@@ -54,7 +56,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
         )
     fingerprint = data_fingerprint(train_data)
     _check_same_data(run, start, fingerprint)
-    batches = pipeline.prefetch(_train_batches(run, start.step), functools.partial(shard_batch, mesh=run.mesh))
+    batches = prefetch(_train_batches(run, start.step), functools.partial(shard_batch, mesh=run.mesh))
     stack.callback(batches.close)  # ends the workers, however the run ends
     _announce(run, start.step)
 
@@ -86,7 +88,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     )
 
 
-def data_fingerprint(images: pipeline.Pictures) -> dict[str, int]:
+def data_fingerprint(images: Dataset) -> dict[str, int]:
     """Returns what identifies training data: the number of images, and a checksum of their names and classes.
 
     The order of the names decides which images a step sees. Folders do not count, so that a dataset may be moved.
@@ -108,9 +110,8 @@ def _check_same_data(run: RunContext, start: Restored, fingerprint: dict[str, in
         )
 
 
-def _train_batches(run: RunContext, first_step: int) -> Iterator[pipeline.Batch]:
-    return pipeline.train_batches(
-        run.data["train"],
+def _train_batches(run: RunContext, first_step: int) -> Iterator[Batch]:
+    return run.data["train"].train_batches(
         batch_size=run.config.data.batch_size,
         image_size=run.program.preprocess.image_size,
         seed=run.config.seed,

@@ -22,6 +22,7 @@ from support import tiny
 
 from jaxvision import cli, main, plan, run
 from jaxvision.analysis.cost import model_info, operations
+from jaxvision.data.image_path import FromMemory
 from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import make_mesh, mesh_text
 from jaxvision.parallel.rules import largest_axis, state_bytes, state_shardings
@@ -308,7 +309,7 @@ def test_plan_of_a_config_allocates_nothing() -> None:
 def abstract_arguments(given: ConfigDict) -> tuple:
     full = run.complete(given)
     mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
-    program = run_program.train_program(full, mesh, num_classes=10, channels=1, stored=(8, 8, 1), steps_per_epoch=10.0)
+    program = run_program.train_program(full, mesh, num_classes=10, images=FromMemory((8, 8, 1)), steps_per_epoch=10.0)
     return program.abstract, program.batch
 
 
@@ -576,5 +577,5 @@ def test_a_block_takes_one_platforms_way(axes: dict, left_open: bool) -> None:
     """The other way's intermediate values would be zeros of the whole batch on every device."""
     mesh = make_mesh(axes, devices=jax.devices()[: math.prod(axes.values())])
     full = run.complete(config(model={"name": "test_vit", "image_size": 32}))
-    program = run_program.train_program(full, mesh, num_classes=10, channels=1, stored=(8, 8, 1), steps_per_epoch=10.0)
+    program = run_program.train_program(full, mesh, num_classes=10, images=FromMemory((8, 8, 1)), steps_per_epoch=10.0)
     assert ("platform_index" in str(program.step.trace(program.abstract, program.batch).jaxpr)) == left_open

@@ -27,7 +27,7 @@ from support.damage import cut, flip, largest_file
 from support.paths import ROOT, TESTS
 from support.storage_run import Process
 
-from jaxvision.data.pipeline import batch_indices
+from jaxvision.data.order import batch_indices
 
 
 @pytest.fixture(scope="module", autouse=True)
