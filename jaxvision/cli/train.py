@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 HELP = "train the model of a config file, as python -m jaxvision.main does"
-EXAMPLES = """Rerun the same command after an interruption. Training resumes from the newest checkpoint, and the result is
-bit-identical to that of an uninterrupted run.
+EXAMPLES = """Rerun the same command after an interruption. It resumes from the newest checkpoint with bit-identical
+results.
 
 examples:
   python -m jaxvision.main --config configs/quickstart.py:vit --workdir runs/digits
