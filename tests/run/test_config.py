@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,7 @@ def test_flags_are_read_by_the_annotation(text: str, annotation: Any, value: Any
         ((1.0, "x"), tuple[float, ...], "a tuple, each element a number"),
         ("med", Literal["min", "max"], "'min' or 'max'"),
         (0.5, Path | None, "Path or None"),
+        ("f", Callable[[int], int], "a function"),
     ],
 )
 def test_values_of_another_type_are_refused(value: Any, annotation: Any, expected: str) -> None:
@@ -114,6 +115,7 @@ def test_axes_of_the_mesh_that_the_file_omits() -> None:
         ({"model": {}}, r"config\.model\.name: not set"),
         ({"model": {"name": "test_resnet", "num_classes": 5}}, r"config\.model\.num_classes: this key cannot be set"),
         ({"train": {"epochs": "many"}}, r"config\.train\.epochs: got 'many', expected a number\. Example: --config\."),
+        ({"optimizer": {"learning_rate": "fast"}}, r"config\.optimizer\.learning_rate: got 'fast', expected a number"),
         ({"train": {"scan": 1}}, r"config\.train\.scan: got 1, expected True or False"),
         ({"data": {"batch_size": 32.0}}, r"config\.data\.batch_size: got 32\.0, expected an integer"),
         ({"data": {"batch_size": None}}, r"config\.data\.batch_size: got None, expected an integer"),

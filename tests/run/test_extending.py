@@ -16,6 +16,7 @@ from support.quick import quick, refused, start
 
 from jaxvision import run
 from jaxvision.errors import UserError
+from jaxvision.models import registry
 
 #: The module that a user writes, one function or class of each kind.
 MODULE = '''
@@ -27,6 +28,8 @@ from flax import nnx
 
 from jaxvision.data.digits import ArraySource
 from jaxvision.data.source import Splits
+from jaxvision.models import register_model
+from jaxvision.models.vit import VisionTransformer
 
 
 def stripes(*, count: int = 32, side: int = 16, contrast: float = 100.0) -> Splits:
@@ -46,6 +49,20 @@ def stripes(*, count: int = 32, side: int = 16, contrast: float = 100.0) -> Spli
         return ArraySource(images[..., None], labels, classes=["horizontal", "vertical"], name="stripes")
 
     return Splits(train=part(0), validation=part(1), test=part(2))
+
+
+@register_model
+def two_blocks(
+    *, num_classes=1000, in_channels=3, image_size=16, embed_dim: int = 32, dtype=None, param_dtype=jnp.float32, rngs
+):
+    """Returns a small Vision Transformer.
+
+    Args:
+      embed_dim: width of the tokens of two_blocks.
+    """
+    sizes = {"image_size": image_size, "patch_size": 8, "embed_dim": embed_dim, "depth": 2, "num_heads": 2}
+    types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    return VisionTransformer(num_classes=num_classes, in_channels=in_channels, **sizes, **types)
 
 
 def noise(images: jax.Array, *, key: jax.Array, strength: float = 1.0) -> jax.Array:
@@ -106,6 +123,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield "mine"
     sys.modules.pop("mine", None)
+    if "two_blocks" in registry.architectures():
+        registry.unregister_model("two_blocks")
 
 
 @pytest.fixture
@@ -188,6 +207,19 @@ def test_an_optimizer_of_optax_by_its_name(mine: str, capsys: pytest.CaptureFixt
     assert status == 0, err
     recorded = json.loads(Path("run/config.json").read_text())["optimizer"]
     assert (recorded["b1"], recorded["b2"], recorded["weight_decay"]) == (0.95, 0.99, 0.05)
+
+
+def test_a_model_that_a_module_of_the_config_registers(mine: str, capsys: pytest.CaptureFixture) -> None:
+    names = {"source__name": "mine:stripes", "model__name": "two_blocks", "model__image_size": "16"}
+    status, _, err = start(capsys, *flags(**names, model__embed_dim="16"))
+    assert status == 0, err
+    recorded = json.loads(Path("run/config.json").read_text())["model"]
+    assert (recorded["name"], recorded["embed_dim"]) == ("two_blocks", 16)
+    assert "patch_size" not in recorded
+    assert "Did you mean model.embed_dim" in refused(capsys, *flags(**names, model__embed_dm="16"))
+    assert "config.model.embed_dim: got 'wide', expected" in refused(capsys, *flags(**names, model__embed_dim="wide"))
+    _, out, _ = start(capsys, *flags(**names), "--help")
+    assert "--config.model.embed_dim=None width of the tokens of two_blocks." in " ".join(out.split())
 
 
 def test_help_explains_the_keys_of_a_function(mine: str, capsys: pytest.CaptureFixture) -> None:
