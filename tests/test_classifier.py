@@ -109,7 +109,11 @@ def test_parameters_are_floats(dtype):
         ("test_vit", {"depth": 0}, "depth is a whole number, 1 or more"),
         ("test_vit", {"num_heads": 0}, "num_heads is a whole number, 1 or more"),
         ("test_vit", {"reg_tokens": -1}, "reg_tokens is a whole number, 0 or more"),
-        ("test_resnet", {"features_only": True, "out_indices": 1.5}, "out_indices: got 1.5, expected a number from 1 to 5"),
+        (
+            "test_resnet",
+            {"features_only": True, "out_indices": 1.5},
+            "out_indices: got 1.5, expected a number from 1 to 5",
+        ),
     ],
 )
 def test_impossible_values_are_told_in_one_line(name, options, message):
