@@ -56,7 +56,7 @@ def augment_batch(
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
     crop_padding: int = 0,
     interpolation: str = "bicubic",
-    flip: float = 0.0,
+    flip: float | bool = 0.0,
     flip_vertical: float = 0.0,
     color_jitter: float | Sequence[float] = 0.0,
     rand_augment: str | ra.RandAugment | None = None,
