@@ -89,7 +89,7 @@ def test_a_misspelled_key_in_a_config_file(capsys: pytest.CaptureFixture, tmp_pa
     [
         ({"fdsp": 8}, "unknown axis of config.mesh 'fdsp'; did you mean 'fsdp'"),
         ({"data": 2.5}, "config.mesh.data: got 2.5, expected an integer"),
-        ({}, "expected axes and their sizes"),
+        ({}, "config.mesh: got {}, expected axes and their sizes"),
         (3, "config.mesh: got 3, expected axes and their sizes"),
     ],
 )
