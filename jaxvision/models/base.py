@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from jaxvision.errors import UserError
 
@@ -37,7 +38,7 @@ def in_turn(name: str, blocks: Sequence[Any], x: jax.Array) -> jax.Array:
 
 
 class Model(nnx.Module):
-    """An image classifier: images [b, h, w, c] -> logits [b, num_classes].
+    r"""An image classifier: images [b, h, w, c] -> logits [b, num_classes].
 
     Attributes:
       architecture: timm's name, such as ``"resnet50"``.
@@ -52,6 +53,14 @@ class Model(nnx.Module):
       first_conv: path of the convolution that sees the image, such as ``"conv1"`` or ``"patch_embed.proj"``.
       table_only: arguments of the class that are code, such as the kind of block: a row of the table gives them.
       feature_info: name, channels and stride of each level that `forward_intermediates` has.
+      block_pattern: regular expression, anchored at the start, of the names of the parameters that lie in the blocks
+        passed to `run_blocks`, such as ``r"blocks\.\d+\."``. ``""``: the model does not call `run_blocks`.
+      tensor_rules: rows (pattern, spec over the mesh axis ``"tensor"``) for tensor parallelism. The first row that
+        matches a parameter's name applies; a parameter that no row matches is replicated.
+      explanation: ``"attention rollout"``, which needs a method `get_attention_maps`, or ``"Grad-CAM"``.
+      has_fixed_image_size: whether parameters depend on `image_size`, which may then be (height, width).
+      default_feature_levels: how many of the last levels a `FeatureExtractor` returns by default; None for all.
+      options_unknown_to_timm: arguments of the class that timm's constructors do not take.
       run_blocks: what runs a row of blocks; in training `jaxvision.train.blocks.Blocks` may take its place.
     """
 
@@ -66,6 +75,12 @@ class Model(nnx.Module):
     feature_info: tuple[FeatureInfo, ...]
     options: tuple[tuple[str, Any], ...] = ()
     table_only: tuple[str, ...] = ()
+    block_pattern: str = ""
+    tensor_rules: tuple[tuple[str, PartitionSpec], ...] = ()
+    explanation: str = "Grad-CAM"
+    has_fixed_image_size: bool = False
+    default_feature_levels: int | None = None
+    options_unknown_to_timm: tuple[str, ...] = ()
     run_blocks: Callable[[str, Sequence[Any], jax.Array], jax.Array] = staticmethod(in_turn)
 
     def set_view(self, run_blocks: Callable[..., Any] | None = None) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from jaxvision.models import registry
 from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices, with_options
@@ -78,6 +79,18 @@ class EfficientNet(Model):
 
     classifier_names = ("classifier",)
     first_conv = "conv_stem"
+    block_pattern = r"blocks\.\d+\.\d+\."
+    # Each device computes some of a block's expanded channels, squeeze-and-excitation included. The blocks of the first
+    # stage do not expand.
+    tensor_rules = (
+        (r"blocks\.0\.", PartitionSpec()),
+        (r"blocks\.\d+\.\d+\.conv_(pw|dw|exp)\.kernel", PartitionSpec(None, None, None, "tensor")),
+        (r"blocks\.\d+\.\d+\.(bn1|bn2)\.", PartitionSpec("tensor")),
+        (r"blocks\.\d+\.\d+\.(conv_pwl|se\.conv_reduce)\.kernel", PartitionSpec(None, None, "tensor")),
+        (r"blocks\.\d+\.\d+\.se\.conv_expand\.kernel", PartitionSpec(None, None, None, "tensor")),
+        (r"blocks\.\d+\.\d+\.se\.conv_expand\.bias", PartitionSpec("tensor")),
+    )
+    options_unknown_to_timm = ("depth",)  # timm's depth factor is not an argument of its constructors
 
     def __init__(
         self,

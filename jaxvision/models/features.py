@@ -40,8 +40,8 @@ class FeatureExtractor(nnx.Module):
 
     def __init__(self, model: Model, out_indices: int | Sequence[int] | None = None):
         levels = model.feature_info
-        if out_indices is None and model.family == "vit":
-            out_indices = min(3, len(levels))
+        if out_indices is None and model.default_feature_levels is not None:
+            out_indices = min(model.default_feature_levels, len(levels))
         try:
             self.out_indices = feature_indices(out_indices, len(levels))
         except UserError as e:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models import registry
@@ -248,6 +249,13 @@ class ResNet(Model):
     """
 
     classifier_names = ("fc",)
+    block_pattern = r"layer\d+\.\d+\."
+    # Each device computes some of the channels between a block's first convolution and its second.
+    tensor_rules = (
+        (r"layer\d+\.\d+\.conv1\.kernel", PartitionSpec(None, None, None, "tensor")),
+        (r"layer\d+\.\d+\.bn1\.", PartitionSpec("tensor")),
+        (r"layer\d+\.\d+\.conv2\.kernel", PartitionSpec(None, None, "tensor")),
+    )
 
     def __init__(
         self,

@@ -315,6 +315,7 @@ class ResNetV2(Model):
     """
 
     classifier_names = ("head.fc",)
+    block_pattern = r"stages\.\d+\.blocks\.\d+\."
 
     def __init__(
         self,

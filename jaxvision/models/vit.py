@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models import registry
@@ -91,6 +92,16 @@ class VisionTransformer(Model):
     """
 
     table_only = ("embed", "block", "norm")
+    block_pattern = r"blocks\.\d+\."
+    # Each device computes some of the MLP's hidden channels, and its share of the projection after attention.
+    tensor_rules = (
+        (r".*\bmlp\.(fc1|fc1_g|fc1_x)\.kernel", PartitionSpec(None, "tensor")),
+        (r".*\bmlp\.(fc1|fc1_g|fc1_x)\.bias", PartitionSpec("tensor")),
+        (r".*\b(mlp\.fc2|attn\.proj)\.kernel", PartitionSpec("tensor")),
+    )
+    explanation = "attention rollout"
+    has_fixed_image_size = True
+    default_feature_levels = 3
 
     def __init__(
         self,
