@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxvision.models.features import FeatureExtractor
     from jaxvision.models.layers.mode import eval_view, train_view
     from jaxvision.train.partial import add_lora, freeze, merge_lora, unfreeze
-    from jaxvision.weights.catalog import list_models
+    from jaxvision.weights.listing import list_models
     from jaxvision.weights.timm import load_timm, save_timm
 
 __version__ = "0.1.0"
@@ -51,7 +51,7 @@ _HOME = {
     "models.features": ("FeatureExtractor",),
     "models.layers.mode": ("eval_view", "train_view"),
     "train.partial": ("add_lora", "freeze", "merge_lora", "unfreeze"),
-    "weights.catalog": ("list_models",),
+    "weights.listing": ("list_models",),
     "weights.timm": ("load_timm", "save_timm"),
 }
 

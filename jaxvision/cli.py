@@ -213,9 +213,9 @@ def _classifier(arguments: argparse.Namespace) -> Any:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from jaxvision.weights import catalog
+    from jaxvision.weights import catalog, listing
 
-    names = catalog.list_models(
+    names = listing.list_models(
         arguments.pattern,
         family=arguments.family,
         pretrained=arguments.pretrained,

@@ -28,7 +28,7 @@ from jaxvision.eval.step import evaluate_batches, make_eval_step
 from jaxvision.parallel.mesh import check_batch_size, make_mesh, shard_batch
 from jaxvision.train.loss import make_loss
 from jaxvision.train.partial import parameter_counts
-from jaxvision.weights import catalog
+from jaxvision.weights import imagenet
 
 
 def evaluate(
@@ -134,8 +134,8 @@ def evaluate(
 
 def _spelled(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:
     """Returns `classes` as the data call them: ImageNet's come by their names, or as WordNet's identifiers."""
-    by_wordnet = tuple(classes) == catalog.class_names() and not set(found).isdisjoint(catalog.synsets())
-    return catalog.synsets() if by_wordnet else classes
+    by_wordnet = tuple(classes) == imagenet.class_names() and not set(found).isdisjoint(imagenet.synsets())
+    return imagenet.synsets() if by_wordnet else classes
 
 
 def evaluate_part(

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxvision.augment import on_device
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.classifier import exported
+from jaxvision.classifier import find_export
 from jaxvision.create import create_model
 from jaxvision.data import pipeline
 from jaxvision.errors import unknown_name_error
@@ -145,7 +145,7 @@ def preprocess_of(config: ConfigDict, channels: int, *, small: bool) -> Preproce
     size = config.model.image_size or entry.preprocess.image_size
     loaded = config.model.pretrained or config.model.checkpoint_path
     base = entry.preprocess if loaded else Preprocess(crop_pct=1.0 if small else 0.875)
-    if own := exported(config.model.checkpoint_path, entry.architecture):
+    if own := find_export(config.model.checkpoint_path, entry.architecture):
         base, size = own.preprocess, config.model.image_size or own.preprocess.image_size
     if small:
         base = replace(base, crop_pct=1.0)

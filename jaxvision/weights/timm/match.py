@@ -53,7 +53,7 @@ def match_tensors(
             adapters[name] = lambda tensor: tensor
         elif (adapter := _adapter(model, name, shapes[key], wanted, grid)) is not None:
             # Weights for 3 channels are meant to be adapted; others were trained on another kind of image.
-            unusual = name == f"{model.first_conv}.kernel" and shapes[key][1] not in (3, wanted[1])
+            unusual = _sees_image(model, name) and shapes[key][1] not in (3, wanted[1])
             level = logging.WARNING if unusual else logging.INFO
             logger.log(level, "%s: adapting %s from %s to %s", file.path.name, key, list(shapes[key]), list(wanted))
             adapters[name] = adapter
@@ -86,7 +86,9 @@ def _mismatch_error(
     elif missing and all(key.startswith("fc_norm.") for key in missing):
         hint = "These weights normalize before pooling. Build the model with fc_norm=False."
     else:
-        hint = f"{file.path.name} may contain the weights of another architecture. Pass the name that it was saved from."
+        hint = (
+            f"{file.path.name} may contain the weights of another architecture. Pass the name that it was saved from."
+        )
     return UserError(f"{file.path} does not fit {model.architecture}: {', '.join(problems)}. {hint}")
 
 
@@ -100,7 +102,7 @@ def _adapter(
         options = {"old": grid, "new": model.grid_size, "interpolation": model.interpolation}
         return lambda tensor: adapt.position_grid(tensor, wanted[1], prefix=_prefix_positions(model), **options)
     is_patch_kernel = name == "patch_embed.proj.kernel" and hasattr(model, "interpolation")
-    sees_image = name == f"{model.first_conv}.kernel"
+    sees_image = _sees_image(model, name)
     if not (is_patch_kernel or sees_image):
         return None
     if (shape[1] != wanted[1] and not sees_image) or (shape[2:] != wanted[2:] and not is_patch_kernel):
@@ -113,6 +115,10 @@ def _adapter(
         return adapt.patch_kernel(tensor, (wanted[2], wanted[3]), model.interpolation)
 
     return adapter
+
+
+def _sees_image(model: Any, name: str) -> bool:
+    return name == f"{getattr(model, 'first_conv', None)}.kernel"
 
 
 def _prefix_positions(model: Any) -> int:
