@@ -56,14 +56,14 @@ def measure(name: str, batch_size: int) -> dict[str, float | str]:
     import jax
     import numpy as np
 
-    from jaxvision import main as command
     from jaxvision import run
-    from jaxvision.data import pipeline
+    from jaxvision.data.prefetch import AHEAD
     from jaxvision.parallel.mesh import make_mesh, shard_batch
+    from jaxvision.run.config import load
     from jaxvision.run.program import train_program
     from jaxvision.train.state import initialize
 
-    config = command.complete(command.load(f"configs/{name}.py"))
+    config = run.complete(load(f"configs/{name}.py"))
     config.data.batch_size = batch_size
     config.model.pretrained = False
     config.mesh = {"data": 1}
@@ -77,7 +77,7 @@ def measure(name: str, batch_size: int) -> dict[str, float | str]:
     state = initialize(program.create, lambda: program.build(weights=False), program.shardings)
     host = {key: np.zeros(x.shape, x.dtype) for key, x in program.batch.items()}
     host["mask"][:] = True
-    waiting = [shard_batch(host, mesh) for _ in range(pipeline.AHEAD)]
+    waiting = [shard_batch(host, mesh) for _ in range(AHEAD)]
     jax.block_until_ready(state)
     if jax.default_backend() == "cpu":  # to make the state took memory that is free again
         settle()

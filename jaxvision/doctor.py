@@ -254,7 +254,7 @@ def check_settings(facts: Facts) -> Iterator[Finding]:
 
 def check_shared_memory(facts: Facts) -> Iterator[Finding]:
     """Room for the batches that worker processes hand over: in containers there may be only 64 MiB."""
-    workers = min(facts.cores, 16) if facts.cores > 2 else 0  # as in jaxvision.data.pipeline
+    workers = min(facts.cores, 16) if facts.cores > 2 else 0  # as in jaxvision.data.workers
     needed = workers * 3 * 64 * 224 * 224 * 3  # two finished batches of each and one in the making
     if facts.shared_memory is not None and facts.shared_memory < needed:
         there, takes = facts.shared_memory / 2**20, needed / 2**20

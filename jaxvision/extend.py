@@ -7,6 +7,7 @@ function, and that function's keyword-only arguments are the keys of the config'
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -51,6 +52,59 @@ def resolve(what: str, name: str | Callable[..., Any], builtin: Mapping[str, Any
         raise UserError(f"{what}: cannot import {module!r} of {name!r} ({e}). Check the name and PYTHONPATH.") from e
     except AttributeError as e:
         raise UserError(f"{what}: the module {module!r} has no {attribute!r}. Check the name after the colon.") from e
+    except Exception as e:
+        raise UserError(f"{what}: importing {module!r} of {name!r} raises {type(e).__name__}: {e}.") from e
     if not callable(found):
         raise UserError(f"{what}: {name!r} is a {type(found).__name__}, expected a function.")
     return found
+
+
+def call(what: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Returns ``function(*args, **options)``, after checking that the function takes these arguments.
+
+    Args:
+      what: what the function is, for messages, such as ``"schedule"``.
+      function: from `resolve`.
+      *args: positional arguments that jaxvision passes.
+      **options: keyword arguments: jaxvision's own and those of the config's section.
+
+    Raises:
+      UserError: the function does not take an argument, or an argument without a default is missing.
+
+    Example:
+      >>> call("function", lambda x, *, scale: x * scale, 3, scale=2)
+      6
+    """
+    try:
+        inspect.signature(function).bind(*args, **options)
+    except TypeError as e:
+        taken = ", ".join(inspect.signature(function).parameters)
+        raise UserError(f"{what}: {e}. The function takes ({taken}).") from e
+    return function(*args, **options)
+
+
+def import_path(what: str, function: Callable[..., Any]) -> str:
+    """Returns the ``"package.module:function"`` by which `resolve` finds `function`, so that a file can record it.
+
+    Args:
+      what: where the function was given, for messages, such as ``"config.loss.kind"``.
+      function: a function or class at the top level of a module.
+
+    Raises:
+      UserError: `function` has no such name: it is a lambda, a `functools.partial` or defined inside a function.
+
+    Example:
+      >>> import os.path
+      >>> import_path("function", os.path.basename)
+      'posixpath:basename'
+    """
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    found: Any = sys.modules.get(module or "")
+    for part in (name or "<none>").split("."):
+        found = getattr(found, part, None)
+    if found is not function:
+        raise UserError(
+            f"{what}: got {function!r}, expected a function at the top level of a module, which can be imported again. "
+            "Define it by def or class in a module."
+        )
+    return f"{module}:{name}"

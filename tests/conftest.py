@@ -24,9 +24,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
 # Test workers and the processes that tests start share compiled programs. The first process makes the folder; the
 # others inherit the variable.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvision-tests-programs-")
-    os.environ["JAXVISION_TEST_OWNS_CACHE"] = str(os.getpid())
+PROGRAMS = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/jaxvision-tests-{os.getpid()}")
+OWNER = os.environ.setdefault("JAXVISION_TESTS_OWNER", str(os.getpid()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -87,8 +86,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if os.environ.get("JAXVISION_TEST_OWNS_CACHE") == str(os.getpid()):
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    if str(os.getpid()) == OWNER and "jaxvision-tests-" in PROGRAMS:
+        shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture

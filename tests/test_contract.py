@@ -245,5 +245,5 @@ def test_images_of_another_kind_are_told(family: str) -> None:
     size = model.image_size
     with pytest.raises(UserError, match=r"takes \[b, h, w, 3\], channels last"):
         model(jnp.zeros((1, 3, size, size)))
-    with pytest.raises(UserError, match=r"images are uint8: a model takes them as floats"):
+    with pytest.raises(UserError, match=r"images: got uint8, expected normalized floats"):
         model(jnp.zeros((1, size, size, 3), jnp.uint8))

@@ -1,4 +1,4 @@
-"""Writes docs/configs.md: every config that comes along, every key and what it does. Run it after a docstring changed.
+"""Writes docs/configs.md: the included configs, and every key with its explanation. Run it after a docstring changed.
 
 python tools/make_config_docs.py
 """
@@ -8,46 +8,55 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from jaxvision import main, run
 from jaxvision.data import source
-from jaxvision.run import sections
+from jaxvision.run.config import argument_texts, complete, explain_keys, leaves, load, packaged
 
 ROOT = Path(__file__).parent.parent
 
 HEAD = """# Configs
 
-A config file is a Python file with `get_config()`; it says only what differs from the defaults.
-`python -m jaxvision.main --config FILE --help` lists every key with its value and meaning; any of them can be set
-on the command line, and one that is misspelled is an error that names the nearest.
+A config is a Python file with a function `get_config()`. It sets only the keys that differ from their defaults.
+Override any key on the command line:
 
 ```bash
 python -m jaxvision.main --config configs/quickstart.py:resnet --config.train.epochs=5 --config.optimizer.name=sgd
 ```
 
+`python -m jaxvision.main --config FILE --help` lists every key of a config with its value and its explanation. A
+misspelled key is an error that suggests the nearest one.
+
 | config | what it does |
 |---|---|"""
 
 MIDDLE = """
-Each section is splatted into one function; its docstring is the reference. `seed` seeds everything random. `mesh` names
-axes of devices; `-1` takes what is left. `source` has a `name` (`digits`, `folder`, `tfds`, `huggingface`) and that
-source's options. `model` takes the arguments of `jaxvision.create_model` and of the architecture's class.
+Each section is passed to one function. The keys below are its keyword arguments, and its docstring is the reference.
+
+- `seed` is the seed of everything random.
+- `mesh` has the axes `data`, `fsdp` and `tensor`, each with a number of devices. `-1` uses all devices that the other
+  axes leave.
+- `source` has a `name` and the options of that source.
+- `model` takes the arguments of `jaxvision.create_model` and of the architecture's class.
+
+`source.name`, `model.name`, `augment.name`, `loss.kind`, `metric.name`, `optimizer.name` and `schedule.name` also
+accept a function of your own, as `"package.module:function"`. Its keyword arguments become further keys of the
+section, with flags, help and type checks.
 """
 
 
 def page() -> str:
-    """Returns the page's text."""
+    """Returns the text of docs/configs.md."""
     lines = [HEAD]
-    for name in main.packaged():
+    for name in packaged():
         summary = (ast.get_docstring(ast.parse((ROOT / name).read_text())) or "").splitlines()[0]
         lines.append(f"| `{name}` | {summary} |")
     lines.append(MIDDLE)
     for name in source.SOURCES:
         lines.append(f"## `source`, name `{name}`\n")
-        texts = sections.argument_texts(source.source_function(name))
+        texts = argument_texts(source.source_function(name))
         lines += [*[f"- `{key}`: {text}" for key, text in texts.items()], ""]
-    config = run.complete(main.load("configs/quickstart.py:vit"))
-    texts, section = run.explain_keys(config), ""
-    for key in main.leaves(config):
+    config = complete(load("configs/quickstart.py:vit"))
+    texts, section = explain_keys(config), ""
+    for key in leaves(config):
         owner, _, rest = key.partition(".")
         if owner in ("source", "seed", "mesh"):
             continue

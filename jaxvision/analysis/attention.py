@@ -1,4 +1,4 @@
-"""What the attention of a Vision Transformer says about the picture."""
+"""Attention of a Vision Transformer as maps over the image."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from jaxvision.models.layers.mode import eval_view
 
 
 def class_attention(model: Any, images: jax.Array, layer_idx: int = -1) -> jax.Array:
-    """Returns how much what the head reads attends to each patch in one block, averaged over heads.
+    """Returns the attention to each patch in one block, averaged over heads.
 
-    That is the class token where the head reads it, and the mean of the tokens that are pooled where there is none.
-    A model with an attention pool (SigLIP) has one query for the whole picture: its weights are returned for the last
-    block, whose tokens it reads, and the mean over tokens for any other.
+    The queries are the tokens that the head reads: the class token, or the mean over the tokens that are pooled. A
+    model with an attention pool (SigLIP) has one query for the whole image; its weights are returned for the last
+    block, and the mean over tokens for any other block.
 
     Args:
       model: a ViT.
-      images: [b, h, w, c], normalized.
-      layer_idx: which block, from 0; negative counts from the last.
+      images: float [b, h, w, c], normalized.
+      layer_idx: index of the block, from 0; negative indices count from the last block.
 
     Returns:
-      float32 [b, grid height, grid width]; what is missing to a sum of 1 goes to the tokens before the patches (class,
-      distillation, registers).
+      float32 [b, grid height, grid width]. The sum of a map is at most 1: the rest is the attention to the tokens
+      before the patches (class, distillation, registers).
 
     Raises:
-      UserError: no such block.
+      UserError: `layer_idx` is out of range.
 
     Example:
       >>> from jaxvision.models import registry
@@ -45,18 +45,19 @@ def class_attention(model: Any, images: jax.Array, layer_idx: int = -1) -> jax.A
 
 
 def attention_rollout(model: Any, images: jax.Array) -> jax.Array:
-    """Returns how much of each patch reaches what the head reads through all blocks.
+    """Returns how much each patch contributes, through all blocks, to the tokens that the head reads.
 
-    Abnar & Zuidema, "Quantifying Attention Flow in Transformers", https://arxiv.org/abs/2005.00928: the heads' mean
-    weights of each block, half and half with the identity for the residual connection, multiplied up. The head reads
-    the class token, the mean of the pooled tokens, or what an attention pool makes of them, as for `class_attention`.
+    Abnar and Zuidema, "Quantifying Attention Flow in Transformers", https://arxiv.org/abs/2005.00928. The rollout is
+    the product over all blocks of the attention weights, averaged over heads and then with the identity, which stands
+    for the residual connection. The tokens that the head reads are those of `class_attention`.
 
     Args:
       model: a ViT.
-      images: [b, h, w, c], normalized.
+      images: float [b, h, w, c], normalized.
 
     Returns:
-      float32 [b, grid height, grid width]; what is missing to a sum of 1 stays with the prefix tokens.
+      float32 [b, grid height, grid width]. The sum of a map is at most 1: the rest belongs to the tokens before the
+      patches.
 
     Example:
       >>> from jaxvision.models import registry
@@ -71,16 +72,16 @@ def attention_rollout(model: Any, images: jax.Array) -> jax.Array:
 def _rollout(model: Any, images: jax.Array) -> jax.Array:
     features, kept = nnx.capture(model.forward_features, nnx.Intermediate)(images)
     row = _read(model, features)
-    # Only one row of the product is wanted, so it is multiplied from the last block to the first.
+    # One row of the product is enough, so it is multiplied from the last block to the first.
     for i in reversed(range(len(model.blocks))):
-        # A block has one attention layer, or several side by side, whose heads count alike.
+        # A block has one attention layer, or several in parallel, whose heads are averaged together.
         weights = jnp.concatenate(jax.tree.leaves(kept["blocks"][i]), axis=1).mean(1)
         row = 0.5 * row + 0.5 * jnp.einsum("bn,bnm->bm", row, weights)
     return _to_grid(model, images, row)
 
 
 def _read(model: Any, features: jax.Array) -> jax.Array:
-    """Returns how much of each of the tokens [b, n, d] the head reads, float32 [b, n]; the sum is 1."""
+    """Returns the weight of each token of `features` [b, n, d] in what the head reads, float32 [b, n], sum 1."""
     b, n, _ = features.shape
     if model.global_pool == "token":
         return jnp.zeros((b, n)).at[:, 0].set(1)
@@ -95,5 +96,5 @@ def _pooled_from(model: Any) -> int:
 
 
 def _to_grid(model: Any, images: jax.Array, row: jax.Array) -> jax.Array:
-    """Returns what a row [b, n] over the tokens says of the patches, as the grid that they form."""
+    """Returns the values of the patches, from a row [b, n] over all tokens, as [b, grid height, grid width]."""
     return row[:, model.num_prefix_tokens :].reshape(-1, *model.grid_of(images))

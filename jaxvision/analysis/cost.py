@@ -1,7 +1,7 @@
-"""What a model costs: parameters, multiply-adds, activations and bytes, by stage, without running it.
+"""What a model costs, by stage: parameters, multiply-adds, activations and bytes, without running it.
 
-The forward pass is traced with shapes only, and its products are counted. Each belongs to the parameter that it
-multiplies by, or to the last one before it where there is none (attention), and so to a stage.
+The forward pass is traced with shapes only, and its products are counted. A product belongs to the stage of the
+parameter that it multiplies by. A product without a parameter (attention, pooling) belongs to the parameter before it.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from jaxvision.weights import catalog
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage, or a whole model, costs for one image.
+    """Cost of one stage, or of a whole model, for one image.
 
     Attributes:
       name: of the stage.
-      parameters: elements of the parameters, frozen or not; no BatchNorm statistics.
-      weight_bytes: of parameters and statistics: what a file of them holds.
-      multiply_adds: of convolutions, linear layers, norms and the last pooling. For an element of its input a BatchNorm
-        counts 2, a LayerNorm or GroupNorm 5 and the pooling 1; for a number of its kernel a StdConv 4. As in timm's
-        tables other norms (RMSNorm, EvoNorm) are not counted.
+      parameters: number of parameters, including frozen ones, without BatchNorm statistics.
+      weight_bytes: bytes of parameters and statistics, as in a file.
+      multiply_adds: of convolutions, linear layers, norms and global average pooling. BatchNorm counts 2 for an element
+        of its input, LayerNorm and GroupNorm 5, pooling 1; StdConv counts 4 for an element of its kernel. Other norms
+        (RMSNorm, EvoNorm) are not counted, as in timm's tables.
       attention: multiply-adds of the products of two activations, softmax(q k) v.
-      activations: elements that convolutions and linear layers put out.
-      activation_bytes: of these elements.
+      activations: number of elements that convolutions and linear layers return.
+      activation_bytes: bytes of these elements.
     """
 
     name: str
@@ -60,15 +60,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The cost of a model by stage; its text form is a table.
+    """Cost of a model by stage. Its text form is a table.
 
     Attributes:
       name: of the architecture.
       image_size: side of the image in pixels.
-      in_channels: of the image.
+      in_channels: channels of the image.
       num_classes: of the head.
-      stages: from the image to the head.
-      total: of all stages.
+      stages: in order, from the image to the head.
+      total: sum of the stages.
     """
 
     name: str
@@ -120,18 +120,18 @@ class ModelInfo:
 
 
 def model_info(model: str | Model, image_size: int | None = None) -> ModelInfo:
-    """Returns what a model costs for one image in evaluation, by stage.
+    """Returns the cost of a model for one image in evaluation, by stage.
 
-    The numbers are those that timm publishes, counted by fvcore: on its model cards "GMACs" is `multiply_adds` and
-    "Activations" `activations`; in its benchmark tables GMACs is `multiply_adds_with_attention`. They do not depend
-    on the platform.
+    The numbers are those that timm publishes, which fvcore counts. On timm's model cards "GMACs" is `multiply_adds` and
+    "Activations" is `activations`. In timm's benchmark tables GMACs is `multiply_adds_with_attention`. The numbers do
+    not depend on the platform.
 
     Args:
-      model: a name, with a weight tag or without; or a model.
+      model: a model, or a name with or without a weight tag.
       image_size: side of the image in pixels. Default: the model's own.
 
     Raises:
-      UserError: an unknown name, or a size that the model does not take.
+      UserError: the name is unknown, or the model does not take the size.
 
     Example:
       >>> print(model_info("test_resnet"))
@@ -145,27 +145,43 @@ def model_info(model: str | Model, image_size: int | None = None) -> ModelInfo:
     if isinstance(model, str):
         entry = catalog.lookup(model)
         if image_size is not None and image_size < 1:
-            raise UserError(f"image_size is 1 pixel or more, got {image_size}")
+            raise UserError(f"image_size: got {image_size}, expected 1 pixel or more.")
         overrides = {"num_classes": entry.num_classes, "image_size": image_size or entry.image_size}
         model = registry.build_abstract(entry.architecture, **overrides)
     size = image_size or model.image_size
+    stages = _stages(model, _model_products(model, size))
+    numbers = [field.name for field in dataclasses.fields(Cost) if field.name != "name"]
+    total = Cost("total", **{key: sum(getattr(stage, key) for stage in stages) for key in numbers})
+    return ModelInfo(model.architecture, size, model.in_channels, model.num_classes, tuple(stages), total)
 
-    graph, state = nnx.split(eval_view(model))
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+def _model_products(model: Model, size: int) -> list[_Product]:
+    """Returns the products of one forward pass, each with the name of a parameter."""
+    graph, shapes = _shapes(model)
     images = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
     traced = jax.make_jaxpr(lambda state, images: nnx.merge(graph, state)(images))(shapes, images).jaxpr
-    leaves = dict(zip(tree.names(state), jax.tree.leaves(shapes), strict=True))
-    made_of = {var: frozenset([name]) for var, name in zip(traced.invars, leaves, strict=False)}
-    counted = {
+    made_of = {var: frozenset([name]) for var, name in zip(traced.invars, tree.names(shapes), strict=False)}
+    norms = {
         ".".join(map(str, (*path, "bias"))): 2 if isinstance(norm, BatchNorm) else 5
         for path, norm in nnx.iter_modules(model)
         if isinstance(norm, BatchNorm | nnx.LayerNorm | nnx.GroupNorm)
     }
-    products = _attributed(_products(traced, made_of, counted))
+    products = _attributed(_products(traced, made_of, norms))
     for path, conv in nnx.iter_modules(model):
         if isinstance(conv, StdConv):
             products.append(_Product("norm", ".".join(map(str, (*path, "kernel"))), 4 * conv.kernel.size, conv.kernel))
+    return products
 
+
+def _shapes(model: Model) -> tuple[nnx.GraphDef, nnx.State]:
+    graph, state = nnx.split(eval_view(model))
+    return graph, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+
+def _stages(model: Model, products: Sequence[_Product]) -> list[Cost]:
+    """Returns the cost of each of the model's coarse layer groups, in order."""
+    shapes = _shapes(model)[1]
+    leaves = dict(zip(tree.names(shapes), jax.tree.leaves(shapes), strict=True))
     weights = tree.names(nnx.state(model, (nnx.Param, nnx.BatchStat, Frozen)))
     statistics = set(tree.names(nnx.state(model, nnx.BatchStat)))
     patterns = [(pattern, i) for i, pattern in enumerate(model.layer_groups(coarse=True))]
@@ -185,15 +201,16 @@ def model_info(model: str | Model, image_size: int | None = None) -> ModelInfo:
             activation_bytes=sum(product.out.size * product.out.dtype.itemsize for product in linear),
         )
         stages.append(cost)
-    numbers = [field.name for field in dataclasses.fields(Cost) if field.name != "name"]
-    total = Cost("total", **{key: sum(getattr(stage, key) for stage in stages) for key in numbers})
-    return ModelInfo(model.architecture, size, model.in_channels, model.num_classes, tuple(stages), total)
+    return stages
 
 
 def operations(jaxpr: core.Jaxpr) -> int:
-    """Returns the operations (two for a multiply-add) of a program's matrix products and convolutions.
+    """Returns the operations of a program's matrix products and convolutions; a multiply-add counts as two.
 
-    Whatever is in a scan counts as often as it runs; additions, activations and norms do not count.
+    The body of a scan counts as often as it runs. Additions, activations and norms do not count.
+
+    Args:
+      jaxpr: of the program, from `jax.make_jaxpr`.
 
     Example:
       >>> def f(w, x):
@@ -214,13 +231,13 @@ def operations(jaxpr: core.Jaxpr) -> int:
         elif eqn.primitive.name == "conv_general_dilated":
             kernel: Any = eqn.invars[1].aval
             features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-            # The gradient of a strided convolution is one of an image with zeros between its pixels.
+            # The gradient of a strided convolution convolves an image with zeros between its pixels.
             total += 2 * out.size * kernel.size // features // math.prod(eqn.params["lhs_dilation"])
     return total
 
 
 def _short(n: int) -> str:
-    """Returns a count in the largest unit that leaves a digit before the point, as in ``25.56 M``."""
+    """Returns a count in the largest unit in which it is 1 or more, such as ``25.56 M``."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if n >= size:
             return f"{n / size:.2f} {unit}"
@@ -228,7 +245,7 @@ def _short(n: int) -> str:
 
 
 def _title(names: Sequence[str], group_of: Mapping[str, int]) -> str:
-    """Returns what the names of a stage begin with: ``layer1``, or ``blocks.3`` where others are called blocks, too."""
+    """Returns the common start of a stage's names: ``layer1``, or ``blocks.3`` if other stages are also ``blocks``."""
     groups_of_first: dict[str, set[int]] = {}
     for name, group in group_of.items():
         groups_of_first.setdefault(name.split(".")[0], set()).add(group)
@@ -236,7 +253,7 @@ def _title(names: Sequence[str], group_of: Mapping[str, int]) -> str:
     return ", ".join(dict.fromkeys(".".join(start) for start in starts))
 
 
-# --- Reading a program: which products does it hold, and of which parameters? -----------------------------------------
+# --- Reading a program: its products, and the parameter of each ---
 
 
 @dataclass(frozen=True)
@@ -252,24 +269,26 @@ def _products(
 ) -> Iterator[_Product]:
     """Yields the products of a program in order.
 
-    `made_of` has the names of the parameters that a variable is computed from, for those that depend on nothing else.
-    It is added to on the way, for a kernel may be cast, sliced or scaled before it is used. `norms` has the
-    multiply-adds for an element of each norm, by the name of its bias.
+    Args:
+      jaxpr: the program.
+      made_of: for each variable that depends on parameters only, their names. Entries are added while the program is
+        read, because a kernel may be cast, sliced or scaled before it is used.
+      norms: multiply-adds for an element of each norm, by the name of its bias.
     """
     made_of |= dict.fromkeys(jaxpr.constvars, frozenset())
     for eqn in jaxpr.eqns:
         known = [frozenset() if isinstance(x, core.Literal) else made_of.get(x) for x in eqn.invars]
         inner = _inner(eqn)
-        if eqn.params.get("name") == "global_avg_pool":
-            pooled: Any = eqn.invars[0].aval
-            yield _Product("pool", "", pooled.size, eqn.outvars[0].aval)
-        elif inner is not None:
+        if inner is not None:
             body, times, known = inner, eqn.params.get("length", 1), known[len(known) - len(inner.invars) :]
             inside = {var: names for var, names in zip(body.invars, known, strict=True) if names is not None}
             for product in _products(body, inside, norms):
                 yield dataclasses.replace(product, multiply_adds=times * product.multiply_adds)
             outs = zip(eqn.outvars, body.outvars, strict=True)
             made_of |= {out: inside[var] for out, var in outs if isinstance(var, core.Var) and var in inside}
+        elif _is_global_avg_pool(eqn, jaxpr):
+            pooled: Any = eqn.invars[0].aval
+            yield _Product("pool", "", pooled.size, eqn.outvars[0].aval)
         elif all(names is not None for names in known):
             made_of |= dict.fromkeys(eqn.outvars, frozenset().union(*(names for names in known if names)))
         else:
@@ -277,11 +296,23 @@ def _products(
 
 
 def _inner(eqn: core.JaxprEqn) -> core.Jaxpr | None:
-    """Returns the program that an operation calls, if it calls one."""
-    if eqn.primitive.name == "cond":  # of by_platform: the default comes last, and it has no tricks in it
+    """Returns the program that an operation calls, or None."""
+    if eqn.primitive.name == "cond":  # from by_platform, whose default form comes last
         return eqn.params["branches"][-1].jaxpr
     body = next((eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params), None)
     return getattr(body, "jaxpr", body)
+
+
+def _is_global_avg_pool(eqn: core.JaxprEqn, jaxpr: core.Jaxpr) -> bool:
+    """Returns whether an operation is the sum of a mean over the image, from [b, h, w, c] to [b, c].
+
+    Squeeze-and-excitation takes the same mean, but keeps its axes to scale the image. fvcore does not count that one.
+    """
+    if eqn.primitive.name != "reduce_sum" or tuple(eqn.params["axes"]) != (1, 2):
+        return False
+    image: Any = eqn.invars[0].aval
+    keeps_axes = any(user.primitive.name == "broadcast_in_dim" and eqn.outvars[0] in user.invars for user in jaxpr.eqns)
+    return len(image.shape) == 4 and not keeps_axes
 
 
 def _product(
@@ -292,7 +323,7 @@ def _product(
     if eqn.primitive.name == "conv_general_dilated":
         kernel: Any = eqn.invars[1].aval
         features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-        # A kernel of fixed numbers, which blurs, belongs to what came before it.
+        # A kernel of constants, as of blur pooling, belongs to the parameter before it.
         yield _Product("linear", names[0] if names else "", out.size * kernel.size // features, out)
     elif eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
@@ -300,12 +331,13 @@ def _product(
         depth = math.prod(left.shape[axis] for axis in contracted)
         yield _Product("linear" if names else "attention", names[0] if names else "", out.size * depth, out)
     elif eqn.primitive.name == "add" and (bias := next((name for name in names if name in norms), None)):
-        # By its bias, the one parameter that meets every element: a GroupNorm's scale is folded into the deviations.
+        # A norm is recognized by its bias, which is added to every element. The scale of a GroupNorm is not multiplied
+        # with every element, but folded into the deviations.
         yield _Product("norm", bias, out.size * norms[bias], out)
 
 
 def _attributed(products: Iterable[_Product]) -> list[_Product]:
-    """Returns the products, those without a parameter with the one that came before them."""
+    """Returns the products, where one without a parameter gets that of the product before it."""
     result: list[_Product] = []
     for product in products:
         weight = product.weight or (result[-1].weight if result else "")

@@ -70,19 +70,21 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def eval_transform(image: Image.Image | np.ndarray, preprocess: Preprocess) -> np.ndarray:
+def eval_transform(image: Image.Image | np.ndarray | bytes, preprocess: Preprocess) -> np.ndarray:
     """Returns the picture as the model is to see it in evaluation, uint8 [image_size, image_size, c].
 
     Equal to the pixel to timm's evaluation transform before its normalization.
 
     Args:
-      image: a picture (`decode` gives one), or uint8 [h, w, c] with any number of channels.
+      image: a decoded image, uint8 [h, w, c] with any number of channels, or the bytes of a file.
       preprocess: the model's own.
 
     Example:
       >>> eval_transform(np.zeros((60, 80, 3), np.uint8), Preprocess(image_size=32)).shape
       (32, 32, 3)
     """
+    if isinstance(image, bytes):
+        image = decode(image)
     if isinstance(image, np.ndarray):
         check_image(image)
         channels = image.shape[-1]

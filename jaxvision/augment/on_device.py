@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from jaxvision.augment import rand_augment as ra
 from jaxvision.augment.host import check_crop
 from jaxvision.augment.preprocess import Preprocess, check_mean_std, crop_offset
 from jaxvision.errors import UserError, unknown_name_error
+from jaxvision.extend import resolve
 
 # What a sample's key is folded with for each kind of choice. Numbers that are in use stay as they are: a change would
 # give other pictures for an old seed.
@@ -504,6 +505,18 @@ def symmetric_beta(u: jax.Array, v: jax.Array, alpha: jax.Array | float) -> jax.
     c = jnp.cos(2 * math.pi * v)
     power = u ** (1 / alpha)
     return 0.5 + 0.5 * c / jnp.sqrt(power / (1 - power) + c * c)
+
+
+def augmentation_function(name: str | Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns your own augmentation that `name` stands for: ``fn(images, *, key, **options)`` -> images.
+
+    Args:
+      name: a callable, or ``"package.module:function"``.
+
+    Raises:
+      UserError: no such module or function.
+    """
+    return resolve("augmentation", name, {})
 
 
 def check_normalization(mean: Sequence[float], std: Sequence[float], channels: int) -> None:

@@ -6,7 +6,6 @@ returns the parts of the data.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from jaxvision.errors import UserError, unknown_name_error
+from jaxvision.extend import resolve
 
 
 class Example(TypedDict):
@@ -93,10 +93,7 @@ def source_function(name: str) -> Callable[..., Splits]:
     Raises:
       UserError: no such source.
     """
-    if name not in SOURCES:
-        raise unknown_name_error("data source", name, SOURCES)
-    module, function = SOURCES[name]
-    return getattr(importlib.import_module(module), function)
+    return resolve("data source", name, {key: ":".join(place) for key, place in SOURCES.items()})
 
 
 def open_source(name: str, **options: Any) -> Splits:

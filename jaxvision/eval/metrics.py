@@ -1,31 +1,37 @@
-"""The numbers of an evaluation, from what was predicted for each image."""
+"""Metrics of an evaluation, from the prediction for each image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from jaxvision.errors import UserError
+from jaxvision.extend import call, resolve
 
+#: Bins of the calibration error.
 BINS = 15
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model is worth on a data set.
+    """The result of evaluating a model on a dataset of n images.
 
     Attributes:
-      count: n, the number of images.
-      top1: fraction whose most likely class is the label.
-      top5: fraction whose label is among the five most likely classes (all classes, if there are fewer).
-      loss: mean of the loss.
+      count: n.
+      top1: fraction of images whose most likely class is the label.
+      top5: fraction of images whose label is among the five most likely classes, or among all if there are fewer.
+      loss: mean loss.
       calibration_error: see `calibration_error`.
-      per_class: [classes] fraction of each class's images that were recognized; NaN for a class without images.
+      per_class: [classes] fraction of each class's images that were predicted correctly; NaN for a class without
+        images.
       classes: number of classes.
-      index: [n] which image of the data set each row of the following is.
+      index: [n] index in the dataset of the image of each row below.
       label, prediction: [n] class numbers.
-      confidence: [n] probability that the model gave to its prediction.
+      confidence: [n] probability of the prediction.
+      own: values of your own metrics by name, from `with_metric`.
     """
 
     count: int
@@ -39,22 +45,76 @@ class Evaluation:
     label: np.ndarray
     prediction: np.ndarray
     confidence: np.ndarray
+    own: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def confusion(self) -> np.ndarray:
         """Counts [classes, classes]: rows are labels, columns predictions."""
-        # Made on demand: for the 21,841 classes of ImageNet-21k it takes 4 GB.
+        # Computed on demand: for the 21,841 classes of ImageNet-21k it takes 4 GB.
         pairs = self.label.astype(np.int64) * self.classes + self.prediction
         return np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
 
     def scalars(self) -> dict[str, float]:
-        """Returns the numbers that go on one line of a log."""
-        return {name: getattr(self, name) for name in ("top1", "top5", "loss", "calibration_error", "count")}
+        """Returns the metrics that are single numbers, and `count`."""
+        names = ("top1", "top5", "loss", "calibration_error", "count")
+        return {name: getattr(self, name) for name in names} | dict(self.own)
 
     def mistakes(self, n: int = 16) -> np.ndarray:
         """Returns the rows [<= n] of the wrong predictions, the most confident first."""
         wrong = np.flatnonzero(self.prediction != self.label)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:n]
+
+
+def metric_function(name: str | Callable[..., float] | None) -> Callable[..., float] | None:
+    """Returns your own function that `name` stands for, or None for None.
+
+    Args:
+      name: a callable or ``"package.module:function"``, called with an `Evaluation` and the other keys of the config's
+        section ``metric``; or None.
+
+    Raises:
+      UserError: no such module or function.
+
+    Example:
+      >>> metric_function(None) is None
+      True
+    """
+    return None if name is None else resolve("metric", name, {})
+
+
+def with_metric(
+    evaluation: Evaluation, *, name: str | Callable[..., float] | None = None, **options: Any
+) -> Evaluation:
+    """Returns an evaluation with one more metric, under the ``__name__`` of its function.
+
+    Args:
+      evaluation: from `evaluate_batches`.
+      name: as for `metric_function`. None returns `evaluation` unchanged.
+      **options: keyword arguments of the function.
+
+    Raises:
+      UserError: the function does not take an option, does not return a number, or has the name of a built-in metric.
+
+    Example:
+      >>> def wrong_answers(evaluation):
+      ...     return len(evaluation.mistakes(evaluation.count))
+      >>> result = summarize(label=np.array([0, 1, 1]), prediction=np.array([0, 1, 0]), in_top5=np.ones(3, bool),
+      ...                    confidence=np.array([0.9, 0.8, 0.7]), loss=np.ones(3), index=np.arange(3), classes=2)
+      >>> with_metric(result, name=wrong_answers).scalars()["wrong_answers"]
+      1.0
+    """
+    function = metric_function(name)
+    if function is None:
+        return evaluation
+    key = getattr(function, "__name__", type(function).__name__)
+    if key in evaluation.scalars():
+        raise UserError(f"metric.name: got {key!r}, which is the name of another metric. Rename the function.")
+    value = call("metric.name", function, evaluation, **options)
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"metric.name: {key} returned {value!r}, expected a number.") from e
+    return replace(evaluation, own={**evaluation.own, key: number})
 
 
 def summarize(
@@ -69,20 +129,19 @@ def summarize(
 ) -> Evaluation:
     """Returns the evaluation of n images.
 
-    Sums are made in float64 on the host: the mean over 50,000 images has all its digits.
+    Sums are computed in float64 on the host, so that the mean over 50,000 images keeps all its digits.
 
     Args:
       label: [n] class numbers.
-      prediction: [n] the most likely class.
-      confidence: [n] its probability.
-      in_top5: [n] whether the label is among the five most likely.
+      prediction: [n] most likely class.
+      confidence: [n] probability of the prediction.
+      in_top5: [n] whether the label is among the five most likely classes.
       loss: [n].
-      classes: number of classes.
-      index: [n] which image of the data set it was.
+      index: [n] index of the image in the dataset.
       classes: number of classes.
 
     Raises:
-      UserError: no images, or a label outside [0, classes).
+      UserError: there are no images, or a label is outside [0, classes).
 
     Example:
       >>> result = summarize(label=np.array([0, 1, 1]), prediction=np.array([0, 1, 0]), in_top5=np.ones(3, bool),
@@ -94,13 +153,13 @@ def summarize(
              [1, 1]])
     """
     if not len(label):
-        raise UserError("evaluation: the data set has no images")
+        raise UserError("evaluation: the dataset has no images.")
     outside = np.flatnonzero((label < 0) | (label >= classes))
     if len(outside):
         i = outside[0]
         raise UserError(
-            f"evaluation: image {index[i]} has the label {label[i]}, but the model has {classes} classes (0 to "
-            f"{classes - 1}); {len(outside)} such images"
+            f"evaluation: image {index[i]} has the label {label[i]}, expected 0 to {classes - 1}, the classes of the "
+            f"model. {len(outside)} images have such a label."
         )
     correct = prediction == label
     with np.errstate(invalid="ignore"):  # 0 / 0, a class without images, is NaN
@@ -121,17 +180,17 @@ def summarize(
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, bins: int = BINS) -> float:
-    """Returns the expected calibration error: how far, on average, confidence is from the truth.
+    """Returns the expected calibration error: the mean distance between confidence and accuracy.
 
-    The predictions are put into `bins` bins of equal width by confidence, (0, 1/bins], (1/bins, 2/bins], ..., and
+    The predictions are sorted by confidence into `bins` bins of equal width, (0, 1/bins], (1/bins, 2/bins], ..., and
     ECE = sum over bins of (share of the images in the bin) × |accuracy in the bin - mean confidence in the bin|.
 
     Guo et al., "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599, equation 3.
 
     Args:
       confidence: [n] probability of the predicted class, in [0, 1].
-      correct: [n] whether it was right.
-      bins: how many; 15 in the paper.
+      correct: [n] whether the prediction is the label.
+      bins: number of bins; 15 in the paper.
 
     Example:
       >>> calibration_error(np.array([0.75, 0.75, 0.75, 0.75]), np.array([True, True, True, False]))

@@ -1,4 +1,4 @@
-"""An evaluation as a report: numbers, mistakes as pictures, and where the model looked."""
+"""The report of an evaluation: metrics, mistakes and explanations."""
 
 from __future__ import annotations
 
@@ -13,106 +13,125 @@ import numpy as np
 
 from jaxvision import report
 from jaxvision.analysis.saliency import explain, overlay
-from jaxvision.augment import on_device
+from jaxvision.augment import host, on_device
 from jaxvision.classifier import Classifier
-from jaxvision.data import pipeline
+from jaxvision.data.dataset import Dataset
 from jaxvision.eval.metrics import Evaluation
 
 
 def describe(
     classifier: Classifier,
     result: Evaluation,
-    pictures: pipeline.Pictures,
+    images: Dataset,
     *,
     mistakes: int = 24,
     explanations: int = 8,
+    notes: Sequence[str] = (),
     **facts: Any,
 ) -> report.Report:
-    """Returns the report's page on an evaluation: numbers, mistakes as pictures, and where the model looked.
+    """Returns the report of an evaluation: metrics, the most confident mistakes, and where the model looked.
 
     Args:
-      classifier: what was evaluated.
-      result: what came out.
-      pictures: what it was evaluated on.
-      mistakes: how many of the most confident ones are shown.
-      explanations: how many pictures are explained: half of them mistakes, where there are that many.
+      classifier: the evaluated model.
+      result: its evaluation.
+      images: the images it was evaluated on.
+      mistakes: number of mistakes to show, the most confident first.
+      explanations: number of images to explain. Up to half of them are mistakes.
+      notes: sentences to print on the page.
       **facts: further fields of `jaxvision.report.Report`.
     """
-    model, preprocess = classifier.model, classifier.preprocess
-    whole = replace(preprocess, image_size=max(preprocess.image_size, 96), crop_pct=1.0)
-
-    def picture(row: int, over: np.ndarray | None = None, image: np.ndarray | None = None) -> report.Picture:
-        index = int(result.index[row])
-        if image is None:
-            image = pictures.picture(index)
-            if max(image.shape[:2]) > 160:
-                image = pipeline.host.eval_transform(image, replace(whole, image_size=160))
-        return report.Picture(
-            image=image,
-            overlay=over,
-            true=int(result.label[row]),
-            predicted=int(result.prediction[row]),
-            confidence=float(result.confidence[row]),
-            where=pictures.source.where(index),
-        )
-
     wrong = result.mistakes(mistakes)
-    right = np.flatnonzero(result.prediction == result.label)
-    spread = right[np.linspace(0, len(right) - 1, min(explanations, len(right))).astype(int)] if len(right) else right
-    half = min(len(wrong), explanations // 2)
-    explained = [*wrong[:half], *spread[: explanations - half]]
-    shown: list[report.Picture] = []
-    notes = [*facts.pop("notes", [])]
-    if explained:
-        pixels = np.stack(
-            [pipeline.host.eval_transform(pictures.picture(int(result.index[row])), preprocess) for row in explained]
-        )
-        images = on_device.normalize(pixels, preprocess.mean, preprocess.std)
-        heats = np.asarray(jax.jit(explain)(model, images))
-        grid = heats.shape[1:]
-        if min(grid) < 3:
-            where = f"at {preprocess.image_size} pixels its last map is {grid[0]} x {grid[1]}"
-            notes.append(f"Where the model looked is not shown: {where}.")
-            explained, pixels, heats = [], pixels[:0], heats[:0]
-        for row, image, heat in zip(explained, pixels, heats, strict=True):
-            image = pipeline.host.eval_transform(image, replace(whole, image_size=max(image.shape[0], 128)))
-            image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
-            shown.append(picture(row, over=overlay(image, heat), image=image))
+    explained, note = _explanations(classifier, result, images, _rows_to_explain(result, wrong, explanations))
     return report.Report(
         metrics=headline(result),
         classes=classifier.classes,
         label=result.label,
         prediction=result.prediction,
         confidence=result.confidence,
-        mistakes=[picture(row) for row in wrong],
-        explanations=shown,
-        explanation_method="attention rollout" if model.family == "vit" else "Grad-CAM",
-        notes=notes,
+        mistakes=[_card(result, images, row, _thumbnail(images, result.index[row], classifier)) for row in wrong],
+        explanations=explained,
+        explanation_method=classifier.model.explanation,
+        notes=[*notes, *note],
         **facts,
     )
 
 
-def write_mistakes(folder: str | Path, classes: Sequence[str], result: Evaluation, pictures: pipeline.Pictures) -> Path:
-    """Writes ``mistakes.csv``, every wrong answer, the most confident first; returns its path."""
+def _rows_to_explain(result: Evaluation, wrong: np.ndarray, n: int) -> list[int]:
+    """Returns up to `n` rows: the first mistakes, then correct predictions from all over the dataset."""
+    right = np.flatnonzero(result.prediction == result.label)
+    if len(right):
+        right = right[np.linspace(0, len(right) - 1, min(n, len(right))).astype(int)]
+    half = min(len(wrong), n // 2)
+    return [*wrong[:half], *right[: n - half]]
+
+
+def _explanations(
+    classifier: Classifier, result: Evaluation, images: Dataset, rows: Sequence[int]
+) -> tuple[list[report.Picture], list[str]]:
+    """Returns the explained images, and a note if the model's last map is too small to explain anything."""
+    if not rows:
+        return [], []
+    preprocess = classifier.preprocess
+    pixels = [host.eval_transform(images.image(int(result.index[row])), preprocess) for row in rows]
+    inputs = on_device.normalize(np.stack(pixels), preprocess.mean, preprocess.std)
+    maps = np.asarray(jax.jit(explain)(classifier.model, inputs))
+    _, h, w = maps.shape
+    if min(h, w) < 3:
+        where = f"at {preprocess.image_size} pixels its last map is {h} x {w}"
+        return [], [f"Where the model looked is not shown: {where}."]
+    cards = []
+    for row, image, heat in zip(rows, pixels, maps, strict=True):
+        size = max(image.shape[0], 128)
+        image = host.eval_transform(image, replace(preprocess, image_size=size, crop_pct=1.0))
+        image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+        cards.append(_card(result, images, row, image, overlay(image, heat)))
+    return cards, []
+
+
+def _thumbnail(images: Dataset, index: int, classifier: Classifier) -> np.ndarray:
+    image = images.image(int(index))
+    if max(image.shape[:2]) > 160:
+        image = host.eval_transform(image, replace(classifier.preprocess, image_size=160, crop_pct=1.0))
+    return image
+
+
+def _card(
+    result: Evaluation, images: Dataset, row: int, image: np.ndarray, over: np.ndarray | None = None
+) -> report.Picture:
+    """Returns an image of the dataset with its label and its prediction."""
+    return report.Picture(
+        image=image,
+        overlay=over,
+        true=int(result.label[row]),
+        predicted=int(result.prediction[row]),
+        confidence=float(result.confidence[row]),
+        where=images.source.where(int(result.index[row])),
+    )
+
+
+def write_mistakes(folder: str | Path, classes: Sequence[str], result: Evaluation, images: Dataset) -> Path:
+    """Writes ``mistakes.csv``, all wrong predictions, the most confident first; returns its path."""
     path = Path(folder) / "mistakes.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["picture", "true", "predicted", "confidence"])
         for row in result.mistakes(result.count):
-            where = pictures.source.where(int(result.index[row]))
+            where = images.source.where(int(result.index[row]))
             names = classes[result.label[row]], classes[result.prediction[row]]
             rows.writerow([where, *names, f"{result.confidence[row]:.4f}"])
     return path
 
 
 def headline(result: Evaluation) -> dict[str, float]:
-    left_out = {"count", "top5"} if result.classes <= 5 else {"count"}  # of five classes, five are always right
+    """Returns the metrics without ``count``, and without ``top5`` if there are five classes or fewer."""
+    left_out = {"count", "top5"} if result.classes <= 5 else {"count"}
     return {key: value for key, value in result.scalars().items() if key not in left_out}
 
 
-def notes_on(data: Mapping[str, pipeline.Pictures]) -> list[str]:
+def notes_on(data: Mapping[str, Dataset]) -> list[str]:
+    """Returns a note for each part of the data in which damaged images were skipped."""
     return [
-        f"{len(part.corrupt)} damaged pictures of the {name} data were skipped: "
+        f"{len(part.corrupt)} damaged images of the {name} data were skipped: "
         + ", ".join(where for where, _ in list(part.corrupt.values())[:5])
         for name, part in data.items()
         if part.corrupt

@@ -1,7 +1,8 @@
-"""Evaluation: one jitted step over padded, masked batches, so that every image counts exactly once."""
+"""The evaluation step: compiled once, over padded and masked batches, so that every image counts exactly once."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.data.image_path import ImagePath
 from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.eval.metrics import Evaluation, summarize
 from jaxvision.models.layers.mode import eval_view
@@ -30,24 +33,24 @@ def make_eval_step(
     probabilities: str = "softmax",
     model_of: Callable[[Any], nnx.Module] = lambda merged: merged,
 ) -> EvalStep:
-    """Returns the function (state, batch) -> what the model said about each image.
+    """Returns the function (state, batch) -> predictions of the batch.
 
     Args:
-      graph: structure of what `state` is the state of: a model, or something that a model can be had from.
-      mesh: the devices; the batch is split over its batch axes.
-      prepare: from the batch as the pipeline gives it to images [b, h, w, c] as the model wants them.
+      graph: structure of what `state` is the state of: a model, or an object that `model_of` takes a model from.
+      mesh: the devices. The batch is split over its batch axes.
+      prepare: from the batch of the pipeline to images float [b, h, w, c], normalized.
       loss: (logits [b, classes], labels [b]) -> [b].
       probabilities: how logits become probabilities, for the confidence: ``"softmax"``, or ``"sigmoid"`` for a model
-        that was trained with that loss.
-      model_of: from the merged object to the model; for a training state ``jaxvision.train.state.evaluated_model``
-        (the averaged weights) or ``lambda state: state.model``.
+        that was trained with the sigmoid loss.
+      model_of: from the merged object to the model. For a training state use
+        ``jaxvision.train.state.evaluated_model`` (the averaged weights) or ``lambda state: state.model``.
 
     Returns:
-      The step, compiled at its first call. Its batch has ``"label"``, ``"index"`` and ``"mask"`` [b], and what
-      `prepare` reads. Its result has arrays [b], whole on every device, so that each process knows all.
+      The step, compiled at its first call. Its batch has ``"label"``, ``"index"`` and ``"mask"`` [b] and what `prepare`
+      reads. Its result is a dictionary of arrays [b], replicated, so that each process has all of them.
 
     Raises:
-      UserError: no such kind of probabilities.
+      UserError: `probabilities` is unknown.
 
     Example:
       >>> from jaxvision.parallel.mesh import make_mesh
@@ -66,7 +69,7 @@ def make_eval_step(
         model = eval_view(model_of(nnx.merge(graph, state)))
         logits = model(prepare(batch)).astype(jnp.float32)  # type: ignore[operator]
         _, classes = logits.shape
-        # top_k takes the lower class of equals, as argmax does.
+        # Of equal logits top_k takes the lower class, as argmax does.
         _, best = jax.lax.top_k(logits, min(5, classes))
         prediction = best[:, 0]
         return {
@@ -82,13 +85,40 @@ def make_eval_step(
     return jax.jit(eval_step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
+@functools.lru_cache(maxsize=8)
+def cached_eval_step(
+    graph: nnx.GraphDef,
+    mesh: Mesh,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    probabilities: str,
+    preprocess: Preprocess,
+    model_of: Callable[[Any], nnx.Module],
+    images: ImagePath,
+) -> EvalStep:
+    """Returns `make_eval_step` for images of a dataset; equal arguments return the same compiled step.
+
+    Args:
+      graph, mesh, loss, probabilities, model_of: as for `make_eval_step`.
+      preprocess: the evaluation transform.
+      images: how the images reach the model.
+    """
+    return make_eval_step(
+        graph,
+        mesh=mesh,
+        loss=loss,
+        probabilities=probabilities,
+        prepare=lambda batch: images.prepare_eval(batch, preprocess),
+        model_of=model_of,
+    )
+
+
 def evaluate_batches(step: EvalStep, state: nnx.State, batches: Iterable[Batch], *, classes: int) -> Evaluation:
-    """Returns what the model is worth on the images of `batches`.
+    """Returns the evaluation of a model on the images of `batches`.
 
     Args:
       step: from `make_eval_step`.
-      state: what the step was made for.
-      batches: of equal shape; the rows that ``"mask"`` leaves out do not count.
+      state: as the step takes it.
+      batches: of equal shape. Rows where ``"mask"`` is False do not count.
       classes: number of classes of the model.
 
     Raises:
@@ -97,17 +127,18 @@ def evaluate_batches(step: EvalStep, state: nnx.State, batches: Iterable[Batch],
     parts: list[dict[str, np.ndarray]] = []
     running = None
     for batch in batches:
-        # The device always has the next batch to work on while the last one's answers are fetched, and never more.
+        # One step is queued while the results of the one before it are fetched: the device never waits, and never
+        # holds more than two batches.
         running, done = step(state, batch), running
         if done is not None:
-            parts.append(_kept(done))
+            parts.append(_without_padding(done))
     if running is None:
-        raise UserError("evaluation: the data set has no images")
-    parts.append(_kept(running))
+        raise UserError("evaluation: the dataset has no images.")
+    parts.append(_without_padding(running))
     return summarize(**{key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, classes=classes)
 
 
-def _kept(result: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+def _without_padding(result: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     host: dict[str, np.ndarray] = jax.device_get(result)
     mask = host.pop("mask")
     return {key: value[mask] for key, value in host.items()}

@@ -1,9 +1,10 @@
-"""What every model is, whatever its family."""
+"""The base class of every model, and helpers for levels of features and for input checks."""
 
 from __future__ import annotations
 
+import functools
 import numbers
-from abc import abstractmethod
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,15 +14,17 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxvision.errors import UserError
+from jaxvision.models.layers import sizes
+from jaxvision.models.layers.head import linear_head
 
 
 class FeatureInfo(NamedTuple):
-    """One level of what `forward_intermediates` returns.
+    """One level of features that `Model.forward_intermediates` returns.
 
     Attributes:
-      name: of the module that puts it out, such as ``"layer2"``.
+      name: path of the module whose output it is, such as ``"layer2"``.
       channels: c of the map [b, h, w, c].
-      stride: pixels of the image for one of the map.
+      stride: image pixels per map pixel, along each side.
     """
 
     name: str
@@ -29,8 +32,8 @@ class FeatureInfo(NamedTuple):
     stride: int
 
 
-def in_turn(name: str, blocks: Sequence[Any], x: jax.Array) -> jax.Array:
-    """Returns `x` passed through each block in turn; `name` is that of the attribute that holds them."""
+def run_in_order(name: str, blocks: Sequence[Any], x: jax.Array) -> jax.Array:
+    """Returns `x` passed through each block in order. The default of `Model.run_blocks`, which also gets their name."""
     del name
     for block in blocks:
         x = block(x)
@@ -40,19 +43,32 @@ def in_turn(name: str, blocks: Sequence[Any], x: jax.Array) -> jax.Array:
 class Model(nnx.Module):
     r"""An image classifier: images [b, h, w, c] -> logits [b, num_classes].
 
+    To write a model of your own, subclass `Model` and register the class with `jaxvision.register_model`. A subclass
+
+    - takes the keyword arguments ``num_classes``, ``in_channels``, ``image_size`` and ``rngs``, sets the first three as
+      attributes, and draws its parameters from `rngs` alone,
+    - sets `classifier_names`,
+    - defines `forward_features` and `forward_head`.
+
+    Everything else has a default: one group of layers besides the head, no levels of features, replicated parameters.
+
     Attributes:
-      architecture: timm's name, such as ``"resnet50"``.
-      family: ``"resnet"``, ``"resnetv2"``, ``"vit"`` or ``"efficientnet"``.
-      num_classes: of the head; 0 is no head.
-      in_channels: channels of the image.
-      image_size: side of the image in pixels; a convnet takes any other, too. (height, width) of a ViT whose images are
-        not square.
-      num_features: c of the pooled features that the head sees.
-      classifier_names: paths of what is the head, such as ``("fc",)``, ``("head", "head_dist")`` or ``("head.fc",)``.
-      options: ((argument, value), ...) by which the shape of this model differs from its row in the family's table.
-      first_conv: path of the convolution that sees the image, such as ``"conv1"`` or ``"patch_embed.proj"``.
-      table_only: arguments of the class that are code, such as the kind of block: a row of the table gives them.
-      feature_info: name, channels and stride of each level that `forward_intermediates` has.
+      architecture: name in the registry, such as ``"resnet50"``. `registry.build` sets it.
+      family: ``"resnet"``, ``"resnetv2"``, ``"vit"``, ``"efficientnet"``, or ``"custom"`` for a user's model.
+        `registry.build` sets it.
+      num_classes: width of the logits; 0 means that the model has no head.
+      in_channels: channels of the images.
+      image_size: side of the images in pixels, or (height, width) for images that are not square.
+      num_features: width of the pooled features that the head takes.
+      classifier_names: paths of the layers that form the head, such as ``("fc",)``, ``("head", "head_dist")`` or
+        ``("head.fc",)``.
+      first_conv: path of the convolution that takes the images, such as ``"conv1"``. When weights are loaded, its
+        kernel is adapted to `in_channels`. ``""``: there is no such convolution.
+      feature_info: name, channels and stride of each level that `forward_intermediates` returns.
+      options: ((argument, value), ...) that differ from the architecture's row in the registry and change the model's
+        structure. `registry.build` sets it, and an export stores it.
+      table_only: constructor arguments that are classes or functions, such as a kind of block. Only a row of the
+        registry can set them.
       block_pattern: regular expression, anchored at the start, of the names of the parameters that lie in the blocks
         passed to `run_blocks`, such as ``r"blocks\.\d+\."``. ``""``: the model does not call `run_blocks`.
       tensor_rules: rows (pattern, spec over the mesh axis ``"tensor"``) for tensor parallelism. The first row that
@@ -60,19 +76,39 @@ class Model(nnx.Module):
       explanation: ``"attention rollout"``, which needs a method `get_attention_maps`, or ``"Grad-CAM"``.
       has_fixed_image_size: whether parameters depend on `image_size`, which may then be (height, width).
       default_feature_levels: how many of the last levels a `FeatureExtractor` returns by default; None for all.
-      options_unknown_to_timm: arguments of the class that timm's constructors do not take.
-      run_blocks: what runs a row of blocks; in training `jaxvision.train.blocks.Blocks` may take its place.
+      options_unknown_to_timm: constructor arguments that timm's constructors do not take.
+      run_blocks: function (name, blocks, x) -> x that runs a row of blocks. In training,
+        `jaxvision.train.blocks.Blocks` may replace it.
+
+    Example:
+      >>> class Tiny(Model):
+      ...     classifier_names = ("head",)
+      ...
+      ...     def __init__(self, *, num_classes=1000, in_channels=3, image_size=32, rngs):
+      ...         self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
+      ...         self.conv = nnx.Conv(in_channels, 16, (3, 3), strides=2, rngs=rngs)
+      ...         self.num_features = 16
+      ...         self.head = linear_head(16, num_classes, rngs=rngs)
+      ...
+      ...     def forward_features(self, images):
+      ...         return nnx.relu(self.conv(images))
+      ...
+      ...     def forward_head(self, features, pre_logits=False):
+      ...         x = features.mean(axis=(1, 2))
+      ...         return x if pre_logits or self.head is None else self.head(x)
+      >>> Tiny(num_classes=10, rngs=nnx.Rngs(0))(jnp.zeros((2, 32, 32, 3))).shape
+      (2, 10)
     """
 
-    architecture: str
-    family: str
+    architecture: str = ""
+    family: str = "custom"
     num_classes: int
     in_channels: int
-    image_size: Any  # int or, of a ViT, (height, width)
+    image_size: Any  # int or (height, width)
     num_features: int
     classifier_names: tuple[str, ...]
-    first_conv: str
-    feature_info: tuple[FeatureInfo, ...]
+    first_conv: str = ""
+    feature_info: tuple[FeatureInfo, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
     table_only: tuple[str, ...] = ()
     block_pattern: str = ""
@@ -81,22 +117,34 @@ class Model(nnx.Module):
     has_fixed_image_size: bool = False
     default_feature_levels: int | None = None
     options_unknown_to_timm: tuple[str, ...] = ()
-    run_blocks: Callable[[str, Sequence[Any], jax.Array], jax.Array] = staticmethod(in_turn)
+    run_blocks: Callable[[str, Sequence[Any], jax.Array], jax.Array] = staticmethod(run_in_order)
 
     def set_view(self, run_blocks: Callable[..., Any] | None = None) -> None:
-        """Joins the view in which blocks are run in another way."""
+        """Sets `run_blocks` in a view made by `nnx.view`."""
         if run_blocks is not None:
             self.run_blocks = run_blocks
 
-    @abstractmethod
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns logits [b, num_classes] of normalized images [b, h, w, c]."""
+        """Returns the logits [b, num_classes] of normalized `images` [b, h, w, in_channels]."""
+        return self.forward_head(self.forward_features(images))
 
-    @abstractmethod
     def forward_features(self, images: jax.Array) -> jax.Array:
-        """Returns timm's features: [b, h', w', c] of a convnet, tokens [b, n, d] of a ViT."""
+        """Returns the features before pooling: a map [b, h', w', c], or tokens [b, n, d] in a ViT.
 
-    @abstractmethod
+        Args:
+          images: float [b, h, w, in_channels], normalized.
+        """
+        raise self._lacks("forward_features")
+
+    def forward_head(self, features: jax.Array, pre_logits: bool = False) -> jax.Array:
+        """Returns the logits [b, num_classes] of `features`.
+
+        Args:
+          features: the result of `forward_features`.
+          pre_logits: return the pooled features [b, num_features] that the classifier takes instead.
+        """
+        raise self._lacks("forward_head")
+
     def forward_intermediates(
         self,
         images: jax.Array,
@@ -105,52 +153,86 @@ class Model(nnx.Module):
         norm: bool = False,
         intermediates_only: bool = False,
     ) -> Any:
-        """Returns (features, maps) or the maps alone: of the levels `indices` of `feature_info`, None for all."""
-
-    @abstractmethod
-    def forward_head(self, features: jax.Array, pre_logits: bool = False) -> jax.Array:
-        """Returns the logits of features, or with `pre_logits` what the classifier sees [b, num_features]."""
-
-    @abstractmethod
-    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
-        """Gives the model a fresh head, in place; nothing else is touched.
+        """Returns the features and one map for each level of `feature_info`.
 
         Args:
-          num_classes: width of the logits; 0 for no head.
-          rngs: stream ``params``.
-          global_pool: another pooling in front of the head, as at construction. None keeps the one there is.
+          images: float [b, h, w, in_channels], normalized.
+          indices: None for all levels, a number n for the last n, or positions in `feature_info`.
+          norm: apply the model's last norm to the maps.
+          intermediates_only: return the list of maps only.
+
+        Returns:
+          ``(forward_features(images), maps)``, or ``maps``: a list of [b, h / stride, w / stride, channels].
 
         Raises:
-          UserError: a pooling that there is not, or that this model cannot be given. Nothing is changed then.
+          UserError: no such level, or the images do not fit the model.
         """
+        raise self._lacks("forward_intermediates")
 
-    @abstractmethod
+    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
+        """Replaces the head by a newly initialized one, in place; the other parameters are kept.
+
+        Args:
+          num_classes: width of the logits; 0 removes the head.
+          rngs: stream ``params``.
+          global_pool: pooling before the head, as for the constructor. None keeps the current pooling.
+
+        Raises:
+          UserError: the model cannot have this pooling. The model is unchanged then.
+        """
+        sizes.require_int("num_classes", num_classes, 0)
+        if global_pool is not None:
+            raise UserError(f"global_pool: got {global_pool!r}, but {type(self).__name__} has one pooling only.")
+        for path in self.classifier_names:
+            *owners, attribute = path.split(".")
+            owner = functools.reduce(getattr, owners, self)
+            head = getattr(owner, attribute)
+            if not isinstance(head, nnx.Linear | None):
+                raise self._lacks("reset_classifier", f", and {path} is a {type(head).__name__}, not an nnx.Linear")
+            width = self.num_features if head is None else head.in_features
+            types = {} if head is None else {"dtype": head.dtype, "param_dtype": head.param_dtype}
+            setattr(owner, attribute, linear_head(width, num_classes, **types, rngs=rngs))
+        self.num_classes = num_classes
+
     def cut(self, level: int) -> None:
-        """Takes away, in place, what comes after a level of `feature_info`, but for the head (`FeatureExtractor`)."""
+        """Removes, in place, the layers after a level of `feature_info`, except the head. For `FeatureExtractor`."""
+        raise self._lacks("cut")
 
-    @abstractmethod
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
-        """Returns a pattern for each group of layers, the first layer first; what none matches belongs to the head."""
+        """Returns one regular expression of parameter names for each group of layers, in forward order.
 
-    @abstractmethod
+        Names that no pattern matches form the last group, the head. Layer-wise learning rates, partial freezing and the
+        table of costs use these groups. By default, everything except the head is one group.
+
+        Args:
+          coarse: return a group per stage instead of a group per block.
+        """
+        head = "|".join(re.escape(f"{path}.") for path in self.classifier_names)
+        return (f"(?!{head})",)
+
     def no_weight_decay(self) -> tuple[str, ...]:
-        """Returns the names of parameters that never decay, beyond those with fewer than two axes."""
+        """Returns the names of parameters without weight decay, in addition to those with fewer than two axes."""
+        return ()
+
+    def _lacks(self, method: str, why: str = "") -> UserError:
+        return UserError(f"{type(self).__name__}: the class does not define {method}{why}. Define it in the class.")
 
 
 def with_options(model: Model, **changed: Any) -> tuple[tuple[str, Any], ...]:
-    """Returns the options of a model of which some were changed after it was built, so that an export carries them."""
+    """Returns `model.options` with changes made after construction, so that an export includes them."""
     return tuple(sorted((dict(model.options) | changed).items()))
 
 
-def feature_indices(indices: int | Sequence[int] | None, n: int) -> tuple[int, ...]:
-    """Returns which of `n` levels of features are wanted, the first level first.
+def feature_indices(indices: int | Sequence[int] | None, n: int, *, what: str = "indices") -> tuple[int, ...]:
+    """Returns the positions of the selected levels of features, in ascending order.
 
     Args:
-      indices: None for all of them, a number for so many of the last, or the levels, negative ones from the end.
+      indices: None for all levels, a number for that many of the last levels, or positions; negative positions count
+        from the end.
       n: number of levels.
-
+      what: name of the argument, for messages.
     Raises:
-      UserError: a level that is not there.
+      UserError: there is no such level.
 
     >>> feature_indices(None, 3), feature_indices(2, 3), feature_indices([-1, 0], 3)
     ((0, 1, 2), (1, 2), (0, 2))
@@ -159,26 +241,30 @@ def feature_indices(indices: int | Sequence[int] | None, n: int) -> tuple[int, .
         return tuple(range(n))
     if not isinstance(indices, Sequence):
         if not isinstance(indices, numbers.Integral) or not 0 < int(indices) <= n:
-            raise UserError(f"there are {n} levels of features; the last {indices!r} of them cannot be had")
+            raise UserError(f"{what}: got {indices!r}, expected a number from 1 to {n}, or a list of levels.")
         return tuple(range(n - int(indices), n))
     for i in indices:
         if not isinstance(i, numbers.Integral) or not -n <= int(i) < n:
-            raise UserError(f"there are {n} levels of features, 0 to {n - 1} or -{n} to -1; there is no {i!r}")
+            raise UserError(f"{what}: got the level {i!r}, expected a level from 0 to {n - 1} or from -{n} to -1.")
     return tuple(sorted({int(i) % n for i in indices}))
 
 
 def check_images(images: jax.Array, in_channels: int) -> None:
-    """Raises unless `images` are what a model of `in_channels` takes, as far as shape and dtype tell.
+    """Raises an error for images that a model cannot take, judged by shape and dtype.
+
+    Args:
+      images: float [b, h, w, in_channels], normalized.
+      in_channels: channels that the model takes.
 
     Raises:
-      UserError: not [b, h, w, in_channels], or whole numbers: pixels that nobody has normalized yet.
+      UserError: another shape, or an integer dtype, which means that the pixels are not normalized.
     """
     if images.ndim != 4 or images.shape[-1] != in_channels:
         raise UserError(
-            f"images of shape {list(images.shape)} do not fit: this model takes [b, h, w, {in_channels}], channels last"
+            f"images: got shape {list(images.shape)}, expected [b, h, w, {in_channels}]. Put the channels last."
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(
-            f"images are {images.dtype}: a model takes them as floats, normalized by its mean and std, such as "
-            "jaxvision.load_classifier(...).images(files) gives"
+            f"images: got {images.dtype}, expected normalized floats. Prepare image files with "
+            "jaxvision.load_classifier(...).images(files)."
         )

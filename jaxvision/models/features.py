@@ -1,4 +1,4 @@
-"""A pyramid of features for dense heads (detection, segmentation, depth), from a model of any family."""
+"""Feature maps of several resolutions from any model, for detection, segmentation or depth heads."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from jaxvision.models.base import Model, feature_indices
 
 
 class FeatureExtractor(nnx.Module):
-    """Makes maps of images: the chosen levels of a model, as timm's ``features_only=True``.
+    """Returns feature maps of several levels of a model, like timm's ``features_only=True``.
 
     Args:
-      model: one of the registry. It is taken over and cut, in place: layers after the last level that is wanted go
-        away, and so do the norm after all layers and the head.
-      out_indices: which of the levels ``model.feature_info`` names: their positions (negative ones from the end), or a
-        number for so many of the last. Default: all five of a convnet, the last three blocks of a ViT.
+      model: a model whose `feature_info` has at least one level. It is modified in place: its head, its last norm and
+        all layers after the last selected level are removed.
+      out_indices: positions in ``model.feature_info`` (negative positions count from the end), or a number n for the
+        last n levels. Default: all levels of a convnet, usually five; the last three blocks of a ViT.
 
     Attributes:
-      model: what is left of the model. It is what `jaxvision.freeze` and `jaxvision.add_lora` take.
-      out_indices: positions of the levels, the first level first, none of them negative.
-      feature_info: name, channels and stride of each map.
+      model: the modified model; `jaxvision.freeze` and `jaxvision.add_lora` accept it.
+      out_indices: positions of the selected levels, ascending and not negative.
+      feature_info: name, channels and stride of each returned map.
 
     Raises:
-      UserError: a level that is not there.
+      UserError: the model has no such level.
 
     Example:
       >>> import jax.numpy as jnp
@@ -40,20 +40,29 @@ class FeatureExtractor(nnx.Module):
 
     def __init__(self, model: Model, out_indices: int | Sequence[int] | None = None):
         levels = model.feature_info
+        if not levels:
+            raise UserError(f"{type(model).__name__}: the model has no levels of features. Define its feature_info.")
         if out_indices is None and model.default_feature_levels is not None:
             out_indices = min(model.default_feature_levels, len(levels))
         try:
-            self.out_indices = feature_indices(out_indices, len(levels))
+            self.out_indices = feature_indices(out_indices, len(levels), what="out_indices")
         except UserError as e:
             named = [f"{i} {level.name} (stride {level.stride})" for i, level in enumerate(levels)]
-            raise UserError(f"out_indices={out_indices!r}: {e}; {model.architecture} has {', '.join(named)}") from e
+            raise UserError(f"{e} The levels of {model.architecture} are {', '.join(named)}.") from e
         if not self.out_indices:
-            raise UserError("out_indices names no level of features; None stands for the usual ones")
+            raise UserError(f"out_indices: got {out_indices!r}, expected at least one level. Use None for the default.")
         self.feature_info = tuple(levels[i] for i in self.out_indices)
         model.reset_classifier(0, rngs=nnx.Rngs(0))
         model.cut(self.out_indices[-1])
         self.model = model
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        """Returns the maps [b, h / stride, w / stride, channels] of normalized `images` [b, h, w, c], finest first."""
+        """Returns one map for each selected level, the finest first.
+
+        Args:
+          images: float [b, h, w, c], normalized.
+
+        Returns:
+          A tuple of arrays [b, h / stride, w / stride, channels].
+        """
         return tuple(self.model.forward_intermediates(images, self.out_indices, intermediates_only=True))

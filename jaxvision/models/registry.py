@@ -1,36 +1,48 @@
-"""Every architecture by name: which class builds it, and with which arguments.
+"""Architectures by name: for each, the class or function that builds it and the arguments that it is built with.
 
-A family registers its table of variants once, at the end of its file. Nothing else knows the families.
+Each family registers its table of variants once, and a user's module registers its own models with `register_model`.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import jax
 from flax import nnx
 
-from jaxvision.errors import unknown_name_error
+from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models.base import Model
 from jaxvision.models.layers.init import shapes_only, streams
+
+B = TypeVar("B", bound=Callable[..., Model])
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a family's table."""
+    """One row of the registry.
+
+    Attributes:
+      architecture: name of the model, without a weight tag.
+      family: name of the family; ``"custom"`` for a user's model.
+      build: class, or function of keyword arguments, that returns the model.
+      arguments: the architecture's own keyword arguments for `build`.
+      module: the user's module that registered the model; None for a built-in model.
+    """
 
     architecture: str
     family: str
-    build: type[Model]
+    build: Callable[..., Model]
     arguments: Mapping[str, Any]
+    module: str | None = None
 
 
 _VARIANTS: dict[str, Variant] = {}
-# Arguments that every family has; they have attributes of their own, or say nothing of the shape.
+# Arguments that do not belong in `Model.options`: they have attributes of their own, or do not change the structure.
 _COMMON = {
     "num_classes",
     "in_channels",
@@ -42,14 +54,82 @@ _COMMON = {
     "dtype",
     "param_dtype",
 }
+# What a builder has to accept, because every caller may pass it.
+_REQUIRED = ("num_classes", "in_channels", "image_size", "rngs")
 
 
 def register(family: str, build: type[Model], table: Mapping[str, Mapping[str, Any]]) -> None:
-    """Adds a family's table: architecture name -> keyword arguments of `build`."""
+    """Adds a built-in family's table: architecture name -> keyword arguments of `build`."""
     for architecture, arguments in table.items():
         if architecture in _VARIANTS:
             raise ValueError(f"{architecture!r} is registered twice")
         _VARIANTS[architecture] = Variant(architecture, family, build, dict(arguments))
+
+
+@overload
+def register_model(build: B, *, name: str | None = None) -> B: ...
+@overload
+def register_model(build: None = None, *, name: str | None = None) -> Callable[[B], B]: ...
+def register_model(build: B | None = None, *, name: str | None = None) -> B | Callable[[B], B]:
+    """Registers a model of your own, so that `jaxvision.create_model`, configs and the command line find it by name.
+
+    Use it as a decorator on a subclass of `Model`, or on a function that returns one. The function or constructor takes
+    the keyword arguments ``num_classes``, ``in_channels``, ``image_size`` and ``rngs``; any others become options of
+    the model. Registering a name again from the same module replaces the model, for example in a notebook.
+
+    Args:
+      build: the class or function.
+      name: name of the architecture: letters, digits, ``_`` and ``-``, or ``"package.module:function"``. Default: the
+        name of the class or function.
+
+    Returns:
+      `build`, unchanged.
+
+    Raises:
+      UserError: the name belongs to another model, or `build` does not take the required arguments.
+
+    Example:
+      >>> from jaxvision.models.vit import VisionTransformer
+      >>> @register_model
+      ... def two_blocks(*, num_classes=1000, in_channels=3, image_size=32, embed_dim=64, rngs):
+      ...     size = {"image_size": image_size, "patch_size": 8, "embed_dim": embed_dim, "depth": 2, "num_heads": 2}
+      ...     return VisionTransformer(num_classes=num_classes, in_channels=in_channels, **size, rngs=rngs)
+      >>> model = build("two_blocks", num_classes=10, embed_dim=32, rngs=nnx.Rngs(0))
+      >>> model.architecture, model.family, model.options
+      ('two_blocks', 'custom', (('embed_dim', 32),))
+      >>> unregister_model("two_blocks")
+    """
+    if build is None:
+        return lambda build: register_model(build, name=name)
+    architecture = build.__name__ if name is None else name
+    if not re.fullmatch(r"[\w-]+|[\w.]+:[\w.]+", architecture):
+        raise UserError(
+            f"register_model: got the name {architecture!r}, expected letters, digits, '_' and '-'. "
+            "The part after a dot is the tag of weights."
+        )
+    known = _VARIANTS.get(architecture)
+    if known is not None and known.module != build.__module__:
+        owner = "is a built-in model" if known.module is None else f"was registered by the module {known.module}"
+        raise UserError(f"register_model: {architecture!r} {owner}. Choose another name.")
+    parameters = keyword_parameters(build)
+    if missing := [argument for argument in _REQUIRED if argument not in parameters]:
+        raise UserError(
+            f"register_model: {architecture!r} does not take {', '.join(missing)}. Add the keyword "
+            f"argument{'s' if len(missing) > 1 else ''} by name; **options do not count."
+        )
+    _VARIANTS[architecture] = Variant(architecture, "custom", build, {}, build.__module__)
+    return build
+
+
+def unregister_model(name: str) -> None:
+    """Removes a model that `register_model` added.
+
+    Raises:
+      UserError: there is no such model, or it is built in.
+    """
+    if variant(name).module is None:
+        raise UserError(f"unregister_model: {name!r} is a built-in model, expected one of your own.")
+    del _VARIANTS[name]
 
 
 def architectures(pattern: str = "*", *, family: str | None = None) -> list[str]:
@@ -66,7 +146,7 @@ def architectures(pattern: str = "*", *, family: str | None = None) -> list[str]
 
 
 def families() -> list[str]:
-    """Returns the names of the families.
+    """Returns the sorted names of the families.
 
     >>> families()
     ['efficientnet', 'resnet', 'resnetv2', 'vit']
@@ -85,25 +165,40 @@ def variant(architecture: str) -> Variant:
     return _VARIANTS[architecture]
 
 
+def keyword_parameters(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of a class or function that can be passed by keyword, by name.
+
+    >>> from jaxvision.models.resnet import ResNet
+    >>> list(keyword_parameters(ResNet))[:3]
+    ['depths', 'block', 'widths']
+    """
+    # The metaclass of nnx modules replaces the signature of a class by (*args, **kwargs).
+    constructor: Any = build.__init__ if isinstance(build, type) else build  # type: ignore[misc]
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(constructor).parameters
+    return {name: p for name, p in parameters.items() if p.kind in by_keyword and name != "self"}
+
+
 def options(architecture: str) -> list[str]:
-    """Returns the keyword arguments that the architecture's class takes from a user: not `rngs`, nor what is code."""
+    """Returns the names of the arguments that users may pass to the architecture's class or function.
+
+    `rngs` and the class's `Model.table_only` arguments are not among them.
+    """
     build = variant(architecture).build
-    # A module class is called through nnx's metaclass, whose own signature is (*args, **kwargs).
-    parameters = inspect.signature(build.__init__).parameters.values()  # type: ignore[misc]
-    hidden = {"rngs", *build.table_only}
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in hidden]
+    hidden = {"rngs", *getattr(build, "table_only", ())}
+    return [name for name in keyword_parameters(build) if name not in hidden]
 
 
 def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
-    """Returns a freshly initialized model.
+    """Returns a newly initialized model.
 
     Args:
-      architecture: timm's name without a tag, such as ``"resnet50"``.
+      architecture: name without a weight tag, such as ``"resnet50"``.
       rngs: streams ``params`` and ``dropout``.
-      **overrides: arguments of the family's class in the place of the variant's own.
+      **overrides: arguments of the architecture's class; they take precedence over the architecture's own.
 
     Raises:
-      UserError: unknown architecture or argument.
+      UserError: unknown architecture or argument, or a user's model that is not complete.
 
     Example:
       >>> model = build("test_resnet", num_classes=10, rngs=nnx.Rngs(0))
@@ -114,6 +209,8 @@ def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
     check_options(f"argument of {architecture}", overrides, options(architecture))
     arguments: dict[str, Any] = {**row.arguments, **overrides, "rngs": rngs}
     model = row.build(**arguments)
+    if row.module is not None:
+        _check_complete(model, architecture)
     model.architecture, model.family = row.architecture, row.family
     model.options = tuple(
         (name, _hashable(value))
@@ -123,12 +220,21 @@ def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
     return model
 
 
+def _check_complete(model: Any, architecture: str) -> None:
+    if not isinstance(model, Model):
+        raise UserError(f"model {architecture!r}: got a {type(model).__name__}, expected a subclass of Model.")
+    kind = type(model).__name__
+    for attribute in ("num_classes", "in_channels", "image_size", "classifier_names"):
+        if not hasattr(model, attribute):
+            raise UserError(f"model {architecture!r}: {kind} does not set {attribute}. Set it in __init__.")
+
+
 def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def build_abstract(architecture: str, **overrides: Any) -> Model:
-    """Returns the model with `jax.ShapeDtypeStruct` leaves: its structure, at no cost in memory or time."""
+    """Returns the model with a `jax.ShapeDtypeStruct` in place of each array, without computing initial values."""
     with shapes_only():
         model = build(architecture, rngs=streams(0, 1), **overrides)
     for _, leaf in nnx.iter_graph(model):
@@ -139,7 +245,11 @@ def build_abstract(architecture: str, **overrides: Any) -> Model:
 
 
 def check_options(what: str, got: Iterable[str], valid: Iterable[str]) -> None:
-    """Raises the error for the first of `got` that is not in `valid`."""
+    """Raises the error for the first name in `got` that is not in `valid`.
+
+    Raises:
+      UserError: the message says `what` is unknown and names the nearest valid names.
+    """
     valid = list(valid)
     for name in got:
         if name not in valid:

@@ -1,4 +1,4 @@
-"""The accelerators that a machine shows, and a run that never takes the CPU instead of one without being told to."""
+"""The accelerators of a machine, and the check that JAX uses them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxvision.errors import UserError
 
-#: Variables with the share of a GPU's memory that JAX takes; the second is the older name.
+#: Environment variables that set the share of a GPU's memory that JAX reserves; the second is the older name.
 MEMORY_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 #: Packages that let JAX use an accelerator.
 PLUGINS = {"gpu": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",)}
@@ -18,13 +18,13 @@ NAMES = {"gpu": "NVIDIA GPU", "tpu": "TPU"}
 
 
 def accelerators(environment: Mapping[str, str] | None = None, *, root: str | Path = "/") -> tuple[str, ...]:
-    """Returns which of ``"gpu"`` (of NVIDIA) and ``"tpu"`` this machine shows, by its files; no driver is asked.
+    """Returns which of ``"gpu"`` (NVIDIA) and ``"tpu"`` this machine has, judged by its device files.
 
-    GPUs that ``CUDA_VISIBLE_DEVICES`` hides are not shown.
+    No driver is loaded. GPUs that ``CUDA_VISIBLE_DEVICES`` hides do not count.
 
     Args:
-      environment: variables to look at, ``os.environ`` by default.
-      root: where ``/dev`` is.
+      environment: environment variables. Default: ``os.environ``.
+      root: folder that contains ``dev`` and ``sys``.
 
     Example:
       >>> accelerators({}, root="/nothing/is/here")
@@ -32,11 +32,11 @@ def accelerators(environment: Mapping[str, str] | None = None, *, root: str | Pa
     """
     env, root = os.environ if environment is None else environment, Path(root)
     found = []
-    # /dev/dxg, Windows' GPU in WSL 2, may be of any maker.
+    # /dev/dxg, the GPU of Windows in WSL 2, may be of any vendor.
     wsl = (root / "dev/dxg").exists() and (root / "usr/lib/wsl/lib/nvidia-smi").exists()
     if (wsl or any(root.glob("dev/nvidia[0-9]*"))) and not hidden(env):
         found.append("gpu")
-    if any(root.glob("dev/accel[0-9]*")) or (  # newer TPUs are handed out by VFIO, as other devices are
+    if any(root.glob("dev/accel[0-9]*")) or (  # newer TPUs are VFIO devices, as other hardware may be
         any(root.glob("dev/vfio/[0-9]*")) and (env.get("COLAB_TPU_1VM") or env.get("TPU_NAME") or _tpu_chips(root))
     ):
         found.append("tpu")
@@ -44,12 +44,12 @@ def accelerators(environment: Mapping[str, str] | None = None, *, root: str | Pa
 
 
 def hidden(environment: Mapping[str, str]) -> bool:
-    """Returns whether the environment hides all GPUs from CUDA; Slurm's way to say none is ``NoDevFiles``."""
+    """Returns whether the environment hides all GPUs from CUDA. Slurm sets ``NoDevFiles`` for no GPU."""
     return environment.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
 
 
 def _tpu_chips(root: Path) -> bool:
-    """Returns whether there is a device of Google's on the PCI bus that is neither a network card nor a disk."""
+    """Returns whether the PCI bus has a device by Google that is neither a network card nor a disk."""
     for vendor in root.glob("sys/bus/pci/devices/*/vendor"):
         try:
             kind = (vendor.parent / "class").read_text().strip()
@@ -61,7 +61,7 @@ def _tpu_chips(root: Path) -> bool:
 
 
 def plugins(platform: str) -> list[str]:
-    """Returns the installed packages that let JAX use a platform, ``"gpu"`` or ``"tpu"``."""
+    """Returns the names of the installed packages that let JAX use a platform, ``"gpu"`` or ``"tpu"``."""
     found = []
     for name in PLUGINS[platform]:
         try:
@@ -73,31 +73,31 @@ def plugins(platform: str) -> list[str]:
 
 
 def check_accelerator(log: Callable[[str], None] = print) -> None:
-    """Starts JAX, and refuses to go on on the CPU where that is not what was asked for.
+    """Starts JAX, and raises if it uses the CPU by mistake.
 
-    Call it after `jaxvision.parallel.distributed.initialize`, before anything that looks at the devices. The CPU is
-    right where ``JAX_PLATFORMS`` says so, and where the machine shows no accelerator.
+    Call it after `jaxvision.parallel.distributed.initialize` and before anything that queries the devices. Using the
+    CPU is no mistake if ``JAX_PLATFORMS`` asks for it, or if the machine has no accelerator.
 
     Args:
-      log: called with a line where a plugin is installed for an accelerator that is not there.
+      log: called with a line of text if a plugin is installed for an accelerator that the machine does not have.
 
     Raises:
-      UserError: what ``JAX_PLATFORMS`` asks for does not start, or JAX took the CPU although there is an accelerator.
+      UserError: the platform in ``JAX_PLATFORMS`` does not start, or JAX uses the CPU although there is an accelerator.
 
     Example:
       >>> check_accelerator()
     """
-    import jax  # here: `jaxvision doctor` looks at a machine's files also where JAX cannot be imported
+    import jax  # not at the top, because `jaxvision doctor` uses this file even if JAX cannot be imported
 
     asked = (jax.config.jax_platforms or "").split(",")[0]  # type: ignore[attr-defined]
-    # What JAX logs of a backend that did not start is a page where one line is enough: ours.
+    # JAX logs a page about a backend that does not start. The error below is one line.
     logger, logged = logging.getLogger("jax._src.xla_bridge"), list[logging.LogRecord]()
     logger.addFilter(keep := lambda record: bool(logged.append(record)))  # type: ignore[func-returns-value]
     try:
         platform = jax.devices()[0].platform
     except (RuntimeError, AssertionError) as e:
         reason = " ".join(str(e).partition(" (set JAX_PLATFORMS")[0].split()) or f"this machine shows no {asked}"
-        raise UserError(f"JAX does not start: {reason}; `jaxvision doctor` looks for the cause") from e
+        raise UserError(f"JAX does not start: {reason}. Run `jaxvision doctor` to find the cause.") from e
     finally:
         logger.removeFilter(keep)
     if refusal := why_not_cpu(platform, asked, accelerators()):
@@ -112,26 +112,26 @@ def check_accelerator(log: Callable[[str], None] = print) -> None:
 
 
 def why_not_cpu(platform: str, asked: str, shown: Sequence[str]) -> str | None:
-    """Returns why a run must not go on on `platform`; None: it may.
+    """Returns why a run must not use `platform`, or None if it may.
 
     Args:
-      platform: that JAX came up on.
-      asked: the first of ``JAX_PLATFORMS``; empty: JAX was to choose.
+      platform: the platform that JAX uses.
+      asked: the first entry of ``JAX_PLATFORMS``; empty if JAX was to choose.
       shown: from `accelerators`.
 
     Example:
       >>> why_not_cpu("cpu", "", ()), why_not_cpu("cpu", "cpu", ("gpu",))
       (None, None)
       >>> why_not_cpu("cpu", "cuda", ())
-      'JAX_PLATFORMS asks for cuda, but JAX came up on the CPU; `jaxvision doctor` says why'
+      'JAX_PLATFORMS asks for cuda, but JAX came up on the CPU. Run `jaxvision doctor` to find the cause.'
     """
     if platform != "cpu" or asked == "cpu":
         return None
     if asked:
-        return f"JAX_PLATFORMS asks for {asked}, but JAX came up on the CPU; `jaxvision doctor` says why"
+        return f"JAX_PLATFORMS asks for {asked}, but JAX came up on the CPU. Run `jaxvision doctor` to find the cause."
     if not shown:
         return None
     return (
-        f"this machine shows one {NAMES[shown[0]]} or more, but JAX came up on the CPU; `jaxvision doctor` says what "
-        f"mends that, JAX_PLATFORMS=cpu that the CPU is meant"
+        f"this machine shows one {NAMES[shown[0]]} or more, but JAX came up on the CPU. Run `jaxvision doctor` to find "
+        f"the fix, or set JAX_PLATFORMS=cpu to use the CPU."
     )

@@ -1,4 +1,4 @@
-"""Several processes as one machine."""
+"""Training in several processes, each with its own devices."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ import jax
 
 from jaxvision.errors import UserError
 
-HEARTBEAT = 30  # seconds
-LEAVE = 10  # seconds that a process which ends with a mistake waits for the others to end with theirs
+#: Seconds after which a process that died is noticed by the others.
+HEARTBEAT = 30
+#: Seconds that a process which ends with an error waits for the others to end with theirs.
+LEAVE = 10
 _TRIPLE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def initialize(environment: Mapping[str, str] | None = None) -> bool:
-    """Joins this process to the others of its job, where the environment says that there are others.
+    """Joins this process to the other processes of its job, if the environment names any.
 
-    Call it first thing: once JAX has looked at its devices it is too late. Understood are
+    Call it before anything that queries JAX's devices. It reads
 
     - ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, set by hand;
-    - ``JAXVISION_DISTRIBUTED=1``: JAX finds out by itself (TPU pods, Kubernetes);
-    - a task of Slurm's ``srun`` or Open MPI's ``mpirun`` with more than one process.
+    - ``JAXVISION_DISTRIBUTED=1``: JAX detects the cluster (TPU pods, Kubernetes);
+    - the variables of Slurm's ``srun`` and Open MPI's ``mpirun`` with more than one process.
 
     Args:
-      environment: variables to look at, ``os.environ`` by default.
+      environment: environment variables. Default: ``os.environ``.
 
     Returns:
-      Whether the process was joined to others. False, and nothing done, on a single machine.
+      Whether this process joined others. False on a single machine, where nothing is done.
 
     Raises:
-      UserError: the coordinator is given without the other two, or they are not numbers that fit.
+      UserError: one of the three variables is missing, or they are not numbers in range.
 
     Example:
       >>> initialize({})
@@ -45,11 +47,14 @@ def initialize(environment: Mapping[str, str] | None = None) -> bool:
     if any(name in env for name in _TRIPLE):
         missing = [name for name in _TRIPLE if name not in env]
         if missing:
-            raise UserError(f"distributed: {' and '.join(missing)} must be set, too; all three or none")
+            raise UserError(
+                f"distributed: {' and '.join(missing)} must be set, too. Set all of {', '.join(_TRIPLE)}, or none."
+            )
         address, count, index = (env[name] for name in _TRIPLE)
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             raise UserError(
-                f"distributed: JAX_PROCESS_ID={index} must be a number from 0 to JAX_NUM_PROCESSES={count} minus one"
+                f"distributed: got JAX_PROCESS_ID={index}, expected a number from 0 to JAX_NUM_PROCESSES - 1, with "
+                f"JAX_NUM_PROCESSES={count}."
             )
         _join(address, int(count), int(index))
         return True
@@ -60,19 +65,23 @@ def initialize(environment: Mapping[str, str] | None = None) -> bool:
 
 
 def _join(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
-    # Not yet: while a process starts it may as well end at once. See `jaxvision.parallel.preemption`.
+    # JAX's preemption service starts later, because a process that still starts up may end at once on SIGTERM.
+    # See `jaxvision.parallel.preemption`.
     jax.config.update("jax_enable_preemption_service", False)
-    # A process that died is noticed by the others after this time, and ends them with an error that names it.
     try:
         jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT)
     except (ValueError, IndexError) as e:
-        given = f"JAX_COORDINATOR_ADDRESS is host:port, got {address}" if address else "JAX finds no cluster here"
-        raise UserError(f"distributed: {given} ({str(e).splitlines()[0]})") from e
+        reason = str(e).splitlines()[0]
+        if address:
+            raise UserError(
+                f"distributed: got JAX_COORDINATOR_ADDRESS={address}, expected host:port ({reason})."
+            ) from e
+        raise UserError(f"distributed: JAX does not detect a cluster ({reason}). Set {', '.join(_TRIPLE)}.") from e
 
 
 def start_preemption_service() -> None:
-    """Has JAX listen for SIGTERM, which `multihost_utils.reached_preemption_sync_point` tells all processes of."""
-    from jax._src import distributed  # there is no public way to start it later than at `initialize`
+    """Makes JAX listen for SIGTERM, so that `multihost_utils.reached_preemption_sync_point` reports it everywhere."""
+    from jax._src import distributed  # JAX has no public way to start the service after `initialize`
 
     jax.config.update("jax_enable_preemption_service", True)
     if distributed.global_state.preemption_sync_manager is None:
@@ -80,18 +89,18 @@ def start_preemption_service() -> None:
 
 
 def leave(status: int, *, after: float = LEAVE) -> NoReturn:
-    """Ends a process that has failed, with its exit status, among others that may not know of it.
+    """Ends a process that has failed, while others of its job may still run.
 
-    They may be at their end with the same mistake: then all leave together. Else they wait for this one in a message,
-    and JAX would wait for them: this process goes, and they hear of it by its missing heartbeats.
+    If the others fail with the same error, all end together. If they wait for a message of this process, it ends after
+    `after` seconds, and the others end when its heartbeats are missing.
 
     Args:
-      status: of the process.
+      status: exit status.
       after: seconds to wait for the others.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    gc.collect()  # what reads pictures, and the memory that it shares
+    gc.collect()  # ends the workers that read images, and frees the memory they share
     threading.Timer(after, os._exit, (status,)).start()
     with suppress(Exception):
         jax.distributed.shutdown()
@@ -99,12 +108,11 @@ def leave(status: int, *, after: float = LEAVE) -> NoReturn:
 
 
 def _launched(env: Mapping[str, str]) -> bool:
-    # SLURM_STEP_NUM_TASKS, not SLURM_NTASKS: the latter is also set in an interactive allocation, where one process
-    # would wait for the others for ever.
+    # SLURM_NTASKS is also set in an interactive allocation, where one process would wait forever for the others.
     counts = (env.get("SLURM_STEP_NUM_TASKS", "1"), env.get("OMPI_COMM_WORLD_SIZE", "1"))
     return any(count.isdigit() and int(count) > 1 for count in counts)
 
 
 def is_main() -> bool:
-    """Returns whether this is the process that speaks, and that writes what only one may write."""
+    """Returns whether this is process 0, which prints, and writes the files that only one process may write."""
     return jax.process_index() == 0

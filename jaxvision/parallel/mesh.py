@@ -1,4 +1,4 @@
-"""The devices as a grid with named axes, and batches laid out over it."""
+"""The device mesh, and the layout of batches over it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxvision.errors import UserError
 
-#: Names of the axes. Those along `tensor` see the same images, and share the work on each.
+#: Names of the mesh axes. The devices along ``tensor`` share the work on the same images.
 AXES = ("data", "fsdp", "tensor")
-#: Axes over which a batch is split: each device along them sees other images.
+#: Axes over which a batch is split: the devices along them see different images.
 BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh of all devices of all processes.
 
-    Of several slices of TPUs, or nodes of GPUs, the first axis that they divide lies across them, the others inside:
-    put the one that sends least first, which is ``data``.
+    With several TPU slices or GPU nodes, the first axis that their number divides lies across them, and the other axes
+    lie within each. Put the axis that communicates least first, which is ``data``.
 
     Args:
-      axes: axis name -> number of devices along it; one may be -1, which takes what the others leave.
-        None is ``{"data": -1}``: plain data parallelism.
-      devices: the devices to use, all by default.
+      axes: axis name -> number of devices along it. One may be -1: all devices that the others leave. None is
+        ``{"data": -1}``, plain data parallelism.
+      devices: the devices to use. Default: all.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices, or two are -1, or none lies across the slices.
+      UserError: the sizes do not multiply to the number of devices, two are -1, or no axis can lie across the slices.
 
     Example:
       >>> mesh = make_mesh({"data": -1, "tensor": 1})
@@ -41,21 +41,23 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
     """
     axes = dict(axes or {"data": -1})
     devices = jax.devices() if devices is None else list(devices)
-    wanted = ", ".join(f"{name}={size}" for name, size in axes.items())
+    requested = ", ".join(f"{name}={size}" for name, size in axes.items())
     if any(size < 1 and size != -1 for size in axes.values()) or list(axes.values()).count(-1) > 1:
-        raise UserError(f"mesh: sizes are positive, and at most one is -1 (what is left); got {wanted}")
+        raise UserError(
+            f"mesh: got {requested}, expected sizes of 1 or more, of which at most one is -1 (the remainder)."
+        )
     known = math.prod(size for size in axes.values() if size != -1)
     if len(devices) % known or (-1 not in axes.values() and known != len(devices)):
         raise UserError(
-            f"mesh: {wanted} does not tile {len(devices)} device{'s' * (len(devices) != 1)}; "
-            f"one axis may be -1 and takes what the others leave"
+            f"mesh: {requested} does not tile {len(devices)} device{'s' * (len(devices) != 1)}. Set one axis to -1, "
+            "which takes the devices that the others leave."
         )
     sizes = [len(devices) // known if size == -1 else size for size in axes.values()]
-    # Auto axes, although Explicit is JAX's default: the compiler propagates shardings through the models, which
-    # therefore carry no annotation and read as if for one device. With Explicit axes each contraction over a sharded
-    # dimension would have to be told its out_sharding, in every layer.
+    # Auto axes, although Explicit is JAX's default: the compiler propagates shardings through the models, so that the
+    # models read as if written for one device. With Explicit axes every layer would have to pass an out_sharding to
+    # each contraction over a sharded dimension.
     kinds = (AxisType.Auto,) * len(axes)
-    # TPUs of several slices, GPUs of several nodes: fast links inside, slow ones between.
+    # Links between TPU slices or GPU nodes are slower than links within.
     groups = len({getattr(device, "slice_index", 0) for device in devices})
     try:
         if groups == 1:
@@ -63,13 +65,14 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
         across = next((i for i, size in enumerate(sizes) if size % groups == 0), None)
         if across is None:
             raise UserError(
-                f"mesh: one axis lies across the {groups} slices or nodes, so {groups} divides it; got {wanted}"
+                f"mesh: got {requested}, expected an axis that {groups} divides, to lie across the {groups} slices or "
+                f"nodes."
             )
         outside = [groups if i == across else 1 for i in range(len(sizes))]
         inside = [size // n for size, n in zip(sizes, outside, strict=True)]
         return Mesh(create_hybrid_device_mesh(inside, outside, devices), tuple(axes), axis_types=kinds)
-    except NotImplementedError as e:  # of TPUs: an axis lies along whole sides of their grid
-        raise UserError(f"mesh: {wanted} does not lie along the sides of these TPUs' grid: {e}") from e
+    except NotImplementedError as e:  # an axis must cover whole sides of the grid of TPUs
+        raise UserError(f"mesh: {requested} does not lie along the sides of these TPUs' grid: {e}") from e
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
@@ -82,17 +85,17 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array [batch, ...]: the first axis over the batch axes of `mesh`, the rest whole."""
+    """Returns the sharding of an array [b, ...] whose first axis is split over the batch axes of `mesh`."""
     return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that every device holds whole."""
+    """Returns the sharding of an array of which every device holds a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_devices(mesh: Mesh) -> int:
-    """Returns into how many parts a batch is split."""
+    """Returns the number of parts that a batch is split into."""
     return math.prod(mesh.shape[name] for name in batch_axes(mesh))
 
 
@@ -100,10 +103,10 @@ def batch_devices(mesh: Mesh) -> int:
 def process_share(mesh: Mesh) -> tuple[int, int]:
     """Returns (i, n): this process reads part i of the n equal parts of each batch.
 
-    There are as many parts as processes, but where an axis ``tensor`` lies across processes: those see the same images.
+    n is the number of processes, unless an axis ``tensor`` lies across processes, which then read the same images.
 
     Raises:
-      UserError: the parts of a process do not lie together, or it has none.
+      UserError: a process has no part of the batch, or parts that are not adjacent.
 
     Example:
       >>> process_share(make_mesh())
@@ -120,43 +123,43 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
         if len(parts) != size or first % max(size, 1) or parts != set(range(first, first + size)) or not parts:
             sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
             raise UserError(
-                f"mesh: with {sizes} process {process} has no part of the batch to itself; use all devices, and name "
-                f"data or fsdp before tensor"
+                f"mesh: with {sizes} process {process} has no part of the batch to itself. Use all devices, and put "
+                f"data or fsdp before tensor."
             )
     return min(owned[jax.process_index()]) // size, n // size
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
-    """Raises when a global batch cannot be split evenly.
+    """Raises unless a batch can be split evenly over the devices.
 
     Args:
       batch_size: images per step, over all devices.
-      mesh: as `make_mesh` gives it.
-      accumulate: microbatches per step; each is split over the devices.
+      mesh: from `make_mesh`.
+      accumulate: microbatches per step, each of which is split over the devices.
 
     Raises:
-      UserError: the batch is not divisible by devices × microbatches; the message names the nearest sizes that are.
+      UserError: `batch_size` is not divisible by devices × microbatches. The message names the nearest sizes that are.
     """
     parts = batch_devices(mesh) * accumulate
     if batch_size < 1:
-        raise UserError(f"the batch size is 1 or more, got {batch_size}")
+        raise UserError(f"batch size: got {batch_size}, expected 1 or more.")
     if batch_size % parts:
         lower = batch_size // parts * parts
-        nearest = f"{lower} and {lower + parts}" if lower > 0 else f"{parts}"
+        nearest = f"{lower} or {lower + parts}" if lower > 0 else f"{parts}"
         by = f"{batch_devices(mesh)} devices" + (f" times {accumulate} microbatches" if accumulate > 1 else "")
-        raise UserError(f"batch size {batch_size} is not divisible by {by}; the nearest sizes that are: {nearest}")
+        raise UserError(f"batch size: got {batch_size}, expected a multiple of {by}. The nearest: {nearest}.")
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Returns `batch` on the devices, split over the batch axes.
 
     Args:
-      batch: a pytree of host arrays [b, ...]. With several processes each gives its own part of the
-        global batch: `process_share`.
-      mesh: as `make_mesh` gives it.
+      batch: a pytree of host arrays [b, ...]. With several processes each passes its part of the global batch; see
+        `process_share`.
+      mesh: from `make_mesh`.
 
     Returns:
-      The same pytree of global arrays; the copy to the devices goes on in the background.
+      The same pytree of global arrays. The copy to the devices runs in the background.
 
     Example:
       >>> images = shard_batch({"image": np.zeros((8, 4, 4, 3), np.uint8)}, make_mesh())["image"]
@@ -174,7 +177,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def mesh_text(shape: Mapping[str, int], *, zero1: bool = False) -> str:
-    """Returns a mesh in words; axes of one device are left out.
+    """Returns a mesh as text, without axes of one device.
 
     >>> mesh_text({"data": 4, "fsdp": 2}), mesh_text({"data": 8}, zero1=True)
     ('data=4, fsdp=2', 'data=8, ZeRO-1')

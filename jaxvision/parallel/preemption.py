@@ -1,4 +1,4 @@
-"""SIGTERM: what a cluster sends some seconds before it takes a machine away."""
+"""SIGTERM, which a cluster sends some seconds before it takes a machine away."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from jaxvision.parallel import distributed
 
 
 class Preemption:
-    """Listens for SIGTERM while a run goes on, so that the run can save and end.
+    """Listens for SIGTERM during a run, so that the run can save and stop.
 
-    Until `working` is called nothing would be lost, and the process ends at once: compiling may take minutes, in which
-    Python does not come to look at signals. From then on `check` tells, until `nothing_to_lose` is called. Of several
-    processes all are told at the same call, whichever of them got the signal, by JAX's preemption service. A second
-    SIGTERM changes nothing.
+    Before `working` is called there is nothing to save, and a SIGTERM ends the process at once, even while it compiles
+    for minutes, when Python runs no signal handler. After `working`, `check` returns True once a SIGTERM has arrived,
+    until `nothing_to_lose` is called. With several processes `check` returns True on all of them at the same call,
+    whichever got the signal, through JAX's preemption service. A second SIGTERM changes nothing.
 
-    In a thread other than the main one (a notebook's server) signals are not for us: nothing is listened for.
+    Outside the main thread, as in a notebook's server, Python delivers no signals, and this class does nothing.
 
     Example:
       >>> with Preemption() as preemption:
@@ -35,7 +35,7 @@ class Preemption:
     """
 
     def __init__(self) -> None:
-        self._told = threading.Event()
+        self._received = threading.Event()
         self._busy = False
         self._calls = 0
         self._old: tuple[Any, int] | None = None
@@ -45,8 +45,8 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
-            # Python's own part of a signal waits until the main thread is back from XLA; the number comes down the pipe
-            # at once, to a thread of ours.
+            # A Python signal handler waits until the main thread returns from XLA. The number of the signal is written
+            # to the pipe at once, and read by a thread.
             handler = signal.signal(signal.SIGTERM, lambda *_: None)
             self._old = handler, signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             threading.Thread(target=self._listen, name="preemption", daemon=True).start()
@@ -65,40 +65,38 @@ class Preemption:
         with os.fdopen(pipe, "rb", buffering=0) as signals:
             while number := signals.read(1):
                 if number[0] == signal.SIGTERM:
-                    self._told.set()
+                    self._received.set()
                     if not self._busy:
                         self._leave()
 
     def working(self) -> None:
-        """Says that from now on there is something to save."""
+        """Declares that from now on there is something to save."""
         if not self._busy and jax.process_count() > 1:
-            distributed.start_preemption_service()  # which takes the signal over
+            distributed.start_preemption_service()  # which replaces the signal handler
         self._busy = True
 
     def nothing_to_lose(self) -> None:
-        """Says that all is saved."""
+        """Declares that everything is saved."""
         self._busy = False
-        if (
-            self._old is not None and jax.process_count() > 1
-        ):  # JAX's service has the signal, and nobody asks it any more
-            signal.signal(signal.SIGTERM, lambda *_: None)
-        if self._told.is_set():
+        if self._old is not None and jax.process_count() > 1:
+            signal.signal(signal.SIGTERM, lambda *_: None)  # instead of JAX's service, which is no longer queried
+        if self._received.is_set():
             self._leave()
 
     def _leave(self) -> NoReturn:
-        print("told to stop where nothing is to be saved; the same command goes on", file=sys.stderr, flush=True)
+        print("stopped by SIGTERM: nothing to save. Run the same command to resume.", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        for child in multiprocessing.active_children():  # they would go on waiting for work
+        for child in multiprocessing.active_children():  # they would wait for work forever
             child.kill()
         os._exit(Preempted.STATUS)
 
     def check(self) -> bool:
-        """Returns whether the run is to stop; the same on all processes, each of which calls it equally often."""
+        """Returns whether the run must stop. All processes get the same answer; all must call it equally often."""
         if not self._busy:
             return False
         self._calls += 1
         if jax.process_count() == 1:
-            return self._told.is_set()
+            return self._received.is_set()
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(self._calls)

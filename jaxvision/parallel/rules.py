@@ -1,7 +1,7 @@
-"""Where each array lies: an ordered table (pattern, PartitionSpec) over the names of the model's leaves.
+"""Where each array lies: an ordered table (pattern, PartitionSpec) over the names of a model's leaves.
 
-The table speaks of the model only. What belongs to a parameter (its moments in the optimizer, its moving average) lies
-where the parameter lies, whatever the optimizer calls it; everything else (counters, random keys) is on every device.
+The table has rows for the model only. What belongs to a parameter (its moments in the optimizer, its moving average)
+is laid out as the parameter, whatever the optimizer calls it. Everything else (counters, random keys) is replicated.
 """
 
 from __future__ import annotations
@@ -19,53 +19,28 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxvision import tree
 from jaxvision.errors import UserError, unknown_name_error
 
-#: A row's value: a spec, or a function from a leaf's shape to its spec.
+#: The value of a row: a spec, or a function from a leaf's shape to its spec.
 Rule = PartitionSpec | Callable[[tuple[int, ...]], PartitionSpec]
 
 #: Data parallelism: every device holds everything.
 REPLICATED: tree.Table[Rule] = ((r".*", PartitionSpec()),)
 
 
-#: How the two layers of a branch are computed by the devices along the axis "tensor": each of them has some of the
-#: hidden channels, so nothing is sent between the first layer and the second, and one sum after it (Shoeybi et al.,
-#: "Megatron-LM", https://arxiv.org/abs/1909.08053). What no row names is computed by all of them alike.
-TENSOR: tree.Table[PartitionSpec] = (
-    # ViT: the MLP's hidden layer, and what attention gives by heads
-    (r".*\bmlp\.(fc1|fc1_g|fc1_x)\.kernel", PartitionSpec(None, "tensor")),
-    (r".*\bmlp\.(fc1|fc1_g|fc1_x)\.bias", PartitionSpec("tensor")),
-    (r".*\b(mlp\.fc2|attn\.proj)\.kernel", PartitionSpec("tensor")),
-    # ResNet: between a block's first convolution and its second
-    (r"layer\d+\.\d+\.conv1\.kernel", PartitionSpec(None, None, None, "tensor")),
-    (r"layer\d+\.\d+\.bn1\.", PartitionSpec("tensor")),
-    (r"layer\d+\.\d+\.conv2\.kernel", PartitionSpec(None, None, "tensor")),
-    # EfficientNet: the expanded channels, squeeze and excitation among them. The first stage does not expand.
-    (r"blocks\.0\.", PartitionSpec()),
-    (r"blocks\.\d+\.\d+\.conv_(pw|dw|exp)\.kernel", PartitionSpec(None, None, None, "tensor")),
-    (r"blocks\.\d+\.\d+\.(bn1|bn2)\.", PartitionSpec("tensor")),
-    (r"blocks\.\d+\.\d+\.(conv_pwl|se\.conv_reduce)\.kernel", PartitionSpec(None, None, "tensor")),
-    (r"blocks\.\d+\.\d+\.se\.conv_expand\.kernel", PartitionSpec(None, None, None, "tensor")),
-    (r"blocks\.\d+\.\d+\.se\.conv_expand\.bias", PartitionSpec("tensor")),
-    (r".*", PartitionSpec()),
-)
-
-
-_WHOLE = PartitionSpec()
-
-
 def largest_axis(
-    mesh_axis: str, mesh: Mesh, *, over: Rule = _WHOLE, min_size: int = 2**16
+    mesh_axis: str, mesh: Mesh, *, over: Rule = REPLICATED[0][1], min_size: int = 2**16
 ) -> Callable[[tuple[int, ...]], PartitionSpec]:
-    """Returns the rule of fully sharded data parallelism (FSDP) for any leaf, whatever its rank.
+    """Returns the rule of fully sharded data parallelism (FSDP) for a leaf of any rank.
 
     Args:
-      mesh_axis: the axis of the mesh to spread over; one that the mesh does not have changes nothing.
-      mesh: tells how many devices that are.
-      over: how the leaf is split already, along other axes of the mesh.
-      min_size: leaves with fewer elements stay as they are: gathering them costs more than keeping them.
+      mesh_axis: the mesh axis to split over. An axis that the mesh does not have splits nothing.
+      mesh: the devices.
+      over: how the leaf is already split along other mesh axes.
+      min_size: leaves with fewer elements are not split further: gathering them costs more than keeping them.
 
     Returns:
-      A function from shape to spec: of the dimensions that are not split yet, the largest that the devices divide is;
-      where there is none, the leaf stays as it is. The last of equals is taken: output channels before input channels.
+      A function from shape to spec. Of the dimensions that are not split yet and that the devices divide, it splits the
+      largest; of equal ones the last, so output channels before input channels. Without such a dimension the leaf stays
+      as it is.
 
     Example:
       >>> from jaxvision.parallel.mesh import make_mesh
@@ -76,7 +51,7 @@ def largest_axis(
     devices = mesh.shape.get(mesh_axis, 1)
 
     def rule(shape: tuple[int, ...]) -> PartitionSpec:
-        spec = _fitting(over, shape, mesh)
+        spec = _spec_if_divisible(over, shape, mesh)
         axes = [*spec, *[None] * (len(shape) - len(spec))]
         free = [i for i, size in enumerate(shape) if axes[i] is None and size % devices == 0]
         if devices == 1 or not free or math.prod(shape) < min_size:
@@ -92,12 +67,13 @@ def largest_axis(
 
 @dataclass(frozen=True)
 class Rules:
-    """Three tables over the names of a model's leaves, from the axes of a mesh.
+    """Three tables over the names of a model's leaves.
 
     Attributes:
-      used: how a layer computes with them; along "tensor" only.
-      stored: how they lie between steps; along "fsdp", too.
-      moments: how the gradient, the optimizer's moments and the moving average lie; with ZeRO-1 along "data", too.
+      used: layout in which a layer computes; split along the mesh axis ``tensor`` only.
+      stored: layout between steps; also split along ``fsdp``.
+      moments: layout of the gradient, the optimizer's moments and the moving average; with ZeRO-1 also split along
+        ``data``.
     """
 
     used: tree.Table[Rule]
@@ -105,17 +81,20 @@ class Rules:
     moments: tree.Table[Rule]
 
 
-def make_rules(mesh: Mesh, *, zero1: bool = False, min_size: int = 2**16) -> Rules:
-    """Returns where everything lies, from the axes of the mesh alone.
+def make_rules(mesh: Mesh, tensor_rules: tree.Table[Rule] = (), *, zero1: bool = False, min_size: int = 2**16) -> Rules:
+    """Returns where each array of a model lies on a mesh.
 
-    Along ``data`` everything is on every device; along ``fsdp`` each array is split (fully sharded data parallelism),
-    and a layer gathers what it needs when it needs it; along ``tensor`` the devices share its work (`TENSOR`).
+    Along ``data`` every device holds everything. Along ``fsdp`` each array is split (fully sharded data parallelism),
+    and a layer gathers its parameters when it needs them. Along ``tensor`` the devices share the work of a layer, as
+    `tensor_rules` say (Shoeybi et al., "Megatron-LM", https://arxiv.org/abs/1909.08053).
 
     Args:
       mesh: the devices.
-      zero1: split the optimizer's moments and the moving average over ``data``, too (ZeRO-1; Rajbhandari et al.,
-        "ZeRO", https://arxiv.org/abs/1910.02054). Parameters stay whole; each device updates its part of them, and
-        all gather the result.
+      tensor_rules: the model's attribute `tensor_rules`: rows (pattern, spec over ``tensor``). Leaves that no row
+        matches, and leaves whose shape the devices do not divide, are replicated along ``tensor``.
+      zero1: also split the optimizer's moments and the moving average over ``data`` (ZeRO-1; Rajbhandari et al.,
+        "ZeRO", https://arxiv.org/abs/1910.02054). Parameters stay whole: each device updates its part, and all gather
+        the result.
       min_size: arrays with fewer elements are not split along ``fsdp`` and ``data``: gathering them costs more than
         keeping them.
 
@@ -127,17 +106,17 @@ def make_rules(mesh: Mesh, *, zero1: bool = False, min_size: int = 2**16) -> Rul
       (None, 'fsdp')
     """
 
-    def over(table: tree.Table[Rule], axis: str) -> tree.Table[Rule]:
+    def split(table: tree.Table[Rule], axis: str) -> tree.Table[Rule]:
         return tuple((pattern, largest_axis(axis, mesh, over=rule, min_size=min_size)) for pattern, rule in table)
 
-    table = TENSOR if mesh.shape.get("tensor", 1) > 1 else REPLICATED
-    used = tuple((pattern, functools.partial(_fitting, rule, mesh=mesh)) for pattern, rule in table)
-    stored = over(used, "fsdp")
-    return Rules(used, stored, over(stored, "data") if zero1 else stored)
+    table = (*tensor_rules, *REPLICATED) if mesh.shape.get("tensor", 1) > 1 else REPLICATED
+    used = tuple((pattern, functools.partial(_spec_if_divisible, rule, mesh=mesh)) for pattern, rule in table)
+    stored = split(used, "fsdp")
+    return Rules(used, stored, split(stored, "data") if zero1 else stored)
 
 
-def _fitting(rule: Rule, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Returns the spec of a leaf, whole where its shape cannot be split like that."""
+def _spec_if_divisible(rule: Rule, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Returns the spec of a leaf, or an empty one where the devices do not divide its shape."""
     spec = rule if isinstance(rule, PartitionSpec) else rule(shape)
     sizes = [mesh.shape[axis] if axis else 1 for axis in spec]
     if len(spec) > len(shape) or any(n % size for n, size in zip(shape, sizes, strict=False)):
@@ -155,22 +134,22 @@ def state_shardings(
 ) -> Any:
     """Returns the sharding of every leaf of a training state, from its shapes alone.
 
-    The one tree serves initialize, step and restore.
+    The same tree serves `initialize`, the step and restoring.
 
     Args:
-      abstract: the state's shapes, as `jaxvision.train.state.abstract_state` gives them; the model's
-        leaves are those whose names start with ``model.``.
+      abstract: shapes of the state, from `jaxvision.train.state.abstract_state`. Names of the model's leaves start with
+        ``model.``.
       mesh: the devices.
-      table: ordered rows (pattern, spec or function from shape to spec) over the model's names
-        without that prefix, such as ``blocks.0.attn.qkv.kernel``. The first match wins.
-      moments: the same for what belongs to a parameter; None: `table`.
-      unused_ok: accept rows that match nothing, as those for other families do.
+      table: ordered rows (pattern, spec or function from shape to spec) over the names of the model's leaves without
+        that prefix, such as ``blocks.0.attn.qkv.kernel``. The first row that matches applies.
+      moments: the same for what belongs to a parameter, such as its moments. None: `table`.
+      unused_ok: accept rows that match nothing.
 
     Returns:
-      `abstract` with a `jax.sharding.NamedSharding` in the place of each leaf.
+      `abstract` with a `jax.sharding.NamedSharding` for each leaf.
 
     Raises:
-      UserError: a pattern matches nothing, a leaf is matched by no row, or a spec does not fit a leaf.
+      UserError: a pattern matches nothing, no row matches a leaf, or a spec does not fit a leaf.
 
     Example:
       >>> from jaxvision.parallel.mesh import make_mesh
@@ -190,7 +169,7 @@ def state_shardings(
     def sharding(path: Any, x: Any) -> NamedSharding:
         name = _name(path)
         owner = _owner(name, of_model)
-        # The shape has to agree, too: a factored moment (Adafactor) is not laid out as its parameter.
+        # The shapes must agree: a factored moment (Adafactor) is not laid out as its parameter.
         if owner is not None and of_model[owner] == x.shape:
             return NamedSharding(mesh, (specs if name.startswith("model.") else others)[owner])
         return NamedSharding(mesh, PartitionSpec())
@@ -213,12 +192,12 @@ def _leaves(abstract: Any) -> list[tuple[str, Any]]:
 
 
 def _name(path: Any) -> str:
-    # A Flax Variable is a node whose one child is called `value`; that segment is nobody's name.
+    # A Flax Variable is a node whose only child is called `value`, which is not part of the name.
     return tree.join(path).removesuffix(".value")
 
 
 def _owner(name: str, of_model: dict[str, tuple[int, ...]]) -> str | None:
-    """Returns the model's leaf whose name ends `name`, the longest first: optimizer.opt_state.0.mu.fc.kernel."""
+    """Returns the longest name of a model's leaf that `name` ends with: fc.kernel of opt_state.0.mu.fc.kernel."""
     segments = name.split(".")
     tails = (".".join(segments[i:]) for i in range(len(segments)))
     return next((tail for tail in tails if tail in of_model), None)
@@ -227,7 +206,7 @@ def _owner(name: str, of_model: dict[str, tuple[int, ...]]) -> str | None:
 def _spec(name: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> PartitionSpec:
     spec = rule if isinstance(rule, PartitionSpec) else rule(shape)
     if len(spec) > len(shape):
-        raise UserError(f"sharding: {spec} has {len(spec)} entries, but {name!r} has the shape {shape}")
+        raise UserError(f"sharding of {name!r}: got {spec}, expected at most {len(shape)} entries for shape {shape}.")
     for i, entry in enumerate(spec):
         axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
         for axis in axes:
@@ -236,13 +215,13 @@ def _spec(name: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> Partitio
         devices = math.prod(mesh.shape[axis] for axis in axes)
         if shape[i] % devices:
             raise UserError(
-                f"sharding: dimension {i} of {name!r}, shape {shape}, is not divisible by the {devices} devices of "
-                f"{' and '.join(axes)}"
+                f"sharding of {name!r}: got {spec}, but dimension {i} of shape {shape} is not divisible by the "
+                f"{devices} devices along {' and '.join(axes)}."
             )
     return spec
 
 
-#: Kinds of bytes that are there whatever the batch.
+#: Kinds of memory that a training state takes, whatever the batch size.
 STATE = ("parameters", "statistics", "optimizer", "ema", "other")
 
 
@@ -251,11 +230,11 @@ def state_bytes(abstract: Any, shardings: Any) -> dict[str, int]:
 
     Args:
       abstract: from `jaxvision.train.state.abstract_state`.
-      shardings: from `jaxvision.parallel.rules.state_shardings`.
+      shardings: from `state_shardings`.
 
     Returns:
-      ``parameters`` (frozen ones, too), ``statistics`` (of BatchNorm), ``optimizer``, ``ema`` and ``other`` (random
-      keys).
+      ``parameters`` (including frozen ones), ``statistics`` (of BatchNorm), ``optimizer``, ``ema`` and ``other``
+      (random keys).
     """
     total = dict.fromkeys(STATE, 0)
     leaves = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -1,12 +1,11 @@
-"""From a config to a result.
+"""Runs: a config becomes a trained, evaluated and exported model, or a plan of what its training would cost.
 
-`training.train` is the whole story on one page: from `sections` (what a config may say) by way of `program` (the step,
-from shapes alone) to `evaluation` (what came out, and the report). `planning.plan` compiles the same step for devices
-that need not be there.
+`train` reads as one straight line in `jaxvision.run.training`. `plan` compiles the same train step for devices that are
+not at hand.
 """
 
+from jaxvision.run.config import complete, explain_keys
 from jaxvision.run.planning import plan, plan_scaling
-from jaxvision.run.sections import complete, explain_keys
 from jaxvision.run.training import train
 
 __all__ = ["complete", "explain_keys", "plan", "plan_scaling", "train"]

@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 
 from jaxvision import plan as planning
 from jaxvision.analysis.cost import operations
-from jaxvision.data import pipeline
+from jaxvision.data.image_path import FromMemory, FromWorkers
+from jaxvision.data.prefetch import AHEAD
 from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import batch_devices, make_mesh, mesh_text
 from jaxvision.parallel.rules import STATE, state_bytes
+from jaxvision.run.config import complete
 from jaxvision.run.program import train_program
-from jaxvision.run.sections import check_values, complete
 
 
 def plan(
@@ -56,7 +57,6 @@ def plan(
       MissingPackage: no libtpu.
     """
     config = complete(config)
-    check_values(config)
     if (topology is None) == (device is None):
         raise UserError("a plan is for TPUs (--topology v5e:2x4) or for a GPU (--device a100-40g): one of the two")
     if topology is not None:
@@ -65,8 +65,7 @@ def plan(
         devices, chip = jax.devices()[:1], planning.device(cast(str, device))
     facts: dict[str, Any] = {
         "num_classes": num_classes,
-        "channels": channels,
-        "stored": None if stored is None else (stored, stored, channels),
+        "images": FromWorkers(channels) if stored is None else FromMemory((stored, stored, channels)),
         "steps_per_epoch": 1000.0,  # of the schedule: changes a constant of the program
     }
     if min(num_classes, channels, stored or 1, config.data.batch_size) < 1:
@@ -105,7 +104,7 @@ def plan(
             batch=program.batch,
             flops=done,
             useful=useful,
-            ahead=pipeline.AHEAD,
+            ahead=AHEAD,
             zero1=zero1,
             quick=quick,
             float32=config.model.dtype in (None, "float32"),

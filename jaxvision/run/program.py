@@ -1,4 +1,4 @@
-"""The train step of a config, from shapes alone: what trains, how fast, and where each array lives."""
+"""The train step of a config, from shapes alone: what trains, at which rate, and where each array lives."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxvision.augment import on_device
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.classifier import find_export
+from jaxvision.classifier import exported
 from jaxvision.create import create_model
-from jaxvision.data import pipeline
+from jaxvision.data.image_path import ImagePath, batch_shapes
 from jaxvision.errors import unknown_name_error
 from jaxvision.models.base import Model
 from jaxvision.parallel.rules import make_rules, state_shardings
@@ -33,17 +32,17 @@ from jaxvision.weights import catalog
 
 @dataclass(frozen=True)
 class Program:
-    """The train step of a config, and the shapes of all that it works on; no array exists yet.
+    """The train step of a config, and the shapes of everything that it works on. No array exists yet.
 
     Attributes:
-      preprocess: the evaluation transform; it has the size and the normalization that training shares.
-      build: builds the model, ``weights=True`` or ``False``.
+      preprocess: the evaluation transform. Training has the same image size and normalization.
+      build: builds the model, ``weights=True`` or ``weights=False``.
       create: makes the training state of a model.
       graph: structure of the state.
       abstract: shapes of the state.
-      shardings: of the state.
+      shardings: of the state, leaf by leaf.
       step: (state, batch) -> (state, metrics), from `make_train_step`.
-      batch: shapes of the batch over all devices.
+      batch: shapes of a batch over all devices.
     """
 
     preprocess: Preprocess
@@ -61,39 +60,36 @@ def train_program(
     mesh: jax.sharding.Mesh,
     *,
     num_classes: int,
-    channels: int,
-    stored: tuple[int, ...] | None,
+    images: ImagePath,
     steps_per_epoch: float,
 ) -> Program:
-    """Returns the train step of a config for the devices of `mesh`, which need not be there.
-
-    What trains, how fast, and where each array lives: the one place that decides it, for `train` and for `plan`.
+    """Returns the train step of a config. `train` runs it, and `plan` compiles it without hardware.
 
     Args:
       config: completed.
-      mesh: the devices.
-      num_classes: of the data.
-      channels: of the pictures.
-      stored: shape [h, w, c] of pictures that are kept in memory and cropped on the device; None where the workers
-        crop them.
-      steps_per_epoch: for the schedule.
+      mesh: the devices; they may be descriptions of devices that this machine does not have.
+      num_classes: number of classes of the data.
+      images: how the images reach the model.
+      steps_per_epoch: batches per epoch, for the schedule.
+
+    Raises:
+      UserError: the config is wrong, or does not fit the mesh.
     """
     loop = Loop(**config.train)
     steps = total_steps(loop, steps_per_epoch)
-    preprocess = preprocess_of(config, channels, small=stored is not None)
-    build = functools.partial(build_model, config, num_classes, channels, preprocess.image_size)
+    preprocess = preprocess_of(config, images)
+    build = functools.partial(build_model, config, num_classes, images.channels, preprocess.image_size)
     bare = functools.partial(build, weights=False)
     template = nnx.eval_shape(bare)
     rate = make_schedule(config.optimizer.learning_rate, steps=steps, **_schedule(config, steps_per_epoch, steps))
     tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
     create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
     graph, abstract = abstract_state(create, bare)
-    rules = make_rules(mesh, **config.sharding)
+    rules = make_rules(mesh, template.tensor_rules, **config.sharding)
     shardings = state_shardings(abstract, mesh, rules.stored, moments=rules.moments, unused_ok=True)
-    blocks = Blocks(mesh, rules, remat=loop.remat, scan=loop.scan)
-    prepare = training_images(config, preprocess, num_classes, stored=stored is not None)
-    shape = stored or (preprocess.image_size, preprocess.image_size, channels)
-    batch = pipeline.batch_shapes(shape, config.data.batch_size)
+    blocks = Blocks(mesh, rules, pattern=template.block_pattern, remat=loop.remat, scan=loop.scan)
+    prepare = training_images(config, preprocess, num_classes, images)
+    batch = batch_shapes(images, batch_size=config.data.batch_size, image_size=preprocess.image_size)
     jax.eval_shape(prepare, batch, 0)
     step = make_train_step(
         graph,
@@ -103,7 +99,7 @@ def train_program(
         prepare=prepare,
         learning_rate=rate,
         accumulate=loop.accumulate,
-        blocks=None if blocks.plain else blocks,
+        blocks=None if blocks.is_default else blocks,
         batch_norm_group=loop.batch_norm_group,
     )
     return Program(preprocess, build, create, graph, abstract, shardings, step, batch)
@@ -118,14 +114,14 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[st
 
 
 def total_steps(loop: Loop, steps_per_epoch: float) -> int:
-    """Returns how many steps a run takes."""
+    """Returns the number of steps of a run."""
     return loop.steps or max(math.ceil(loop.epochs * steps_per_epoch), 1)
 
 
 def wanted_devices(axes: Mapping[str, int]) -> list[jax.Device] | None:
-    """Returns the first devices, if the mesh names fewer than there are; None for all.
+    """Returns the first devices if the mesh needs fewer than there are; None for all.
 
-    Of several processes each must have its part.
+    With several processes it is always all, because each process needs its share of the mesh.
     """
     wanted = math.prod(axes.values())
     if jax.process_count() > 1:
@@ -133,40 +129,39 @@ def wanted_devices(axes: Mapping[str, int]) -> list[jax.Device] | None:
     return jax.devices()[:wanted] if min(axes.values()) > 0 and wanted < jax.device_count() else None
 
 
-def preprocess_of(config: ConfigDict, channels: int, *, small: bool) -> Preprocess:
-    """Returns the evaluation transform: that of the weights where some are loaded, else a plain one; the section wins.
+def preprocess_of(config: ConfigDict, images: ImagePath) -> Preprocess:
+    """Returns the evaluation transform: that of the loaded weights, else a default; config.preprocess overrides both.
 
     Args:
       config: completed.
-      channels: of the pictures.
-      small: the pictures are small and all alike (CIFAR, digits), so that nothing should be cut off.
+      images: how the images reach the model.
     """
     entry = catalog.lookup(config.model.name)
     size = config.model.image_size or entry.preprocess.image_size
     loaded = config.model.pretrained or config.model.checkpoint_path
-    base = entry.preprocess if loaded else Preprocess(crop_pct=1.0 if small else 0.875)
-    if own := find_export(config.model.checkpoint_path, entry.architecture):
+    base = entry.preprocess if loaded else Preprocess(crop_pct=0.875)
+    if own := exported(config.model.checkpoint_path, entry.architecture):
         base, size = own.preprocess, config.model.image_size or own.preprocess.image_size
-    if small:
-        base = replace(base, crop_pct=1.0)
+    base = replace(base, crop_pct=images.crop_pct(base.crop_pct))
     chosen = {key: value for key, value in config.preprocess.items() if value is not None}
-    if channels == 1 and "mean" not in chosen:
-        # Gray pictures: the colors' mean.
+    if images.channels == 1 and "mean" not in chosen:
+        # One gray channel has the mean of the three colors' statistics.
         chosen["mean"], chosen["std"] = (float(np.mean(base.mean)),), (float(np.mean(base.std)),)
-    elif channels not in (1, 3) and "mean" not in chosen:
-        chosen["mean"], chosen["std"] = (0.5,) * channels, (0.25,) * channels
+    elif images.channels not in (1, 3) and "mean" not in chosen:
+        chosen["mean"], chosen["std"] = (0.5,) * images.channels, (0.25,) * images.channels
     return replace(base, image_size=size, **chosen)
 
 
 def build_model(config: ConfigDict, num_classes: int, channels: int, image_size: int, *, weights: bool) -> Model:
-    """Returns the model of the config, with LoRA where it is asked for.
+    """Returns the model of the config, with LoRA if ``lora.rank`` is set.
 
     Args:
       config: completed.
-      num_classes: of the data.
-      channels: of the pictures.
+      num_classes: number of classes of the data.
+      channels: number of channels of the images.
       image_size: side in pixels.
-      weights: load the weights that the config names; False only builds (under `nnx.eval_shape`, at no cost).
+      weights: load the weights that the config names. False initializes at random; under `nnx.eval_shape` that takes
+        neither time nor memory.
     """
     options = set_keys(config.model) | {"num_classes": num_classes, "in_channels": channels, "image_size": image_size}
     if not weights:
@@ -178,15 +173,13 @@ def build_model(config: ConfigDict, num_classes: int, channels: int, image_size:
 
 
 def training_images(
-    config: ConfigDict, preprocess: Preprocess, num_classes: int, *, stored: bool
+    config: ConfigDict, preprocess: Preprocess, num_classes: int, images: ImagePath
 ) -> Callable[..., Any]:
-    """Returns (batch, step) -> (images, targets), for inside the train step.
+    """Returns the function (batch, step) -> (images, targets) that runs inside the train step.
 
-    Labels stay numbers unless pictures are mixed, so that the step can tell the accuracy.
+    Targets are class numbers, with which the step computes the accuracy, unless mixup or cutmix mixes images.
     """
-    options = dict(config.augment)
-    if not stored:
-        options["crop"] = "none"  # the workers have cropped
+    options = {key: value for key, value in config.augment.items() if key != "name"}
     mixes = bool(options["mixup"] or options["cutmix"])
     fixed = {
         "seed": config.seed,
@@ -197,14 +190,14 @@ def training_images(
     }
 
     def prepare(batch: Mapping[str, Any], step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images, targets = on_device.augment_batch(batch, step=step, **options, **fixed)
-        return images, targets if mixes else batch["label"]
+        augmented, targets = images.augment(batch, step=step, **options, **fixed)
+        return augmented, targets if mixes else batch["label"]
 
     return prepare
 
 
 def host_crop(config: ConfigDict) -> dict[str, Any] | None:
-    """Returns the options of the workers' random crop, or None where the config crops nothing."""
+    """Returns the options of the workers' random crop; None if the config sets no random crop."""
     if config.augment.crop not in ("none", "resized"):
         raise unknown_name_error("augment.crop", config.augment.crop, ("none", "resized"))
     if config.augment.crop == "none":

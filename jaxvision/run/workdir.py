@@ -1,4 +1,4 @@
-"""What a workdir holds besides checkpoints: the config that it was started with, and the lock of one run."""
+"""What a workdir holds besides checkpoints: the config that its run was started with, and the lock of one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxvision.checkpoint import plain
 from jaxvision.errors import UserError
 
 try:
@@ -24,21 +23,35 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-def check_config(workdir: str | Path, config: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> bool:
-    """Sees to it that a workdir is gone on with under the config that it was started with.
+def config_record(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config as ``config.json`` holds it: nested dictionaries, with lists instead of tuples.
 
-    `write_config` wrote that one. Nothing is written here.
+    >>> config_record({"model": {"name": "test_vit", "image_size": (224, 160)}})
+    {'model': {'name': 'test_vit', 'image_size': [224, 160]}}
+    """
+    return json.loads(json.dumps(config, default=_json_value))
+
+
+def _json_value(value: Any) -> Any:
+    if hasattr(value, "to_dict"):  # a ConfigDict
+        return value.to_dict()
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def check_config(workdir: str | Path, config: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> bool:
+    """Checks that a workdir is used with the config that its run was started with. Writes nothing.
 
     Args:
-      workdir: folder of the run, which need not be there yet.
-      config: nested; anything that JSON can hold.
-      may_differ: dotted keys, or sections, whose change does no harm, such as ``("report", "checkpoint.keep")``.
+      workdir: folder of the run; it may not exist yet.
+      config: nested, as for `config_record`.
+      may_differ: dotted keys or sections that may change between the start and a resumption, such as
+        ``("report", "checkpoint.keep")``.
 
     Returns:
-      Whether the run had been started before.
+      Whether a run has been started in the workdir before.
 
     Raises:
-      UserError: the config differs (the message shows each key, old -> new), or the file cannot be read.
+      UserError: the config differs (the message lists the keys, old -> new), or ``config.json`` cannot be read.
 
     Example:
       >>> import tempfile
@@ -49,36 +62,40 @@ def check_config(workdir: str | Path, config: Mapping[str, Any], *, may_differ: 
       >>> check_config(workdir, {"optim": {"learning_rate": 0.2}})
       Traceback (most recent call last):
       ...
-      jaxvision.errors.UserError: ... was started with another config: optim.learning_rate 0.1 -> 0.2; ...
+      jaxvision.errors.UserError: ...: got another config than this run was started with: optim.learning_rate 0.1 ->
+      0.2. Set the values back, or choose another --workdir.
     """
     path = epath.Path(workdir) / "config.json"
-    new = plain(config)
+    new = config_record(config)
     try:
         old = json.loads(path.read_text()) if path.exists() else None
         if old is not None:
-            differences = {
-                key: change
+            changes = [
+                f"{key} {change}"
                 for key, change in _differences(_flat(old), _flat(new)).items()
                 if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in may_differ)
-            }
-            if differences:
-                changes = "; ".join(f"{key} {change}" for key, change in list(differences.items())[:10])
-                changes += f"; and {len(differences) - 10} more" if len(differences) > 10 else ""
-                result = epath.Path(workdir) / "export" / "model.safetensors"
-                begin = f" (with model.checkpoint_path={result} it begins with this one's result)"
-                raise UserError(
-                    f"{workdir} was started with another config: {changes}; "
-                    f"take another workdir{begin if result.exists() else ''}, or set the values back"
-                )
+            ]
+            if changes:
+                raise UserError(_changed_config_text(workdir, changes))
     except json.JSONDecodeError as e:
-        raise UserError(f"{path} is not JSON ({e}); remove the folder to start afresh") from e
+        raise UserError(f"{path}: got invalid JSON ({e}). Remove the folder to start from scratch.") from e
     except OSError as e:
         raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
     return old is not None
 
 
+def _changed_config_text(workdir: str | Path, changes: list[str]) -> str:
+    listed = "; ".join(changes[:10]) + (f"; and {len(changes) - 10} more" if len(changes) > 10 else "")
+    result = epath.Path(workdir) / "export" / "model.safetensors"
+    start_from = f" (--config.model.checkpoint_path={result} starts from this run's result)" if result.exists() else ""
+    return (
+        f"{workdir}: got another config than this run was started with: {listed}. "
+        f"Set the values back, or choose another --workdir{start_from}."
+    )
+
+
 def write_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
-    """Writes ``config.json`` into a workdir, which is made if need be; only process 0 does.
+    """Writes ``config.json`` into a workdir, which is created if necessary. Only process 0 writes.
 
     Raises:
       UserError: the file cannot be written.
@@ -86,27 +103,27 @@ def write_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
     if jax.process_index() != 0:
         return
     path = epath.Path(workdir) / "config.json"
-    beside = path.parent / "config.json.tmp"
+    unfinished = path.parent / "config.json.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside and moved into place: there is a whole file or none.
-        beside.write_text(json.dumps(plain(config), indent=2) + "\n")
-        beside.replace(path)
+        # Renamed into place, so that the file is either complete or missing.
+        unfinished.write_text(json.dumps(config_record(config), indent=2) + "\n")
+        unfinished.replace(path)
     except OSError as e:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
 
 
 @contextmanager
 def lock(workdir: str | Path) -> Iterator[None]:
-    """Keeps a workdir, which is made if need be, for this run alone.
+    """Locks a workdir, which is created if necessary, for this run.
 
-    The system lets go of it when the process ends, in whatever way. Of several processes process 0 asks, and if it is
-    refused all of them are. Where the file system knows no locks nothing is kept, and nothing refused.
+    The operating system releases the lock when the process ends, however it ends. With several processes, process 0
+    locks, and if it cannot, all of them raise. Does nothing on a file system without locks.
 
     Raises:
-      UserError: another run has it; the message says which. Or the workdir cannot be written to.
+      UserError: another run holds the lock (the message names its process), or the workdir cannot be written to.
 
     Example:
       >>> import tempfile
@@ -115,24 +132,24 @@ def lock(workdir: str | Path) -> Iterator[None]:
       ...     pass
       Traceback (most recent call last):
       ...
-      jaxvision.errors.UserError: ... is in use by another run (process ... on ...); wait for its end or stop it, ...
+      jaxvision.errors.UserError: ... is in use by another run (process ... on ...). Stop it, wait until it ends, ...
     """
     with ExitStack() as stack:
         refusal = None
         if jax.process_index() == 0:
             try:
-                _take(Path(workdir), stack)
+                _lock_until_closed(Path(workdir), stack)
             except UserError as e:
                 refusal = e
         if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
-            refusal = refusal or UserError(f"process 0 cannot have the workdir {workdir}, and says why")
+            refusal = refusal or UserError(f"process 0 cannot use the workdir {workdir}. Look for its error.")
         if refusal is not None:
             raise refusal
         yield
 
 
-def _take(workdir: Path, stack: ExitStack) -> None:
-    """Locks a workdir until `stack` ends, or raises `UserError`."""
+def _lock_until_closed(workdir: Path, stack: ExitStack) -> None:
+    """Locks a workdir until `stack` closes, or raises `UserError`."""
     if fcntl is None:
         return
     try:
@@ -145,12 +162,12 @@ def _take(workdir: Path, stack: ExitStack) -> None:
     except BlockingIOError as e:
         file.seek(0)
         raise UserError(
-            f"{workdir} is in use by another run ({file.read().strip() or 'unknown'}); wait for its end or stop "
-            f"it, or take another workdir"
+            f"{workdir} is in use by another run ({file.read().strip() or 'unknown'}). "
+            f"Stop it, wait until it ends, or choose another --workdir."
         ) from e
-    except OSError:  # some network file systems
+    except OSError:  # some network file systems have no locks
         pass
-    with suppress(OSError):  # a full disk will be told of soon enough
+    with suppress(OSError):  # a full disk raises an error later
         os.ftruncate(file.fileno(), 0)
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
@@ -159,12 +176,12 @@ _ABSENT = object()
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    # A key that is not there is None: runs go on with a version that has more keys.
+    # An absent key equals None, so that a run resumes with a newer version, which may have more keys.
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return {key: f"{_shown(old.get(key, _ABSENT))} -> {_shown(new.get(key, _ABSENT))}" for key in changed}
+    return {key: f"{_text(old.get(key, _ABSENT))} -> {_text(new.get(key, _ABSENT))}" for key in changed}
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     return "(not set)" if value is _ABSENT else repr(value)
 
 

@@ -1,7 +1,7 @@
 """How a train step runs the blocks of a model: where weights are gathered, what is kept, one program or many.
 
-A model's code says what a block computes, for one device. What is said here holds for a row of blocks in training, and
-a model takes it up by its attribute `run_blocks`; the numbers are the same, to rounding.
+A model computes its blocks as for one device. `Blocks` replaces the model's attribute `run_blocks` in training and
+computes the same numbers, to rounding.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ from jaxvision.parallel.mesh import batch_sharding
 from jaxvision.parallel.rules import Rules, spec_of
 from jaxvision.platform import compiled_for
 
-#: What a block keeps for the backward pass; the rest is computed a second time there.
+#: What a block keeps for the backward pass, which recomputes the rest.
 REMAT = {
     "products": "the results of matrix products and convolutions",
-    "nothing": "only what goes into the block",
+    "nothing": "only the input of the block",
 }
 _PRODUCTS = ("dot_general", "conv_general_dilated")
-_IN_BLOCKS = re.compile(r"(blocks|layer\d+|stages\.\d+\.blocks)\.\d+\.")
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Runs a row of blocks, one after the other: `Model.run_blocks` of a model in training.
+    """Runs a row of blocks one after the other, as `Model.run_blocks` of a model in training.
 
     Args:
       mesh: the devices.
       rules: from `jaxvision.parallel.rules.make_rules`.
-      remat: a key of `REMAT`: rematerialization, which costs time and saves memory. None leaves it to the compiler,
-        which works over what is cheap a second time; with `scan` or fsdp, where it cannot, None is "products".
-      scan: compile one block and loop over it, where the blocks of a row are alike: the time to compile and the size of
-        the program hardly grow with the depth.
+      pattern: the model's `block_pattern`: a regular expression, anchored at the start, of the names of the parameters
+        in blocks. ``""``: the model does not call `run_blocks`.
+      remat: a key of `REMAT`. Rematerialization saves memory and costs time. None leaves the choice to the compiler,
+        which recomputes what is cheap. With `scan` or along the mesh axis ``fsdp`` the compiler cannot choose, and None
+        means ``"products"``.
+      scan: compile one block and loop over it, where the blocks of a row are alike. The compile time and the size of
+        the program then hardly grow with the depth.
 
     Raises:
-      UserError: no such `remat`.
+      UserError: `remat` is unknown.
 
     Example:
       >>> import jaxvision
@@ -56,13 +58,15 @@ class Blocks:
       >>> from jaxvision.parallel.rules import make_rules
       >>> mesh = make_mesh()
       >>> model = jaxvision.create_model("test_vit", num_classes=3)
-      >>> training = nnx.view(model, run_blocks=Blocks(mesh, make_rules(mesh), scan=True), deterministic=False)
+      >>> blocks = Blocks(mesh, make_rules(mesh, model.tensor_rules), pattern=model.block_pattern, scan=True)
+      >>> training = nnx.view(model, run_blocks=blocks, deterministic=False)
       >>> training(jnp.zeros((8, 160, 160, 3))).shape
       (8, 3)
     """
 
     mesh: Mesh
     rules: Rules
+    pattern: str = ""
     remat: str | None = None
     scan: bool = False
 
@@ -71,19 +75,19 @@ class Blocks:
             raise unknown_name_error("remat", str(self.remat), REMAT)
 
     @property
-    def plain(self) -> bool:
-        """Whether the model may as well run its blocks itself."""
+    def is_default(self) -> bool:
+        """Whether the model's own `run_blocks` does the same."""
         return self.mesh.size == 1 and self.remat is None and not self.scan
 
     def __call__(self, name: str, blocks: Sequence[Any], x: jax.Array) -> jax.Array:
         """Returns `x` passed through each block in turn.
 
         Args:
-          name: of the attribute that holds them, such as ``"blocks"``.
-          blocks: modules. What they change (BatchNorm statistics, counters of random keys) is changed in them.
+          name: path of the attribute that holds the blocks, such as ``"blocks"``.
+          blocks: modules. Their BatchNorm statistics and counters of random keys are updated in place.
           x: [b, ...].
         """
-        for alike in _alike(blocks) if self.scan else ([i] for i in range(len(blocks))):
+        for alike in _runs_of_alike(blocks) if self.scan else ([i] for i in range(len(blocks))):
             prefix = f"{name}.{alike[0]}"
             if len(alike) > 1:
                 x = self._scan(prefix, [blocks[i] for i in alike], x)
@@ -95,23 +99,25 @@ class Blocks:
         return x
 
     def gather(self, state: Any, prefix: str = "") -> Any:
-        """Returns a state whose parameters lie as a layer computes with them; their gradients lie as the optimizer's.
+        """Returns a state whose parameters are laid out for computing; their gradients are laid out as the moments.
 
         Args:
-          state: of a block, or of the model: then what is in blocks is left to them.
-          prefix: name of the block.
+          state: of one block, or of the model. Of the model, the parameters in blocks stay as they are, because each
+            block gathers its own.
+          prefix: path of the block; ``""`` for the model.
         """
 
-        def one(name: str, x: Any) -> Any:
-            if not isinstance(x, nnx.Param | Frozen) or (not prefix and _IN_BLOCKS.match(name)):
+        def gather_leaf(name: str, x: Any) -> Any:
+            in_block = not prefix and self.pattern and re.match(self.pattern, name)
+            if not isinstance(x, nnx.Param | Frozen) or in_block:
                 return x
             name = f"{prefix}.{name}" if prefix else name
             value = x.get_value()
-            places = (spec_of(table, name, value.shape) for table in (self.rules.used, self.rules.moments))
-            used, moments = (NamedSharding(self.mesh, spec) for spec in places)
+            specs = (spec_of(table, name, value.shape) for table in (self.rules.used, self.rules.moments))
+            used, moments = (NamedSharding(self.mesh, spec) for spec in specs)
             return x.replace(_gather(value, used, moments))
 
-        return state if self.mesh.size == 1 else tree.map_named(one, state)
+        return state if self.mesh.size == 1 else tree.map_named(gather_leaf, state)
 
     def _scan(self, prefix: str, blocks: Sequence[Any], x: jax.Array) -> jax.Array:
         same, rates = zip(*(_without_rates(block) for block in blocks), strict=True)
@@ -133,18 +139,18 @@ class Blocks:
             for layer in _drop_paths(block):
                 layer.traced_rate = None
             if self.mesh.size > 1:
-                # Else XLA may rather move the images than gather the weights.
+                # Without the constraint XLA may move the images instead of gathering the weights.
                 x = jax.lax.with_sharding_constraint(x, batch_sharding(self.mesh))
             return x, nnx.state(block, nnx.Not(nnx.Param))
 
         if self.remat is None and not in_scan and self.mesh.shape.get("fsdp", 1) == 1:
-            return run  # the compiler decides; it keeps little more than the products
-        # It cannot decide across a loop; of what is gathered it would keep every layer's whole weights till the end.
+            return run  # the compiler chooses, and keeps little more than the products
+        # The compiler cannot choose across a loop, and would keep the gathered weights of every layer until the end.
         policy = jax.checkpoint_policies.nothing_saveable if self.remat == "nothing" else _saves_products
         return jax.checkpoint(run, policy=policy, prevent_cse=not in_scan)
 
 
-# A function with a derivative of its own, such as a depthwise convolution, is seen as one call.
+# A function with a custom derivative, such as a depthwise convolution, arrives here as one call.
 def _saves_products(primitive: Any, *_: Any, call_jaxpr: Any = None, **__: Any) -> bool:
     return primitive.name in _PRODUCTS or any(name in str(call_jaxpr) for name in _PRODUCTS)
 
@@ -170,7 +176,7 @@ def _drop_paths(block: Any) -> list[DropPath]:
 
 
 def _without_rates(block: Any) -> tuple[Any, list[float]]:
-    """Returns a copy of a block in which every stochastic depth has the same rate, and the rates that it had."""
+    """Returns a copy of a block whose stochastic depths all have the same rate, and the rates they had."""
     same = nnx.merge(*nnx.split(block))
     rates = [layer.rate for layer in _drop_paths(same)]
     for layer in _drop_paths(same):
@@ -178,8 +184,8 @@ def _without_rates(block: Any) -> tuple[Any, list[float]]:
     return same, rates
 
 
-def _alike(blocks: Sequence[Any]) -> list[list[int]]:
-    """Returns the numbers of the blocks, those in a row together that differ in what they hold only."""
+def _runs_of_alike(blocks: Sequence[Any]) -> list[list[int]]:
+    """Returns the indices of the blocks, grouped into runs that differ only in the values of their arrays."""
 
     def kind(i: int) -> Any:
         graph, state = nnx.split(_without_rates(blocks[i])[0])

@@ -1,4 +1,4 @@
-"""The moving average of a model, which is often better than the model."""
+"""The moving average of a model, which is often more accurate than the model itself."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from jaxvision.errors import UserError
 
 M = TypeVar("M", bound=nnx.Module)
 
-#: What is averaged: trained parameters, and the statistics of BatchNorm, which belong to them. Frozen leaves never
-#: change and have no average; random keys cannot be averaged.
+#: The averaged leaves: trainable parameters and BatchNorm statistics. Frozen leaves never change, so they need no
+#: average; random keys cannot be averaged.
 AVERAGED = nnx.Any(nnx.Param, nnx.BatchStat)
 
 
 class EMA(nnx.Pytree):
     """Exponential moving average of a model's parameters and BatchNorm statistics, in float32 at least.
 
-    Polyak and Juditsky, https://epubs.siam.org/doi/10.1137/0330046. Unlike `nnx.EMA` it has a warm-up, and
-    it is kept in float32 for a model in bfloat16: there 0.9999 × average would round back to the average.
+    Polyak and Juditsky, https://epubs.siam.org/doi/10.1137/0330046. Unlike `nnx.EMA` it has a warm-up, and it stays in
+    float32 for a model in bfloat16, where 0.9999 × average would round back to the average.
 
     Args:
-      model: what is averaged; the average starts as a copy.
-      decay: weight of the old average, in [0, 1). Its memory is about 1 / (1 - decay) steps.
-      warmup: if True, the decay of update t = 0, 1, ... is at most 1 - (1 + t)^(-2/3): 0 at first, so that the
-        random beginning is forgotten at once, 0.99 after 1,000 steps, 0.999 after 31,600.
+      model: the model to average. The average starts as a copy of it.
+      decay: weight of the old average, in [0, 1). The average covers about 1 / (1 - decay) steps.
+      warmup: whether to limit the decay of update t = 0, 1, ... to 1 - (1 + t)^(-2/3). It is 0 at first, so that the
+        random initialization is forgotten at once, 0.99 after 1,000 steps and 0.999 after 31,600.
 
     Raises:
-      UserError: the decay is out of range.
+      UserError: `decay` is out of range.
 
     Example:
       >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
@@ -43,7 +43,7 @@ class EMA(nnx.Pytree):
 
     def __init__(self, model: nnx.Module, *, decay: float, warmup: bool = False):
         if not 0 <= decay < 1:
-            raise UserError(f"ema: the decay is in [0, 1), got {decay}")
+            raise UserError(f"EMA: got decay={decay}, expected a number in [0, 1), such as 0.9998.")
         self.decay = decay
         self.warmup = warmup
         self.params = nnx.data(jax.tree.map(_float32_copy, nnx.state(model, AVERAGED)))
@@ -52,8 +52,8 @@ class EMA(nnx.Pytree):
         """Moves the average towards `model`.
 
         Args:
-          model: as it is after its update.
-          t: number of updates made before this one; may be traced.
+          model: after its update.
+          t: number of updates before this one; may be traced.
         """
         decay = self.decay_at(t)
         nnx.update(
@@ -72,12 +72,12 @@ class EMA(nnx.Pytree):
         return jnp.minimum(self.decay, 1 - (1 + jnp.asarray(t, jnp.float32)) ** (-2 / 3))
 
     def apply_to(self, model: M) -> M:
-        """Returns a copy of `model` with the averages in the place of what they average, in its dtypes."""
+        """Returns a copy of `model` with the averaged leaves, in the dtypes of `model`."""
         graph, averaged, rest = nnx.split(model, AVERAGED, ...)  # type: ignore[misc]
         averaged = jax.tree.map(lambda mine, ema: ema.astype(mine.dtype), averaged, nnx.state(self.params))
         return nnx.merge(graph, averaged, rest)
 
 
 def _float32_copy(x: jax.Array) -> jax.Array:
-    # A copy even where the dtype is right: model and average are donated to the step and may not share memory.
+    # Always a copy: model and average are both donated to the step and must not share memory.
     return jnp.array(x, dtype=jnp.promote_types(x.dtype, jnp.float32), copy=True)

@@ -1,12 +1,14 @@
 """Training a part of a model: freezing, and low-rank adapters (LoRA).
 
-What is frozen stops being an `nnx.Param`, so nobody's loop has to be told: ``nnx.Optimizer(model, tx, wrt=nnx.Param)``
-keeps no state for it, ``nnx.grad`` gives it no gradient, and BatchNorm layers that are frozen keep their statistics.
+A frozen parameter is a `Frozen` instead of an `nnx.Param`, which works in any training loop:
+``nnx.Optimizer(model, tx, wrt=nnx.Param)`` keeps no state for it, ``nnx.grad`` computes no gradient for it, and a
+frozen BatchNorm keeps its statistics.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -21,22 +23,23 @@ from jaxvision.models.layers.frozen import Frozen
 from jaxvision.models.layers.init import torch_default
 from jaxvision.models.layers.norm import BatchNorm
 
-M = TypeVar("M", bound=Any)  # an nnx.Module with the attributes that docs/architecture.md gives every model
+M = TypeVar("M", bound=Any)  # with the attributes of jaxvision.models.base.Model
 
 # --- freezing ---
 
 
 def freeze(model: M, *, backbone: bool = False, layers: int = 0, patterns: Sequence[str] = ()) -> M:
-    """Freezes parameters of `model`, in place, and returns it. What is frozen already stays frozen.
+    """Freezes parameters of `model` in place and returns it. Frozen parameters stay frozen.
 
-    Make the optimizer afterwards: one that was made before expects the parameters that are now frozen.
+    Create the optimizer afterwards: an older one expects the parameters that are now frozen.
 
     Args:
-      backbone: everything but the classifier.
-      layers: the first n groups of ``model.layer_groups(coarse=True)``. The stem (of a ViT: patch embedding, tokens
-        and positions) is one group, each stage of a convnet or block of a ViT another.
-      patterns: regular expressions, anchored at the start of the parameter's name, such as ``r"blocks\\.[0-5]\\."`` or
-        ``r".*\\.bias"``.
+      model: any model of jaxvision.
+      backbone: freeze everything but the classifier.
+      layers: freeze the first n groups of ``model.layer_groups(coarse=True)``. The first group is the stem (of a ViT:
+        patch embedding, tokens and positions); each stage of a convnet and each block of a ViT is another.
+      patterns: freeze the parameters whose names match one of these regular expressions, anchored at the start, such as
+        ``r"blocks\\.[0-5]\\."`` or ``r".*\\.bias"``.
 
     Raises:
       UserError: the model has fewer groups than `layers`, or a pattern matches no parameter.
@@ -56,8 +59,8 @@ def freeze(model: M, *, backbone: bool = False, layers: int = 0, patterns: Seque
         groups = model.layer_groups(coarse=True)
         if not 0 < layers <= len(groups):
             raise UserError(
-                f"cannot freeze the first {layers} groups: {model.architecture} has {len(groups)} "
-                f"({', '.join(groups[:2])}, ..., {groups[-1]})"
+                f"model.freeze_layers: got {layers}, expected 1 to {len(groups)}, the groups of {model.architecture}: "
+                f"{', '.join(groups[:2])}, ..., {groups[-1]}."
             )
         frozen |= _matching(names, groups[:layers])
     if patterns:
@@ -70,7 +73,8 @@ def unfreeze(model: M, *, patterns: Sequence[str] = (".*",)) -> M:
     """Makes frozen parameters trainable again, in place, and returns the model.
 
     Args:
-      patterns: which ones, as for `freeze`. Default: all.
+      model: any model of jaxvision.
+      patterns: regular expressions as for `freeze`. Default: all parameters.
 
     Raises:
       UserError: a pattern matches no parameter.
@@ -87,7 +91,7 @@ def unfreeze(model: M, *, patterns: Sequence[str] = (".*",)) -> M:
 
 
 def _parameters(model: nnx.Module) -> Iterator[tuple[str, nnx.Module, str]]:
-    """Yields (name, module that holds it, attribute) of every parameter, frozen or not. LoRA's factors always train."""
+    """Yields (name, module, attribute) of every parameter, frozen or not, except LoRA's factors, which always train."""
     for path, module in nnx.iter_modules(model):
         for attribute, value in vars(module).items():
             if isinstance(value, nnx.Param | Frozen) and not isinstance(value, nnx.LoRAParam):
@@ -103,7 +107,7 @@ def _convert(model: nnx.Module, names: set[str], to: type[nnx.Variable]) -> None
     for name, module, attribute in list(_parameters(model)):
         variable = getattr(module, attribute)
         if name in names and type(variable) is not to:
-            # Not a new Variable of the value: an abstract leaf and its sharding have to come through, too.
+            # From the metadata instead of the value, to keep the sharding and to convert abstract leaves, too.
             setattr(module, attribute, to.from_metadata(variable.get_raw_value(), variable.get_metadata()))
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):
@@ -118,15 +122,15 @@ def _convert(model: nnx.Module, names: set[str], to: type[nnx.Variable]) -> None
 
 
 class LoRALinear(nnx.Module):
-    """A frozen linear layer plus a trained product of two thin matrices: ``x W + b + (alpha / rank) x A B``.
+    """A frozen linear layer plus the product of two trainable thin matrices: ``x W + b + (alpha / rank) x A B``.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685
 
-    `nnx.LoRA` moves the layer that it wraps to ``base_module``. Here ``kernel`` and ``bias`` stay where they were, so
-    that every table of names (sharding, layer-wise rates, timm's keys) holds with and without adapters.
+    `nnx.LoRA` moves the wrapped layer to ``base_module``. Here ``kernel`` and ``bias`` keep their names, so that every
+    table of names (sharding, layer-wise rates, timm's keys) works with and without adapters.
 
     Args:
-      linear: the layer; its Variables are shared, not copied.
+      linear: the layer. Its Variables are shared, not copied.
       rank: r of A [d_in, r] and B [r, d_out].
       alpha: the product is scaled by ``alpha / rank``.
       rngs: stream ``params``.
@@ -135,14 +139,14 @@ class LoRALinear(nnx.Module):
     def __init__(self, linear: nnx.Linear, *, rank: int, alpha: float, rngs: nnx.Rngs):
         d_in, d_out = linear.kernel.shape
         self.kernel, self.bias = linear.kernel, linear.bias
-        # B is zero, so the model starts as it was.
+        # B is zero, so the output is unchanged at first.
         self.lora_a = nnx.LoRAParam(torch_default(rngs.params(), (d_in, rank), linear.param_dtype))
         self.lora_b = nnx.LoRAParam(jnp.zeros((rank, d_out), linear.param_dtype))
         self.scale = alpha / rank
         self.dtype = linear.dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [..., d_out] of `x` [..., d_in]."""
+        """Returns the output [..., d_out] for `x` [..., d_in]."""
         bias = None if self.bias is None else self.bias[...]
         arrays = (x, self.kernel[...], bias, self.lora_a[...], self.lora_b[...])
         x, kernel, bias, a, b = dtypes.promote_dtype(arrays, dtype=self.dtype)
@@ -150,7 +154,7 @@ class LoRALinear(nnx.Module):
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
     def merged(self) -> nnx.Linear:
-        """Returns the plain layer that computes the same."""
+        """Returns the plain linear layer that computes the same."""
         d_in, d_out = self.kernel.shape
         kernel = self.kernel[...]
         linear = nnx.Linear(
@@ -162,7 +166,7 @@ class LoRALinear(nnx.Module):
             kernel_init=nnx.initializers.zeros_init(),
             rngs=nnx.Rngs(0),
         )
-        # Once, for good: in full precision also where the platform multiplies float32 in less.
+        # In full precision, even on a platform that multiplies float32 in lower precision.
         product = jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
         linear.kernel = nnx.Param(kernel + self.scale * product)
         linear.bias = self.bias
@@ -177,19 +181,21 @@ def add_lora(
     targets: Sequence[str] | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> M:
-    """Freezes everything but the classifier and gives linear layers low-rank adapters, in place; returns the model.
+    """Freezes everything but the classifier and adds low-rank adapters to linear layers, in place; returns the model.
 
     The outputs are unchanged at first. Weights may be loaded before or after.
 
     Args:
-      rank: of the adapters.
-      alpha: the adapters' output is scaled by ``alpha / rank``.
-      targets: the layers: the last segments of their names, such as ``["attn.qkv", "mlp.fc1"]``. Default: all linear
-        layers of the blocks' attention and MLP, of whatever kind the blocks are.
-      rngs: stream ``params``; ``nnx.Rngs(0)`` if None.
+      model: a ViT, or any model with the linear layers that `targets` names.
+      rank: rank of the adapters, 1 or more.
+      alpha: the output of the adapters is scaled by ``alpha / rank``.
+      targets: last segments of the names of the layers to adapt, such as ``["attn.qkv", "mlp.fc1"]``. Default: all
+        linear layers in the blocks of a ViT, those of attention and MLP.
+      rngs: stream ``params``. Default: ``nnx.Rngs(0)``.
 
     Raises:
-      UserError: a target matches no linear layer, the model has no blocks with such layers, or it has adapters already.
+      UserError: `rank` is out of range, a target matches no linear layer, the model is not a ViT and `targets` is None,
+        or it already has adapters.
 
     Example:
       >>> from jaxvision.models import registry
@@ -199,22 +205,26 @@ def add_lora(
       (['blocks.0.attn.qkv.lora_a', 'blocks.0.attn.qkv.lora_b'], ['head.bias', 'head.kernel'])
     """
     if rank < 1:
-        raise UserError(f"the rank of LoRA is 1 or more, got {rank}")
+        raise UserError(f"lora.rank: got {rank}, expected 1 or more.")
     if _children(model, LoRALinear):
-        raise UserError("the model has LoRA adapters already; merge_lora merges them")
+        raise UserError("lora: the model already has adapters. Merge them first: model = jaxvision.merge_lora(model).")
     linears = _children(model, nnx.Linear)
     chosen: dict[str, tuple[nnx.Module, str]] = {}
     if targets is None:
-        if not hasattr(model, "get_attention_maps"):
-            raise UserError("LoRA is for ViTs: this model has no attention; name the linear layers that shall get it")
-        chosen = {name: at for name, at in linears.items() if name.startswith("blocks.")}
+        if model.block_pattern and hasattr(model, "get_attention_maps"):
+            chosen = {name: at for name, at in linears.items() if re.match(model.block_pattern, name)}
+        if not chosen:
+            raise UserError(
+                f"lora.targets: got None for {model.architecture}, which is not a ViT. Set it to the names of linear "
+                "layers."
+            )
     for target in targets or ():
         found = {name: at for name, at in linears.items() if f".{name}".endswith(f".{target}")}
         if not found:
             endings = {".".join(name.split(".")[-2:]) for name in linears}
             close = nearest(target, endings)
-            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; LoRA is for ViTs"
-            raise UserError(f"LoRA: no linear layer of the model is called {target!r}{hint}")
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else " Only ViTs have such layers."
+            raise UserError(f"lora.targets: no linear layer of the model is called {target!r}.{hint}")
         chosen |= found
     freeze(model, backbone=True)
     rngs = nnx.Rngs(0) if rngs is None else rngs
@@ -224,9 +234,10 @@ def add_lora(
 
 
 def merge_lora(model: M) -> M:
-    """Returns a plain copy of `model` with the adapters added into the weights; `model` itself stays as it is.
+    """Returns a copy of `model` with the adapters merged into the weights.
 
-    The copy has the structure of a freshly created model, nothing frozen: it can be saved as timm's file.
+    The copy has the structure of a newly created model and no frozen parameters, so it can be saved in timm's format.
+    `model` does not change.
 
     Example:
       >>> from jaxvision.models import registry
@@ -242,7 +253,7 @@ def merge_lora(model: M) -> M:
 
 
 def _children(model: nnx.Module, kind: type[Any]) -> dict[str, tuple[nnx.Module, str]]:
-    """Returns {name: (parent, attribute)} of the submodules of a kind."""
+    """Returns {name: (parent, attribute)} of the submodules of a type."""
     return {
         tree.join((*path, attribute)): (module, attribute)
         for path, module in nnx.iter_modules(model)
@@ -252,7 +263,11 @@ def _children(model: nnx.Module, kind: type[Any]) -> dict[str, tuple[nnx.Module,
 
 
 def parameter_counts(model_state: nnx.State) -> tuple[int, int]:
-    """Returns (all, trainable) parameters, from arrays or shapes."""
+    """Returns the numbers of all and of trainable parameters.
+
+    Args:
+      model_state: state of a model, with arrays or shapes.
+    """
     trainable = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.filter_state(model_state, nnx.Param)))
     frozen = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.filter_state(model_state, Frozen)))
     return trainable + frozen, trainable

@@ -1,4 +1,4 @@
-"""Everything that a run must not lose: the model, its optimizer, its average."""
+"""The state of training: the model, its optimizer and its moving average."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from jaxvision.train.ema import EMA
 
 @nnx.dataclass
 class TrainState(nnx.Pytree):
-    """The state of training; all of it is saved and restored, to the bit.
+    """The state of training, which a checkpoint saves and restores bit for bit.
 
     Attributes:
-      model: in the evaluation view. It carries its BatchNorm statistics and its random keys (of dropout).
-      optimizer: with its moments and the number of updates made, `optimizer.step`.
+      model: in the evaluation view, with its BatchNorm statistics and its random keys (of dropout).
+      optimizer: with its moments and the number of updates, `optimizer.step`.
       ema: the moving average, or None.
 
     Names of leaves start with the attribute: ``model.fc.kernel``, ``optimizer.opt_state.0.mu.fc.kernel``,
@@ -39,32 +39,32 @@ def create_state(
     ema_decay: float | None = None,
     ema_warmup: bool = False,
 ) -> TrainState:
-    """Returns the state of a model that has not been trained yet.
+    """Returns the state of a model before its first step.
 
     Args:
-      model: any model. Its `nnx.Param` leaves will be trained; `Frozen` ones will not and get no optimizer state.
-      tx: the optimizer, from `jaxvision.train.optim` or optax.
-      ema_decay: weight of the old average; None keeps no average.
+      model: any NNX module. Its `nnx.Param` leaves train. Its `Frozen` leaves do not, and get no optimizer state.
+      tx: the optimizer, from `jaxvision.train.optim.create_optimizer` or optax.
+      ema_decay: weight of the old value in the moving average. None keeps no average.
       ema_warmup: see `jaxvision.train.ema.EMA`.
     """
     ema = None if ema_decay is None else EMA(model, decay=ema_decay, warmup=ema_warmup)
     return TrainState(model=model, optimizer=nnx.Optimizer(model, tx, wrt=nnx.Param), ema=ema)
 
 
-#: A model that has its weights, or a function without arguments that builds one at random.
+#: A model with weights, or a function without arguments that returns one with random weights.
 Model = nnx.Module | Callable[[], nnx.Module]
 
 
 def abstract_state(create: Callable[[nnx.Module], TrainState], model: Model) -> tuple[nnx.GraphDef, nnx.State]:
-    """Returns the structure of the state and its shapes, at no cost in memory or time.
+    """Returns the structure and the shapes of a state, without allocating arrays.
 
     Args:
-      create: makes the state of a model, such as ``functools.partial(create_state, tx=tx)``.
-      model: the model or its builder.
+      create: returns the state of a model, such as ``functools.partial(create_state, tx=tx)``.
+      model: the model, or a function that builds it.
 
     Returns:
-      (graph, abstract): graph is what `make_train_step` and `nnx.merge` take; abstract has a `jax.ShapeDtypeStruct`
-      for every array.
+      (graph, abstract): graph is for `make_train_step` and `nnx.merge`; abstract has a `jax.ShapeDtypeStruct` for every
+      array.
 
     Example:
       >>> import functools
@@ -77,23 +77,20 @@ def abstract_state(create: Callable[[nnx.Module], TrainState], model: Model) -> 
 
 
 def initialize(create: Callable[[nnx.Module], TrainState], model: Model, shardings: Any) -> nnx.State:
-    """Returns a fresh state, every array where it belongs.
+    """Returns the state before the first step, sharded over the devices.
 
-    A builder runs inside jit: each device computes its own part only, and none ever holds the whole. A model that
-    has weights is laid out first, and what surrounds it (moments, averages) is made in place.
+    A function that builds the model runs inside jit, where each device computes only its own part. A model with weights
+    is copied to the devices first, and its moments and averages are computed there.
 
     Args:
       create: as for `abstract_state`.
-      model: the model, which stays usable (its arrays are copied), or its builder.
+      model: the model, which stays usable because its arrays are copied, or a function that builds it.
       shardings: of every leaf, from `jaxvision.parallel.rules.state_shardings`.
-
-    Raises:
-      UserError: whatever `create` and the builder raise.
     """
     if isinstance(model, nnx.Module):
         graph, leaves = nnx.split(model)
         leaves = jax.tree.map(_placed, leaves, shardings["model"])
-        # Copied, for the train step is given the state's memory to write into.
+        # Copied, because the train step writes into the memory of the state.
         fill = jax.jit(
             lambda leaves: nnx.state(create(nnx.merge(graph, jax.tree.map(jnp.copy, leaves)))),
             out_shardings=shardings,
@@ -103,19 +100,19 @@ def initialize(create: Callable[[nnx.Module], TrainState], model: Model, shardin
 
 
 def evaluated_model(state: TrainState) -> nnx.Module:
-    """Returns the model to evaluate and to keep: with the averaged weights where there is an average."""
+    """Returns the model to evaluate and to export: with the averaged weights if there is an average."""
     return state.model if state.ema is None else state.ema.apply_to(state.model)
 
 
 def gather_model(graph: nnx.GraphDef, state: nnx.State, shardings: Any) -> nnx.Module:
-    """Returns the model to evaluate and to keep, whole, on one device of each process.
+    """Returns the unsharded model to evaluate and to export, on one device of each process.
 
-    All processes take part. One array after the other is brought together: beside this model no device needs room for
-    more than one whole array, so that a state that only fits in parts can be exported.
+    All processes must call it. Arrays are gathered one at a time, so that a state that only fits when it is sharded can
+    still be exported.
 
     Args:
       graph: of the state, from `abstract_state`.
-      state: of training, in parts.
+      state: of training, sharded.
       shardings: of every leaf of `state`.
     """
 
@@ -123,26 +120,26 @@ def gather_model(graph: nnx.GraphDef, state: nnx.State, shardings: Any) -> nnx.M
         return evaluated_model(nnx.merge(graph, state))
 
     leaves = jax.jit(lambda state: nnx.state(evaluated(state)), out_shardings=shardings["model"])(state)
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(evaluated, state)), jax.tree.map(_whole, leaves))
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(evaluated, state)), jax.tree.map(_gathered, leaves))
 
 
-def _whole(x: jax.Array) -> jax.Array:
+def _gathered(x: jax.Array) -> jax.Array:
     everywhere = jax.sharding.NamedSharding(cast(Any, x.sharding).mesh, jax.sharding.PartitionSpec())
-    # Waited for: one whole array at a time, and XLA's CPU client can lock up with many small collectives under way.
-    return jax.block_until_ready(jax.jit(_same, out_shardings=everywhere)(x)).addressable_data(0)
+    # Waits for each array, to hold one at a time, and because XLA's CPU client can lock up with many small collectives.
+    return jax.block_until_ready(jax.jit(_identity, out_shardings=everywhere)(x)).addressable_data(0)
 
 
-def _same(x: jax.Array) -> jax.Array:  # a function of its own, so that each shape is compiled once
+def _identity(x: jax.Array) -> jax.Array:  # a named function, so that jit compiles each shape once
     return x
 
 
 def _placed(x: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:
-    """Returns an array, the same in all processes, on the devices of all of them."""
+    """Returns an array on the devices of all processes, each of which passes the same `x`."""
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        return jax.random.wrap_key_data(_placed(jax.random.key_data(x), whole), impl=jax.random.key_impl(x))
+        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        return jax.random.wrap_key_data(_placed(jax.random.key_data(x), everywhere), impl=jax.random.key_impl(x))
     return jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x[part]))
 
 

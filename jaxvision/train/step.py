@@ -16,11 +16,11 @@ from jaxvision.errors import UserError
 from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.mesh import batch_axes, batch_sharding, replicated
 from jaxvision.train.blocks import Blocks
-from jaxvision.train.loss import Loss, is_hard, mean_weights, weighted_sum, without_padding
+from jaxvision.train.loss import Loss, are_labels, mean_weights, weighted_sum, zero_padding
 from jaxvision.train.schedule import as_schedule
 
 Batch = Mapping[str, Any]
-#: (batch, step) -> (images [b, h, w, c] as the model wants them, targets [b] or [b, classes]).
+#: (batch, step) -> (images float [b, h, w, c], normalized; targets [b] or [b, classes]).
 Prepare = Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -38,32 +38,32 @@ def make_train_step(
 ) -> Callable[[nnx.State, Batch], tuple[nnx.State, dict[str, jax.Array]]]:
     """Returns the function (state, batch) -> (state, metrics).
 
-    It is compiled at the first call and never again. The state it is given is consumed: its memory holds the result.
+    It is compiled once, at the first call. It donates its input state: do not use that state afterwards.
 
     Args:
-      graph: structure of the `TrainState`, from `abstract_state`. What trains is what its optimizer was made for.
-      mesh: the devices; the batch is split over its batch axes. BatchNorm sees the whole batch, on any number of
-        devices, because the program is written for the whole batch and split by the compiler.
+      graph: structure of the `TrainState`, from `abstract_state`. The parameters that its optimizer was created for
+        train.
+      mesh: the devices. The batch is split over its batch axes. BatchNorm normalizes over the whole batch on any number
+        of devices, because the compiler splits a program that is written for the whole batch.
       shardings: of the state, from `state_shardings`.
       loss: from `make_loss`.
-      prepare: augmentation, inside the step: from the batch as the pipeline gives it and the number of updates made
-        so far to images and targets. Random numbers are keyed by (seed, step, index of the image), which is what makes
-        a resumed run equal to one that was never interrupted.
-      learning_rate: the optimizer's, to be reported.
-      accumulate: microbatches per step: memory of one, gradient of all. Loss and gradients are those of the whole
-        batch, except that BatchNorm normalizes within a microbatch (and moves its statistics once for each).
-      blocks: how the model's blocks are run, and where its parameters are gathered; None: as the model says, and as
-        the compiler decides.
-      batch_norm_group: images, in a row of the batch, that BatchNorm normalizes together; None: all. Its running
-        statistics are the mean over the groups.
+      prepare: from the batch of the pipeline and the number of updates so far to images and targets, such as
+        augmentation. It runs inside the step. Key random numbers by (seed, step, index of the image), so that a resumed
+        run equals one that was never interrupted.
+      learning_rate: that of the optimizer, for the metrics.
+      accumulate: microbatches per step. The step needs the memory of one and computes the loss and the gradient of the
+        whole batch, except that BatchNorm normalizes within a microbatch and updates its statistics once for each.
+      blocks: how the model's blocks run, and where its parameters are gathered. None: the model runs its blocks itself.
+      batch_norm_group: number of consecutive images that BatchNorm normalizes together; its running statistics are
+        updated with the mean over the groups. None: the whole batch.
 
     Returns:
-      The step. Its batch has ``"mask"`` [b], False for padding, and what `prepare` reads. Its metrics are scalars on
-      every device: ``loss`` (mean over the images that count), ``grad_norm`` (before clipping), ``learning_rate``,
-      ``finite``, and ``accuracy`` where targets are class numbers.
+      The step. Its batch has ``"mask"`` [b], False for padding, and what `prepare` reads. Its metrics are scalars,
+      replicated: ``loss`` (mean over the images that are not padding), ``grad_norm`` (before clipping),
+      ``learning_rate``, ``finite`` and, if targets are labels, ``accuracy``.
 
-      Where loss or gradient are not finite the update does not happen: the state comes back as it was, to the bit, and
-      ``finite`` is False. `check_finite` turns that into an error.
+      If the loss or the gradient is not finite, ``finite`` is False and the returned state equals the input bit for
+      bit. `check_finite` turns that into an error.
 
     Example:
       >>> from functools import partial
@@ -86,10 +86,10 @@ def make_train_step(
     schedule = as_schedule(learning_rate)
 
     def train_step(state: nnx.State, batch: Batch) -> tuple[nnx.State, dict[str, jax.Array]]:
-        ts = nnx.merge(graph, state, copy=True)  # copied: `state` is what an update that fails goes back to
+        ts = nnx.merge(graph, state, copy=True)  # `state` stays as it is, for a step that is not finite
         updates_made = ts.optimizer.step[...]
         images, targets = prepare(batch, updates_made)
-        examples = (images, without_padding(targets, batch["mask"]), mean_weights(batch["mask"]))
+        examples = (images, zero_padding(targets, batch["mask"]), mean_weights(batch["mask"]))
 
         trainable = ts.optimizer.wrt
         training = train_view(ts.model, batch_norm_group=batch_norm_group)
@@ -104,7 +104,7 @@ def make_train_step(
             model = nnx.merge(structure, params, rest, copy=True)
             logits = model(images)
             sums = {"loss": weighted_sum(loss(logits, targets), weights)}
-            if is_hard(targets):
+            if are_labels(targets):
                 sums["accuracy"] = weighted_sum((logits.argmax(-1) == targets).astype(jnp.float32), weights)
             return sums["loss"], (sums, nnx.state(model, nnx.Not(trainable)))
 
@@ -144,38 +144,46 @@ def make_train_step(
 def microbatches(examples: Any, n: int, mesh: Mesh) -> Any:
     """Returns arrays [b, ...] as [n, b / n, ...], for `jax.lax.scan`.
 
-    Microbatch i takes the examples i, i + n, i + 2n, ...: of each device's share an equal part, so that nothing moves
+    Microbatch i has the examples i, i + n, i + 2n, ..., an equal part of each device's share, so that no example moves
     between devices.
+
+    Args:
+      examples: a pytree of arrays [b, ...].
+      n: number of microbatches; must divide b.
+      mesh: the devices.
+
+    Raises:
+      UserError: n does not divide b.
     """
     sharding = NamedSharding(mesh, PartitionSpec(None, batch_axes(mesh)))
 
     def split(x: jax.Array) -> jax.Array:
         b, *rest = x.shape
         if b % n:
-            raise UserError(f"a batch of {b} images cannot be split into {n} microbatches")
+            raise UserError(f"train.accumulate: got {n}, expected a divisor of the batch size {b}.")
         return jax.lax.with_sharding_constraint(x.reshape(b // n, n, *rest).swapaxes(0, 1), sharding)
 
     return jax.tree.map(split, examples)
 
 
 def check_finite(metrics: Mapping[str, Any], step: int) -> None:
-    """Raises if the loss or the gradient of a step was not finite.
+    """Raises if the loss or the gradient of a step is not finite.
 
-    The step has changed nothing, so a state saved before or after it is good. Reading the metrics waits for the step:
-    call it some steps late, with the metrics of each step, and before each checkpoint.
+    Such a step does not change the state. Reading the metrics waits for the step to finish, so check the metrics of
+    each step some steps later, and before each checkpoint.
 
     Args:
-      metrics: as the train step gave them, on the device or off it.
+      metrics: from the train step, on the device or the host.
       step: number of that step, for the message.
 
     Raises:
-      UserError: names the step and what was not finite.
+      UserError: the loss or the gradient is not finite; the message names the step.
 
     Example:
       >>> check_finite({"loss": float("nan"), "grad_norm": 1.0, "learning_rate": 0.1, "finite": False}, 17)
       Traceback (most recent call last):
       ...
-      jaxvision.errors.UserError: step 17: the loss is nan (gradient norm 1, learning rate 0.1); ...
+      jaxvision.errors.UserError: step 17: the loss is nan (gradient norm 1, learning rate 0.1). ...
     """
     if bool(metrics["finite"]):
         return
@@ -185,6 +193,6 @@ def check_finite(metrics: Mapping[str, Any], step: int) -> None:
     else:
         what = f"the loss is {loss:g} (gradient norm {norm:g}, learning rate {rate:g})"
     raise UserError(
-        f"step {step}: {what}; stopped, and nothing of it was saved. Usual remedies: a lower learning rate, "
-        f"a longer warm-up, gradient clipping; a label outside num_classes also does this"
+        f"step {step}: {what}. This step was not saved. Lower optimizer.learning_rate, raise schedule.warmup_epochs or "
+        f"set optimizer.clip_norm=1.0, and check that all labels are below num_classes."
     )

@@ -1,4 +1,4 @@
-"""Attention maps: timm's weights, the fused path's weights, and what is made of them."""
+"""jaxvision.analysis.attention: the weights of timm and of the fused path, and the maps computed from them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxvision.analysis.attention import attention_rollout, class_attention
 from jaxvision.analysis.saliency import explain
 from jaxvision.errors import UserError
 from jaxvision.models.layers.attention import Attention
+from jaxvision.platform import compiled_for
 
 DEPTH = 3
 
@@ -37,7 +38,7 @@ def kept(model, x):
 
 
 @pytest.mark.timm
-def test_maps_are_timms() -> None:
+def test_maps_equal_timms() -> None:
     theirs, ours = pair("deit_tiny_distilled_patch16_224", img_size=48, depth=3)
     seen = []
     for block in theirs.blocks:
@@ -50,7 +51,7 @@ def test_maps_are_timms() -> None:
         assert_close(a, b)
 
 
-def test_rows_sum_to_one_and_any_layer_can_be_asked_for(model, x, kept) -> None:
+def test_rows_sum_to_one_in_every_layer(model, x, kept) -> None:
     maps = jax.jit(lambda model, x: [model.get_attention_maps(x, layer_idx=i) for i in range(-DEPTH, DEPTH)])(model, x)
     for layer, a in zip([0, 1, 2, 0, 1, 2], maps, strict=True):
         assert a.dtype == jnp.float32
@@ -66,7 +67,7 @@ def test_the_prefix_can_be_dropped(model, x, kept) -> None:
     np.testing.assert_allclose(maps, kept[-1][:, :, 2:, 2:], atol=1e-6)
 
 
-def test_no_such_layer(model, x) -> None:
+def test_layer_out_of_range(model, x) -> None:
     for layer in (DEPTH, -DEPTH - 1):
         with pytest.raises(UserError, match=f"layer_idx {layer} is out of range: this model has 3 blocks, 0 to 2"):
             model.get_attention_maps(x, layer_idx=layer)
@@ -88,15 +89,18 @@ def test_maps_are_the_weights_of_the_fused_path() -> None:
     np.testing.assert_allclose(jax.jit(lambda a, x: a(x))(attention, x), attention.proj(mixed), rtol=1e-5, atol=1e-6)
 
 
-def test_the_form_for_accelerators_equals_the_one_for_cpus() -> None:
-    from jaxvision.models.layers import attention
+def test_attention_on_accelerators_equals_attention_on_cpus() -> None:
+    attention = Attention(64, 4, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 7, 64))
 
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 7, 16))
-    fused, explicit = jax.jit(lambda *qkv: (attention._attend_fused(*qkv), attention._attend(*qkv)))(q, k, v)
-    np.testing.assert_allclose(fused, explicit, rtol=1e-5, atol=1e-6)
+    def run(platform: str) -> jax.Array:
+        with compiled_for(platform):
+            return jax.jit(lambda attention, x: attention(x))(attention, x)
+
+    np.testing.assert_allclose(run("gpu"), run("cpu"), rtol=1e-5, atol=1e-6)
 
 
-# --- from maps to pictures ---
+# --- from weights to maps ---
 
 
 def test_class_attention_is_the_class_tokens_row(model, x, kept) -> None:

@@ -1,4 +1,4 @@
-"""jaxvision.analysis.cost against the numbers that timm publishes, and against hooks on real timm."""
+"""jaxvision.analysis.cost against the numbers that timm publishes, and against hooks on timm's modules."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ PUBLISHED = {
     "tf_efficientnet_lite4": (380, "13.01", "4.04"),
 }
 
-# Tracing costs a second or two a model: one of each kind always, all of them with --slow.
+# Tracing takes a second or two per model: one of each kind by default, all of them with --slow.
 ALWAYS = {
     "resnet50",
     "resnet50d",
@@ -86,7 +86,7 @@ info = functools.cache(model_info)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in PUBLISHED]
 )
-def test_numbers_are_timms(name):
+def test_numbers_equal_timms(name):
     size, parameters, multiply_adds = PUBLISHED[name]
     total = info(name, size).total
     assert f"{total.parameters / 1e6:.2f}" == parameters
@@ -95,22 +95,22 @@ def test_numbers_are_timms(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", registry.architectures())
-def test_the_catalogs_numbers_are_ours(name):
-    """All that timm publishes, to the last of its two digits, and those that were counted where it publishes none.
+def test_numbers_of_the_catalog(name):
+    """Equal to timm's numbers to the second digit, which may differ by one.
 
-    One of that digit is left for a mean over tokens, which is counted here alone, and for the projection of an
-    attention pool's query, which is counted there alone.
+    jaxvision counts the mean over tokens and timm does not; timm counts the projection of an attention pool's query and
+    jaxvision does not.
     """
     for size, published in catalog.lookup(name).macs.items():
         assert model_info(name, size).total.multiply_adds_with_attention == pytest.approx(published, abs=1e7, rel=0)
 
 
-# GMACs and activations (M) of timm's model cards, which leave attention's own products out.
+# GMACs and activations (M) of timm's model cards, without attention's own products.
 @pytest.mark.parametrize(
     ("name", "multiply_adds", "activations"),
     [("resnet50", "4.11", "11.1"), ("vit_base_patch16_224", "16.87", "16.5"), ("efficientnet_b3", "1.63", "21.5")],
 )
-def test_activations_are_timms(name, multiply_adds, activations):
+def test_activations_equal_timms(name, multiply_adds, activations):
     total = info(name, PUBLISHED[name][0]).total
     assert f"{total.multiply_adds / 1e9:.2f}" == multiply_adds
     assert f"{total.activations / 1e6:.1f}" == activations
@@ -162,7 +162,7 @@ def test_attention_is_counted_by_hand():
     assert total.attention == 2 * n * n * d * depth
 
 
-def test_stages_are_the_layer_groups_and_sum_to_the_whole():
+def test_stages_are_the_layer_groups_and_sum_to_the_total():
     table = info("test_efficientnet")
     names = [stage.name for stage in table.stages]
     assert names == ["conv_stem, bn1", *(f"blocks.{i}" for i in range(4)), "blocks.4, conv_head, bn2", "classifier"]
@@ -177,7 +177,7 @@ def test_stages_are_the_layer_groups_and_sum_to_the_whole():
     assert stem.activation_bytes == 4 * stem.activations == 4 * 80 * 80 * 24
 
 
-def test_a_model_is_as_good_as_its_name():
+def test_a_model_instead_of_its_name():
     model = registry.build_abstract("test_resnet", num_classes=10, in_channels=1, dtype=jnp.bfloat16)
     table = model_info(model, 64)
     assert (table.name, table.image_size, table.in_channels, table.num_classes) == ("test_resnet", 64, 1, 10)
@@ -185,14 +185,14 @@ def test_a_model_is_as_good_as_its_name():
     assert "64 x 64 x 1, 10 classes" in str(table)
 
 
-def test_it_runs_nothing_and_changes_nothing():
+def test_model_is_not_changed():
     model = registry.build_abstract("test_resnet", dropout=0.1)
     before = jax.tree.leaves(nnx.state(model))
     model_info(model)
     assert all(a is b for a, b in zip(before, jax.tree.leaves(nnx.state(model)), strict=True))
 
 
-def test_mistakes_are_one_line():
+def test_errors():
     with pytest.raises(UserError, match="did you mean 'resnet50'"):
         model_info("resnet_50")
     with pytest.raises(UserError, match="not divisible"):

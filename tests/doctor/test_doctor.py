@@ -15,11 +15,11 @@ import pytest
 from support.paths import ROOT
 
 from jaxvision import cli, doctor, run
-from jaxvision import main as command
 from jaxvision.doctor import GIB, Facts, Gpu, Holder
 from jaxvision.errors import UserError
 from jaxvision.parallel import accelerators
 from jaxvision.run import training
+from jaxvision.run.config import load
 
 A100 = Gpu("NVIDIA A100-SXM4-40GB", 8.0, 40_960, 40_000)
 V100 = Gpu("Tesla V100-SXM2-16GB", 7.0, 16_384, 16_000)
@@ -442,7 +442,7 @@ def test_a_run_tells_of_a_plugin_without_its_accelerator(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "check_accelerator", lambda log: log("a plugin, and no GPU"))
-    config = command.load("configs/quickstart.py:resnet")
+    config = load("configs/quickstart.py:resnet")
     config.checkpoint = {"best": "nonsense"}  # it need not come further
     with pytest.raises(UserError, match="nonsense"):
         run.train(config, tmp_path)

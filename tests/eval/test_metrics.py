@@ -1,4 +1,4 @@
-"""jaxvision/eval: every image counts exactly once, and the numbers are scikit-learn's."""
+"""jaxvision.eval: every image counts exactly once, and the metrics equal scikit-learn's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flax import nnx
 from support import tiny
 
 from jaxvision.errors import UserError
-from jaxvision.eval.metrics import Evaluation, calibration_error
+from jaxvision.eval.metrics import Evaluation, calibration_error, with_metric
 from jaxvision.eval.step import evaluate_batches, make_eval_step
 from jaxvision.parallel.mesh import make_mesh
 from jaxvision.train.loss import make_loss
@@ -28,7 +28,7 @@ class Scores(nnx.Module):
 
 
 def batches(logits: np.ndarray, labels: np.ndarray, b: int) -> list[dict[str, np.ndarray]]:
-    """Returns the images in batches of b, the last one filled up with nonsense that the mask leaves out."""
+    """Returns the images in batches of b, the last one padded with invalid values."""
     n, classes = logits.shape
     result = []
     for start in range(0, n, b):
@@ -85,7 +85,7 @@ def test_equals_scikit_learn(devices: int) -> None:
     assert result.scalars().keys() == {"top1", "top5", "loss", "calibration_error", "count"}
 
 
-def test_however_it_is_batched() -> None:
+def test_batch_size_does_not_matter() -> None:
     rng = np.random.default_rng(1)
     logits, labels = rng.standard_normal((37, 6)).astype(np.float32), rng.integers(0, 6, 37)
     results = [run(logits, labels, b=b) for b in (1, 8, 37, 64)]
@@ -137,7 +137,7 @@ def test_the_most_confident_mistakes() -> None:
 
 
 def test_evaluates_the_average_or_the_model_and_traces_once() -> None:
-    """A training state, in the evaluation view: BatchNorm and dropout give each image the same answer in any batch."""
+    """In the evaluation view, where the logits of an image do not depend on its batch."""
     trained = tiny.Run(tiny.build(dropout=0.5), optax.sgd(0.5), create={"ema_decay": 0.9}, devices=8)
     trained.train(3)
     ts = nnx.merge(trained.graph, trained.state)
@@ -164,14 +164,54 @@ def test_evaluates_the_average_or_the_model_and_traces_once() -> None:
         losses[name] = result.loss
     assert losses["average"] != losses["model"]
     assert len(traces) == 2  # one for each step function
-    trained.train(1)  # evaluating has not consumed the state
+    trained.train(1)  # the evaluation has not donated the state
 
 
 def test_errors() -> None:
     logits = np.zeros((3, 4), np.float32)
-    with pytest.raises(UserError, match="image 1 has the label 7, but the model has 4 classes"):
+    with pytest.raises(UserError, match="image 1 has the label 7, expected 0 to 3"):
         run(logits, np.array([0, 7, 1]), b=2)
     with pytest.raises(UserError, match="has no images"):
         run(logits[:0], np.zeros(0, int))
     with pytest.raises(UserError, match="unknown kind of probabilities 'sigmoi'"):
         run(logits, np.zeros(3, int), probabilities="sigmoi")
+
+
+def mean_confidence(evaluation: Evaluation, *, of_mistakes: bool = False) -> float:
+    chosen = evaluation.prediction != evaluation.label if of_mistakes else slice(None)
+    return evaluation.confidence[chosen].mean()
+
+
+def test_own_metric_by_hand() -> None:
+    logits = np.log(np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], np.float32))
+    result = run(logits, np.array([0, 0, 0]), b=2)
+    assert with_metric(result, name=mean_confidence).scalars()["mean_confidence"] == pytest.approx(
+        (0.9 + 0.6 + 0.7) / 3
+    )
+    scalars = with_metric(result, name=mean_confidence, of_mistakes=True).scalars()
+    assert scalars.pop("mean_confidence") == pytest.approx(0.6)
+    assert scalars == result.scalars()
+    assert with_metric(result) is result
+
+
+def loss(evaluation: Evaluation) -> float:
+    return evaluation.loss
+
+
+def labels(evaluation: Evaluation) -> np.ndarray:
+    return evaluation.label
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "operator:nothing"}, "metric: the module 'operator' has no 'nothing'"),
+        ({"name": mean_confidence, "of_mistake": True}, "metric.name: got an unexpected keyword argument 'of_mistake'"),
+        ({"name": loss}, "metric.name: got 'loss', which is the name of another metric"),
+        ({"name": labels}, r"metric.name: labels returned .*, expected a number"),
+    ],
+)
+def test_own_metric_errors(options: dict, message: str) -> None:
+    result = run(np.eye(3, dtype=np.float32), np.arange(3), b=2)
+    with pytest.raises(UserError, match=message):
+        with_metric(result, **options)

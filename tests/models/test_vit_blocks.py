@@ -444,7 +444,7 @@ def test_mistakes_are_told_in_one_line(options, message) -> None:
         registry.build_abstract("test_vit", **options)
 
 
-def test_a_level_that_is_not_there_is_told() -> None:
+def test_a_missing_level_is_an_error() -> None:
     model = registry.build_abstract("test_vit", image_size=32)
-    with pytest.raises(UserError, match="6 levels of features"):
+    with pytest.raises(UserError, match="indices: got 7, expected a number from 1 to 6"):
         model.forward_intermediates(jnp.zeros((1, 32, 32, 3)), 7)

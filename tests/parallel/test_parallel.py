@@ -1,4 +1,4 @@
-"""jaxvision/parallel: the mesh, the table of shardings, and processes that are one machine."""
+"""jaxvision.parallel: the mesh, the table of shardings, and several processes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_mesh(axes: dict | None, sizes: dict) -> None:
         ({"data": 4}, "data=4 does not tile 8 devices"),
         ({"data": -1, "model": 3}, "data=-1, model=3 does not tile 8 devices"),
         ({"data": -1, "model": -1}, "at most one is -1"),
-        ({"data": 0}, "sizes are positive"),
+        ({"data": 0}, "got data=0, expected sizes of 1 or more"),
     ],
 )
 def test_mesh_errors(axes: dict, message: str) -> None:
@@ -69,7 +69,7 @@ def test_mesh_errors(axes: dict, message: str) -> None:
 
 @dataclass(frozen=True)
 class Chip:
-    """A device of one of several nodes, as JAX tells of it."""
+    """A device of one of several nodes, with the attributes that JAX gives it."""
 
     id: int
     slice_index: int
@@ -81,35 +81,35 @@ class Chip:
 @pytest.mark.parametrize(
     ("axes", "across"), [({"data": -1, "fsdp": 4}, "data"), ({"data": 1, "fsdp": -1}, "fsdp"), ({"data": -1}, "data")]
 )
-def test_slow_links_lie_along_one_axis(axes: dict, across: str) -> None:
-    chips = [Chip(i, slice_index=i % 2, process_index=i % 2) for i in range(8)]  # in no order of nodes
+def test_one_axis_lies_across_the_nodes(axes: dict, across: str) -> None:
+    chips = [Chip(i, slice_index=i % 2, process_index=i % 2) for i in range(8)]  # nodes alternate
     mesh = make_mesh(axes, devices=chips)
     nodes = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
     along = mesh.axis_names.index(across)
     rows = np.moveaxis(nodes, along, 0).reshape(nodes.shape[along], -1)
-    assert (rows == rows[:, :1]).all()  # along every other axis a node is by itself
+    assert (rows == rows[:, :1]).all()  # along every other axis all devices are of one node
     half = len(rows) // 2
     assert (rows[:half] == rows[0, 0]).all()
     assert (rows[half:] == 1 - rows[0, 0]).all()
-    with pytest.raises(UserError, match="one axis lies across the 2 slices or nodes, so 2 divides it; got tensor=7"):
+    with pytest.raises(UserError, match="got tensor=7, expected an axis that 2 divides"):
         make_mesh({"tensor": 7}, devices=chips[:7])
 
 
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "message"),
     [
-        (30, 1, "batch size 30 is not divisible by 8 devices; the nearest sizes that are: 24 and 32"),
-        (5, 1, "batch size 5 is not divisible by 8 devices; the nearest sizes that are: 8"),
-        (24, 2, "batch size 24 is not divisible by 8 devices times 2 microbatches; .*: 16 and 32"),
-        (0, 1, "the batch size is 1 or more, got 0"),
+        (30, 1, r"got 30, expected a multiple of 8 devices\. The nearest: 24 or 32"),
+        (5, 1, r"got 5, expected a multiple of 8 devices\. The nearest: 8\."),
+        (24, 2, r"got 24, expected a multiple of 8 devices times 2 microbatches\. The nearest: 16 or 32"),
+        (0, 1, "batch size: got 0, expected 1 or more"),
     ],
 )
-def test_batches_that_cannot_be_split(batch_size: int, accumulate: int, message: str) -> None:
+def test_batch_size_errors(batch_size: int, accumulate: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_batch_size(batch_size, make_mesh(), accumulate=accumulate)
 
 
-def test_batches_are_split_over_data_and_fsdp_and_not_over_model() -> None:
+def test_batches_are_split_over_data_and_fsdp_only() -> None:
     mesh = make_mesh({"data": 2, "fsdp": 2, "model": 2})
     assert batch_devices(mesh) == 4
     check_batch_size(4, mesh)
@@ -125,7 +125,7 @@ def test_data_parallelism_replicates_everything() -> None:
     assert set(specs([(r".*", P())], make_mesh()).values()) == {P()}
 
 
-def test_moments_and_averages_lie_where_their_parameter_lies() -> None:
+def test_moments_and_averages_are_laid_out_as_their_parameter() -> None:
     found = specs([(r"conv\.kernel", P(None, None, None, "data")), (r".*", P())], make_mesh())
     split = {name for name, spec in found.items() if spec != P()}
     assert split == {
@@ -157,9 +157,12 @@ def test_fully_sharded_table() -> None:
         ([(r"conv", P())], "no pattern matches 'bn.bias'"),
         (
             [(r"fc\.bias", P("data")), (r".*", P())],
-            r"dimension 0 of 'fc.bias', shape \(4,\), is not divisible by the 8",
+            r"sharding of 'fc.bias': .* dimension 0 of shape \(4,\) is not divisible by the 8",
         ),
-        ([(r"fc\.bias", P(None, "data")), (r".*", P())], r"has 2 entries, but 'fc.bias' has the shape \(4,\)"),
+        (
+            [(r"fc\.bias", P(None, "data")), (r".*", P())],
+            r"sharding of 'fc.bias': .* expected at most 1 entries for shape \(4,\)",
+        ),
         ([(r".*", P("dta"))], "unknown mesh axis 'dta'; did you mean 'data'"),
     ],
 )
@@ -184,12 +187,12 @@ def test_initialize_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert calls == [("host:1234", 4, 3, heartbeat), *[(None, None, None, heartbeat)] * 3]
     with pytest.raises(UserError, match="JAX_PROCESS_ID must be set, too"):
         distributed.initialize({key: triple[key] for key in list(triple)[:2]})
-    with pytest.raises(UserError, match="JAX_PROCESS_ID=4 must be a number from 0"):
+    with pytest.raises(UserError, match="got JAX_PROCESS_ID=4, expected a number from 0"):
         distributed.initialize({**triple, "JAX_PROCESS_ID": "4"})
 
 
 def test_two_processes_train_and_save_as_one(tmp_path: Path) -> None:
-    """Each with four devices and half of the batch: the same losses as one process with eight; one checkpoint."""
+    """Each has four devices and half of the batch: same losses as one process with eight devices, one checkpoint."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
@@ -214,7 +217,7 @@ def test_two_processes_train_and_save_as_one(tmp_path: Path) -> None:
     for process, (_, err) in zip(processes, results, strict=True):
         assert process.returncode == 0, err
     found = {out.splitlines()[-2].split("/")[0] for out, _ in results}
-    assert found == {"found", "state"}  # by the one in its file, by the other hearing of it
+    assert found == {"found", "state"}  # one process finds the damage in its file, the other is informed
     printed = [out.splitlines()[-1] for out, _ in results]
     assert printed[0] == printed[1]
     losses = [float(x) for x in printed[0].split()]

@@ -1,4 +1,4 @@
-"""Meshes of every kind compute what one device does, hold what their rules promise, and send what is expected."""
+"""Every kind of mesh computes what one device does, with the expected layout and the expected communication."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STEPS, BATCH, SIZE = 20, 16, 64
 
 
 class Run:
-    """A model's state on a mesh and the step that moves it, as `jaxvision.run.program.train_program` makes them."""
+    """A training state on a mesh and its step, as `jaxvision.run.program.train_program` creates them."""
 
     def __init__(
         self,
@@ -54,30 +54,38 @@ class Run:
         remat: str | None = None,
         scan: bool = False,
         batch_norm_group: int | None = None,
-        build: Any = None,
         **options: Any,
     ):
+        self.traces = 0
         devices = jax.devices()[: math.prod(axes.values())]
         self.mesh = make_mesh(axes, devices=devices)
-        rules = make_rules(self.mesh, zero1=zero1, min_size=1)
         size = {"image_size": SIZE} if "vit" in name else {}
-        model = build or (lambda: registry.build(name, num_classes=10, rngs=nnx.Rngs(0), **size, **options))
-        # Small steps: twenty large ones would blow rounding up.
+        family = registry.variant(name).build
+        rules = make_rules(self.mesh, family.tensor_rules, zero1=zero1, min_size=1)
+
+        def model() -> nnx.Module:
+            return registry.build(name, num_classes=10, rngs=nnx.Rngs(0), **size, **options)
+
+        # Small steps, because twenty large ones would amplify rounding errors.
         create = functools.partial(create_state, tx=optax.sgd(0.01, momentum=0.9), ema_decay=0.9)
         self.graph, self.abstract = abstract_state(create, model)
         self.shardings = state_shardings(self.abstract, self.mesh, rules.stored, moments=rules.moments, unused_ok=True)
         self.create, self.model = create, model
-        blocks = Blocks(self.mesh, rules, remat=remat, scan=scan)
+        blocks = Blocks(self.mesh, rules, pattern=family.block_pattern, remat=remat, scan=scan)
         self.step = make_train_step(
             self.graph,
             mesh=self.mesh,
             shardings=self.shardings,
             loss=make_loss(),
-            prepare=lambda batch, step: (batch["image"].astype(jnp.float32) / 127.5 - 1, batch["label"]),
+            prepare=self.prepare,
             learning_rate=0.01,
-            blocks=None if blocks.plain else blocks,
+            blocks=None if blocks.is_default else blocks,
             batch_norm_group=batch_norm_group,
         )
+
+    def prepare(self, batch: Any, step: Any) -> tuple[jax.Array, jax.Array]:
+        self.traces += 1  # runs once per trace of the step
+        return batch["image"].astype(jnp.float32) / 127.5 - 1, batch["label"]
 
     @functools.cached_property
     def state(self) -> Any:
@@ -85,7 +93,7 @@ class Run:
 
     def batch(self, seed: int) -> Any:
         rng = np.random.default_rng(seed)
-        # Each class has its own spots, under some noise. Of noise alone nothing can be learned: rounding would grow.
+        # Each class has its own spots under some noise. Noise alone cannot be learned, and rounding errors would grow.
         labels = rng.integers(0, 10, BATCH)
         spots = np.random.default_rng(99).integers(0, 192, (10, SIZE // 16, SIZE // 16, 3))[labels]
         images = spots.repeat(16, axis=1).repeat(16, axis=2) + rng.integers(0, 64, (BATCH, SIZE, SIZE, 3))
@@ -99,9 +107,9 @@ class Run:
             self.mesh,
         )
 
-    def losses(self, steps: int = STEPS) -> list[float]:
+    def losses(self, steps: int = STEPS, *, start: int = 0) -> list[float]:
         found = []
-        for i in range(steps):
+        for i in range(start, start + steps):
             self.state, metrics = self.step(self.state, self.batch(i))
             found.append(float(metrics["loss"]))
         return found
@@ -118,15 +126,18 @@ class Run:
 
 
 def smooth(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the kinks out of a ResNet. Of a ReLU's input that is rounding away from zero the gradient is all or
-    nothing: in a net this small one such number changes a kernel's gradient by a hundredth, which then grows."""
+    """Replaces the ReLU of a ResNet by a smooth activation.
+
+    The gradient of a ReLU jumps at zero. In so small a model, rounding one input near zero changes a kernel's gradient
+    by a hundredth, and the difference grows.
+    """
     if "resnet" in name:
         monkeypatch.setattr(jax.nn, "relu", jax.nn.silu)
 
 
 @functools.cache
 def alone(name: str, **options: Any) -> tuple[list[float], dict[str, int]]:
-    """Returns the losses of one device, and the bytes of its state."""
+    """Returns the losses on one device, and the bytes of its state."""
     run = Run(name, {"data": 1}, **options)
     return run.losses(), {part: run.bytes_of(part) for part in ("model", "optimizer", "ema")}
 
@@ -144,14 +155,15 @@ def slow_but(*names: str) -> list[Any]:
     ],
 )
 def test_every_mesh_computes_what_one_device_does(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses of twenty steps, the bytes of each part on a device, one compilation, and the messages of the program."""
+    """Twenty losses, the bytes of each part on a device, one trace, and the collectives of the program."""
     smooth(name, monkeypatch)
     axes, options = MESHES[kind]
-    wanted, whole = alone(name)
+    expected, whole = alone(name)
     run = Run(name, axes, **options)
     text = run.program()
-    np.testing.assert_allclose(run.losses(), wanted, rtol=1e-5)
-    assert run.step._cache_size() == 1
+    losses, traces = run.losses(1), run.traces
+    np.testing.assert_allclose([*losses, *run.losses(STEPS - 1, start=1)], expected, rtol=1e-5)
+    assert run.traces == traces
     held = {part: run.bytes_of(part) / whole[part] for part in whole}
     match kind:
         case "data":
@@ -170,14 +182,14 @@ def test_every_mesh_computes_what_one_device_does(name: str, kind: str, monkeypa
     if kind == "data":
         assert {row.kind for row in found} <= {"all-reduce"}, kinds
     if kind in ("fsdp", "zero1"):
-        # What is gathered is parameters, one by one: the largest message is the largest parameter, and it is no image.
+        # Parameters are gathered one by one, so the largest message is the largest parameter, not an image.
         sizes = {x.size * 4 for x in jax.tree.leaves(run.abstract["model"]) if x.dtype == jnp.float32}
         assert largest_gather(text) in sizes
         assert {row.kind for row in found} <= {"all-reduce", "all-gather", "reduce-scatter"}, kinds
 
 
 def largest_gather(text: str) -> int:
-    """Returns the bytes of the largest array that the devices gather."""
+    """Returns the bytes of the largest all-gather."""
     shapes = re.findall(r" = f32\[([\d,]*)\]\S* all-gather\(", text)
     return max(4 * math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
 
@@ -190,18 +202,18 @@ def test_a_resnet_with_its_own_activation() -> None:
 
 @pytest.mark.parametrize("remat", [pytest.param("products", marks=pytest.mark.slow), "nothing"])
 @pytest.mark.parametrize("name", slow_but("test_vit"))
-def test_what_is_computed_a_second_time_is_the_same(name: str, remat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rematerialization_computes_the_same(name: str, remat: str, monkeypatch: pytest.MonkeyPatch) -> None:
     smooth(name, monkeypatch)
     np.testing.assert_allclose(Run(name, {"data": 1}, remat=remat).losses(5), alone(name)[0][:5], rtol=1e-6)
 
 
 def test_blocks_as_one_program() -> None:
-    """With another rate of stochastic depth in each block, and dropout: same numbers, a flat program."""
+    """With dropout and a different stochastic depth in each block: same numbers, and a program of constant size."""
     options = {"drop_path": 0.3, "dropout": 0.1, "depth": 3}
     one, many = (Run("test_vit", {"data": 1}, scan=scan, **options) for scan in (True, False))
     np.testing.assert_allclose(one.losses(5), many.losses(5), rtol=1e-5)
     for x, y in zip(jax.tree.leaves(one.state), jax.tree.leaves(many.state), strict=True):
-        assert x.shape == y.shape  # the same checkpoint
+        assert x.shape == y.shape  # checkpoints fit both
     products = {}
     for depth in (2, 4):
         for scan in (True, False):
@@ -212,8 +224,8 @@ def test_blocks_as_one_program() -> None:
 
 
 @pytest.mark.slow
-def test_gradients_lie_as_the_moments_do_and_images_stay_split() -> None:
-    """Whatever the compiler would rather do: said where a block's parameters are gathered, and behind each block."""
+def test_gradients_are_laid_out_as_moments_and_images_stay_split() -> None:
+    """The layout is constrained where a block gathers its parameters, and behind each block."""
     mesh = make_mesh({"data": 2, "fsdp": 4})
     blocks = Blocks(mesh, make_rules(mesh, zero1=True, min_size=1))
     model = registry.build("test_vit", num_classes=10, rngs=nnx.Rngs(0))
@@ -236,8 +248,8 @@ def test_blocks_that_differ_are_run_one_by_one() -> None:
     )
 
 
-def test_recomputing_keeps_less() -> None:
-    """Bytes that the backward pass is given; XLA's CPU backend undoes the rest, so its own count would tell nothing."""
+def test_rematerialization_keeps_less() -> None:
+    """Bytes of the residuals. XLA's CPU backend undoes rematerialization, so its own count would not show it."""
     mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
     images = jnp.zeros((BATCH, SIZE, SIZE, 3))
 
@@ -258,7 +270,7 @@ def test_recomputing_keeps_less() -> None:
 
 
 def test_batch_norm_in_groups() -> None:
-    """Groups of two are eight devices with two images each, none of which looks at another's."""
+    """Groups of two images equal separate batches of two."""
     x = jax.random.normal(jax.random.key(0), (8, 3, 3, 4)) * jnp.arange(1, 9).reshape(8, 1, 1, 1)
     whole, grouped = BatchNorm(4, rngs=nnx.Rngs(0)), BatchNorm(4, rngs=nnx.Rngs(0))
     training = nnx.view(grouped, use_running_average=False, batch_norm_group=2)
@@ -271,7 +283,7 @@ def test_batch_norm_in_groups() -> None:
 
 
 @pytest.mark.slow
-def test_batch_norm_groups_of_a_devices_own_images_send_nothing() -> None:
+def test_batch_norm_groups_within_a_device_need_no_communication() -> None:
     run = Run("test_resnet", {"data": 8}, batch_norm_group=BATCH // 8)
     whole = Run("test_resnet", {"data": 8})
     counts = [sum(row.count for row in collectives(each.program(), each.mesh)) for each in (run, whole)]
@@ -281,44 +293,45 @@ def test_batch_norm_groups_of_a_devices_own_images_send_nothing() -> None:
     )
 
 
-def test_a_model_in_parts_is_brought_together() -> None:
-    """What is exported: the average, whole, on one device."""
+def test_gather_model_returns_the_average_on_one_device() -> None:
+    """The exported model is the average, unsharded, on one device."""
     run = Run("test_efficientnet", {"fsdp": 8})
     model = gather_model(run.graph, run.state, run.shardings)
     found = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
     assert {len(x.devices()) for x in jax.tree.leaves(nnx.state(model))} == {1}
-    wanted = jax.tree.map(lambda x: 2 * x, run.state["ema"]["params"])
-    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(wanted))
-    run.state["ema"]["params"] = wanted
+    expected = jax.tree.map(lambda x: 2 * x, run.state["ema"]["params"])
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(expected))
+    run.state["ema"]["params"] = expected
     twice = nnx.state(gather_model(run.graph, run.state, run.shardings), nnx.Any(nnx.Param, nnx.BatchStat))
     jax.tree.map(
-        lambda once, two, all: np.testing.assert_array_equal([2 * once, two], [all, all]), found, twice, wanted
+        lambda once, two, all: np.testing.assert_array_equal([2 * once, two], [all, all]), found, twice, expected
     )
-    # The sharded one of the same name runs on one device.
+    # The gathered model runs on one device.
     assert model(jnp.zeros((2, SIZE, SIZE, 3))).shape == (2, 10)
 
 
-def test_rules_by_axis() -> None:
+TENSOR_LAYOUTS = [
+    ("test_vit", "blocks.0.mlp.fc1.kernel", (64, 256), P(None, "tensor"), P("fsdp", "tensor"), P("fsdp", "tensor")),
+    ("test_vit", "blocks.0.attn.proj.kernel", (64, 64), P("tensor"), P("tensor", "fsdp"), P("tensor", "fsdp")),
+    ("test_vit", "blocks.0.norm1.scale", (64,), P(), P("fsdp"), P("fsdp")),
+    ("test_vit", "blocks.0.mlp.fc1.kernel", (63, 255), P(), P(), P()),  # 2 devices divide neither axis
+    (
+        "test_resnet",
+        "layer1.0.conv1.kernel",
+        (3, 3, 16, 32),
+        P(None, None, None, "tensor"),
+        P(None, None, "fsdp", "tensor"),
+        P(None, None, "fsdp", "tensor"),
+    ),
+    ("test_resnet", "conv1.kernel", (4, 4, 16, 32), P(), P(None, None, None, "fsdp"), P(None, None, "data", "fsdp")),
+    ("test_efficientnet", "blocks.1.0.bn1.scale", (64,), P("tensor"), P("tensor"), P("tensor")),
+    ("test_efficientnet", "blocks.0.0.bn1.scale", (64,), P(), P("fsdp"), P("fsdp")),  # this stage does not expand
+]
+
+
+@pytest.mark.parametrize(("name", "leaf", "shape", "used", "stored", "moments"), TENSOR_LAYOUTS)
+def test_rules_of_each_mesh_axis(name: str, leaf: str, shape: tuple, used: P, stored: P, moments: P) -> None:
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    rules = make_rules(mesh, zero1=True, min_size=1)
-    names = {
-        "blocks.0.mlp.fc1.kernel": ((64, 256), P(None, "tensor"), P("fsdp", "tensor"), P("fsdp", "tensor")),
-        "blocks.0.attn.proj.kernel": ((64, 64), P("tensor"), P("tensor", "fsdp"), P("tensor", "fsdp")),
-        "blocks.0.norm1.scale": ((64,), P(), P("fsdp"), P("fsdp")),
-        "layer1.0.conv1.kernel": (
-            (3, 3, 16, 32),
-            P(None, None, None, "tensor"),
-            P(None, None, "fsdp", "tensor"),
-            P(None, None, "fsdp", "tensor"),
-        ),
-        "conv1.kernel": (
-            (4, 4, 16, 32),
-            P(),
-            P(None, None, None, "fsdp"),
-            P(None, None, "data", "fsdp"),
-        ),
-        "blocks.1.0.mlp.fc1.kernel": ((63, 255), P(), P(), P()),
-    }
-    for name, (shape, *wanted) in names.items():
-        found = [spec_of(table, name, shape) for table in (rules.used, rules.stored, rules.moments)]
-        assert found == wanted, name
+    rules = make_rules(mesh, registry.variant(name).build.tensor_rules, zero1=True, min_size=1)
+    found = [spec_of(table, leaf, shape) for table in (rules.used, rules.stored, rules.moments)]
+    assert found == [used, stored, moments]

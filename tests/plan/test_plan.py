@@ -22,11 +22,13 @@ from support import tiny
 
 from jaxvision import cli, main, plan, run
 from jaxvision.analysis.cost import model_info, operations
+from jaxvision.data.image_path import FromMemory
 from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import make_mesh, mesh_text
 from jaxvision.parallel.rules import largest_axis, state_bytes, state_shardings
 from jaxvision.plan import chips, program_text
 from jaxvision.run import program as run_program
+from jaxvision.run.config import load
 from jaxvision.train.partial import parameter_counts
 
 # Instructions as XLA writes them for CPUs, GPUs and TPUs. The loop runs five times, once by the compiler's note and
@@ -229,7 +231,7 @@ def test_roofline_by_hand() -> None:
 
 def test_the_flags_of_a_mesh_choose_it(file: Path) -> None:
     chosen = a_plan(mesh={"data": 2, "fsdp": 8}, zero1=True)
-    parsed, _, _ = main.parse([f"--config={file}", *chosen.flags.split()])
+    parsed, _ = main.parse([f"--config={file}", *chosen.flags.split()])
     assert parsed is not None
     assert parsed.mesh.to_dict() == chosen.mesh
     assert parsed.sharding.zero1
@@ -307,7 +309,7 @@ def test_plan_of_a_config_allocates_nothing() -> None:
 def abstract_arguments(given: ConfigDict) -> tuple:
     full = run.complete(given)
     mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
-    program = run_program.train_program(full, mesh, num_classes=10, channels=1, stored=(8, 8, 1), steps_per_epoch=10.0)
+    program = run_program.train_program(full, mesh, num_classes=10, images=FromMemory((8, 8, 1)), steps_per_epoch=10.0)
     return program.abstract, program.batch
 
 
@@ -397,7 +399,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture, file: Path, argume
 def test_what_is_computed_twice_is_no_work_of_the_model(file: Path) -> None:
     found = []
     for remat in (None, "nothing"):
-        given = main.complete(main.load(str(file)))
+        given = run.complete(load(str(file)))
         given.train.remat = remat
         found += run.plan(given, device="h100", num_classes=10, compare=False, search=False).plans
     once, twice = found
@@ -575,5 +577,5 @@ def test_a_block_takes_one_platforms_way(axes: dict, left_open: bool) -> None:
     """The other way's intermediate values would be zeros of the whole batch on every device."""
     mesh = make_mesh(axes, devices=jax.devices()[: math.prod(axes.values())])
     full = run.complete(config(model={"name": "test_vit", "image_size": 32}))
-    program = run_program.train_program(full, mesh, num_classes=10, channels=1, stored=(8, 8, 1), steps_per_epoch=10.0)
+    program = run_program.train_program(full, mesh, num_classes=10, images=FromMemory((8, 8, 1)), steps_per_epoch=10.0)
     assert ("platform_index" in str(program.step.trace(program.abstract, program.batch).jaxpr)) == left_open

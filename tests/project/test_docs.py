@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from support.paths import ROOT
 
-from jaxvision import main as command
 from jaxvision import run
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.create import create_model
+from jaxvision.run.config import leaves, load, packaged
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Documents name the models that people use; the tests run the tiny one of the same family, from no network.
@@ -54,14 +54,14 @@ def test_links_and_files_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
         assert (page.parent / target).exists(), target
     for config in re.findall(r"configs/(\w+)\.py", text):
-        assert f"configs/{config}.py" in command.packaged(), config
+        assert f"configs/{config}.py" in packaged(), config
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_name_keys_that_exist(page: Path) -> None:
     known = {"seed", "mesh.data", "mesh.fsdp", "mesh.tensor"}
-    for name in command.packaged():
-        known |= set(command.leaves(run.complete(command.load(name))))
+    for name in packaged():
+        known |= set(leaves(run.complete(load(name))))
     for key in re.findall(r"--config\.([a-z_.]+[a-z][0-9]?)", page.read_text()):
         if key not in ("key", "section.key"):
             assert key in known, key

@@ -1,6 +1,7 @@
-"""What disks, clocks and other runs do to a run: it goes on to the same bits, or says in one line why not.
+"""Damaged files, full disks, wrong clocks and a second run: a run resumes with bit-identical results, or an error
+says in one line why it cannot.
 
-Each test runs the command line in processes of its own (`storage_run`).
+Each test runs the command line in its own processes (`storage_run`).
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from support import storage_run, tiny
+from support.damage import cut, flip, largest_file
 from support.paths import ROOT, TESTS
 from support.storage_run import Process
 
-from jaxvision.data.pipeline import batch_indices
+from jaxvision.data.order import batch_indices
 
 
 @pytest.fixture(scope="module", autouse=True)
-def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs are compiled once for all processes, and so is Python's byte code."""
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache of compiled programs, and one of Python's byte code, for all processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(ROOT)]))
@@ -41,9 +43,9 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a run that nothing happened to."""
-    workdir = tmp_path_factory.mktemp("whole")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of an undisturbed run."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
     ends(Process(workdir))
     return workdir
 
@@ -58,13 +60,13 @@ def _stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stopped(_stopped: Path, tmp_path: Path) -> Path:
-    """A workdir of a run that was killed after step 8: the checkpoints of steps 4 and 6 are there."""
+    """The workdir of a run that was killed after step 8; it has the checkpoints of steps 4 and 6."""
     return shutil.copytree(_stopped, tmp_path / "run")
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
+    """A small disk."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount("-t", "tmpfs", "-o", "size=32m", "tmpfs", folder)
@@ -84,7 +86,7 @@ def steps(workdir: Path) -> list[int]:
 
 
 def ends(process: Process) -> str:
-    """Returns what a run printed that ended well."""
+    """Waits for a run that must succeed, and returns its output."""
     status = process.wait()
     assert status == 0, process.err
     assert process.err == ""
@@ -92,9 +94,9 @@ def ends(process: Process) -> str:
 
 
 def refused(process: Process, status: int = 2) -> str:
-    """Returns the line that a run ended with."""
+    """Waits for a run that must end with a status, and returns its line of standard error."""
     assert process.wait() == status, process.err
-    assert process.err.startswith("error: " if status == 2 else "told to stop")
+    assert process.err.startswith("error: " if status == 2 else "stopped by SIGTERM")
     assert process.err.count("\n") == 1, process.err
     return process.err
 
@@ -106,18 +108,18 @@ def state(workdir: Path, step: int) -> dict[str, np.ndarray]:
 
 
 def numbers(workdir: Path) -> list[dict]:
-    """Returns the lines of metrics.jsonl, without what depends on the time."""
+    """Returns the lines of ``metrics.jsonl`` without their timing."""
     timed = {"time", "images_per_second", "data_wait", "step_seconds"}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{key: x for key, x in line.items() if key not in timed} for line in lines]
 
 
-def assert_same(workdir: Path, whole: Path, step: int = 8) -> None:
-    """The two runs came to the same state, numbers and export, to the bit."""
-    assert_equal_states(state(workdir, step), state(whole, step))
-    assert numbers(workdir) == numbers(whole)
+def assert_same(workdir: Path, undisturbed: Path, step: int = 8) -> None:
+    """Checks that two runs have the same state, metrics and exported weights, to the bit."""
+    assert_equal_states(state(workdir, step), state(undisturbed, step))
+    assert numbers(workdir) == numbers(undisturbed)
     weights = Path("export", "model.safetensors")
-    assert (workdir / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (workdir / weights).read_bytes() == (undisturbed / weights).read_bytes()
 
 
 def assert_equal_states(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -133,20 +135,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 # --- Damaged checkpoints ---
-
-
-def flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-
-
-def cut(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def arrays(checkpoint: Path) -> Path:
-    return max((path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
 
 
 DAMAGE = [
@@ -170,30 +158,34 @@ DAMAGE = [
     [pytest.param(*case, marks=[pytest.mark.slow] * (i > 0)) for i, case in enumerate(DAMAGE)],
     ids=lambda x: getattr(x, "__name__", x),
 )
-def test_the_newest_checkpoint_is_damaged(stopped: Path, whole: Path, what: str, how: Callable) -> None:
+def test_the_newest_checkpoint_is_damaged(stopped: Path, undisturbed: Path, what: str, how: Callable) -> None:
     newest = stopped / "checkpoints" / "6"
-    how(arrays(newest) if what == "arrays" else newest / what)
+    how(largest_file(newest / "state") if what == "arrays" else newest / what)
     out = ends(Process(stopped))
     assert [line for line in out.splitlines() if "damaged" in line and "skipped" in line and "step 6" in line]
-    assert_same(stopped, whole)
+    assert_same(stopped, undisturbed)
 
 
 @pytest.mark.parametrize(
     "how", ["damaged", *(pytest.param(how, marks=pytest.mark.slow) for how in ("emptied", "removed"))]
 )
 def test_no_checkpoint_is_left(stopped: Path, how: str) -> None:
-    """Never a silent start from scratch: an error, and nothing is touched."""
+    """The run does not silently start from scratch: it ends with an error and changes nothing."""
     if how == "damaged":
         for step in (4, 6):
-            cut(arrays(stopped / "checkpoints" / str(step)))
+            cut(largest_file(stopped / "checkpoints" / str(step) / "state"))
     else:
         shutil.rmtree(stopped / "checkpoints")
         if how == "emptied":
             (stopped / "checkpoints").mkdir()
     before = contents(stopped)
     error = refused(Process(stopped))
-    assert ("can be read (step 6: " if how == "damaged" else "has saved checkpoints, but there are none") in error
-    assert "to start afresh" in error
+    assert (
+        "cannot read any checkpoint"
+        if how == "damaged"
+        else "got no checkpoint, expected those that this run has saved"
+    ) in error
+    assert "to start from scratch" in error
     assert contents(stopped) == before
 
 
@@ -205,7 +197,7 @@ FULL = {
     "at metrics": (functools.partial(storage_run.fill_at_metrics, step=7), NO_SPACE),
     "at a checkpoint": (
         functools.partial(storage_run.fill_at_save, step=8),
-        "(no space left on the disk); the one of step 6 stands",
+        "(no space left on the disk). The checkpoint of step 6 is intact",
     ),
     "at the start": (None, "cannot use the workdir"),
     "at the export": (functools.partial(storage_run.fill_at_end, name="save_classifier"), NO_SPACE),
@@ -218,7 +210,9 @@ FULL = {
     ("when", "message"),
     [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (i != 1)) for i, (name, case) in enumerate(FULL.items())],
 )
-def test_the_disk_is_full(stopped: Path, whole: Path, disk: Path, when: functools.partial | None, message: str) -> None:
+def test_the_disk_is_full(
+    stopped: Path, undisturbed: Path, disk: Path, when: functools.partial | None, message: str
+) -> None:
     workdir = shutil.copytree(stopped, disk / "run")
     if when is None:
         storage_run.fill(disk)
@@ -229,11 +223,11 @@ def test_the_disk_is_full(stopped: Path, whole: Path, disk: Path, when: functool
     assert not [path for path in workdir.rglob("*") if "tmp" in path.name or path.name.startswith(".config")]
     (disk / "filler").unlink()
     ends(Process(workdir))
-    assert_same(workdir, whole)
+    assert_same(workdir, undisturbed)
 
 
 @pytest.mark.parametrize("how", [pytest.param("mount", marks=pytest.mark.slow), "mode"])
-def test_the_workdir_cannot_be_written_to(stopped: Path, whole: Path, how: str) -> None:
+def test_the_workdir_cannot_be_written_to(stopped: Path, undisturbed: Path, how: str) -> None:
     before = contents(stopped)
     if how == "mount":
         mount("--bind", stopped, stopped)
@@ -253,19 +247,19 @@ def test_the_workdir_cannot_be_written_to(stopped: Path, whole: Path, how: str) 
             for path in [stopped, *stopped.rglob("*")]:
                 path.chmod(0o755 if path.is_dir() else 0o644)
     ends(Process(stopped))
-    assert_same(stopped, whole)
+    assert_same(stopped, undisturbed)
 
 
 # --- Clocks ---
 
 
 @pytest.mark.slow
-def test_the_clock_is_set_back(stopped: Path, whole: Path) -> None:
-    """Between two runs by a day, and by another one within the second."""
-    os.utime(stopped / "checkpoints" / "6", (10**9, 10**9))  # of all that is there the oldest
+def test_the_clock_is_set_back(stopped: Path, undisturbed: Path) -> None:
+    """By a day between two runs, and by another day during the second."""
+    os.utime(stopped / "checkpoints" / "6", (10**9, 10**9))  # older than everything else
     out = ends(Process(stopped, before=functools.partial(storage_run.set_clock_back, 7)))
     assert "damaged" not in out
-    assert_same(stopped, whole)
+    assert_same(stopped, undisturbed)
     lines = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     times = [line["time"] for line in lines if line["split"] == "train"]
     assert [round((b - a) / 86400) for a, b in itertools.pairwise(times)] == [0, 0, 0, 0, 0, -2, 0]
@@ -273,31 +267,31 @@ def test_the_clock_is_set_back(stopped: Path, whole: Path) -> None:
         if line["split"] == "train":
             assert min(line["images_per_second"], line["step_seconds"]) > 0
             assert 0 <= line["data_wait"] <= 1
-    assert "-" not in out.split("images/s")[-1].split("report")[0]  # of the times at the end none is negative
+    assert "-" not in out.split("images/s")[-1].split("report")[0]  # no time at the end is negative
     assert "this run is finished" in ends(Process(stopped))
-    assert_same(stopped, whole)
+    assert_same(stopped, undisturbed)
 
 
 # --- Two runs ---
 
 
-def until(true: Callable[[], object], timeout: float = 120) -> None:
+def until(condition: Callable[[], object], timeout: float = 120) -> None:
     end = time.monotonic() + timeout
-    while not true():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_second_run_in_the_same_workdir(tmp_path: Path, whole: Path, end: signal.Signals) -> None:
-    """It is refused while the first one lives, even if that one has been told to stop; and not any longer."""
+def test_a_second_run_in_the_same_workdir(tmp_path: Path, undisturbed: Path, end: signal.Signals) -> None:
+    """It is refused while the first one runs, even if that one is stopping, and accepted afterwards."""
     workdir, saving = tmp_path / "run", tmp_path / "saving"
     first = Process(workdir, before=functools.partial(storage_run.pause_at_save, 4, saving))
     until(saving.exists)
     if end == signal.SIGTERM:
         first.signal(end)
     error = refused(Process(workdir))
-    assert f"is in use by another run (process {first.pid} on {socket.gethostname()}); wait for its end" in error
+    assert f"is in use by another run (process {first.pid} on {socket.gethostname()}). Stop it" in error
     if end == signal.SIGKILL:
         first.signal(end)
         assert first.wait() == -end
@@ -305,21 +299,21 @@ def test_a_second_run_in_the_same_workdir(tmp_path: Path, whole: Path, end: sign
         saving.unlink()
         refused(first, 75)
     ends(Process(workdir))
-    assert_same(workdir, whole)
+    assert_same(workdir, undisturbed)
 
 
 @pytest.mark.slow
-def test_two_runs_begin_at_once(tmp_path: Path, whole: Path) -> None:
+def test_two_runs_start_at_once(tmp_path: Path, undisturbed: Path) -> None:
     workdir, saving = tmp_path / "run", tmp_path / "saving"
     two = [Process(workdir, before=functools.partial(storage_run.pause_at_save, 2, saving)) for _ in range(2)]
     until(lambda: any(process.ended() for process in two))
     first, second = sorted(two, key=Process.ended)
     error = refused(second)
-    assert f"process {first.pid} on" in error or "has begun in" in error
+    assert f"process {first.pid} on" in error or "another run has just started" in error
     until(saving.exists)
     saving.unlink()
     ends(first)
-    assert_same(workdir, whole)
+    assert_same(workdir, undisturbed)
 
 
 # --- Steps that are not finite ---
@@ -328,10 +322,10 @@ BAD = 5
 EACH_STEP = ("--config.train.evaluate_every=0.001", "--config.checkpoint.keep=10")
 
 
-def spoilt(*others: Callable[[], object]) -> Callable[[], object]:
-    """Has step 5 come upon a picture that is NaN."""
+def nan_at_step_5(*others: Callable[[], object]) -> Callable[[], object]:
+    """Makes an image of step 5 NaN."""
     _, numbers = batch_indices(1438, 16, seed=0, step=BAD - 1)
-    return functools.partial(storage_run.spoil, int(numbers[3]), *others)
+    return functools.partial(storage_run.make_nan, int(numbers[3]), *others)
 
 
 def listed(workdir: Path) -> list[tuple[int, list[str]]]:
@@ -346,10 +340,10 @@ def bad_batch() -> list[tuple[int, list[str]]]:
 
 @pytest.fixture(scope="module")
 def skipping(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a run that skipped step 5; it has the checkpoints of all steps."""
+    """The workdir of a run that skipped step 5; it has a checkpoint of every step."""
     workdir = tmp_path_factory.mktemp("skipping")
-    out = ends(Process(workdir, "--config.train.not_finite=skip", *EACH_STEP, before=spoilt()))
-    assert [line for line in out.splitlines() if "step 5: loss or gradient is not finite; skipped" in line]
+    out = ends(Process(workdir, "--config.train.not_finite=skip", *EACH_STEP, before=nan_at_step_5()))
+    assert [line for line in out.splitlines() if "skipped step 5: its loss or gradient is not finite" in line]
     return workdir
 
 
@@ -375,42 +369,46 @@ def test_a_step_that_is_not_finite_is_skipped(skipping: Path) -> None:
     ("devices", "arguments"), [(1, ["--config.train.accumulate=2"]), (8, []), (4, ["--config.train.accumulate=4"])]
 )
 def test_skipped_with_microbatches_and_on_many_devices(tmp_path: Path, devices: int, arguments: list[str]) -> None:
-    ends(Process(tmp_path, "--config.train.not_finite=skip", *EACH_STEP, *arguments, devices=devices, before=spoilt()))
+    ends(
+        Process(
+            tmp_path, "--config.train.not_finite=skip", *EACH_STEP, *arguments, devices=devices, before=nan_at_step_5()
+        )
+    )
     assert_skipped(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [BAD, BAD + 2])
 def test_killed_after_a_step_was_skipped(tmp_path: Path, skipping: Path, at: int) -> None:
-    """Whether the bad step is repeated or not: the same bits, and it is listed once."""
+    """Whether or not the bad step runs again, the bits are the same and it is listed once."""
     arguments = ("--config.train.not_finite=skip", *EACH_STEP)
-    killed = Process(tmp_path, *arguments, before=spoilt(functools.partial(storage_run.kill_at_save, at)))
+    killed = Process(tmp_path, *arguments, before=nan_at_step_5(functools.partial(storage_run.kill_at_save, at)))
     assert killed.wait() == -signal.SIGKILL
     assert listed(tmp_path) == bad_batch()
     assert steps(tmp_path)[-1] == at - 1
-    ends(Process(tmp_path, *arguments, before=spoilt()))
+    ends(Process(tmp_path, *arguments, before=nan_at_step_5()))
     assert listed(tmp_path) == bad_batch()
     assert_same(tmp_path, skipping)
 
 
 @pytest.mark.slow
-def test_told_to_stop_before_a_skipped_step_was_told(tmp_path: Path, skipping: Path) -> None:
-    """Numbers are looked at every four steps: what is bad among the last is listed before the run stops."""
+def test_stopped_before_a_skipped_step_was_logged(tmp_path: Path, skipping: Path) -> None:
+    """Metrics are fetched every four steps, and once more before the run stops."""
     arguments = ("--config.train.not_finite=skip", "--config.train.log_every=4", "--config.train.evaluate_every=1.0")
-    stopped = Process(tmp_path, *arguments, before=spoilt(functools.partial(storage_run.terminate_at, 6)))
-    assert "told to stop at step 6" in refused(stopped, 75)
+    stopped = Process(tmp_path, *arguments, before=nan_at_step_5(functools.partial(storage_run.terminate_at, 6)))
+    assert "stopped by SIGTERM at step 6" in refused(stopped, 75)
     assert listed(tmp_path) == bad_batch()
-    ends(Process(tmp_path, *arguments, before=spoilt()))
+    ends(Process(tmp_path, *arguments, before=nan_at_step_5()))
     assert listed(tmp_path) == bad_batch()
     assert_equal_states(state(tmp_path, 8), state(skipping, 8))
 
 
 @pytest.mark.slow
 def test_a_step_that_is_not_finite_stops_the_run(tmp_path: Path, skipping: Path) -> None:
-    for _ in range(2):  # the second starts from the checkpoint, and comes upon it again
-        error = refused(Process(tmp_path, *EACH_STEP, before=spoilt()))
+    for _ in range(2):  # the second resumes from the checkpoint and reaches the bad step again
+        error = refused(Process(tmp_path, *EACH_STEP, before=nan_at_step_5()))
         assert error.startswith("error: step 5: the loss is nan")
         assert listed(tmp_path) == bad_batch()
         assert steps(tmp_path) == [1, 2, 3, 4]
-    ends(Process(tmp_path, "--config.train.not_finite=skip", *EACH_STEP, before=spoilt()))
+    ends(Process(tmp_path, "--config.train.not_finite=skip", *EACH_STEP, before=nan_at_step_5()))
     assert_same(tmp_path, skipping)

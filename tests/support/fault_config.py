@@ -1,7 +1,7 @@
-"""A run of a few seconds that has all that must be carried over: ``fault_config.py:memory`` or ``:streamed``.
+"""A run of a few seconds with everything that has to survive a restart: ``fault_config.py:memory`` or ``:streamed``.
 
-Augmentation, mixup, dropout, stochastic depth, an average, BatchNorm (in the first), worker processes (in the second).
-The pictures of the second are in the folder ``FAULT_PICTURES``.
+Both have augmentation, mixup, dropout, stochastic depth and a moving average. The first has BatchNorm, the second
+worker processes; its images are in the folder ``FAULT_IMAGES``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(data: str = "memory") -> ConfigDict:
-    """Returns the config; `data` is kept in memory, or streamed."""
+    """Returns the config; `data` says whether images are kept in ``"memory"`` or ``"streamed"``."""
     config = {
         "seed": 3,
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -24,7 +24,7 @@ def get_config(data: str = "memory") -> ConfigDict:
         "train": {"steps": 40, "evaluate_every": 0.1, "ema_decay": 0.9, "log_every": 3, "save_every": 5},
     }
     if data == "streamed":
-        config["source"] = {"name": "folder", "data_dir": os.environ["FAULT_PICTURES"]}
+        config["source"] = {"name": "folder", "data_dir": os.environ["FAULT_IMAGES"]}
         config["data"]["workers"] = 2
         config["model"] = {"name": "test_vit", "image_size": 32, "patch_size": 8, "dropout": 0.1, "drop_path": 0.2}
         config["augment"] = {"crop": "resized", "flip": 0.5, "mixup": 0.2, "rand_augment": "rand-m9-n1"}

@@ -1,7 +1,7 @@
-"""A run in a process of its own: ``python resume.py WORKDIR STEPS [KILL_AT]`` trains to STEPS and saves each second.
+"""A run in its own process: ``python resume.py WORKDIR STEPS [KILL_AT]`` trains to STEPS and saves every second step.
 
-With KILL_AT it dies by SIGKILL while the checkpoint of that step is being written. It prints where it started, and a
-digest of its final state.
+With KILL_AT it kills itself with SIGKILL while the checkpoint of that step is written. It prints the step that it
+started at and a digest of its final state.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from support import tiny
 
 def build() -> nnx.Module:
     model = tiny.build(dropout=0.3)()
-    # Enough to write that the signal comes first.
+    # Takes so long to write that the signal comes first.
     model.ballast = nnx.Variable(jax.random.bits(jax.random.key(0), (2**22,)).astype(jnp.float32))
     return model
 
 
 def main(workdir: str, steps: int, kill_at: int = -1) -> None:
     run = tiny.Run(build, optax.adam(0.01), create={"ema_decay": 0.9})
-    with Checkpoints(workdir, log=lambda message: print("said:", message)) as checkpoints:
+    with Checkpoints(workdir, log=lambda message: print("logged:", message)) as checkpoints:
         restored = checkpoints.restore(run.abstract, run.shardings)
         if restored is not None:
             run.state = restored.state

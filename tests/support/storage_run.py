@@ -1,7 +1,7 @@
-"""Runs of the command line in processes of their own, for test_storage_faults.py.
+"""Runs of the command line in their own processes, and faults that happen to them.
 
-All are forked from one server that has imported everything and touched no device: of the 12 s that a process of such a
-run takes on two cores, half is imports.
+All are forked from one server that has imported everything and touched no device, because imports would take half of
+the 12 s of such a process on two cores.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ import tensorboardX  # noqa: F401
 
 from jaxvision import main, report
 from jaxvision.checkpoint import Checkpoints
+from jaxvision.cli.exit import run_and_exit
 from jaxvision.parallel.preemption import Preemption
-from jaxvision.run import program, training
+from jaxvision.run import program, result
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([__name__])
 
-#: Eight steps of sixteen digits, saved at every second, with all that is random.
+#: Eight steps of sixteen digits with everything that is random, saved at every second step.
 ARGUMENTS = (
     "--config=configs/quickstart.py:resnet",
     "--config.model.image_size=16",
@@ -48,10 +49,10 @@ ARGUMENTS = (
 
 
 class Process:
-    """``python -m jaxvision.main`` with `ARGUMENTS` and more; `before` is called in it first.
+    """``python -m jaxvision.main`` with `ARGUMENTS` and more. It calls `before` first.
 
     Attributes:
-      out, err: what it has printed, when `wait` has returned.
+      out, err: its standard output and error, once `wait` has returned.
     """
 
     def __init__(self, workdir: Path, *arguments: str, devices: int = 1, before: Callable[[], object] | None = None):
@@ -83,14 +84,14 @@ def _main(flags: list[str], before: Callable[[], object] | None, printed: Path) 
     sys.argv = ["main.py", *flags]
     if before is not None:
         before()
-    main.run_and_exit(lambda: main.main(flags))
+    run_and_exit(lambda: main.main(flags))
 
 
-# --- What happens to a run: functions for `before`. Each wraps one function of the library. ---
+# --- Faults: functions for `before`. Each wraps one public function of the package. ---
 
 
 def _wrap(owner: Any, name: str, first: Callable[..., object]) -> None:
-    """Has `first` called with the arguments of `owner.name` before each call of it."""
+    """Replaces `owner.name` by a function that calls `first` with the same arguments before it."""
     real = getattr(owner, name)
 
     @functools.wraps(real)
@@ -102,7 +103,7 @@ def _wrap(owner: Any, name: str, first: Callable[..., object]) -> None:
 
 
 def fill(folder: Path, leave: int = 0) -> None:
-    """Fills the disk of a folder, but for so many bytes."""
+    """Fills the disk of a folder, except for `leave` bytes."""
     space = os.statvfs(folder)
     with (folder / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
         free = space.f_bavail * space.f_frsize - leave
@@ -113,7 +114,7 @@ def fill(folder: Path, leave: int = 0) -> None:
 
 
 def fill_at_metrics(folder: Path, step: int) -> None:
-    """Fills the disk before the numbers of a step are written, to the end of the block that has the last line."""
+    """Fills the disk before the metrics of a step are written, and the block that holds the last line."""
 
     def full(metrics: report.MetricsWriter, number: int, *args: Any, **options: Any) -> None:
         if number == step:
@@ -126,17 +127,17 @@ def fill_at_metrics(folder: Path, step: int) -> None:
 
 
 def fill_at_save(folder: Path, step: int) -> None:
-    """Fills the disk before the checkpoint of a step is begun; a tenth of it finds room."""
+    """Fills the disk before the checkpoint of a step is saved, except for a tenth of its size."""
     _wrap(Checkpoints, "save", lambda self, number, *a, **k: number == step and (self.wait(), fill(folder, 2**19)))
 
 
 def fill_at_end(folder: Path, name: str) -> None:
-    """Fills the disk before a function of run/training.py is called that writes a part of the result."""
-    _wrap(report if name == "write_report" else training, name, lambda *a, **k: fill(folder))
+    """Fills the disk before a function is called that writes a part of the result."""
+    _wrap(report if name == "write_report" else result, name, lambda *a, **k: fill(folder))
 
 
 def kill_at_save(step: int) -> None:
-    """Dies by SIGKILL where the checkpoint of a step would begin; the one before it is complete."""
+    """Kills the process with SIGKILL before it saves the checkpoint of a step; the one before is complete."""
 
     def kill(checkpoints: Checkpoints, number: int, *args: Any, **options: Any) -> None:
         if number == step:
@@ -146,22 +147,22 @@ def kill_at_save(step: int) -> None:
     _wrap(Checkpoints, "save", kill)
 
 
-def pause_at_save(step: int, here: Path) -> None:
-    """Waits once where the checkpoint of a step would begin, as long as the file is there that it leaves."""
+def pause_at_save(step: int, marker: Path) -> None:
+    """Creates the file `marker` before the checkpoint of a step is saved, and waits until it is deleted; once."""
     once = [step]
 
     def pause(checkpoints: Checkpoints, number: int, *args: Any, **options: Any) -> None:
         if number in once:
             once.clear()
-            here.touch()
-            while here.exists():
+            marker.touch()
+            while marker.exists():
                 time.sleep(0.02)
 
     _wrap(Checkpoints, "save", pause)
 
 
 def obey_modes() -> None:
-    """Gives up root's right to write where the mode of a folder or file forbids it, CAP_DAC_OVERRIDE."""
+    """Drops CAP_DAC_OVERRIDE, root's right to write where the mode of a folder or file forbids it."""
     header = struct.pack("Ii", 0x20080522, 0)
     sets = ctypes.create_string_buffer(24)  # effective, permitted and inheritable, twice 32 bits
     libc = ctypes.CDLL(None)
@@ -171,38 +172,39 @@ def obey_modes() -> None:
 
 
 def set_clock_back(step: int) -> None:
-    """Sets the clock back by a day, and by another one when the numbers of a step are written."""
+    """Sets the clock back by a day, and by another day when the metrics of a step are written."""
     day, late, real, real_ns = 86400, [1], time.time, time.time_ns
     time.time = lambda: real() - day * len(late)
     time.time_ns = lambda: real_ns() - day * len(late) * 10**9
     _wrap(report.MetricsWriter, "write", lambda _, number, *a, **k: number == step and late.append(1))
 
 
-def spoil(picture: int, *others: Callable[[], object]) -> None:
-    """Makes the pixels of one picture NaN, as a picture that overflows would be."""
+def make_nan(image: int, *others: Callable[[], object]) -> None:
+    """Makes the pixels of one image NaN, and calls the `others`."""
     real = program.training_images
 
     def training_images(*args: Any, **options: Any) -> Any:
         prepare = real(*args, **options)
 
-        def spoilt(batch: Any, step: Any) -> Any:
+        def prepare_with_nan(batch: Any, step: Any) -> Any:
             images, targets = prepare(batch, step)
-            return jnp.where((batch["index"] == picture)[:, None, None, None], jnp.nan, images), targets
+            return jnp.where((batch["index"] == image)[:, None, None, None], jnp.nan, images), targets
 
-        return spoilt
+        return prepare_with_nan
 
     program.training_images = training_images
     for other in others:
         other()
 
 
-def terminate_at(check: int) -> None:
-    """Sends itself SIGTERM when it looks for the so manieth time whether there was one."""
-    calls = itertools.count(1)
+def terminate_at(call: int) -> None:
+    """Sends the process SIGTERM at a call of `Preemption.check`, which returns True from then on."""
+    calls, check = itertools.count(1), Preemption.check
 
     def terminate(preemption: Preemption) -> None:
-        if next(calls) == check:
+        if next(calls) == call:
             os.kill(os.getpid(), signal.SIGTERM)
-            preemption._told.wait(10)
+            while not check(preemption):  # the signal reaches it in a thread
+                time.sleep(0.01)
 
     _wrap(Preemption, "check", terminate)

@@ -1,4 +1,4 @@
-"""A model small enough to compile in a second that has all that a train step must carry: BatchNorm and dropout."""
+"""A model that compiles in a second and has all kinds of state that a train step updates: BatchNorm and dropout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxvision.train.step import make_train_step
 
 
 def waves(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """An initializer that compiles in no time, unlike random numbers: most tests spend their time compiling."""
+    """An initializer that compiles faster than random numbers. Most tests spend their time compiling."""
     del key
     return (0.5 * jnp.sin(1 + jnp.arange(np.prod(shape), dtype=jnp.float32))).reshape(shape).astype(dtype)
 
@@ -37,7 +37,7 @@ class Tiny(nnx.Module):
         dtype: Any = None,
         rngs: nnx.Rngs,
     ):
-        # A bias before a norm has no effect and a gradient of rounding errors, which Adam would blow up to full size.
+        # A bias before a norm has no effect, and its gradient is rounding error, which Adam would scale to full size.
         self.conv = nnx.Conv(3, features, (3, 3), use_bias=not norm, dtype=dtype, kernel_init=waves, rngs=rngs)
         self.bn = BatchNorm(features, dtype=dtype, rngs=rngs) if norm else None
         self.drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs)
@@ -50,12 +50,12 @@ class Tiny(nnx.Module):
 
 
 def build(**options: Any) -> Any:
-    """Returns the function that builds a `Tiny` with these options."""
+    """Returns a function that builds a `Tiny` with these options."""
     return lambda: Tiny(**options, rngs=nnx.Rngs(0))
 
 
 def filled(build: Any) -> nnx.Module:
-    """Returns the model that `build` builds, with waves of He's size in the place of random numbers."""
+    """Returns the model of `build` with waves at He's scale instead of random numbers."""
 
     def fill(path: Any, x: Any) -> Any:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -72,7 +72,7 @@ def filled(build: Any) -> nnx.Module:
 
 
 def batch(b: int = 16, *, seed: int = 0, classes: int = 4, masked: int = 0) -> dict[str, np.ndarray]:
-    """Returns a batch as the pipeline gives it; the last `masked` rows are padding."""
+    """Returns a batch like the pipeline's; the last `masked` rows are padding."""
     rng = np.random.default_rng(seed)
     return {
         "image": rng.integers(0, 256, (b, 6, 6, 3), dtype=np.uint8),
@@ -88,7 +88,7 @@ def prepare(batch: Any, step: Any = None) -> Any:
 
 
 class Run:
-    """A state on its mesh, and the step that moves it."""
+    """A training state on its mesh, and its step."""
 
     def __init__(self, model: Any, tx: Any, *, devices: int = 1, table: Any = None, state: Any = None, **options: Any):
         create = functools.partial(create_state, tx=tx, **options.pop("create", {}))
@@ -104,7 +104,7 @@ class Run:
         )
 
     def train(self, steps: int, *, start: int = 0, b: int = 16) -> list[dict[str, float]]:
-        """Takes steps on batches that differ from step to step, and returns their metrics."""
+        """Takes steps, each on a different batch, and returns their metrics."""
         metrics = []
         for i in range(start, start + steps):
             self.state, m = self.step(self.state, batch(b, seed=i))
@@ -112,12 +112,12 @@ class Run:
         return metrics
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns every array of the state by name; random keys as their data."""
+        """Returns every array of the state by name, random keys as their data."""
         return arrays(self.state)
 
 
 def arrays(state: Any) -> dict[str, np.ndarray]:
-    """Returns every array of a state by name, on the host; random keys as their data."""
+    """Returns every array of a state by name on the host, random keys as their data."""
     result = {}
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -1,4 +1,4 @@
-"""One of several processes that train as one machine; started by test_parallel.py with JAX_COORDINATOR_ADDRESS set."""
+"""One of several processes that train as one machine, started with JAX_COORDINATOR_ADDRESS set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from support import tiny
 
 
 def main(workdir: str) -> None:
-    assert distributed.initialize()  # before anything that looks at the devices
+    assert distributed.initialize()  # before anything that queries JAX's devices, as importing `damage` does
+    from support import damage
+
     losses = []
     for first in (0, 2):  # two steps, a checkpoint, a restart, two more
         run = tiny.Run(tiny.build(dropout=0.2), optax.sgd(0.1, momentum=0.9), create={"ema_decay": 0.9}, devices=8)
@@ -33,21 +35,17 @@ def main(workdir: str) -> None:
                 run.state, metrics = run.step(run.state, shard_batch(batch, run.mesh))
                 losses.append(float(metrics["loss"]))
             checkpoints.save(first + 2, run.state, position={})
-    # One byte of the newest is flipped: the process that reads that file finds it, and both go back to the one before.
+    # Damage the newest checkpoint: the process that verifies that file notices, and both fall back to the one before.
     if jax.process_index() == 0:
-        newest = Path(workdir) / "checkpoints" / "4" / "state"
-        file = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-        data = bytearray(file.read_bytes())
-        data[len(data) // 2] ^= 1
-        file.write_bytes(data)
+        damage.flip(damage.largest_file(Path(workdir) / "checkpoints" / "4" / "state"))
     multihost_utils.sync_global_devices("flipped")
-    said: list[str] = []
-    with Checkpoints(workdir, log=said.append) as checkpoints:
+    logged: list[str] = []
+    with Checkpoints(workdir, log=logged.append) as checkpoints:
         restored = checkpoints.restore(run.abstract, run.shardings)
         assert restored is not None
         assert (restored.step, checkpoints.steps()) == (2, [2])
-    assert len(said) == 1
-    print(said[0].removeprefix("skipped a damaged checkpoint, step 4: ").split()[0])
+    assert len(logged) == 1
+    print(logged[0].removeprefix("skipped a damaged checkpoint, step 4: ").split()[0])
     print(*losses)
 
 

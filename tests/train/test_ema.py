@@ -1,4 +1,4 @@
-"""jaxvision/train/ema.py against numbers by hand and timm's average."""
+"""jaxvision.train.ema against values computed by hand and timm's average."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_by_hand() -> None:
 
 
 def test_warmup_by_hand() -> None:
-    """Decays 1 - 1, 1 - 2^(-2/3), 1 - 3^(-2/3), ..., never above the one asked for."""
+    """Decays 1 - 1, 1 - 2^(-2/3), 1 - 3^(-2/3), ..., never above `decay`."""
     decays = [0, 1 - 2 ** (-2 / 3), 1 - 3 ** (-2 / 3), 1 - 4 ** (-2 / 3), 0.65]
     expected, average = [], 4.0
     for decay, value in zip(decays, [8, 1, 0, 5, 2], strict=True):
@@ -61,7 +61,7 @@ def test_equals_timm(warmup: bool) -> None:
     for t, value in enumerate(values[1:]):
         with torch.no_grad():
             model.weight.fill_(value)
-        # timm counts updates from 1, and copies at the first whether it warms up or not.
+        # timm counts updates from 1, and copies the model at the first, with or without warm-up.
         timms.update(model, step=t + 1 if warmup else None)
         expected.append(timms.module.weight.item())
     np.testing.assert_allclose(averages(values, decay=0.6, warmup=warmup), expected, rtol=2e-6)
@@ -78,13 +78,13 @@ def test_batch_statistics_are_averaged_and_frozen_leaves_are_not_kept() -> None:
     ema.update(model, 0)
     averaged = ema.apply_to(model)
     assert (averaged.bn.mean[...] == 1).all()
-    assert (averaged.fc.bias[...] == 5).all()  # of what is not averaged the model's own
-    assert (model.bn.mean[...] == 2).all()  # the model itself is left alone
+    assert (averaged.fc.bias[...] == 5).all()  # leaves that are not averaged are the model's own
+    assert (model.bn.mean[...] == 2).all()  # the model itself does not change
     averaged(jnp.zeros((1, 4, 4, 3)))
 
 
 def test_a_half_precision_model_is_averaged_in_float32() -> None:
-    """0.999 × 1 + 0.001 × 1.5 is 1.0005, which bfloat16 would round to 1: the average would never move."""
+    """0.999 × 1 + 0.001 × 1.5 = 1.0005 rounds to 1 in bfloat16, where the average would never change."""
     ema = EMA(linear(1, jnp.bfloat16), decay=0.999)
     for t in range(3):
         ema.update(linear(1.5, jnp.bfloat16), t)
@@ -110,5 +110,5 @@ def test_inside_jit_with_a_traced_count() -> None:
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
 def test_errors(decay: float) -> None:
-    with pytest.raises(UserError, match=rf"the decay is in \[0, 1\), got {decay}"):
+    with pytest.raises(UserError, match=rf"EMA: got decay={decay}, expected a number in \[0, 1\)"):
         EMA(linear(0), decay=decay)

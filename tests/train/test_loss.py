@@ -1,4 +1,4 @@
-"""jaxvision/train/loss.py against PyTorch, timm and arithmetic by hand."""
+"""jaxvision.train.loss against PyTorch, timm and values computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from support.reference import import_timm
 
 from jaxvision.errors import UserError
-from jaxvision.train.loss import make_loss, mean_weights, weighted_sum, without_padding
+from jaxvision.train.loss import Loss, loss_function, make_loss, mean_weights, weighted_sum, zero_padding
 
 RNG = np.random.default_rng(0)
 LOGITS = (3 * RNG.standard_normal((6, 10))).astype(np.float32)
@@ -58,14 +58,14 @@ def test_equals_timm(smoothing: float) -> None:
     )
 
 
-def test_hard_and_soft_targets_agree() -> None:
+def test_labels_and_one_hot_targets_agree() -> None:
     for kind in ("softmax", "sigmoid"):
         loss = make_loss(kind=kind, label_smoothing=0.1)
         one_hot = jax.nn.one_hot(LABELS, 10)
         np.testing.assert_array_equal(loss(LOGITS, jnp.asarray(LABELS)), loss(LOGITS, one_hot))
 
 
-def test_half_precision_logits_are_widened_first() -> None:
+def test_half_precision_logits_are_cast_to_float32() -> None:
     half = jnp.asarray(LOGITS, jnp.bfloat16)
     loss = make_loss()
     assert loss(half, jnp.asarray(LABELS)).dtype == jnp.float32
@@ -74,7 +74,7 @@ def test_half_precision_logits_are_widened_first() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"kind": "sigmoid"}, {"kind": "sigmoid", "target_threshold": 0.2}])
 @pytest.mark.parametrize("label", [-1, 10])
-def test_a_label_that_does_not_exist_is_nan(options: dict, label: int) -> None:
+def test_loss_of_a_label_out_of_range_is_nan(options: dict, label: int) -> None:
     values = make_loss(**options)(LOGITS, jnp.asarray(LABELS).at[2].set(label))
     assert np.isnan(values).tolist() == [False, False, True, False, False, False]
 
@@ -85,20 +85,58 @@ def test_masked_mean_and_its_gradient() -> None:
     assert weighted_sum(jnp.ones(2), mean_weights(jnp.zeros(2, bool))) == 0
 
     def total(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return weighted_sum(make_loss()(logits, without_padding(labels, mask)), mean_weights(mask))
+        return weighted_sum(make_loss()(logits, zero_padding(labels, mask)), mean_weights(mask))
 
     gradient = jax.grad(total)(LOGITS[:4], jnp.array([1, 2, -1, 4]))
     assert np.isfinite(gradient).all()
     assert (gradient[2] == 0).all()
-    assert (without_padding(jnp.ones((4, 3)), mask).sum(1) == jnp.array([3, 3, 0, 3])).all()
+    assert (zero_padding(jnp.ones((4, 3)), mask).sum(1) == jnp.array([3, 3, 0, 3])).all()
+
+
+def focal_loss(*, gamma: float = 1.0) -> Loss:
+    """Lin et al., https://arxiv.org/abs/1708.02002, equation 4."""
+
+    def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=1)[:, 0]
+        return -((1 - jnp.exp(log_p)) ** gamma) * log_p
+
+    return loss
+
+
+def test_own_loss_with_its_own_option() -> None:
+    logits, label = jnp.array([[math.log(1), math.log(2), math.log(5)]], jnp.bfloat16), jnp.array([1])
+    # The softmax is 1/8, 2/8, 5/8.
+    loss = make_loss(kind=focal_loss, gamma=2.0)(logits, label)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, [-(0.75**2) * math.log(0.25)], rtol=1e-2)
+    assert loss_function("sigmoid") is None
+    assert loss_function(focal_loss) is focal_loss
+
+
+def test_own_loss_gets_label_smoothing_if_it_takes_it() -> None:
+    def constant(*, label_smoothing: float) -> Loss:
+        return lambda logits, targets: jnp.full(len(logits), label_smoothing)
+
+    np.testing.assert_allclose(make_loss(kind=constant, label_smoothing=0.25)(LOGITS, jnp.asarray(LABELS)), 0.25)
+
+
+def test_own_loss_must_be_one_number_per_image() -> None:
+    def mean(*, gamma: float = 1.0) -> Loss:
+        return lambda logits, targets: logits.mean()
+
+    with pytest.raises(UserError, match=r"got a loss of shape \(\), expected \(6,\): one per image"):
+        make_loss(kind=mean)(LOGITS, jnp.asarray(LABELS))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"kind": "softmx"}, "unknown kind of loss 'softmx'; did you mean 'softmax'"),
-        ({"label_smoothing": 1.0}, r"label_smoothing is in \[0, 1\), got 1.0"),
-        ({"target_threshold": 0.2}, "target_threshold is for kind='sigmoid'"),
+        ({"label_smoothing": 1.0}, r"loss.label_smoothing: got 1.0, expected a number in \[0, 1\)"),
+        ({"target_threshold": 0.2}, "loss.target_threshold: got 0.2 with loss.kind='softmax'.* Set loss.kind=sigmoid"),
+        ({"gamma": 2.0}, "unknown argument of make_loss 'gamma'"),
+        ({"kind": focal_loss, "alpha": 2.0}, r"loss.kind: got an unexpected keyword argument 'alpha'.*\(gamma\)"),
+        ({"kind": focal_loss, "label_smoothing": 0.1}, "the function of loss.kind takes no label_smoothing"),
     ],
 )
 def test_errors(options: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers against PyTorch's, and timm's rules for what decays and which layer moves how fast."""
+"""jaxvision.train.optim against PyTorch, optax and values computed by hand, in timm's parameter groups."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_muon_is_optaxs() -> None:
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
-def test_muon_reads_a_convolution_as_a_matrix_and_knows_depthwise_ones() -> None:
+def test_muon_reads_a_convolution_as_a_matrix_and_leaves_depthwise_ones_to_adamw() -> None:
     model = abstract("test_efficientnet")
     params = random_like(model, 0)
     state = create_optimizer(model, name="muon", learning_rate=0.1).init(nested(model, params))
@@ -186,7 +186,7 @@ def test_muon_reads_a_convolution_as_a_matrix_and_knows_depthwise_ones() -> None
     assert any(params[key].shape[:2] == (3, 3) for key in by_muon)
 
 
-def test_clipping_is_of_the_whole_gradient() -> None:
+def test_clipping_applies_to_the_whole_gradient() -> None:
     model = abstract(depth=1, image_size=32)
     params, grads = random_like(model, 0), random_like(model, 1)
     for clip_norm in (0.5, 1e9):
@@ -194,8 +194,8 @@ def test_clipping_is_of_the_whole_gradient() -> None:
         ours = updated(tx, model, params, [grads])
         norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
         for key in params:
-            wanted = params[key] - 0.1 * min(1, clip_norm / norm) * grads[key]
-            np.testing.assert_allclose(ours[key], wanted, rtol=1e-5, atol=1e-6)
+            expected = params[key] - 0.1 * min(1, clip_norm / norm) * grads[key]
+            np.testing.assert_allclose(ours[key], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_learning_rate_may_follow_a_schedule() -> None:
@@ -207,7 +207,7 @@ def test_the_learning_rate_may_follow_a_schedule() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "muon"])
-def test_what_is_frozen_has_no_state_and_lora_has(name) -> None:
+def test_frozen_parameters_have_no_state_and_lora_factors_do(name) -> None:
     for part in (
         freeze(abstract(depth=1), backbone=True),
         nnx.eval_shape(lambda: add_lora(registry.build("test_vit", depth=1, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))),
@@ -219,15 +219,99 @@ def test_what_is_frozen_has_no_state_and_lora_has(name) -> None:
         assert sum(sizes) <= 2 * parameters
 
 
-def test_mistakes_are_told() -> None:
-    model = abstract()
-    with pytest.raises(UserError, match="unknown optimizer 'adamv'; did you mean 'adamw'"):
-        create_optimizer(model, name="adamv", learning_rate=0.1)
-    with pytest.raises(UserError, match="the optimizer 'adamw' has no momentum"):
-        create_optimizer(model, learning_rate=0.1, momentum=0.9)
-    with pytest.raises(UserError, match="the optimizer 'sgd' has no betas"):
-        create_optimizer(model, name="sgd", learning_rate=0.1, betas=(0.9, 0.99))
-    with pytest.raises(UserError, match="clip_norm is a norm above 0"):
-        create_optimizer(model, learning_rate=0.1, clip_norm=0.0)
-    with pytest.raises(UserError, match=r"layer_decay is a factor in \(0, 1\]"):
-        create_optimizer(model, learning_rate=0.1, layer_decay=1.5)
+# --- optimizers of optax and of the user ---
+
+
+def test_lion_of_optax_by_hand() -> None:
+    """optax.lion decays by itself: it gets our weight decay and mask, and clipping and layers act around it."""
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    params, gradients = random_like(model, 0), [random_like(model, i) for i in (1, 2)]
+    tx = create_optimizer(model, name="optax:lion", learning_rate=0.1, weight_decay=0.2, b1=0.8, b2=0.95)
+    ours = updated(tx, model, params, gradients)
+    for key, w in params.items():
+        moment = np.zeros_like(w)
+        for grads in gradients:
+            direction = np.sign(0.8 * moment + 0.2 * grads[key])
+            w = w - 0.1 * (direction + (0.2 * w if key == "kernel" else 0))
+            moment = 0.95 * moment + 0.05 * grads[key]
+        np.testing.assert_allclose(ours[key], w, rtol=1e-5, err_msg=key)
+
+
+def plain_descent(learning_rate, *, scale: float = 1.0) -> optax.GradientTransformation:
+    """The shortest optimizer a user may write; it takes no weight decay."""
+    return optax.chain(optax.scale(scale), optax.scale_by_learning_rate(learning_rate))
+
+
+def test_own_optimizer_with_clipping_decay_and_layers_by_hand() -> None:
+    model = abstract(depth=1, image_size=32)
+    params, gradients = random_like(model, 0), [random_like(model, i) for i in (1, 2)]
+    tx = create_optimizer(
+        model,
+        name=plain_descent,
+        learning_rate=lambda step: 0.1 / (step + 1),
+        weight_decay=0.05,
+        layer_decay=0.5,
+        clip_norm=0.5,
+        scale=3.0,
+    )
+    ours = updated(tx, model, params, gradients)
+    decays, factors, expected = decay_mask(model), layer_scales(model, 0.5), dict(params)
+    for rate, grads in zip((0.1, 0.05), gradients, strict=True):
+        norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
+        for key, w in expected.items():
+            direction = 3 * grads[key] * min(1, 0.5 / norm) + (0.05 * w if decays[key] else 0)
+            expected[key] = w - rate * factors[key] * direction
+    for key in params:
+        np.testing.assert_allclose(ours[key], expected[key], rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_weight_decay_without_a_mask_is_added_with_ours() -> None:
+    """optax.novograd takes weight_decay but no mask, so its own decay is off and only the kernel decays."""
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    params, grads = random_like(model, 0), random_like(model, 1)
+    ours = updated(
+        create_optimizer(model, name="optax:novograd", learning_rate=0.1, weight_decay=0.2), model, params, [grads]
+    )
+    without = updated(optax.novograd(0.1), model, params, [grads])
+    for key, w in params.items():
+        decay = 0.1 * 0.2 * w if key == "kernel" else 0
+        np.testing.assert_allclose(ours[key], without[key] - decay, rtol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon", "optax:lion"])
+def test_first_moment_in_bfloat16(name) -> None:
+    model = abstract(depth=1, image_size=32)
+    params = random_like(model, 0)
+
+    def moments(**options) -> dict[str, set]:
+        state = create_optimizer(model, name=name, learning_rate=0.1, **options).init(nested(model, params))
+        found = {"mu": set(), "nu": set()}
+        for path, x in jax.tree_util.tree_leaves_with_path(state):
+            for kind in found.keys() & set(tree.join(path).split(".")):
+                found[kind].add(x.dtype)
+        return found
+
+    nu = set() if name == "optax:lion" else {jnp.dtype("float32")}
+    assert moments(mu_dtype="bfloat16") == {"mu": {jnp.dtype("bfloat16")}, "nu": nu}
+    assert moments() == {"mu": {jnp.dtype("float32")}, "nu": nu}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "adamv"}, "unknown optimizer 'adamv'; did you mean 'adamw'"),
+        ({"momentum": 0.9}, "optimizer.momentum: got 0.9, but the optimizer 'adamw' takes only betas, epsilon"),
+        ({"name": "sgd", "betas": (0.9, 0.99)}, "optimizer.betas: .*the optimizer 'sgd' takes only momentum, nesterov"),
+        ({"name": "sgd", "mu_dtype": "bfloat16"}, "optimizer.mu_dtype: got 'bfloat16', but the optimizer 'sgd'"),
+        ({"mu_dtype": "bf16"}, "optimizer.mu_dtype: got 'bf16', expected a dtype such as 'bfloat16'"),
+        ({"clip_norm": 0.0}, "optimizer.clip_norm: got 0.0, expected a number above 0"),
+        ({"layer_decay": 1.5}, r"optimizer.layer_decay: got 1.5, expected a number in \(0, 1\]"),
+        ({"name": "optax:lionn"}, "the module 'optax' has no 'lionn'"),
+        ({"name": "optax:lion", "betas": (0.9, 0.99)}, "the optimizer 'optax:lion' takes only b1, b2, mu_dtype"),
+        ({"name": plain_descent, "scal": 2.0}, "the optimizer 'plain_descent' takes only scale"),
+        ({"name": "optax:scale_by_lion"}, "optimizer.name: got an unexpected keyword argument 'learning_rate'"),
+    ],
+)
+def test_errors(options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        create_optimizer(abstract(), learning_rate=0.1, **options)

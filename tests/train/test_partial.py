@@ -1,4 +1,4 @@
-"""Freezing and LoRA, as a user's own loop meets them."""
+"""jaxvision.train.partial: freezing and LoRA in a user's own training loop."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def x():
 
 @nnx.jit
 def users_own_step(model, optimizer, x):
-    """What anybody writes who has never heard of freezing."""
+    """A training loop that does nothing special for freezing."""
 
     def loss_fn(model):
         return optax.softmax_cross_entropy_with_integer_labels(model(x), jnp.arange(4)).mean()
@@ -61,22 +61,22 @@ def changed_by_training(model, x) -> set[str]:
     before = arrays(model)
     optimizer = nnx.Optimizer(model, optax.adamw(0.1, weight_decay=0.1), wrt=nnx.Param)
     moments = {tree.join(path[2:]) for path, _ in nnx.to_flat_state(nnx.state(optimizer.opt_state)) if "mu" in path}
-    assert moments == trainable(model)  # no state for what is frozen
+    assert moments == trainable(model)  # no state for frozen parameters
     for _ in range(2):
         assert np.isfinite(users_own_step(train_view(model), optimizer, x))
     after = arrays(model)
     return {name for name in after if not np.array_equal(before[name], after[name])}
 
 
-# --- frozen for anyone ---
+# --- Frozen in any loop ---
 
 
-def test_a_frozen_backbone_stays_to_the_bit_its_statistics_too(x) -> None:
+def test_frozen_backbone_and_its_statistics_do_not_change(x) -> None:
     model = freeze(random_model("test_resnet", num_classes=4), backbone=True)
     assert changed_by_training(model, x) == {"fc.bias", "fc.kernel"}
 
 
-def test_a_part_that_is_not_frozen_moves_and_its_statistics_too(x) -> None:
+def test_the_other_parts_and_their_statistics_change(x) -> None:
     model = freeze(random_model("test_resnet", num_classes=4), layers=4)  # the stem and three stages of four
     changed = changed_by_training(model, x)
     assert changed == {name for name in arrays(model) if name.startswith(("layer4.", "fc."))}
@@ -90,15 +90,15 @@ def test_a_frozen_vit_trains_its_head(x) -> None:
 def test_frozen_batchnorm_computes_in_training_as_in_evaluation(x) -> None:
     model = freeze(random_model("test_resnet", num_classes=4), backbone=True)
     np.testing.assert_array_equal(forward(train_view(model), x), forward(model, x))
-    # Whatever view it was in when it was frozen.
+    # In whatever view it was frozen.
     model = freeze(train_view(random_model("test_resnet", num_classes=4)), backbone=True)
     assert model.bn1.use_running_average
 
 
-# --- which parameters ---
+# --- Which parameters ---
 
 
-def test_backbone_is_everything_but_the_heads() -> None:
+def test_backbone_is_everything_except_the_heads() -> None:
     model = freeze(abstract("deit_tiny_distilled_patch16_224", depth=2), backbone=True)
     assert trainable(model) == {"head.bias", "head.kernel", "head_dist.bias", "head_dist.kernel"}
 
@@ -142,7 +142,7 @@ def test_batchnorm_is_frozen_when_all_of_it_is() -> None:
     assert model.bn1.frozen
 
 
-def test_unfreezing_undoes_it() -> None:
+def test_unfreeze_undoes_freeze() -> None:
     model = unfreeze(freeze(abstract("test_resnet"), backbone=True))
     assert nnx.graphdef(model) == nnx.graphdef(abstract("test_resnet"))
 
@@ -153,11 +153,13 @@ def test_a_fresh_head_is_trainable() -> None:
     assert trainable(model) == {"head.bias", "head.kernel"}
 
 
-def test_mistakes_are_told() -> None:
+def test_freeze_errors() -> None:
     model = abstract()
-    with pytest.raises(UserError, match=r"first 8 groups: test_vit has 7 \(.*patch_embed"):
+    with pytest.raises(
+        UserError, match=r"model.freeze_layers: got 8, expected 1 to 7, the groups of test_vit: .*patch_embed"
+    ):
         freeze(model, layers=8)
-    with pytest.raises(UserError, match="cannot freeze the first -1 groups"):
+    with pytest.raises(UserError, match=r"model\.freeze_layers: got -1, expected 1 to 7"):
         freeze(model, layers=-1)
     with pytest.raises(UserError, match=r"'block.0' matches no parameter; the nearest is 'blocks.0"):
         freeze(model, patterns=["block.0"])
@@ -166,7 +168,7 @@ def test_mistakes_are_told() -> None:
     assert not frozen(model)
 
 
-# --- through split, jit and files ---
+# --- Through split, jit and files ---
 
 
 def test_frozen_leaves_go_through_split_jit_and_orbax(x, tmp_path) -> None:
@@ -189,12 +191,12 @@ def test_frozen_leaves_go_through_split_jit_and_orbax(x, tmp_path) -> None:
 # --- LoRA ---
 
 
-def test_lora_starts_as_the_model_was_and_trains_factors_and_head_only(x) -> None:
+def test_lora_leaves_the_output_unchanged_and_trains_factors_and_head(x) -> None:
     plain = vit()
     before, names = np.asarray(forward(plain, x)), trainable(plain)
     model = add_lora(plain, rank=2, alpha=6.0, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(forward(model, x), before)
-    assert frozen(model) == {n for n in names if not n.startswith("head.")}  # no name has moved
+    assert frozen(model) == {n for n in names if not n.startswith("head.")}  # no name has changed
     factors = {n for n in trainable(model) if not n.startswith("head.")}
     assert factors == {
         f"blocks.{i}.{part}.{factor}"
@@ -209,8 +211,8 @@ def test_lora_starts_as_the_model_was_and_trains_factors_and_head_only(x) -> Non
     untouched = arrays(model)
     merged = merge_lora(model)
     np.testing.assert_allclose(forward(merged, x), after, rtol=1e-4, atol=1e-5)
-    assert nnx.graphdef(merged) == nnx.graphdef(vit())  # a plain model again
-    np.testing.assert_array_equal(forward(model, x), after)  # and the other goes on
+    assert nnx.graphdef(merged) == nnx.graphdef(vit())  # no adapters, nothing frozen
+    np.testing.assert_array_equal(forward(model, x), after)  # the model with adapters does not change
     jax.tree.map(np.testing.assert_array_equal, arrays(model), untouched)
 
 
@@ -223,24 +225,24 @@ def test_lora_by_hand() -> None:
     low, high = np.asarray(layer.lora_a[...]), rng.normal(size=(2, 4))
     assert np.abs(low).max() <= 3**-0.5  # U(+-1 / sqrt(fan in)), the reference implementation's
     layer.lora_b[...] = jnp.float32(high)
-    wanted = x @ w + b + 3 * x @ low @ high
-    np.testing.assert_allclose(layer(jnp.float32(x)), wanted, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(layer.merged()(jnp.float32(x)), wanted, rtol=1e-5, atol=1e-5)
+    expected = x @ w + b + 3 * x @ low @ high
+    np.testing.assert_allclose(layer(jnp.float32(x)), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(layer.merged()(jnp.float32(x)), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_lora_takes_the_layers_it_is_told() -> None:
+def test_lora_targets() -> None:
     model = add_lora(vit(), targets=["fc1", "blocks.1.attn.qkv"])
     layers = {name.rpartition(".lora_")[0] for name in trainable(model) if "lora_" in name}
     assert layers == {"blocks.0.mlp.fc1", "blocks.1.mlp.fc1", "blocks.1.attn.qkv"}
 
 
-def test_mistakes_with_lora_are_told() -> None:
+def test_lora_errors() -> None:
     model = vit()
-    with pytest.raises(UserError, match=r"no linear layer of the model is called 'attn.qvk'; did you mean 'attn.qkv'"):
+    with pytest.raises(UserError, match=r"no linear layer of the model is called 'attn.qvk'. Did you mean 'attn.qkv'"):
         add_lora(model, targets=["attn.qvk"], rngs=nnx.Rngs(0))
-    with pytest.raises(UserError, match="rank of LoRA is 1 or more, got 0"):
+    with pytest.raises(UserError, match=r"lora\.rank: got 0, expected 1 or more"):
         add_lora(model, rank=0, rngs=nnx.Rngs(0))
-    assert not frozen(model)  # nothing half-done
+    assert not frozen(model)  # the failed calls froze nothing
     add_lora(model, rngs=nnx.Rngs(0))
-    with pytest.raises(UserError, match="adapters already"):
+    with pytest.raises(UserError, match="already has adapters"):
         add_lora(model, rngs=nnx.Rngs(0))

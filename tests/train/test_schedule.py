@@ -1,14 +1,15 @@
-"""jaxvision/train/schedule.py at points that can be computed by hand."""
+"""jaxvision.train.schedule at points that can be computed by hand."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import optax
 import pytest
 
 from jaxvision.errors import UserError
-from jaxvision.train.schedule import as_schedule, make_schedule
+from jaxvision.train.schedule import as_schedule, make_schedule, schedule_function
 
 
 def values(at: list[int], learning_rate: float = 2.0, **options: object) -> list[float]:
@@ -63,14 +64,32 @@ def test_a_number_is_a_schedule() -> None:
     assert as_schedule(schedule) is schedule
 
 
+def polynomial(learning_rate: float, *, steps: int, power: float = 1.0, end: float = 0.0) -> optax.Schedule:
+    return lambda step: learning_rate * (end + (1 - end) * (1 - step / steps) ** power)
+
+
+def test_own_schedule_follows_the_warmup() -> None:
+    own = {"steps": 110, "warmup_steps": 10, "name": polynomial, "power": 2.0}
+    np.testing.assert_allclose(values([0, 5, 10, 60, 110], **own), [0, 1, 2, 2 * 0.5**2, 0], rtol=1e-6)
+    np.testing.assert_allclose(values([10, 110], **own, end=0.25), [2, 0.5], rtol=1e-6)
+    assert schedule_function("cosine") is None
+    assert schedule_function(polynomial) is polynomial
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"steps": 10, "name": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
-        ({"steps": 10, "warmup_steps": 11}, "a warm-up of 11 steps does not fit into a run of 10"),
-        ({"steps": 0}, "does not fit into a run of 0"),
-        ({"steps": 90, "name": "step", "milestones": [30, 60, 80]}, "milestones are fractions"),
-        ({"steps": 10, "name": "step", "warmup_steps": 5, "milestones": [0.5]}, "lies within the 5 warm-up steps"),
+        ({"steps": 10, "warmup_steps": 11}, "schedule.warmup_steps: got 11, expected 0 to 10"),
+        ({"steps": 0}, "got a run of 0 steps, expected 1 or more"),
+        ({"steps": 90, "name": "step", "milestones": [30, 60, 80]}, "expected fractions of the run"),
+        (
+            {"steps": 10, "name": "step", "warmup_steps": 5, "milestones": [0.5]},
+            "expected milestones after the 5 warm-up steps of 10",
+        ),
+        ({"steps": 10, "power": 2.0}, "unknown argument of make_schedule 'power'"),
+        ({"steps": 10, "name": polynomial, "pwer": 2.0}, "schedule.name: got an unexpected keyword argument 'pwer'"),
+        ({"steps": 10, "name": "math:sqrt"}, r"schedule.name: got an unexpected keyword argument 'steps'.*\(x\)"),
     ],
 )
 def test_errors(options: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""jaxvision/train/step.py and state.py: one compiled step, on one device or eight, for any choice of parameters."""
+"""jaxvision.train.step and state: one compiled step, on one device or eight, for any choice of parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], **tolerance:
 
 
 def test_equals_the_plain_nnx_loop() -> None:
-    """The same three steps with nnx.value_and_grad and in-place updates, as the Flax documentation does it."""
+    """The same three steps with nnx.value_and_grad and in-place updates, as in the Flax documentation."""
     tx = optax.adamw(0.01)
     run = tiny.Run(tiny.build(dropout=0.2), tx, create=EMA)
     metrics = run.train(3)
@@ -61,7 +61,7 @@ def test_equals_the_plain_nnx_loop() -> None:
     )
 
 
-def test_carries_everything_and_traces_once() -> None:
+def test_updates_the_whole_state_and_traces_once() -> None:
     traces = []
 
     def prepare(batch, step):
@@ -74,13 +74,13 @@ def test_carries_everything_and_traces_once() -> None:
     after = run.arrays()
     assert len(traces) == 1
     same = {name for name in before if (before[name] == after[name]).all()}
-    assert same == {"model.drop.rngs.key"}  # a stream is (key, count): what moves is the count
+    assert same == {"model.drop.rngs.key"}  # a stream is (key, count), and only the count changes
     assert after["optimizer.step"] == 3
     assert after["model.drop.rngs.count"] == before["model.drop.rngs.count"] + 3
 
 
 def test_same_on_one_device_and_eight() -> None:
-    """BatchNorm, dropout, masks, averages: nothing depends on how the batch is split."""
+    """Nothing (BatchNorm, dropout, masks, averages) depends on how the batch is split."""
     one = tiny.Run(tiny.build(dropout=0.2), optax.sgd(0.1, momentum=0.9), create=EMA)
     many = tiny.Run(tiny.build(dropout=0.2), optax.sgd(0.1, momentum=0.9), create=EMA, devices=8)
     for a, b in zip(one.train(3), many.train(3), strict=True):
@@ -90,7 +90,7 @@ def test_same_on_one_device_and_eight() -> None:
 
 
 def test_fully_sharded_parameters_give_the_same() -> None:
-    """A table that splits every parameter, and with it its moments and its average, over eight devices."""
+    """A table that splits every parameter, its moments and its average over eight devices."""
     one = tiny.Run(tiny.build(), optax.adam(0.01), create=EMA)
     table = [(r".*", largest_axis("data", make_mesh(), min_size=1))]
     many = tiny.Run(tiny.build(), optax.adam(0.01), create=EMA, devices=8, table=table)
@@ -109,7 +109,7 @@ def test_fully_sharded_parameters_give_the_same() -> None:
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_accumulation_is_the_whole_batch(devices: int) -> None:
-    """Without BatchNorm and dropout microbatches give the loss and the gradient of the batch, padding included."""
+    """Without BatchNorm and dropout, microbatches give the loss and the gradient of the batch, even with padding."""
     whole = tiny.Run(tiny.build(norm=False), optax.sgd(0.1))
     parts = tiny.Run(tiny.build(norm=False), optax.sgd(0.1), accumulate=4, devices=devices)
     for run in (whole, parts):
@@ -135,10 +135,10 @@ def test_accumulation_carries_batch_statistics_and_dropout() -> None:
     assert after["optimizer.step"] == 1
 
 
-def test_padding_counts_for_nothing() -> None:
+def test_padding_has_no_effect() -> None:
     run, short = (tiny.Run(tiny.build(norm=False), optax.sgd(0.1)) for _ in range(2))
     padded = tiny.batch(8, masked=3)
-    padded["label"][5:] = 999  # a label that does not exist has the loss NaN; here it may not matter
+    padded["label"][5:] = 999  # the loss of such a label is NaN, which must not matter in padding
     run.state, metrics = run.step(run.state, padded)
     short.state, expected = short.step(short.state, {key: x[:5] for key, x in tiny.batch(8).items()})
     for key in expected:
@@ -147,8 +147,8 @@ def test_padding_counts_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("what", ["head", "lora"])
-def test_trains_what_is_a_param(what: str) -> None:
-    """Frozen leaves keep their bytes and have neither gradient nor moments nor average."""
+def test_only_params_train(what: str) -> None:
+    """Frozen leaves do not change and have no gradient, moments or average."""
 
     def build() -> nnx.Module:
         model = tiny.build(norm=False)()
@@ -174,24 +174,24 @@ def test_trains_what_is_a_param(what: str) -> None:
     assert {name for name in before if ".mu." in name} == {f"optimizer.opt_state.0.mu.{t}" for t in trained}
 
 
-def test_a_model_that_has_weights_is_laid_out_and_stays_usable() -> None:
+def test_a_model_with_weights_is_copied_and_stays_usable() -> None:
     model = tiny.build()()
     model.fc.bias[...] = jnp.full(4, 7.0)
     run = tiny.Run(model, optax.sgd(0.1), create=EMA, devices=8)
     assert (run.arrays()["model.fc.bias"] == 7).all()
     assert (run.arrays()["ema.params.fc.bias"] == 7).all()
     run.train(2)
-    assert (np.asarray(model.fc.bias[...]) == 7).all()  # not donated away, and not trained behind its owner's back
+    assert (np.asarray(model.fc.bias[...]) == 7).all()  # neither donated nor trained
 
 
-def test_nothing_is_held_whole_while_initializing() -> None:
+def test_initialize_shards_every_leaf() -> None:
     run = tiny.Run(tiny.build(), optax.adam(0.1), devices=8)
     for x, sharding in zip(jax.tree.leaves(run.state), jax.tree.leaves(run.shardings), strict=True):
         assert x.sharding == sharding
 
 
 @pytest.mark.parametrize("culprit", ["image", "label"])
-def test_a_step_that_is_not_finite_changes_nothing(culprit: str) -> None:
+def test_a_step_that_is_not_finite_does_not_change_the_state(culprit: str) -> None:
     def prepare(batch, step):
         images, labels = tiny.prepare(batch)
         return images + batch["noise"][:, None, None, None], labels
@@ -211,13 +211,13 @@ def test_a_step_that_is_not_finite_changes_nothing(culprit: str) -> None:
     after = run.arrays()
     for name in before:
         assert before[name].tobytes() == after[name].tobytes(), name
-    with pytest.raises(UserError, match=r"^step 17: the (loss|gradient norm) is nan .*nothing of it was saved"):
+    with pytest.raises(UserError, match=r"^step 17: the (loss|gradient norm) is nan .*This step was not saved"):
         check_finite(metrics, 17)
-    run.state, metrics = run.step(run.state, good)  # and it can go on
+    run.state, metrics = run.step(run.state, good)  # training can continue
     assert metrics["finite"]
 
 
-def test_bfloat16_computes_in_half_and_keeps_whole() -> None:
+def test_bfloat16_computes_in_half_precision_and_keeps_float32_state() -> None:
     run = tiny.Run(tiny.build(dtype=jnp.bfloat16), optax.adam(0.01), create=EMA)
     reference = tiny.Run(tiny.build(), optax.adam(0.01))
     for half, full in zip(run.train(3), reference.train(3), strict=True):
@@ -227,15 +227,15 @@ def test_bfloat16_computes_in_half_and_keeps_whole() -> None:
     assert {str(x.dtype) for x in run.arrays().values()} <= {"float32", "uint32", "int32"}
 
 
-SLOW = pytest.mark.slow  # two whole train steps are compiled for each
+SLOW = pytest.mark.slow  # compiles two train steps for each
 
 
 @pytest.mark.parametrize(
     "architecture",
     ["test_resnet", pytest.param("test_vit", marks=SLOW), pytest.param("test_efficientnet", marks=SLOW)],
 )
-def test_each_family_trains_alike_on_one_device_and_eight(architecture: str) -> None:
-    """With what a recipe has: dropout, stochastic depth, layer-wise rates, decay, clipping."""
+def test_each_family_trains_the_same_on_one_device_and_eight(architecture: str) -> None:
+    """With a full recipe: dropout, stochastic depth, layer-wise rates, decay, clipping."""
 
     def build() -> nnx.Module:
         return registry.build(
@@ -257,7 +257,7 @@ def test_each_family_trains_alike_on_one_device_and_eight(architecture: str) -> 
     assert losses[0][0] != losses[0][1]
 
 
-def test_soft_targets_have_no_accuracy() -> None:
+def test_no_accuracy_for_probabilities_as_targets() -> None:
     def prepare(batch, step):
         images, labels = tiny.prepare(batch)
         return images, jax.nn.one_hot(labels, 4)
@@ -269,7 +269,7 @@ def test_soft_targets_have_no_accuracy() -> None:
     np.testing.assert_allclose(soft["loss"], hard["loss"], rtol=1e-6)
 
 
-def test_learning_rate_and_step_reach_metrics_and_augmentation() -> None:
+def test_step_reaches_learning_rate_and_augmentation() -> None:
     def prepare(batch, step):
         images, labels = tiny.prepare(batch)
         return images * (step + 1), labels
@@ -287,7 +287,7 @@ def test_sigmoid_loss_trains() -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_evaluated_model_is_the_average_where_there_is_one() -> None:
+def test_evaluated_model_is_the_average_if_there_is_one() -> None:
     averaged, plain = (tiny.Run(tiny.build(), optax.sgd(0.1), create=c) for c in (EMA, {}))
     for run in (averaged, plain):
         run.train(2)

@@ -100,7 +100,6 @@ def blur_pool(x: jax.Array, *, stride: int = 2, border: str = "reflect") -> jax.
     return convolve(padded, kernel, stride=stride, padding=((0, 0), (0, 0)), groups=c)
 
 
-@jax.jit  # which gives it a name in the program, by which analysis.cost knows it
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Returns the mean over the image, [b, c].
 

@@ -122,7 +122,7 @@ class EfficientChannelAttention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `x` [b, h, w, c] with its channels scaled."""
         b, _, _, c = x.shape
-        gate = jax.nn.sigmoid(self.conv(x.mean(axis=(1, 2)).reshape(b, c, 1)))
+        gate = jax.nn.sigmoid(self.conv(x.mean(axis=(1, 2), keepdims=True).reshape(b, c, 1)))
         return x * gate.reshape(b, 1, 1, c)
 
 

@@ -1,0 +1,118 @@
+"""Exit statuses and signals of the command line, for ``jaxvision`` and ``python -m jaxvision.main``."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+from jaxvision.errors import Preempted, UserError
+
+MISTAKE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
+
+
+def exit_status(command: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit status.
+
+    Prints a `UserError` as one line. Returns 0 if the command returns None.
+
+    Example:
+      >>> exit_status(lambda: None), exit_status(lambda: 1)
+      (0, 1)
+    """
+    try:
+        return command() or 0
+    except UserError as e:
+        process = os.environ.get("JAX_PROCESS_ID") or os.environ.get("SLURM_PROCID") or "0"
+        print(f"error{'' if process == '0' else f' in process {process}'}: {e}", file=sys.stderr)
+        return MISTAKE
+    except Preempted as e:
+        from jaxvision.parallel import distributed
+
+        if distributed.is_main():
+            print(e, file=sys.stderr)
+        return Preempted.STATUS
+    except KeyboardInterrupt as e:
+        if e.args:
+            print(e, file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # jaxvision list | head
+        sys.stderr.close()
+        return 0
+
+
+def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> None:
+    """Runs a command and ends the process with the status that it returns.
+
+    Args:
+      command: returns an exit status, as `exit_status` does.
+      preemptible: exit with `Preempted.STATUS` on SIGTERM, until the command installs a handler of its own.
+    """
+    if preemptible:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(Preempted.STATUS))
+    sys.unraisablehook = _handle_unraisable
+    threading.excepthook = _handle_thread_exception
+    # Orbax leaves a coroutine behind when a save fails.
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
+    try:
+        status = command()
+    except Exception as e:
+        if _is_distributed():
+            _exit_distributed(e)
+        raise
+    if status not in (0, Preempted.STATUS) and _is_distributed():
+        from jaxvision.parallel import distributed
+
+        distributed.leave(status)
+    if status == INTERRUPTED:
+        # XLA may still be compiling, and an ordinary exit of Python would then crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _is_distributed() -> bool:
+    """Returns whether this process is one of several that train together."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _exit_distributed(error: Exception) -> NoReturn:
+    """Prints an error and ends this process, one of several."""
+    from jaxvision.parallel import distributed
+
+    if re.search(r"Gloo|NCCL|UNAVAILABLE|onnection|eartbeat", str(error)):
+        reason = str(error).splitlines()[0][:200]
+        print(f"error: lost the connection to another process ({reason}). Look for its error first.", file=sys.stderr)
+        time.sleep(1)  # so that a log of all processes shows the process that failed first
+    else:
+        traceback.print_exception(error)
+    traceback.clear_frames(error.__traceback__)  # frees the batches that its frames hold
+    # If another process died, JAX detects it within this time, prints which one, and ends this process.
+    distributed.leave(1, after=distributed.HEARTBEAT + 15)
+
+
+def _handle_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    if unraisable.exc_type is KeyboardInterrupt:
+        # Python drops exceptions in finalizers and in callbacks of the garbage collector, such as JAX's, including
+        # KeyboardInterrupt. Send the signal again a little later.
+        threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+        return
+    # TensorStore raises this once for every write that was pending when one failed, for example on a full disk.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _handle_thread_exception(exception: threading.ExceptHookArgs) -> None:
+    # tensorboardX writes in a thread, which fails on a full disk. The run itself reports the full disk.
+    is_writer = type(exception.thread).__module__.startswith("tensorboardX")
+    if not (is_writer and isinstance(exception.exc_value, OSError)):
+        threading.__excepthook__(exception)

@@ -1,0 +1,284 @@
+"""A source that is ready to be read: kept in memory, or streamed by workers.
+
+Both kinds make the same batches of the same images in the same order; see `jaxvision.data.image_path` for what differs
+on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxvision.augment import host
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.data.image_path import FromMemory, FromWorkers, ImagePath
+from jaxvision.data.order import batch_indices, eval_indices, eval_steps, process_rows
+from jaxvision.data.reading import check_labels, read_examples, to_pixels
+from jaxvision.data.source import Source
+from jaxvision.data.workers import Batch, ReadEvalBatch, ReadTrainBatch, run_ahead
+from jaxvision.errors import UserError
+
+_PROBES = 16  # images that show whether all have one shape
+_CHUNK = 512  # examples read at once where a whole dataset is read
+
+
+class Dataset(ABC):
+    """A source that is ready to be read, with the damaged images found so far.
+
+    Args:
+      source: the images.
+      max_corrupt: number of damaged images that are skipped; one more is an error.
+      log: called with a message about each of the first few.
+
+    Attributes:
+      corrupt: the damaged images found so far, index -> (name, reason).
+      image_path: how its images reach the model.
+    """
+
+    image_path: ImagePath
+
+    def __init__(self, source: Source, *, max_corrupt: int = 0, log: Callable[[str], None] = print):
+        self.source = source
+        self.max_corrupt = max_corrupt
+        self.log = log
+        self.corrupt: dict[int, tuple[str, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of each image."""
+        return self.image_path.channels
+
+    @abstractmethod
+    def image(self, index: int) -> np.ndarray:
+        """Returns one image as it is in the source, uint8 [h, w, c]."""
+
+    @abstractmethod
+    def train_batches(
+        self,
+        *,
+        batch_size: int,
+        image_size: int,
+        seed: int,
+        start_step: int,
+        stop_step: int,
+        crop: dict[str, Any] | None = None,
+        workers: int | None = None,
+        process: tuple[int, int] = (0, 1),
+    ) -> Iterator[Batch]:
+        """Yields the training batches of steps `start_step` to `stop_step` - 1.
+
+        Args:
+          batch_size: images per batch, over all processes.
+          image_size: side in pixels that the model takes.
+          seed: of the order and of the crops.
+          start_step: the first step; that of the checkpoint in a run that resumes.
+          stop_step: one past the last step.
+          crop: options of `jaxvision.augment.host.train_crop`, for workers. None resizes the shorter side and crops
+            the middle. A dataset in memory leaves cropping to the device.
+          workers: processes that read and decode; 0 reads in threads of this one. None: one for each core, at most
+            16, and 0 on one or two cores.
+          process: (index, count) of the JAX processes; each yields its own rows.
+
+        Raises:
+          UserError: too many damaged images.
+        """
+
+    @abstractmethod
+    def eval_batches(
+        self,
+        *,
+        batch_size: int,
+        preprocess: Preprocess,
+        workers: int | None = None,
+        process: tuple[int, int] = (0, 1),
+    ) -> Iterator[Batch]:
+        """Yields every image once, in order. The last batch is padded; ``mask`` is False for padding.
+
+        Args:
+          batch_size: images per batch, over all processes.
+          preprocess: the evaluation transform, for workers.
+          workers: as for `train_batches`.
+          process: as for `train_batches`.
+
+        Raises:
+          UserError: too many damaged images.
+        """
+
+    def record_corrupt(self, indices: Iterable[int]) -> None:
+        """Records damaged images.
+
+        Raises:
+          UserError: there are more than `max_corrupt`; the message names the first ones.
+        """
+        for index in indices:
+            if index in self.corrupt:
+                continue
+            where, reason = self.source.where(index), self._why_corrupt(index)
+            self.corrupt[index] = (where, reason)
+            if len(self.corrupt) <= 5:
+                self.log(f"skipped the damaged image {where}: {reason}")
+            if len(self.corrupt) > self.max_corrupt:
+                named = "; ".join(f"{where} ({reason})" for where, reason in list(self.corrupt.values())[:5])
+                raise UserError(
+                    f"{self.source.name}: got {len(self.corrupt)} damaged images, expected at most data.max_corrupt="
+                    f"{self.max_corrupt}: {named}. Repair or remove them, or raise data.max_corrupt."
+                )
+
+    def _why_corrupt(self, index: int) -> str:
+        try:
+            to_pixels(self.source[index]["image"])
+        except (host.BadImage, OSError) as e:
+            return str(e)
+        return "the first attempt to read it failed"
+
+
+class StreamedDataset(Dataset):
+    """Images read from the source by worker processes, ahead of the step."""
+
+    def __init__(self, source: Source, *, channels: int = 3, **options: Any):
+        super().__init__(source, **options)
+        self.image_path = FromWorkers(channels)
+
+    def image(self, index: int) -> np.ndarray:
+        return to_pixels(self.source[index]["image"])
+
+    def train_batches(
+        self, *, batch_size, image_size, seed, start_step, stop_step, crop=None, workers=None, process=(0, 1)
+    ):  # fmt: skip
+        if crop is not None:
+            host.check_crop(**crop)
+        rows = process_rows(batch_size, process)
+        task = ReadTrainBatch(self.source, batch_size, rows, self.channels, seed, image_size, crop)
+        yield from self._recording(run_ahead(task, start_step, stop_step, workers))
+
+    def eval_batches(self, *, batch_size, preprocess, workers=None, process=(0, 1)):
+        task = ReadEvalBatch(self.source, batch_size, process_rows(batch_size, process), self.channels, preprocess)
+        yield from self._recording(run_ahead(task, 0, eval_steps(len(self), batch_size), workers))
+
+    def _recording(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yields the batches, and records the images that the workers could not read."""
+        for batch in batches:
+            self.record_corrupt(int(i) for i in batch["index"][~batch["mask"]] if i >= 0)
+            yield batch
+
+
+class StoredDataset(Dataset):
+    """Images of one shape, decoded once and kept in memory.
+
+    Args:
+      source: where they come from.
+      images: uint8 [n, h, w, c].
+      labels: int32 [n].
+    """
+
+    def __init__(self, source: Source, images: np.ndarray, labels: np.ndarray, **options: Any):
+        super().__init__(source, **options)
+        self.images = images
+        self.labels = labels
+        _, h, w, c = images.shape
+        self.image_path = FromMemory((h, w, c))
+
+    def image(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+    def train_batches(
+        self, *, batch_size, image_size, seed, start_step, stop_step, crop=None, workers=None, process=(0, 1)
+    ):  # fmt: skip
+        if crop is not None:
+            host.check_crop(**crop)
+        rows = process_rows(batch_size, process)
+        for step in range(start_step, stop_step):
+            yield self._batch(batch_indices(len(self), batch_size, seed=seed, step=step)[1][rows])
+
+    def eval_batches(self, *, batch_size, preprocess, workers=None, process=(0, 1)):
+        rows = process_rows(batch_size, process)
+        for number in range(eval_steps(len(self), batch_size)):
+            yield self._batch(eval_indices(len(self), batch_size, number)[rows])
+
+    def _batch(self, indices: np.ndarray) -> Batch:
+        mask = indices >= 0
+        if self.corrupt:
+            mask &= ~np.isin(indices, list(self.corrupt))
+        return {
+            "image": self.images[indices],  # padding (-1) reads the last image, which the mask then hides
+            "label": np.where(indices >= 0, self.labels[indices], 0).astype(np.int32),
+            "index": indices.astype(np.int32),
+            "mask": mask,
+        }
+
+
+def open_dataset(
+    source: Source, *, memory_limit: float = 2.0, max_corrupt: int = 10, log: Callable[[str], None] = print
+) -> Dataset:
+    """Returns a source ready to be read: in memory if its images have one shape and are small enough, else streamed.
+
+    Args:
+      source: a part of what `jaxvision.data.open_source` returns.
+      memory_limit: GiB that the decoded images may take; 0 always streams.
+      max_corrupt: number of damaged images that are skipped; one more is an error.
+      log: called with a message about damaged images, and about files that are not images.
+
+    Raises:
+      UserError: too many damaged images.
+
+    Example:
+      >>> from jaxvision.data.source import open_source
+      >>> open_dataset(open_source("digits").test).images.shape
+      (359, 8, 8, 1)
+    """
+    n = len(source)
+    if passed_over := getattr(source, "passed_over", 0):
+        files = "1 file that is not an image" if passed_over == 1 else f"{passed_over:,} files that are not images"
+        log(f"{source.name}: ignored {files}, judging by the file name")
+    streamed = StreamedDataset(source, max_corrupt=max_corrupt, log=log)
+    # A few images from all over the dataset show whether to try: reading a million photographs would take long.
+    probes = [_pixels_or_none(source, int(i)) for i in np.unique(np.linspace(0, n - 1, _PROBES).astype(int))]
+    shapes = {pixels.shape for pixels in probes if pixels is not None}
+    if not shapes:
+        streamed.record_corrupt(range(n))
+        raise UserError(f"{source.name}: none of its {n:,} images can be read. Check the files.")
+    shape = next(pixels.shape for pixels in probes if pixels is not None)
+    streamed.image_path = FromWorkers(shape[-1])
+    if len(shapes) > 1 or n * math.prod(shape) > memory_limit * 2**30:
+        return streamed
+    return _store(source, shape, max_corrupt=max_corrupt, log=log) or streamed
+
+
+def _store(source: Source, shape: tuple[int, ...], **options: Any) -> StoredDataset | None:
+    """Returns the whole source in memory; None if an image has another shape."""
+    n = len(source)
+    images, labels = np.zeros((n, *shape), np.uint8), np.zeros(n, np.int32)
+    corrupt = []
+    for start in range(0, n, _CHUNK):
+        indices = range(start, min(start + _CHUNK, n))
+        for i, example in zip(indices, read_examples(source, indices), strict=True):
+            if isinstance(example, OSError):
+                corrupt.append(i)
+                continue
+            labels[i] = example["label"]
+            try:
+                pixels = to_pixels(example["image"])
+            except host.BadImage:
+                corrupt.append(i)
+                continue
+            if pixels.shape != shape:
+                return None
+            images[i] = pixels
+    stored = StoredDataset(source, images, labels, **options)
+    stored.record_corrupt(corrupt)
+    check_labels(source, np.arange(n), labels)
+    return stored
+
+
+def _pixels_or_none(source: Source, index: int) -> np.ndarray | None:
+    try:
+        return to_pixels(source[index]["image"])
+    except (host.BadImage, OSError):
+        return None

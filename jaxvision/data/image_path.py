@@ -1,0 +1,105 @@
+"""The two ways an image reaches the model, and everything on the device that differs between them.
+
+`FromMemory`: a dataset of small images of one shape is decoded once and kept in memory. Whole images go to the device,
+which crops and resizes them inside the jitted step. `FromWorkers`: worker processes read, decode, crop and resize, and
+the device receives images of the model's size.
+
+`jaxvision.data.dataset.open_dataset` chooses between them; its datasets say which one they take as `image_path`. A plan
+makes one from shapes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxvision.augment import on_device
+from jaxvision.augment.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class FromMemory:
+    """Images kept in memory, and cropped and resized on the device.
+
+    Attributes:
+      shape: (h, w, c) of each image in memory.
+    """
+
+    shape: tuple[int, int, int]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.shape[-1]
+
+    def shape_on_arrival(self, image_size: int) -> tuple[int, int, int]:
+        """Returns (h, w, c) of an image when it arrives on the device; `image_size` is the model's."""
+        return self.shape
+
+    def crop_pct(self, published: float) -> float:
+        """Returns the share of the side that the evaluation crop keeps: all of it, because the images are small."""
+        return 1.0
+
+    def augment(self, batch: Mapping[str, jax.Array], **options: Any) -> tuple[jax.Array, jax.Array]:
+        """Returns (images, targets) of a training batch; `options` are those of `on_device.augment_batch`."""
+        return on_device.augment_batch(batch, **options)
+
+    def prepare_eval(self, batch: Mapping[str, jax.Array], preprocess: Preprocess) -> jax.Array:
+        """Returns the images of an evaluation batch as the model takes them, float32 [b, h, w, c]."""
+        return on_device.prepare_eval(batch, preprocess=preprocess, resize=True)
+
+
+@dataclass(frozen=True)
+class FromWorkers:
+    """Images decoded, cropped and resized by worker processes.
+
+    Attributes:
+      channels: number of channels.
+    """
+
+    channels: int = 3
+
+    def shape_on_arrival(self, image_size: int) -> tuple[int, int, int]:
+        """Returns (h, w, c) of an image when it arrives on the device; `image_size` is the model's."""
+        return (image_size, image_size, self.channels)
+
+    def crop_pct(self, published: float) -> float:
+        """Returns the share of the side that the evaluation crop keeps: that of the weights."""
+        return published
+
+    def augment(self, batch: Mapping[str, jax.Array], **options: Any) -> tuple[jax.Array, jax.Array]:
+        """Returns (images, targets) of a training batch; `options` are those of `on_device.augment_batch`."""
+        return on_device.augment_batch(batch, **{**options, "crop": "none"})  # the workers have cropped
+
+    def prepare_eval(self, batch: Mapping[str, jax.Array], preprocess: Preprocess) -> jax.Array:
+        """Returns the images of an evaluation batch as the model takes them, float32 [b, h, w, c]."""
+        return on_device.prepare_eval(batch, preprocess=preprocess, resize=False)
+
+
+ImagePath = FromMemory | FromWorkers
+
+
+def batch_shapes(path: ImagePath, *, batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch on its arrival.
+
+    Args:
+      path: of the images.
+      batch_size: images in the batch.
+      image_size: side in pixels that the model takes.
+
+    >>> batch_shapes(FromWorkers(), batch_size=8, image_size=224)["image"].shape
+    (8, 224, 224, 3)
+    """
+    image = jax.ShapeDtypeStruct((batch_size, *path.shape_on_arrival(image_size)), np.uint8)
+    rest = {"label": np.int32, "mask": np.bool_, "index": np.int32}
+    return {"image": image} | {key: jax.ShapeDtypeStruct((batch_size,), kind) for key, kind in rest.items()}
+
+
+def blank_batch(path: ImagePath, *, batch_size: int, image_size: int) -> dict[str, np.ndarray]:
+    """Returns a batch of zeros, to compile with; arguments as for `batch_shapes`."""
+    shapes = batch_shapes(path, batch_size=batch_size, image_size=image_size)
+    return {key: np.zeros(x.shape, x.dtype) for key, x in shapes.items()}

@@ -1,0 +1,43 @@
+"""Examples of a source, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxvision.augment import host
+from jaxvision.data.source import Example, Source
+from jaxvision.errors import UserError
+
+
+def read_examples(source: Source, indices: Sequence[int]) -> list[Example | OSError]:
+    """Returns the examples at `indices`; an example that cannot be read is represented by its error."""
+    if hasattr(source, "__getitems__"):  # cheaper, for sources that offer it
+        return list(source.__getitems__(indices))
+    found: list[Example | OSError] = []
+    for index in indices:
+        try:
+            found.append(source[index])
+        except OSError as e:
+            found.append(e)
+    return found
+
+
+def check_labels(source: Source, indices: np.ndarray, labels: np.ndarray) -> None:
+    """Raises `UserError` if a label, of the example with the index in the same place, names no class."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))
+    if len(wrong):
+        where, label, n = source.where(int(indices[wrong[0]])), labels[wrong[0]], len(source.classes)
+        raise UserError(
+            f"{where}: got the label {label}, expected 0 to {n - 1} for {n} classes. Fix the label or the classes."
+        )
+
+
+def to_pixels(image: bytes | np.ndarray) -> np.ndarray:
+    """Returns an image, decoded if it is a file, as uint8 [h, w, c].
+
+    Raises:
+      BadImage: the file is damaged or not an image.
+    """
+    return image if isinstance(image, np.ndarray) else np.asarray(host.decode(image))

@@ -1,0 +1,93 @@
+"""The evaluation of one part of a dataset, on the devices of a mesh."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from jaxvision import report
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.data.dataset import Dataset, StoredDataset
+from jaxvision.data.image_path import ImagePath
+from jaxvision.data.order import eval_steps
+from jaxvision.data.prefetch import prefetch
+from jaxvision.errors import Preempted
+from jaxvision.eval.metrics import Evaluation
+from jaxvision.eval.step import evaluate_batches
+from jaxvision.parallel.mesh import shard_batch
+
+
+def evaluate_part(
+    images: Dataset,
+    *,
+    state: nnx.State,
+    name: str,
+    step_of: Callable[[ImagePath], Any],
+    mesh: jax.sharding.Mesh,
+    preprocess: Preprocess,
+    batch_size: int,
+    workers: int | None,
+    process: tuple[int, int],
+    classes: int,
+    console: report.Console,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Returns the evaluation of a model on one part of a dataset.
+
+    Args:
+      images: from `jaxvision.data.open_dataset`.
+      state: of the model or of training, as the step takes it.
+      name: of the part, such as ``"test"``; for progress and messages.
+      step_of: returns the step, from `make_eval_step`, for images that reach the model in a given way.
+      mesh: the devices.
+      preprocess: the evaluation transform.
+      batch_size: images per step, over all devices.
+      workers: processes that decode images; None: one for each core, at most 16.
+      process: (i, n): this process reads part i of n of each batch.
+      classes: number of classes of the model.
+      console: shows the progress.
+      should_stop: called before each batch.
+
+    Raises:
+      Preempted: `should_stop` returned True.
+      UserError: there are no images, a label is out of range, or too many images are damaged.
+    """
+
+    def until_stopped(batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if should_stop():
+                raise Preempted(
+                    f"stopped by SIGTERM during the evaluation on the {name} data. Run the same command to resume."
+                )
+            yield batch
+
+    batches = images.eval_batches(batch_size=batch_size, preprocess=preprocess, workers=workers, process=process)
+    on_devices = prefetch(batches, functools.partial(shard_batch, mesh=mesh))
+    total = eval_steps(len(images), batch_size)
+    shown = console.evaluation(until_stopped(on_devices), total=total, name=name)
+    result = evaluate_batches(step_of(images.image_path), state, shown, classes=classes)
+    share_damaged(images)
+    return result
+
+
+def share_damaged(images: Dataset) -> None:
+    """Records on every process the damaged images that any process has met, so that process 0 can report them.
+
+    All processes must call it.
+
+    Raises:
+      UserError: there are more than ``data.max_corrupt``; raised on all processes.
+    """
+    if jax.process_count() == 1 or isinstance(images, StoredDataset):
+        return
+    mine = np.array(sorted(images.corrupt), np.int32)
+    most = int(np.max(multihost_utils.process_allgather(np.int32(len(mine)))))
+    if most:
+        met = np.asarray(multihost_utils.process_allgather(np.pad(mine, (0, most - len(mine)), constant_values=-1)))
+        images.record_corrupt(np.unique(met[met >= 0]).tolist())

@@ -1,0 +1,180 @@
+"""Everything that stays the same during a run: its config, devices, data and train step, and where it reports."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxvision import report
+from jaxvision.data import source
+from jaxvision.data.dataset import Dataset, open_dataset
+from jaxvision.data.image_path import ImagePath
+from jaxvision.errors import UserError
+from jaxvision.eval.metrics import Evaluation, with_metric
+from jaxvision.eval.part import evaluate_part
+from jaxvision.eval.step import cached_eval_step
+from jaxvision.parallel.mesh import check_batch_size, make_mesh, process_share
+from jaxvision.parallel.preemption import Preemption
+from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
+from jaxvision.run.sections import Loop, check_groups, set_keys
+from jaxvision.train.loss import Loss, loss_function, make_loss
+from jaxvision.train.state import evaluated_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What a run works with. Everything that changes during a run is in `jaxvision.run.loop.TrainingLoop`.
+
+    Attributes:
+      config: completed.
+      workdir: folder of the run.
+      options: the section ``train``.
+      console: for the user.
+      clock: measures where the time goes.
+      preemption: listens for SIGTERM.
+      mesh: the devices.
+      process: (index, count) of the part of each batch that this process reads.
+      data: images by part: ``train``, and ``validation``, ``test`` or both.
+      program: the train step and the shapes that it works on.
+      steps_per_epoch: batches in the training data, usually not a whole number.
+      steps: number of steps of the whole run.
+      eval_step_for: returns the compiled evaluation step for images that reach the model in a given way.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    options: Loop
+    console: report.Console
+    clock: report.Clock
+    preemption: Preemption
+    mesh: jax.sharding.Mesh
+    process: tuple[int, int]
+    data: dict[str, Dataset]
+    program: Program
+    steps_per_epoch: float
+    steps: int
+    eval_step_for: Callable[[ImagePath], Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(self.data["train"].source.classes)
+
+    @property
+    def watched_part(self) -> str:
+        """The part that is evaluated during training: the validation data, or without any the test data."""
+        return "validation" if "validation" in self.data else "test"
+
+    @property
+    def final_part(self) -> str:
+        """The part that the result is measured on: the test data, or without any the validation data."""
+        return "test" if "test" in self.data else "validation"
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images per batch of an evaluation, over all devices."""
+        return self.config.data.eval_batch_size or self.config.data.batch_size
+
+    def evaluate(self, state: nnx.State, part: str) -> Evaluation:
+        """Returns the evaluation of a training state on one part of the data.
+
+        Raises:
+          Preempted: a SIGTERM arrived during the evaluation.
+        """
+        evaluation = evaluate_part(
+            self.data[part],
+            state=state,
+            name=part,
+            step_of=self.eval_step_for,
+            mesh=self.mesh,
+            preprocess=self.program.preprocess,
+            batch_size=self.eval_batch_size,
+            workers=self.config.data.workers,
+            process=self.process,
+            classes=len(self.classes),
+            console=self.console,
+            should_stop=self.preemption.check,
+        )
+        return with_metric(evaluation, **self.config.metric)
+
+
+def open_run(
+    config: ConfigDict, workdir: Path, *, console: report.Console, clock: report.Clock, preemption: Preemption
+) -> RunContext:
+    """Opens the devices and the data of a config, and makes its train step from shapes alone. Writes nothing.
+
+    Args:
+      config: completed.
+      workdir: folder of the run.
+      console: for warnings about the data.
+      clock: measures how long it takes to prepare the data.
+      preemption: listens for SIGTERM.
+
+    Raises:
+      UserError: the config is wrong, or does not fit the devices or the data.
+    """
+    options, batch_size = Loop(**config.train), config.data.batch_size
+    mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
+    process = process_share(mesh)
+    check_batch_size(batch_size, mesh, accumulate=options.accumulate)
+    check_batch_size(config.data.eval_batch_size or batch_size, mesh)
+    check_groups(options, batch_size)
+    with clock.part("data preparation"):
+        data = _open_data(config, console)
+    train_data = data["train"]
+    steps_per_epoch = len(train_data) / batch_size
+    program = train_program(
+        config,
+        mesh,
+        num_classes=len(train_data.source.classes),
+        images=train_data.image_path,
+        steps_per_epoch=steps_per_epoch,
+    )
+    loss, probabilities = _evaluation_loss(config)
+    return RunContext(
+        config=config,
+        workdir=workdir,
+        options=options,
+        console=console,
+        clock=clock,
+        preemption=preemption,
+        mesh=mesh,
+        process=process,
+        data=data,
+        program=program,
+        steps_per_epoch=steps_per_epoch,
+        steps=total_steps(options, steps_per_epoch),
+        eval_step_for=functools.partial(
+            cached_eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
+        ),
+    )
+
+
+def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:
+    """Returns the images of each part that the source has."""
+    parts = source.open_source(**set_keys(config.source))
+    limits = {"memory_limit": config.data.memory_limit, "max_corrupt": config.data.max_corrupt}
+    data = {
+        name: open_dataset(part, **limits, log=console.warn)
+        for name, part in parts._asdict().items()
+        if part is not None
+    }
+    if not {"train"} < set(data):
+        raise UserError(
+            f"config.source: got the parts {', '.join(data) or 'none'}, expected 'train' and at least one of "
+            f"'validation' and 'test' to evaluate on. Choose the splits with the keys of config.source."
+        )
+    return data
+
+
+def _evaluation_loss(config: ConfigDict) -> tuple[Loss, str]:
+    """Returns the loss of an evaluation, which leaves the targets as they are, and how logits become probabilities."""
+    options = {key: value for key, value in config.loss.items() if key not in ("label_smoothing", "target_threshold")}
+    return make_loss(**options), config.loss.kind if loss_function(config.loss.kind) is None else "softmax"

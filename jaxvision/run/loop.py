@@ -1,0 +1,238 @@
+"""The training loop: step, log, evaluate, save and stop."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxvision import report
+from jaxvision.checkpoint import Checkpoints, Restored
+from jaxvision.data.image_path import blank_batch
+from jaxvision.errors import Preempted
+from jaxvision.eval.metrics import Evaluation
+from jaxvision.eval.page import headline
+from jaxvision.eval.part import share_damaged
+from jaxvision.parallel.mesh import shard_batch
+from jaxvision.run.context import RunContext
+from jaxvision.run.watch import Watch
+
+
+@dataclass
+class Patience:
+    """The best validation accuracy so far, and how many evaluations have not improved on it.
+
+    Attributes:
+      best: highest top-1; None before the first evaluation.
+      waited: number of evaluations since then.
+    """
+
+    best: float | None = None
+    waited: int = 0
+
+    def update(self, top1: float) -> None:
+        """Counts one more evaluation. An equal accuracy is no improvement."""
+        if self.best is None or top1 > self.best:
+            self.best, self.waited = top1, 0
+        else:
+            self.waited += 1
+
+    @classmethod
+    def read(cls, workdir: Path, part: str, *, before: int) -> Patience:
+        """Returns the patience of a run that resumes, from its ``metrics.jsonl``.
+
+        Args:
+          workdir: folder of the run.
+          part: part of the data that is evaluated during training.
+          before: leave out evaluations at this step and later. They are repeated, and process 0 may not have removed
+            their lines from the file yet.
+        """
+        patience = cls()
+        for line in report.read_metrics(workdir):
+            if line["split"] == part and line["step"] < before:
+                patience.update(line["top1"])
+        return patience
+
+
+class TrainingLoop:
+    """Trains, and logs, evaluates and saves on the way.
+
+    Metrics are fetched from the devices only when they are logged, so that the devices never wait for the host.
+
+    Args:
+      run: everything that stays the same.
+      start: the state, the step and the position to start from.
+      data_fingerprint: identifies the training data; stored in each checkpoint.
+      batches: training batches on the devices, from the first step on.
+      checkpoints: where to save.
+      metrics: where to log.
+      watch: checks that the steps are finite.
+
+    Attributes:
+      state: the training state on the devices.
+      step: number of steps done.
+      first_step: number of steps that were done when the loop was created.
+      unlogged: metrics of the steps since the last line of the log, on the devices.
+      evaluation_due: whether this step still has to be evaluated.
+      patience: the best accuracy so far, for early stopping.
+      evaluation: of `state`; None if this loop has not evaluated it.
+    """
+
+    def __init__(
+        self,
+        run: RunContext,
+        start: Restored,
+        *,
+        data_fingerprint: dict[str, int],
+        batches: Generator[Any, None, None],
+        checkpoints: Checkpoints,
+        metrics: report.MetricsWriter,
+        watch: Watch,
+    ):
+        position = start.position
+        self.run = run
+        self.state: Any = start.state
+        self.step = self.first_step = start.step
+        self.unlogged = [{key: np.float32(x) for key, x in values.items()} for values in position.get("recent", ())]
+        self.evaluation_due = position.get("evaluation_due", False)  # True if the run was stopped while it evaluated
+        first_repeated = start.step if self.evaluation_due else start.step + 1
+        self.patience = Patience.read(run.workdir, run.watched_part, before=first_repeated)
+        self.evaluation: Evaluation | None = None
+        self.checkpoints = checkpoints
+        self._data_fingerprint = data_fingerprint
+        self._batches, self._metrics, self._watch = batches, metrics, watch
+        # In steps, not rounded: a batch may contain the end of one epoch and the start of the next.
+        self._evaluate_every = max(run.options.evaluate_every * run.steps_per_epoch, 1)
+
+    def train(self) -> None:
+        """Trains to the last step, or until the accuracy has not improved for ``train.patience`` evaluations.
+
+        Raises:
+          Preempted: a SIGTERM arrived; the state has been saved.
+          UserError: a step is not finite, or a file cannot be written.
+        """
+        run = self.run
+        if self.step < run.steps:
+            self._compile_evaluation()
+        else:
+            run.console.note("this run is finished: no step is left to train")
+        while self.evaluation_due or (self.step < run.steps and not self._is_out_of_patience()):
+            if not self.evaluation_due:
+                self._train_step()
+            if self.evaluation_due:
+                self._evaluate()
+            elif run.options.save_every and self.step % run.options.save_every == 0:
+                self._save()
+            if run.preemption.check():
+                self._save_and_stop()
+        self._batches.close()  # ends the workers and frees the memory that they share
+        if self.step < run.steps:
+            run.console.note(f"stopped early: {self.patience.waited} evaluations without a better top-1")
+
+    def take_state(self) -> nnx.State:
+        """Returns the state and releases it, so that it is freed when the caller releases it."""
+        state, self.state = self.state, None
+        return state
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self.run.options.patience
+        return patience is not None and self.patience.waited >= patience
+
+    def _compile_evaluation(self) -> None:
+        """Compiles the evaluation before the first step.
+
+        A lack of memory shows at once, and no later compilation blocks signal handling.
+        """
+        run = self.run
+        images = run.data[run.watched_part]
+        run.console.note("compiling the evaluation and the step ...")
+        with run.clock.part("compile"):
+            blank = blank_batch(
+                images.image_path,
+                batch_size=run.eval_batch_size // run.process[1],
+                image_size=run.program.preprocess.image_size,
+            )
+            eval_step = run.eval_step_for(images.image_path)
+            jax.block_until_ready(eval_step(self.state, shard_batch(blank, run.mesh)))
+
+    def _train_step(self) -> None:
+        run, clock, is_first = self.run, self.run.clock, self.step == self.first_step
+        with clock.part("data wait"):
+            batch = next(self._batches)
+        with clock.part("compile") if is_first else nullcontext():  # the clock counts the rest as steps
+            self.state, values = run.program.step(self.state, batch)
+            if is_first:
+                jax.block_until_ready(values)
+                run.preemption.working()
+        clock.step(run.config.data.batch_size)
+        self.unlogged.append(values | {"index": batch["index"]})
+        self.evaluation = None
+        self.step += 1
+        every = self._evaluate_every
+        self.evaluation_due = self.step // every > (self.step - 1) // every or self.step == run.steps
+        if self.evaluation_due or self.step % run.options.log_every == 0:
+            self._log()
+
+    def _log(self) -> None:
+        run, step = self.run, self.step
+        means = self._watch.check(self.unlogged, step)
+        self.unlogged, rates, epoch = [], run.clock.lap(), step / run.steps_per_epoch
+        self._metrics.write(step, "train", means | rates, epoch=epoch)
+        rates.pop("step_seconds", None)
+        run.console.step(step, epoch=epoch, loss=means["loss"], **rates)
+
+    def _evaluate(self) -> None:
+        """Evaluates the state and saves it with its metrics."""
+        run, part, step = self.run, self.run.watched_part, self.step
+        try:
+            with run.clock.part("evaluation"):
+                result = run.evaluate(self.state, part)
+                share_damaged(run.data["train"])
+        except Preempted:
+            self._save_and_stop()
+        if step > self.first_step:  # otherwise the step is not compiled yet, and only this evaluation would be lost
+            run.preemption.working()
+        self.patience.update(result.top1)
+        is_best = result.top1 == self.patience.best  # of equals the newest, which is the one that will be exported
+        epoch = step / run.steps_per_epoch
+        self._metrics.write(step, part, result.scalars(), epoch=epoch)
+        run.console.result(headline(result), name=part, step=step, epoch=epoch, best=is_best and part != "test")
+        with run.clock.part("checkpoint"):
+            self.checkpoints.save(
+                step,
+                self.state,
+                position={"step": step, "data": self._data_fingerprint},
+                metrics=result.scalars(),
+                overwrite=step == self.first_step,
+            )
+        self.evaluation, self.evaluation_due = result, False
+
+    def _save(self) -> None:
+        """Saves the state between evaluations, with the metrics that are not logged yet."""
+        if self.unlogged:
+            self._watch.check(self.unlogged, self.step)
+        with self.run.clock.part("checkpoint"):
+            position = {
+                "step": self.step,
+                "data": self._data_fingerprint,
+                "recent": _as_floats(self.unlogged),
+                "evaluation_due": self.evaluation_due,
+            }
+            self.checkpoints.save(self.step, self.state, position=position)
+
+    def _save_and_stop(self) -> NoReturn:
+        self._save()
+        self.checkpoints.wait()
+        raise Preempted(f"stopped by SIGTERM at step {self.step:,}, which is saved. Run the same command to resume.")
+
+
+def _as_floats(metrics: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Returns the metrics of steps, without the indices of their images, as floats that JSON stores exactly."""
+    fetched = jax.device_get([{key: x for key, x in values.items() if key != "index"} for values in metrics])
+    return [{key: float(x) for key, x in values.items()} for values in fetched]

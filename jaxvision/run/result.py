@@ -1,0 +1,132 @@
+"""The result of a run: choose a checkpoint, test it, export its model and write the report."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from ml_collections import ConfigDict
+
+from jaxvision import report
+from jaxvision.classifier import Classifier, save_classifier
+from jaxvision.errors import UserError
+from jaxvision.eval.metrics import Evaluation
+from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
+from jaxvision.models.base import Model
+from jaxvision.parallel import distributed
+from jaxvision.run.context import RunContext
+from jaxvision.run.loop import TrainingLoop
+from jaxvision.train import partial
+from jaxvision.train.state import gather_model
+
+
+@dataclass
+class Chosen:
+    """The training state that becomes the result.
+
+    Attributes:
+      state: on the devices.
+      step: number of steps done.
+      evaluation: of this state on the part that is evaluated during training; None if it is not known here.
+    """
+
+    state: Any
+    step: int
+    evaluation: Evaluation | None
+
+
+def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
+    """Returns the best state by the validation data. Without validation data returns the last state.
+
+    Args:
+      run: the context.
+      loop: when it has ended. Its state is taken.
+
+    Raises:
+      UserError: the last checkpoint could not be written.
+    """
+    checkpoints, program = loop.checkpoints, run.program
+    with run.clock.part("checkpoint"):
+        checkpoints.wait()
+    run.preemption.nothing_to_lose()
+    chosen, reason = Chosen(loop.take_state(), loop.step, loop.evaluation), "the best on the validation data"
+    if run.watched_part != "validation":  # choosing by the test data would make its result too good
+        reason = "the last: no validation data to choose by"
+    elif checkpoints.best_step() not in (None, chosen.step):
+        try:
+            best = checkpoints.restore(program.abstract, program.shardings, step="best")
+            assert best is not None
+            chosen = Chosen(best.state, best.step, evaluation=None)
+        except UserError as e:  # the last state is worth keeping, even if the best one is damaged
+            run.console.warn(str(e))
+            reason = "the last: the best cannot be read"
+    averaged = " with its averaged weights" if run.options.ema_decay else ""
+    run.console.note(f"exporting the model of step {chosen.step:,}{averaged}, {reason}")
+    return chosen
+
+
+def test(run: RunContext, chosen: Chosen) -> Evaluation:
+    """Returns the evaluation of the chosen state on the test data, or without any on the validation data."""
+    if chosen.evaluation is not None and run.final_part == run.watched_part:
+        return chosen.evaluation
+    with run.clock.part("evaluation"):
+        return run.evaluate(chosen.state, run.final_part)
+
+
+def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
+    """Writes the model, the report and the mistakes. Process 0 writes; all processes take part in gathering the model.
+
+    Args:
+      run: the context.
+      chosen: its state is released when the model has been gathered.
+      result: of `test`.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    program, classes = run.program, run.classes
+    model = gather_model(program.graph, chosen.state, program.shardings)
+    chosen.state = None  # a device that holds a part of a large model has no room for the whole one beside it
+    if not distributed.is_main():
+        return
+    images = run.data[run.final_part]
+    with run.clock.part("report"):
+        classifier = Classifier(partial.merge_lora(cast(Model, model)), classes, program.preprocess)
+        save_classifier(run.workdir / "export", classifier)
+        page = describe(
+            classifier,
+            result,
+            images,
+            title=run.config.model.name,
+            subtitle=f"{run.final_part} data of {run.config.source.name}, step {chosen.step:,} of {run.steps:,}",
+            notes=[*notes_on(run.data), *_loss_note(run.config)],
+            config=run.config.to_dict(),
+            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        )
+    path = report.write_report(run.workdir, replace(page, timing=run.clock.timing()))
+    run.console.finish(
+        final=headline(result),
+        name=run.final_part,
+        timing=run.clock.timing(),
+        files={
+            "report": path,
+            "mistakes": write_mistakes(run.workdir, classes, result, images),
+            "model": run.workdir / "export",
+            "metrics": run.workdir / "metrics.jsonl",
+        },
+    )
+
+
+def _loss_note(config: ConfigDict) -> list[str]:
+    """Returns a note if the training loss is not comparable with the loss of an evaluation."""
+    strengths = {
+        "label smoothing": config.loss.label_smoothing,
+        "mixup": config.augment.mixup,
+        "cutmix": config.augment.cutmix,
+    }
+    used = [name for name, strength in strengths.items() if strength]
+    if not used:
+        return []
+    return [f"The training loss includes {', '.join(used)}, the evaluation loss does not, so they are not comparable."]

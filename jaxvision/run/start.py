@@ -1,0 +1,171 @@
+"""Where a run starts: the newest intact checkpoint of its workdir, else the given weights, else random ones."""
+
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxvision import report
+from jaxvision.checkpoint import Checkpoints, Restored
+from jaxvision.data.dataset import Dataset
+from jaxvision.data.prefetch import prefetch
+from jaxvision.data.workers import Batch
+from jaxvision.errors import UserError
+from jaxvision.parallel import distributed
+from jaxvision.parallel.mesh import mesh_text, shard_batch
+from jaxvision.parallel.rules import state_bytes
+from jaxvision.run.context import RunContext
+from jaxvision.run.loop import TrainingLoop
+from jaxvision.run.program import host_crop
+from jaxvision.run.sections import MAY_DIFFER
+from jaxvision.run.watch import Watch
+from jaxvision.run.workdir import check_config, config_record, lock, write_config
+from jaxvision.train.partial import parameter_counts
+from jaxvision.train.state import initialize
+
+
+def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
+    """Returns the training loop at its first step. Writes the first files once everything is known to fit.
+
+    Args:
+      run: the context.
+      stack: closes the checkpoints, the metrics and the workers, and releases the lock of the workdir.
+
+    Raises:
+      UserError: the workdir belongs to another config, other training data or another run; or the weights do not fit.
+    """
+    workdir, console, program, train_data = run.workdir, run.console, run.program, run.data["train"]
+    record = config_record(run.config)
+    is_resumed = check_config(workdir, record, may_differ=MAY_DIFFER)
+    if is_resumed:  # before anything is read, because another run may be writing
+        stack.enter_context(lock(workdir))
+    checkpoints = stack.enter_context(Checkpoints(workdir, config=record, log=console.warn, **run.config.checkpoint))
+    with run.clock.part("start"):
+        restored = checkpoints.restore(program.abstract, program.shardings)
+        start = restored or Restored(
+            step=0,
+            state=initialize(program.create, program.build(weights=True), program.shardings),
+            position={},
+            metrics={},
+        )
+    fingerprint = data_fingerprint(train_data)
+    _check_same_data(run, start, fingerprint)
+    batches = prefetch(_train_batches(run, start.step), functools.partial(shard_batch, mesh=run.mesh))
+    stack.callback(batches.close)  # ends the workers, however the run ends
+    _announce(run, start.step)
+
+    # The config, the data, the classes and the weights fit, so the first files may be written.
+    if not is_resumed:
+        stack.enter_context(lock(workdir))
+        if distributed.is_main() and check_config(workdir, record, may_differ=MAY_DIFFER):
+            raise UserError(f"{workdir}: another run has just started in it. Choose another --workdir.")
+    write_config(workdir, record)
+    watch = Watch(
+        workdir,
+        resume_step=start.step,
+        skip=run.options.not_finite == "skip",
+        image_name=train_data.source.where,
+        log=console.warn,
+    )
+    metrics = stack.enter_context(report.MetricsWriter(workdir, resume_step=start.step if restored else None))
+    if start.step == 0:
+        for warning in _unlikely_settings(run.config, run.steps):
+            console.warn(warning)
+    return TrainingLoop(
+        run,
+        start,
+        data_fingerprint=fingerprint,
+        batches=batches,
+        checkpoints=checkpoints,
+        metrics=metrics,
+        watch=watch,
+    )
+
+
+def data_fingerprint(images: Dataset) -> dict[str, int]:
+    """Returns what identifies training data: the number of images, and a checksum of their names and classes.
+
+    The order of the names decides which images a step sees. Folders do not count, so that a dataset may be moved.
+    """
+    source = images.source
+    names = (os.path.basename(source.where(i)) for i in range(len(source)))
+    text = "\n".join([*source.classes, *names])
+    return {"images": len(source), "names": zlib.crc32(text.encode("utf-8", "surrogateescape"))}
+
+
+def _check_same_data(run: RunContext, start: Restored, fingerprint: dict[str, int]) -> None:
+    """Raises `UserError` if a run that resumes was started with other training data."""
+    before = start.position.get("data", fingerprint)
+    if before != fingerprint:
+        raise UserError(
+            f"{run.workdir}: got other training data than this run was started with: {before['images']:,} images then, "
+            f"{fingerprint['images']:,} now, or other names or classes. Restore the dataset, or choose another "
+            f"--workdir."
+        )
+
+
+def _train_batches(run: RunContext, first_step: int) -> Iterator[Batch]:
+    return run.data["train"].train_batches(
+        batch_size=run.config.data.batch_size,
+        image_size=run.program.preprocess.image_size,
+        seed=run.config.seed,
+        start_step=first_step,
+        stop_step=run.steps,
+        crop=host_crop(run.config),
+        workers=run.config.data.workers,
+        process=run.process,
+    )
+
+
+def _announce(run: RunContext, first_step: int) -> None:
+    """Prints what is about to run."""
+    total, trainable = parameter_counts(run.program.abstract["model"])
+    run.console.start(
+        model=run.config.model.name,
+        parameters=total,
+        trainable=trainable,
+        dataset=run.config.source.name,
+        classes=len(run.classes),
+        data={name: len(part) for name, part in run.data.items()},
+        mesh=_mesh_text(run),
+        steps=run.steps,
+        steps_per_epoch=run.steps_per_epoch,
+        first_step=first_step,
+        workdir=run.workdir,
+    )
+    if run.mesh.size < jax.device_count():
+        run.console.warn(
+            f"config.mesh uses {run.mesh.size} of {jax.device_count()} devices. Set one axis to -1 to use all of them."
+        )
+
+
+def _mesh_text(run: RunContext) -> str | None:
+    """Returns the mesh and the size of the state on each device; None for a single device."""
+    if run.mesh.size == 1 == jax.device_count():
+        return None
+    abstract = run.program.abstract
+    per_device = sum(state_bytes(abstract, run.program.shardings).values())
+    total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    share = f"{per_device / 2**20:.1f} of {total / 2**20:.1f} MiB of state on each device"
+    return f"{mesh_text(run.mesh.shape, zero1=run.config.sharding.zero1)}; {share}"
+
+
+def _unlikely_settings(config: ConfigDict, steps: int) -> list[str]:
+    """Returns warnings about settings that are valid, but probably not intended."""
+    model = config.model
+    is_loaded = model.pretrained or model.checkpoint_path
+    is_frozen = model.freeze_backbone or model.freeze_layers or model.freeze or config.lora.rank
+    warnings = []
+    if is_frozen and not is_loaded:
+        warnings.append("the frozen layers have random weights. Set model.pretrained or model.checkpoint_path.")
+    if steps < 100:
+        warnings.append(
+            f"training takes only {steps} steps. Set a smaller data.batch_size or more train.epochs for more steps."
+        )
+    return warnings

@@ -1,0 +1,36 @@
+"""Representative tests at XLA's default optimization, which users run; all others compile with the least effort."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support.paths import ROOT, TESTS
+
+STEP = [
+    "train/test_step.py::test_equals_the_plain_nnx_loop",
+    "train/test_step.py::test_accumulation_is_the_whole_batch",
+]
+MODELS = [
+    "models/test_golden.py::test_logits_are_timms[test_resnet-75]",
+    "models/test_golden.py::test_logits_are_timms[test_vit-64]",
+    "models/test_golden.py::test_logits_are_timms[test_efficientnet-75]",
+]
+LAYERS = ["models/test_layers.py"]
+
+
+@pytest.mark.parametrize("tests", [STEP, MODELS, LAYERS], ids=["step", "models", "layers"])
+def test_at_the_default_optimization(tests: list[str]) -> None:
+    flags = " ".join(x for x in os.environ["XLA_FLAGS"].split() if "optimization_level" not in x)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *(str(TESTS / test) for test in tests)],
+        cwd=ROOT,
+        env={**os.environ, "JAXVISION_TEST_OPTIMIZATION": "default", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout

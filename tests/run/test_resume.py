@@ -1,0 +1,107 @@
+"""A run that is started again resumes with bit-identical results, or an error says why it cannot."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from support.quick import quick
+
+from jaxvision import run
+from jaxvision.errors import UserError
+from jaxvision.run import program
+from jaxvision.run.config import load
+from jaxvision.run.loop import Patience
+from jaxvision.run.workdir import write_config
+
+
+def test_a_resumed_run_has_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"train": {"steps": 8, "evaluate_every": 0.044, "ema_decay": 0.9}, "augment": {"crop_padding": 1}}
+    with jax.log_compiles():
+        uninterrupted = run.train(quick("resnet", **options), tmp_path / "uninterrupted")
+    compiled = [re.match(r"Compiling jit\((train_step|eval_step)\)", record.getMessage()) for record in caplog.records]
+    # One of each, for eight steps and two evaluations.
+    assert sorted(found[1] for found in compiled if found) == ["eval_step", "train_step"]
+    assert (tmp_path / "uninterrupted" / "metrics.jsonl").read_text().count('"split": "test"') == 2
+
+    real, calls = program.make_train_step, 0
+
+    def interrupted(*args, **kwargs):
+        step = real(*args, **kwargs)
+
+        def counted(state, batch):
+            nonlocal calls
+            calls += 1
+            if calls == 6:
+                raise KeyboardInterrupt
+            return step(state, batch)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "make_train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(quick("resnet", **options), tmp_path / "parts")
+    parts = run.train(quick("resnet", **options), tmp_path / "parts")
+    assert parts == uninterrupted
+    a, b = ((tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("uninterrupted", "parts"))
+    assert a == b
+    steps = [json.loads(x)["step"] for x in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_patience_counts_across_a_restart(tmp_path: Path) -> None:
+    rows = [("validation", x) for x in (0.5, 0.7, 0.7, 0.6)] + [("test", 0.9)]
+    lines = [json.dumps({"step": i, "split": split, "top1": top1}) for i, (split, top1) in enumerate(rows)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert Patience.read(tmp_path, "validation", before=9) == Patience(0.7, 2)  # an equal accuracy is no improvement
+    repeated = Patience.read(tmp_path, "validation", before=3)  # an evaluation that is made again counts once
+    assert repeated == Patience(0.7, 1)
+    assert Patience.read(tmp_path / "new", "validation", before=9) == Patience()
+
+
+def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path) -> None:
+    """The folder may move. With more or fewer images, each step would see others."""
+    for name, color in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
+        (tmp_path / "here" / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (20 + i, 24), color).save(tmp_path / "here" / name / f"{i}.jpg")
+
+    def config(where: str, **data: Any) -> ConfigDict:
+        config = load("configs/folder.py:test_resnet")
+        config.source.data_dir = str(tmp_path / where)
+        config.model.pretrained, config.model.image_size = False, 32
+        config.data = ConfigDict({"batch_size": 8, "workers": 0, **data})
+        config.train.update({"steps": 2, "evaluate_every": 1.0})
+        config.mesh = ConfigDict({"data": 1})
+        return config
+
+    run.train(config("here"), tmp_path / "run")
+    (tmp_path / "here").rename(tmp_path / "there")
+    run.train(config("there", max_corrupt=3), tmp_path / "run")
+    with pytest.raises(UserError, match=r"data\.memory_limit 2\.0 -> 0\.0"):  # decides who crops
+        run.train(config("there", memory_limit=0.0), tmp_path / "run")
+    Image.new("RGB", (20, 24)).save(tmp_path / "there" / "red" / "another.jpg")
+    before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(
+        UserError, match=r"got other training data than this run was started with: 20 images then, 20 now, or other"
+    ):
+        run.train(config("there"), tmp_path / "run")
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_another_config_is_an_error_that_lists_the_differences(tmp_path: Path) -> None:
+    write_config(tmp_path, run.complete(quick("resnet")))
+    before = (tmp_path / "config.json").read_bytes()
+    config = quick("resnet", optimizer={"learning_rate": 0.5})
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate .* -> 0\.5"):
+        run.train(config, tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before

@@ -1,0 +1,54 @@
+"""The config record of a workdir, and the lock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxvision.errors import UserError
+from jaxvision.run.workdir import check_config, write_config
+
+
+def test_config_is_written_once_and_then_compared(tmp_path: Path) -> None:
+    config = ConfigDict({"model": {"name": "resnet50", "image_size": (224, 224)}, "optim": {"learning_rate": 0.1}})
+    assert not check_config(tmp_path / "run", config.to_dict())
+    assert not (tmp_path / "run").exists()
+    write_config(tmp_path / "run", config.to_dict())
+    written = json.loads((tmp_path / "run/config.json").read_text())
+    assert written == {"model": {"name": "resnet50", "image_size": [224, 224]}, "optim": {"learning_rate": 0.1}}
+    assert check_config(tmp_path / "run", config)  # a tuple equals the list that JSON makes of it
+    changed = {"model": {"name": "resnet18", "image_size": (224, 224)}, "optim": {"learning_rate": 0.2}, "seed": 1}
+    with pytest.raises(UserError) as error:
+        check_config(tmp_path / "run", changed)
+    assert (
+        "model.name 'resnet50' -> 'resnet18'; optim.learning_rate 0.1 -> 0.2; seed (not set) -> 1. "
+        "Set the values back, or choose another --workdir." in str(error.value)
+    )
+    assert json.loads((tmp_path / "run/config.json").read_text()) == written
+
+
+def test_keys_that_may_differ(tmp_path: Path) -> None:
+    write_config(tmp_path, {"seed": 1, "report": {"every": 10, "images": 4}, "reports": 1})
+    new = {"seed": 1, "report": {"every": 20}, "reports": 1}
+    assert check_config(tmp_path, new, may_differ=("report",))
+    with pytest.raises(UserError, match="reports 1 -> 2"):
+        check_config(tmp_path, {**new, "reports": 2}, may_differ=("report", "report.every"))
+
+
+def test_a_run_of_a_version_with_fewer_keys_resumes(tmp_path: Path) -> None:
+    write_config(tmp_path, {"train": {"steps": 1}})
+    assert check_config(tmp_path, {"train": {"steps": 1, "new": None}})
+    with pytest.raises(UserError, match=r"train\.new \(not set\) -> 3"):
+        check_config(tmp_path, {"train": {"steps": 1, "new": 3}})
+
+
+def test_config_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: got invalid JSON"):
+        check_config(tmp_path, {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot use the workdir"):
+        write_config(tmp_path / "file" / "run", {})
