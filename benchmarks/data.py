@@ -1,15 +1,15 @@
-"""Training crops a second on one core: jaxvision's host half beside torchvision's.
+"""Measures training crops per second on one core, for jaxvision and torchvision.
 
     python benchmarks/data.py ../shared/data/photos
 
-What is compared: from the bytes of a JPEG to a cropped, resized uint8 array of 224 x 224, one thread, one process,
-the same files in the same order, both in this run. torchvision: ``Image.open(...).convert("RGB")``,
-``RandomResizedCrop(224)`` and ``RandomHorizontalFlip`` on Pillow. jaxvision: `augment.host.train_crop`, which has no
-flip, because flip, color, erasing and mixing run on the device inside jit; so a third line gives what a flip on the
-host would cost (it copies the small result). The last two lines say how the time divides.
+Both turn the bytes of a JPEG into a cropped, resized uint8 array of 224 x 224, in one thread of one process, with the
+same files in the same order. torchvision runs ``Image.open(...).convert("RGB")``, ``RandomResizedCrop(224)`` and
+``RandomHorizontalFlip`` on Pillow. jaxvision runs `augment.host.train_crop`. That has no flip, because flips, color,
+erasing and mixing run on the device inside jit; a second row adds a flip on the host for comparison. The last rows
+time the decoders alone.
 
-Each round runs every contender over all files; the best round of each is reported, in CPU time, so that another
-process on the machine counts as little as possible.
+Each round runs every function over all files. The table shows the best round of each, in CPU time, which other
+processes on the machine disturb least.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
 def contenders(size: int) -> dict[str, Callable[[bytes], np.ndarray]]:
-    """Returns what is timed, by name: each a function from the bytes of a file to uint8 [size, size, 3]."""
+    """Returns the functions to time, name -> (bytes of a file -> uint8 [h, w, 3])."""
     import simplejpeg
 
     from jaxvision.augment import host
@@ -43,8 +43,8 @@ def contenders(size: int) -> dict[str, Callable[[bytes], np.ndarray]]:
     found: dict[str, Callable[[bytes], np.ndarray]] = {
         "jaxvision train_crop": lambda data: host.train_crop(data, size, rng),
         "jaxvision train_crop + flip": flipped,
-        "only decoding: simplejpeg": lambda data: simplejpeg.decode_jpeg(data),
-        "only decoding: Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
+        "decoding only: simplejpeg": lambda data: simplejpeg.decode_jpeg(data),
+        "decoding only: Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
     }
     try:
         import torch
@@ -52,7 +52,7 @@ def contenders(size: int) -> dict[str, Callable[[bytes], np.ndarray]]:
 
         transforms = import_torchvision().transforms
     except ImportError:
-        print("torchvision is not installed: no comparison")
+        print("torchvision is not installed; measuring jaxvision only")
         return found
     torch.set_num_threads(1)
     transform = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
@@ -65,7 +65,7 @@ def contenders(size: int) -> dict[str, Callable[[bytes], np.ndarray]]:
 
 
 def main() -> None:
-    """Prints images a second for each contender."""
+    """Prints a table of images per second."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT.parent / "shared" / "data" / "photos")
     parser.add_argument("--size", type=int, default=224)
@@ -73,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     paths = sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
-        parser.error(f"no JPEG files in {options.folder}")
+        parser.error(f"{options.folder}: got no JPEG files, expected some. Pass another folder.")
     files = [p.read_bytes() for p in paths]
     best: dict[str, float] = {}
     functions = contenders(options.size)

@@ -1,9 +1,10 @@
-"""Images per second of a forward pass, beside timm on PyTorch in the same process, with the same threads.
+"""Measures images per second of a forward pass, for jaxvision and for timm on PyTorch.
 
     python benchmarks/forward.py [--models resnet50 ...] [--batch 8] [--rounds 10] [--iterations 2]
 
-Each model runs jitted in JAX, and in PyTorch eagerly with its two memory layouts. The three take turns, so that a busy
-machine slows all of them; the best round of each counts. Needs the extra ``reference`` (PyTorch and timm).
+Both run in one process with the same number of threads: JAX jitted, PyTorch in eager mode with each of its two memory
+layouts. They take turns, so that a busy machine slows all of them. The table shows the best round of each. Requires the
+extra ``reference`` (PyTorch and timm).
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from support.reference import import_timm
 
 from jaxvision.models import registry
 
-# Model, side of the image, and the least ratio to the best PyTorch that is accepted.
+# model -> (image size, required ratio to the faster PyTorch layout)
 MODELS = {"efficientnet_b3": (288, 0.8), "resnet50": (224, 0.9), "vit_base_patch16_224": (224, 0.9)}
 
 
 def jax_forward(name: str, images: np.ndarray) -> Callable[[], None]:
-    """Returns a function that runs our model once on the images."""
-    # Weights of the right size, but of no meaning: drawing 87 million of them would take longer than the benchmark.
+    """Returns a function that runs the jaxvision model once on the images."""
+    # Constant weights: drawing 87 million random ones would take longer than the benchmark.
     model = jax.tree.map(lambda x: jnp.full(x.shape, 0.01, x.dtype), registry.build_abstract(name))
     graph, state = nnx.split(model)
     forward = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
@@ -42,7 +43,7 @@ def jax_forward(name: str, images: np.ndarray) -> Callable[[], None]:
 
 
 def torch_forward(name: str, images: np.ndarray, *, channels_last: bool) -> Callable[[], None]:
-    """Returns a function that runs timm's model once on the images."""
+    """Returns a function that runs the timm model once on the images."""
     import torch
 
     timm = import_timm()
@@ -59,10 +60,10 @@ def torch_forward(name: str, images: np.ndarray, *, channels_last: bool) -> Call
 
 
 def rates(runs: dict[str, Callable[[], None]], batch: int, *, rounds: int, iterations: int) -> dict[str, float]:
-    """Returns the images per second of each function in its best round; they take turns."""
+    """Returns the images per second of each function in its best round. The functions take turns."""
     best = dict.fromkeys(runs, float("inf"))
     for run in runs.values():
-        run()  # compile, allocate
+        run()  # compiles and allocates
     for _ in range(rounds):
         for name, run in runs.items():
             start = time.perf_counter()
@@ -73,7 +74,7 @@ def rates(runs: dict[str, Callable[[], None]], batch: int, *, rounds: int, itera
 
 
 def processor() -> str:
-    """Returns the name of the processor and the number of threads that may be used."""
+    """Returns the name of the processor and the number of threads available."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -83,7 +84,7 @@ def processor() -> str:
 
 
 def main() -> int:
-    """Prints the table; returns 1 if a model misses its bar."""
+    """Prints the table. Returns 1 if a model misses its required ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--batch", type=int, default=8)
@@ -96,7 +97,7 @@ def main() -> int:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     print(f"{processor()}; jax {jax.__version__} on {jax.default_backend()}, torch {torch.__version__} on cpu, float32")
     what = f"images/s, batch {args.batch}"
-    print(f"{what:28} {'jax':>8} {'torch':>8} {'channels_last':>14} {'ratio':>6} {'bar':>5}")
+    print(f"{what:28} {'jax':>8} {'torch':>8} {'channels_last':>14} {'ratio':>6} {'required':>8}")
     missed = 0
     for name in args.models:
         size, bar = MODELS.get(name, (224, 0.0))
@@ -109,7 +110,7 @@ def main() -> int:
         got = rates(runs, args.batch, rounds=args.rounds, iterations=args.iterations)
         ratio = got["jax"] / max(got["torch"], got["channels_last"])
         missed += ratio < bar
-        numbers = f"{got['jax']:8.1f} {got['torch']:8.1f} {got['channels_last']:14.1f} {ratio:6.2f} {bar or '':>5}"
+        numbers = f"{got['jax']:8.1f} {got['torch']:8.1f} {got['channels_last']:14.1f} {ratio:6.2f} {bar or '':>8}"
         print(f"{name + ' @ ' + str(size):28} {numbers}", flush=True)
     return int(missed > 0)
 

@@ -1,17 +1,17 @@
-"""Seconds and memory from a local weight file to a model that is ready, beside the least that could be done with it.
+"""Measures the time and memory to load a model from a local weight file, against only reading the file.
 
     python benchmarks/load.py [--model vit_large_patch16_224] [--rounds 5]
 
-What is compared: ``create_model(name, checkpoint_path=file)``, a model that can predict, and ``load_file`` of
-safetensors with ``jax.device_put`` of what it gives, which is a dictionary in PyTorch's layout. Both until the last
-array is ready. The file has the model's tensors with random values and lies in a temporary folder; it was just written,
-so the system holds it in memory, and what is timed is not the disk.
+Compares ``create_model(name, checkpoint_path=file)``, which returns a model ready to predict, with safetensors'
+``load_file`` and ``jax.device_put``, which return a dictionary in PyTorch's layout. Both are timed until the last array
+is ready. The file holds random values and has just been written to a temporary folder, so it is in the system's cache
+and the disk is not timed.
 
-A process loads a model once, into memory that the system has to give it first. So each measurement has a process of its
-own; the clock starts when JAX has started. The two take turns, and the best round of each counts. Memory is how far the
-peak of the process's resident memory, mapped pages of the file included, rises meanwhile (Linux).
+Each measurement has its own process, because a process usually loads a model once, into memory that it first has to
+get from the system. The clock starts after JAX has started. The two take turns; the table shows the best round of each.
+Memory is the rise of the peak resident memory, including mapped pages of the file (Linux).
 
-The bars: 1.5 times the time, 1.3 times the size of the file.
+Limits: 1.5 times the time of only reading, and 1.3 times the size of the file.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ import jaxvision
 from jaxvision.models import registry
 from jaxvision.weights import timm
 
-TIME_BAR, MEMORY_BAR = 1.5, 1.3
+TIME_LIMIT, MEMORY_LIMIT = 1.5, 1.3
 
 
 def write(name: str, path: Path) -> None:
-    """Writes a file of random values with the tensors of a model."""
+    """Writes a weight file with the tensors of a model and random values."""
     rng = np.random.default_rng(0)
     tensors = {}
     for leaf_name, leaf in timm.weights(registry.build_abstract(name)).items():
@@ -48,7 +48,7 @@ def write(name: str, path: Path) -> None:
 
 
 def ours(name: str, path: str) -> object:
-    """Returns the arrays of a model that is ready."""
+    """Returns the arrays of a model ready to predict."""
     return nnx.state(jaxvision.create_model(name, checkpoint_path=path))
 
 
@@ -61,13 +61,13 @@ CONTENDERS = {"create_model": ours, "load_file + device_put": plain}
 
 
 def peak() -> int:
-    """Returns the most memory that this process had, in bytes. (What `resource` gives begins with the parent's.)"""
+    """Returns the peak memory of this process in bytes. The peak in `resource` would include the parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def measure(contender: str, name: str, path: str) -> None:
-    """Prints seconds and bytes of one load, in this process."""
+    """Prints the seconds and bytes of one load in this process."""
     jax.block_until_ready(jnp.ones(8) + 1)
     before, start = peak(), time.perf_counter()
     arrays = jax.block_until_ready(CONTENDERS[contender](name, path))
@@ -75,7 +75,7 @@ def measure(contender: str, name: str, path: str) -> None:
 
 
 def main() -> int:
-    """Prints the table; returns 1 if a bar is missed."""
+    """Prints the table. Returns 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="vit_large_patch16_224")
     parser.add_argument("--rounds", type=int, default=5)
@@ -104,9 +104,10 @@ def main() -> int:
     first, second = CONTENDERS
     ratio = seconds[first] / seconds[second]
     print(
-        f"time {ratio:.2f} of the other's (bar {TIME_BAR}), memory {memory[first]:.2f} of the file (bar {MEMORY_BAR})"
+        f"{ratio:.2f} times the time of only reading (limit {TIME_LIMIT}), "
+        f"{memory[first]:.2f} times the size of the file (limit {MEMORY_LIMIT})"
     )
-    return int(ratio > TIME_BAR or memory[first] > MEMORY_BAR)
+    return int(ratio > TIME_LIMIT or memory[first] > MEMORY_LIMIT)
 
 
 if __name__ == "__main__":

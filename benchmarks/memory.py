@@ -1,11 +1,11 @@
-"""Memory of a train step: what `jaxvision plan` predicts, and what the step takes when it runs.
+"""Compares the memory that `jaxvision plan` predicts for a train step with the memory that the step takes.
 
-    python benchmarks/memory.py                          # the three families' configs, small batches on a CPU
+    python benchmarks/memory.py                          # a config of each family, small batches on a CPU
     python benchmarks/memory.py --batches 32,64,128      # on a GPU
 
-Each row is measured in a process of its own. On a GPU the peak is the allocator's; on a CPU it is the process's, as
-Linux counts it (VmHWM, set back when the state is there), less what the process had before. The prediction is for the
-same device: the program's arena, the state, and one batch beside the two that wait.
+Each row is measured in its own process. On a GPU the peak is the allocator's. On a CPU it is the process's peak (VmHWM
+on Linux, reset once the state exists) minus the memory that the process held before. The prediction is for the same
+device: the program's temporaries, the state, the current batch and the two that wait.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ STEPS = 3
 
 
 def main() -> int:
-    """Prints a table: predicted and measured bytes, and the error of the prediction."""
+    """Prints the predicted and measured bytes and the prediction's error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", default=",".join(CONFIGS), help=f"of configs/ (default: {','.join(CONFIGS)})")
+    parser.add_argument(
+        "--configs", default=",".join(CONFIGS), help=f"names in configs/ (default: {','.join(CONFIGS)})"
+    )
     parser.add_argument("--batches", default="4,8", help="images per step (default: 4,8)")
     parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -34,12 +36,12 @@ def main() -> int:
         return 0
     for config in options.configs.split(","):
         for batch in options.batches.split(","):
-            # Without its reserve the allocator takes what is asked for, and its peak is the step's.
+            # Without preallocation the allocator's peak is the step's.
             environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
             command = [sys.executable, __file__, "--row", config, batch]
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
-                print(f"{config} {batch}: ended with status {done.returncode}")
+                print(f"{config}, {batch} images: exited with status {done.returncode}")
                 continue
             row = json.loads(done.stdout.splitlines()[-1])
             error = row["predicted"] / row["measured"] - 1
@@ -52,7 +54,7 @@ def main() -> int:
 
 
 def measure(name: str, batch_size: int) -> dict[str, float | str]:
-    """Returns what is predicted for a config's step, and what it took, in bytes."""
+    """Returns the predicted and the measured bytes of a config's step, and the device."""
     import jax
     import numpy as np
 
@@ -73,14 +75,14 @@ def measure(name: str, batch_size: int) -> dict[str, float | str]:
     program = train_program(config, mesh, num_classes=1000, channels=3, stored=None, steps_per_epoch=1000.0)
     step = program.step.lower(program.abstract, program.batch).compile()
     gc.collect()
-    before = settle()
+    before = reset_peak()
     state = initialize(program.create, lambda: program.build(weights=False), program.shardings)
     host = {key: np.zeros(x.shape, x.dtype) for key, x in program.batch.items()}
     host["mask"][:] = True
     waiting = [shard_batch(host, mesh) for _ in range(AHEAD)]
     jax.block_until_ready(state)
-    if jax.default_backend() == "cpu":  # to make the state took memory that is free again
-        settle()
+    if jax.default_backend() == "cpu":  # making the state took memory that is free again
+        reset_peak()
     for _ in range(STEPS):
         waiting.append(shard_batch(host, mesh))
         state, _ = step(state, waiting.pop(0))
@@ -90,14 +92,14 @@ def measure(name: str, batch_size: int) -> dict[str, float | str]:
     return {"predicted": plan.total, "measured": measured, "device": jax.devices()[0].device_kind}
 
 
-def settle() -> int:
-    """Sets the process's peak back to what it has now, and returns that, in bytes."""
+def reset_peak() -> int:
+    """Resets the process's peak to its current memory, and returns it in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak()
 
 
 def peak() -> int:
-    """Returns the most memory that this process had, in bytes."""
+    """Returns the peak memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 

@@ -1,9 +1,9 @@
-"""Seconds until something can be done: importing jaxvision, and each architecture without weights.
+"""Measures the time to import jaxvision, and to build each architecture without weights.
 
     python benchmarks/start.py
 
-The import is timed in a process of its own, after JAX's and Flax's own. Processor time, so that a busy machine counts
-less. The bars: 1.5 s for the import, 1 s for an architecture, and no array on any device.
+The import is timed in its own process, after importing JAX and Flax. Times are processor time, which a busy machine
+disturbs least. Limits: 1.5 s for the import, 1 s for an architecture, and no array on any device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from forward import processor
 
 from jaxvision.models import registry
 
-IMPORT_BAR, ABSTRACT_BAR = 1.5, 1.0
+IMPORT_LIMIT, ABSTRACT_LIMIT = 1.5, 1.0
 IMPORT = """
 import time
 import flax.nnx, jax, jax.numpy
@@ -29,7 +29,7 @@ print(time.process_time() - begin)
 
 
 def main() -> int:
-    """Prints what was measured; returns 1 if a bar is missed."""
+    """Prints the measurements. Returns 1 if a limit is exceeded."""
     run = [sys.executable, "-c", IMPORT]
     imports = [float(subprocess.run(run, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
     seconds = {}
@@ -40,17 +40,17 @@ def main() -> int:
     slowest = sorted(seconds, key=seconds.__getitem__, reverse=True)
     arrays = len(jax.live_arrays())
     print(f"{processor()}; jax {jax.__version__}")
-    print(f"import jaxvision, beyond JAX and Flax: {min(imports):.2f} s (bar {IMPORT_BAR} s)")
+    print(f"import jaxvision, beyond JAX and Flax: {min(imports):.2f} s (limit {IMPORT_LIMIT} s)")
     print(
-        f"{len(seconds)} architectures without weights: {median(seconds.values()):.2f} s in the middle, "
+        f"{len(seconds)} architectures without weights: {median(seconds.values()):.2f} s (median), "
         f"{arrays} arrays on devices"
     )
     print(
-        "the slowest: "
+        "slowest: "
         + ", ".join(f"{name} {seconds[name]:.2f} s" for name in slowest[:5])
-        + f" (bar {ABSTRACT_BAR} s)"
+        + f" (limit {ABSTRACT_LIMIT} s)"
     )
-    return int(min(imports) > IMPORT_BAR or seconds[slowest[0]] > ABSTRACT_BAR or arrays > 0)
+    return int(min(imports) > IMPORT_LIMIT or seconds[slowest[0]] > ABSTRACT_LIMIT or arrays > 0)
 
 
 if __name__ == "__main__":

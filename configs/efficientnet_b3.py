@@ -1,16 +1,16 @@
-"""EfficientNet-B3 fine-tuned on CIFAR-10 at 300 px.
+"""EfficientNet-B3 fine-tuned on CIFAR-10 at 300 pixels.
 
     python -m jaxvision.main --config configs/efficientnet_b3.py --workdir runs/efficientnet_b3
 
-Recipe: after EfficientNetV2's transfer setting (Tan & Le, https://arxiv.org/abs/2104.00298): 10,000 steps of
-512 images at the training resolution, one epoch of warm-up, label smoothing 0.1, weight decay 1e-5, an
-average of the weights with decay 0.9996. AdamW with cosine decay stands in for its RMSProp. Published for
-CIFAR-10: EfficientNet-B0 98.1 %, B7 98.9 % (https://arxiv.org/abs/1905.11946, table 5); none for B3.
+Recipe: the transfer setting of EfficientNetV2 (Tan & Le, https://arxiv.org/abs/2104.00298): 10,000 steps of 512 images
+at the training resolution, one epoch of warm-up, label smoothing 0.1, weight decay 1e-5, and a moving average of the
+weights with decay 0.9996. AdamW with cosine decay replaces RMSProp. Published for CIFAR-10: EfficientNet-B0 98.1 %, B7
+98.9 % (https://arxiv.org/abs/1905.11946, table 5), none for B3.
 
-Measured with this file: not yet; a few steps are run in the tests.
+Cost and result: not measured. The tests run a few steps.
 
-Data: CIFAR-10 as TensorFlow Datasets prepares it (ArrayRecord); point --config.source.data_dir to it.
-From a local file instead of the hub: --config.model.checkpoint_path=model.safetensors
+Data: CIFAR-10, prepared by TensorFlow Datasets as ArrayRecord. Set --config.source.data_dir to its folder.
+Weights: from the hub, or from a file with --config.model.checkpoint_path=model.safetensors.
 """
 
 from ml_collections import ConfigDict

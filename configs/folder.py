@@ -1,17 +1,19 @@
-"""Your own pictures: a folder with one folder for each class.
+"""Your own images: a folder with one folder per class.
 
-    python -m jaxvision.main --config configs/folder.py --workdir runs/mine --config.source.data_dir=pictures
-    python -m jaxvision.main --config configs/folder.py:efficientnet_b3.ra2_in1k --config.source.data_dir=pictures
+    python -m jaxvision.main --config configs/folder.py --workdir runs/mine --config.source.data_dir=photos
+    python -m jaxvision.main --config configs/folder.py:efficientnet_b3.ra2_in1k --config.source.data_dir=photos
 
-`pictures/` holds ``train/CLASS/*.jpg`` and ``val/`` or ``test/`` likewise; without such folders
-(``CLASS/*.jpg``) a seeded part of each class is held out. The argument after the colon is any model of
-`jaxvision list --pretrained`.
+`photos/` holds ``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg`` or ``test/CLASS/*.jpg``. With ``CLASS/*.jpg`` only, a
+seeded part of each class is held out. The argument after the colon is any model of `jaxvision list --pretrained`.
 
-Recipe: AdamW with layer-wise decay of the learning rate, which forgives small data sets: 20 epochs, 1e-3 with
-decay 0.75, label smoothing 0.1, crops and flips. Few pictures or little time?
---config.model.freeze_backbone=True trains the head alone. No network?
---config.model.checkpoint_path=model.safetensors reads timm's file; --config.model.pretrained=False starts
-from scratch.
+Recipe: AdamW for 20 epochs with learning rate 1e-3, layer-wise decay 0.75, label smoothing 0.1, crops and flips. The
+layer-wise decay reduces overfitting on small datasets.
+
+- Few images or little time: --config.model.freeze_backbone=True trains only the head.
+- No network: --config.model.checkpoint_path=model.safetensors reads a weight file of timm.
+- From scratch: --config.model.pretrained=False.
+
+Cost and result: depend on your images.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +22,7 @@ from ml_collections import ConfigDict
 def get_config(model: str = "resnet50.a1_in1k") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.source = ConfigDict({"name": "folder", "data_dir": "pictures"})
+    config.source = ConfigDict({"name": "folder", "data_dir": "photos"})
     config.data = ConfigDict({"batch_size": 32})
     config.model = ConfigDict({"name": model, "pretrained": True})
     config.augment = ConfigDict({"crop": "resized", "crop_scale": (0.35, 1.0), "flip": 0.5})

@@ -1,16 +1,16 @@
-"""ResNet-50 fine-tuned on CIFAR-10 at 224 px.
+"""ResNet-50 fine-tuned on CIFAR-10 at 224 pixels.
 
     python -m jaxvision.main --config configs/resnet50.py --workdir runs/resnet50
 
-Recipe: the BiT-HyperRule (Kolesnikov et al., https://arxiv.org/abs/1912.11370): SGD with momentum 0.9,
-learning rate 0.003 with batch 512, 500 steps of warm-up, 10,000 steps, divided by 10 at 30, 60 and 90 % of
-them, mixup 0.1. It gives a ResNet-50 of that paper's weights 97.2 to 97.4 %; the weights here are timm's
-`a1_in1k`, with BatchNorm.
+Recipe: the BiT-HyperRule (Kolesnikov et al., https://arxiv.org/abs/1912.11370): SGD with momentum 0.9 and learning rate
+0.003 at batch 512, 10,000 steps with 500 of warm-up, the rate divided by 10 after 30, 60 and 90 % of them, and mixup
+0.1. Published for the ResNet-50 weights of that paper: 97.2 to 97.4 %. This config uses timm's `a1_in1k` weights, with
+BatchNorm.
 
-Measured with this file: not yet; a few steps are run in the tests.
+Cost and result: not measured. The tests run a few steps.
 
-Data: CIFAR-10 as TensorFlow Datasets prepares it (ArrayRecord); point --config.source.data_dir to it.
-From a local file instead of the hub: --config.model.checkpoint_path=model.safetensors
+Data: CIFAR-10, prepared by TensorFlow Datasets as ArrayRecord. Set --config.source.data_dir to its folder.
+Weights: from the hub, or from a file with --config.model.checkpoint_path=model.safetensors.
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,14 @@
-"""Several processes on this machine that train as one: what a cluster does, where it can be watched.
+"""Trains with several processes on this machine, as on a cluster.
 
     python launch/local.py --processes 2 -- --config configs/quickstart.py:resnet --workdir runs/two
 
-Everything after ``--`` is the command line of ``python -m jaxvision.main``. On CPUs each process plays
-``--devices`` devices; on a machine with GPUs say which ones each process sees, with CUDA_VISIBLE_DEVICES, in a launcher
-of your own: three environment variables are all that `jaxvision.parallel.distributed.initialize` needs.
+Everything after ``--`` is the command line of ``python -m jaxvision.main``. On a CPU each process has ``--devices``
+simulated devices. On a machine with GPUs, write a launcher that sets CUDA_VISIBLE_DEVICES for each process; otherwise
+`jaxvision.parallel.distributed.initialize` needs only the three JAX_* environment variables that this script sets.
 
-``kill -TERM`` of this command tells all processes: the run saves, and ends with status 75; the same command goes on.
-When one process ends badly it is named, the others get a minute to end by themselves (JAX tells them), and the
-status of the first is this command's; 128 and the signal's number where a signal ended it.
+Send SIGTERM to this command to stop the run: all processes save and exit with status 75. Rerun the same command to
+resume. If a process fails, this command prints its index and gives the others a minute to exit, as JAX makes them do.
+Its exit status is that of the first process that failed, or 128 plus the signal's number if a signal ended it.
 """
 
 from __future__ import annotations
@@ -27,29 +27,27 @@ GRACE = 60  # seconds
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, as everywhere here."""
+    """A parser that prints an error as one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; the run's own flags come after -- (see {self.prog} --help)\n")
+        self.exit(2, f"error: {message}. Put the flags of the run after -- (see {self.prog} --help).\n")
 
 
 def main() -> int:
-    """Starts the processes and returns the first bad exit status, or 0."""
+    """Starts the processes and returns the first nonzero exit status, or 0."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=2, help="default: 2")
-    parser.add_argument("--devices", type=int, default=1, help="CPU devices that each process plays (default: 1)")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes (default: 2)")
+    parser.add_argument("--devices", type=int, default=1, help="CPU devices per process (default: 1)")
     parser.add_argument("flags", nargs="+", help="-- and the flags of python -m jaxvision.main")
     options = parser.parse_args()
     if options.processes < 1 or options.devices < 1:
-        parser.error("--processes and --devices are 1 or more")
+        parser.error(f"got --processes {options.processes} and --devices {options.devices}, expected 1 or more of each")
 
-    with socket.socket() as s:  # a free port
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     processes: list[subprocess.Popen[bytes]] = []
-    told: list[int] = []  # handed on by `wait`, when all have been started
-    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C: the terminal tells them all
+    signals: list[int] = []  # `wait` forwards them once all processes have started
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C: the terminal sends it to all processes
     for i in range(options.processes):
         environment = os.environ | {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -59,31 +57,43 @@ def main() -> int:
         }
         command = [sys.executable, "-m", "jaxvision.main", *options.flags]
         processes.append(subprocess.Popen(command, env=environment, preexec_fn=end_with_parent))
-    return wait(processes, told)
+    return wait(processes, signals)
+
+
+def free_port() -> int:
+    """Returns a free TCP port of this machine."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def end_with_parent() -> None:
-    """Has Linux kill this process when its parent is gone: after a ``kill -9`` of that it would go on alone."""
+    """Makes Linux kill this process when its parent ends. Otherwise it would survive ``kill -9`` of the parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def wait(processes: list[subprocess.Popen[bytes]], told: list[int]) -> int:
-    """Hands signals on; returns the status of the first process that ended badly, or 0, when none is left."""
+def wait(processes: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
+    """Forwards signals until all processes have ended; returns the status of the first that failed, or 0.
+
+    Args:
+      processes: the processes.
+      signals: numbers of signals to forward. Signal handlers append to it.
+    """
     first, deadline, statuses = 0, float("inf"), [None]
     while None in statuses:
         time.sleep(0.2)
-        while told:
-            number = told.pop()
+        while signals:
+            number = signals.pop()
             for process in processes:
                 process.send_signal(number)
         statuses = [process.poll() for process in processes]
-        ended = [(i, status) for i, status in enumerate(statuses) if status]
-        if ended and not first:
-            i, first = ended[0]
+        failed = [(i, status) for i, status in enumerate(statuses) if status]
+        if failed and not first:
+            i, first = failed[0]
             how = f"by {signal.Signals(-first).name}" if first < 0 else f"with status {first}"
             print(f"process {i} was the first to end, {how}", file=sys.stderr)
-            if first != 75:  # that is told to stop: the others save
+            if first != 75:  # 75: stopped by SIGTERM; the others are saving
                 deadline = time.monotonic() + GRACE
         if time.monotonic() > deadline:
             for process in processes:

@@ -3,14 +3,14 @@
 #
 #     launch/tpu_pod.sh NAME ZONE --config configs/vit_base.py --workdir /mnt/shared/run
 #
-# NAME is that of the TPU VM, which `gcloud compute tpus tpu-vm create NAME --zone ZONE --accelerator-type v5litepod-16
-# --version v2-alpha-tpuv5-lite` makes. This checkout is copied to each host and installed there; the hosts find each
-# other by themselves. The workdir is in a folder that all of them see (Filestore, or a bucket mounted with gcsfuse).
-# Run again after a preemption, it goes on from the last checkpoint.
+# NAME is the name of a TPU VM. Create one with `gcloud compute tpus tpu-vm create NAME --zone ZONE --accelerator-type
+# v5litepod-16 --version v2-alpha-tpuv5-lite`. The script copies this checkout to each host, installs it and starts the
+# run; JAX finds the other hosts. All hosts must see the workdir (Filestore, or a bucket mounted with gcsfuse).
+# After a preemption, rerun the command to resume from the last checkpoint.
 #
-# Never run on a TPU: checked by shellcheck, and with a gcloud that runs its commands here (tests/launch/test_launch.py).
+# Never run on a TPU. Tested with shellcheck and with a fake gcloud (tests/launch/test_launch.py).
 set -euo pipefail
-[ $# -ge 3 ] || { sed -n '2,12s/^# \?//p' "$0"; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,11s/^# \?//p' "$0"; exit 2; }
 name=$1 zone=$2
 shift 2
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -17,6 +17,7 @@ from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier, exported, load_classifier, save_classifier
 from jaxvision.create import create_model
+from jaxvision.data.image_path import FromWorkers
 from jaxvision.errors import UserError
 from jaxvision.run import program
 from jaxvision.weights.timm import load_timm, save_timm
@@ -28,7 +29,7 @@ def test_a_vit_that_is_not_square_comes_back_as_it_was(tmp_path):
     again = load_classifier(tmp_path).model
     assert again.image_size == (96, 160)
     np.testing.assert_array_equal(again.pos_embed[...], model.pos_embed[...])
-    with pytest.raises(UserError, match=r"image_size is a number of pixels, the side of a square"):
+    with pytest.raises(UserError, match=r"expected a whole number of pixels, the side of a square"):
         load_classifier(tmp_path, image_size=(96, 160))
 
 
@@ -49,7 +50,7 @@ def test_an_untrained_head_never_answers(tmp_path, capsys):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     command = ["predict", "-m", "test_resnet", "--checkpoint", str(headless), str(tmp_path / "a.png")]
     assert cli.main(command) == 2
-    assert "test_resnet has no head, so there is nothing to predict" in capsys.readouterr().err
+    assert "got test_resnet, which has no head, expected a classifier" in capsys.readouterr().err
 
 
 def test_every_class_has_one_name():
@@ -108,7 +109,11 @@ def test_parameters_are_floats(dtype):
         ("test_vit", {"depth": 0}, "depth is a whole number, 1 or more"),
         ("test_vit", {"num_heads": 0}, "num_heads is a whole number, 1 or more"),
         ("test_vit", {"reg_tokens": -1}, "reg_tokens is a whole number, 0 or more"),
-        ("test_resnet", {"features_only": True, "out_indices": 1.5}, "the last 1.5 of them cannot be had"),
+        (
+            "test_resnet",
+            {"features_only": True, "out_indices": 1.5},
+            "out_indices: got 1.5, expected a number from 1 to 5",
+        ),
     ],
 )
 def test_impossible_values_are_told_in_one_line(name, options, message):
@@ -155,12 +160,11 @@ def test_a_weight_file_of_ours_brings_its_classes_and_its_transform(tmp_path):
     for options in ({}, {"num_classes": 2}):
         found = load_classifier("test_resnet", checkpoint_path=file, **options)
         assert (found.classes, found.preprocess) == (("cat", "dog"), own)
-    config = run.complete(
-        {"source": {"name": "digits"}, "model": {"name": "test_resnet", "checkpoint_path": str(file)}}
-    )
-    assert program.preprocess_of(config, 3, small=False) == own
+    sections = {"source": {"name": "digits"}, "model": {"name": "test_resnet", "checkpoint_path": str(file)}}
+    config = run.complete(sections | {"optimizer": {"learning_rate": 0.1}})
+    assert program.preprocess_of(config, FromWorkers(channels=3)) == own
     config.model.image_size = 96
-    assert program.preprocess_of(config, 3, small=False) == replace(own, image_size=96)
+    assert program.preprocess_of(config, FromWorkers(channels=3)) == replace(own, image_size=96)
     # Beside a file of another name, or of another architecture, config.json says nothing of it.
     assert exported(file.rename(tmp_path / "export" / "other.safetensors"), "test_resnet") is None
     assert exported(tmp_path / "export" / "model.safetensors", "resnet18") is None
@@ -181,7 +185,7 @@ def test_a_file_of_another_kind_is_not_written(tmp_path, capsys):
     with pytest.raises(UserError, match=r"call the file model.safetensors, not .*model.pth"):
         save_timm(create_model("test_resnet", num_classes=2), tmp_path / "model.pth")
     assert cli.main(["convert", "test_resnet", str(tmp_path / "out.pth")]) == 2
-    assert "name a folder" in capsys.readouterr().err
+    assert "expected a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,6 @@
-"""Pictures of any shape and kind, on the host: decode, resize, crop.
+"""Transforms of images of any shape, on the host: the evaluation transform and the random crop of training.
 
-Everything that needs no variable shape (flip, color, erasing, mixing, normalization) is `on_device`'s.
+Transforms that keep the shape (flip, color, erasing, mixing, normalization) are in `on_device`.
 """
 
 from __future__ import annotations
@@ -21,32 +21,31 @@ TRAIN_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "lanczos", "ran
 
 
 class BadImage(UserError):
-    """Bytes that are no picture, or a damaged one."""
+    """Bytes that are not an image, or a damaged image."""
 
 
 def decode(data: bytes) -> Image.Image:
-    """Returns the picture in an encoded file as RGB, the right way up.
+    """Decodes an image file to RGB, upright.
 
-    The EXIF rotation is applied. Grayscale is repeated over the channels; the color under a transparent pixel is kept
-    and its transparency dropped, as ``convert("RGB")`` does it everywhere in the field; of 16 bits the upper 8 are
-    kept; of an animation the first picture.
+    Applies the EXIF rotation, repeats grayscale over the channels, drops transparency and keeps the color below it (as
+    Pillow's ``convert("RGB")``), keeps the upper 8 of 16 bits, and takes the first frame of an animation.
 
     Args:
       data: the bytes of a file, in any format that Pillow reads.
 
     Raises:
-      BadImage: no picture, or one that ends early.
+      BadImage: not an image, or a damaged one.
 
     Example:
       >>> buffer = io.BytesIO()
       >>> Image.new("L", (4, 3), 7).save(buffer, "PNG")
-      >>> picture = decode(buffer.getvalue())
-      >>> picture.mode, picture.size, picture.getpixel((0, 0))
+      >>> image = decode(buffer.getvalue())
+      >>> image.mode, image.size, image.getpixel((0, 0))
       ('RGB', (4, 3), (7, 7, 7))
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return _to_rgb(ImageOps.exif_transpose(picture))
+        with Image.open(io.BytesIO(data)) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
     except BadImage:
         raise
     except Image.DecompressionBombError as e:
@@ -54,30 +53,30 @@ def decode(data: bytes) -> Image.Image:
     # Pillow's plugins raise all of these on damaged files, and more classes than they document.
     except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, OverflowError, EOFError) as e:
         if isinstance(e, Image.UnidentifiedImageError):
-            raise BadImage(f"not a picture that Pillow can read ({len(data)} bytes)") from e
-        raise BadImage(f"damaged picture: {e}") from e
+            raise BadImage(f"not an image that Pillow can read ({len(data)} bytes)") from e
+        raise BadImage(f"damaged image: {e}") from e
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F":  # clipped at 0 and 255 by Pillow: what lies in [0, 1] would turn black
-        raise BadImage("a picture of floating-point numbers of unknown range; save it with 8 or 16 bits")
-    if picture.mode.startswith("I;16") or picture.mode == "I":
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":  # Pillow clips at 0 and 255: values in [0, 1] would turn black
+        raise BadImage("an image of floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion clips 16 bits at 255: nearly every pixel would turn white.
-        high = np.asarray(picture.convert("I")).clip(0, 65535) >> 8
-        picture = Image.fromarray(high.astype(np.uint8))
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+        high = np.asarray(image.convert("I")).clip(0, 65535) >> 8
+        image = Image.fromarray(high.astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def eval_transform(image: Image.Image | np.ndarray | bytes, preprocess: Preprocess) -> np.ndarray:
-    """Returns the picture as the model is to see it in evaluation, uint8 [image_size, image_size, c].
+    """Returns an image resized and cropped for evaluation, uint8 [image_size, image_size, c].
 
-    Equal to the pixel to timm's evaluation transform before its normalization.
+    The pixels are those of timm's evaluation transform before its normalization.
 
     Args:
       image: a decoded image, uint8 [h, w, c] with any number of channels, or the bytes of a file.
-      preprocess: the model's own.
+      preprocess: the evaluation transform of the model.
 
     Example:
       >>> eval_transform(np.zeros((60, 80, 3), np.uint8), Preprocess(image_size=32)).shape
@@ -88,17 +87,17 @@ def eval_transform(image: Image.Image | np.ndarray | bytes, preprocess: Preproce
     if isinstance(image, np.ndarray):
         check_image(image)
         channels = image.shape[-1]
-        # Pillow knows no pictures of 2 or of 13 channels, but each channel alone is a grayscale picture.
+        # Pillow has no images of 2 or of 13 channels, but each channel alone is a grayscale image.
         planes = [image] if channels == 3 else [np.ascontiguousarray(image[..., c]) for c in range(channels)]
-        pictures = [Image.fromarray(plane) for plane in planes]
+        layers = [Image.fromarray(plane) for plane in planes]
     else:
-        pictures = [image]
-    w, h = pictures[0].size
+        layers = [image]
+    w, h = layers[0].size
     h, w = preprocess.resized_shape(h, w)
-    if (w, h) != pictures[0].size:
+    if (w, h) != layers[0].size:
         flag = Image.Resampling[preprocess.interpolation.upper()]
-        pictures = [picture.resize((w, h), flag) for picture in pictures]
-    pixels = np.concatenate([np.asarray(picture).reshape(h, w, -1) for picture in pictures], axis=-1)
+        layers = [layer.resize((w, h), flag) for layer in layers]
+    pixels = np.concatenate([np.asarray(layer).reshape(h, w, -1) for layer in layers], axis=-1)
     size = preprocess.image_size
     pixels = _pad(pixels, size, preprocess.fill(pixels.shape[-1]))
     top, left = crop_offset(pixels.shape[0], size), crop_offset(pixels.shape[1], size)
@@ -134,17 +133,17 @@ def random_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Returns a random part of a picture: the rectangle of RandomResizedCrop.
+    """Returns a random part of an image: the rectangle of RandomResizedCrop.
 
-    Szegedy et al., "Going Deeper with Convolutions", https://arxiv.org/abs/1409.4842. Of ten tries the first that
-    fits is taken; if none does, the largest centered rectangle of an allowed shape.
+    Szegedy et al., "Going Deeper with Convolutions", https://arxiv.org/abs/1409.4842. Takes the first of ten
+    random rectangles that fits, else the largest centered rectangle of an allowed shape.
 
     Args:
-      height: of the picture, in pixels.
-      width: likewise.
-      rng: where the numbers come from.
-      scale: smallest and largest share of the picture's area.
-      ratio: smallest and largest width / height; drawn evenly in the logarithm.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
+      rng: the random generator.
+      scale: smallest and largest share of the image's area.
+      ratio: smallest and largest width / height. Its logarithm is drawn uniformly.
 
     Example:
       >>> random_box(40, 40, np.random.default_rng(0), scale=(0.25, 0.25), ratio=(1.0, 1.0))
@@ -174,29 +173,29 @@ def train_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bilinear",
 ) -> np.ndarray:
-    """Returns a random part of the picture, resized to uint8 [size, size, 3]: RandomResizedCrop, decoding included.
+    """Decodes an image and returns a random part of it, resized to uint8 [size, size, c]: RandomResizedCrop.
 
-    Of a JPEG no more is decoded than the crop needs: at 1/2, 1/4 or 1/8 of the size where the crop is that much larger
-    than `size`, and no row below it. Grayscale, transparency, rotation and other formats are treated as in `decode`.
+    Of a JPEG only what the crop needs is decoded: no row below the crop, and at 1/2, 1/4 or 1/8 of the size if the crop
+    is that much larger than `size`. Grayscale, transparency, rotation and other formats are treated as in `decode`.
 
-    The last step, always less than a halving, is OpenCV's and takes no average over the source pixels, so it is a
-    little sharper than Pillow's.
+    The last step of the resize, by a factor less than 2, uses OpenCV without antialiasing, so the result is slightly
+    sharper than Pillow's.
 
     Args:
       image: the bytes of a file, or uint8 [h, w, c].
       size: side of the result, in pixels.
-      rng: where the numbers come from; the same generator and picture give the same result.
-      scale: smallest and largest share of the picture's area.
+      rng: the random generator; generators in the same state give the same result.
+      scale: smallest and largest share of the image's area.
       ratio: smallest and largest width / height.
       interpolation: ``"bilinear"``, ``"bicubic"``, ``"nearest"``, ``"box"``, ``"lanczos"``, or ``"random"``: bilinear
-        or bicubic, drawn for each picture.
+        or bicubic, drawn for each image.
 
     Raises:
-      BadImage: no picture, or one that ends early.
+      BadImage: not an image, or a damaged one.
 
     Example:
-      >>> picture = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
-      >>> train_crop(picture, 16, np.random.default_rng(0)).shape
+      >>> image = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
+      >>> train_crop(image, 16, np.random.default_rng(0)).shape
       (16, 16, 3)
     """
     check_crop(scale, ratio, interpolation)
@@ -206,7 +205,7 @@ def train_crop(
         box = random_box(*frame.upright, rng, scale=scale, ratio=ratio)
         try:
             pixels, box = _decode_box(image, frame, box, size)
-        except ValueError:  # a kind of JPEG that the fast decoder does not know, or a damaged one: Pillow decides
+        except ValueError:  # damaged, or a kind of JPEG that only Pillow decodes
             pixels = np.asarray(decode(image))
     else:
         pixels = np.asarray(decode(image))
@@ -217,39 +216,41 @@ def train_crop(
 
 
 def check_crop(scale: Sequence[float], ratio: Sequence[float], interpolation: str) -> None:
-    """Raises unless the options of `train_crop` make sense."""
+    """Raises `UserError` unless the options of `train_crop` are in range."""
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise UserError(f"crop scale is (smallest, largest) share of the area, within (0, 1], but is {tuple(scale)}")
+        raise UserError(
+            f"crop_scale: got {tuple(scale)}, expected (smallest, largest) share of the area within (0, 1]."
+        )
     if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
-        raise UserError(f"crop ratio is (smallest, largest) width / height, above 0, but is {tuple(ratio)}")
+        raise UserError(f"crop_ratio: got {tuple(ratio)}, expected (smallest, largest) width / height, above 0.")
     if interpolation not in TRAIN_INTERPOLATIONS:
         raise unknown_name_error("interpolation", interpolation, TRAIN_INTERPOLATIONS)
 
 
 def check_image(image: np.ndarray) -> None:
-    """Raises unless `image` is uint8 [h, w, c]."""
+    """Raises `UserError` unless `image` is uint8 [h, w, c]."""
     if image.dtype != np.uint8 or image.ndim != 3:
-        raise UserError(f"a picture is uint8 [h, w, c], but this is {image.dtype} {list(image.shape)}")
+        raise UserError(f"image: got {image.dtype} {list(image.shape)}, expected uint8 [h, w, c].")
 
 
 class _Frame(NamedTuple):
-    """What a JPEG says about itself before its pixels begin."""
+    """The frame header of a JPEG."""
 
     offset: int  # of the frame header in the file
-    baseline: bool  # coded row by row, so that rows at the end can be left out
+    baseline: bool  # coded row by row, so that the last rows can be left out
     height: int
     width: int
-    orientation: int  # EXIF, 1 to 8; above 4 rows and columns change places
+    orientation: int  # EXIF, 1 to 8; above 4 rows and columns are swapped
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Height and width of the picture as it is to be seen."""
+        """Height and width of the upright image."""
         return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
 
 
 def _jpeg_frame(data: bytes) -> _Frame | None:
-    """Returns the frame of a whole grayscale or color JPEG, or None for whatever else `data` may be."""
-    # A file that ends without its end marker may be cut short, which the fast decoder would paint gray.
+    """Returns the frame of a complete grayscale or color JPEG, or None for any other data."""
+    # A file without end marker may be cut short, and the fast decoder would fill the missing part with gray.
     if data[:2] != b"\xff\xd8" or data.rfind(b"\xff\xd9", -64) < 0:
         return None
     orientation, at = 1, 2
@@ -259,7 +260,7 @@ def _jpeg_frame(data: bytes) -> _Frame | None:
             orientation = _orientation(data)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width, channels = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8], data[at + 9]
-            # CMYK has four channels and is Pillow's; a height of 0 stands in files that tell it later.
+            # CMYK (four channels) and files with their height after the pixels (here 0) are left to Pillow.
             known = marker in (0xC0, 0xC1, 0xC2) and channels in (1, 3) and height and width
             return _Frame(at, marker != 0xC2, height, width, orientation) if known else None
         at += 2 + (data[at + 2] << 8 | data[at + 3])
@@ -268,25 +269,25 @@ def _jpeg_frame(data: bytes) -> _Frame | None:
 
 def _orientation(data: bytes) -> int:
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            orientation = picture.getexif().get(0x0112, 1)
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = image.getexif().get(0x0112, 1)
     except (OSError, ValueError, SyntaxError):
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def _decode_box(data: bytes, frame: _Frame, box: Box, size: int) -> tuple[np.ndarray, Box]:
-    """Returns pixels that hold at least `box`, no smaller than `size` if it was not, and where in them `box` is."""
+    """Returns pixels that contain `box`, scaled down no further than to `size`, and the position of `box` in them."""
     import simplejpeg
 
     height, width = frame.height, frame.width
-    below = box.top + box.height + 32  # the blocks and the color filter reach a little further than the box
+    below = box.top + box.height + 32  # blocks and the color filter extend beyond the box
     if frame.baseline and frame.orientation == 1 and below < height:
-        # Told that the picture ends here, the decoder stops here.
+        # With a smaller height in the header the decoder stops early.
         height = below
         data = b"".join((data[: frame.offset + 5], height.to_bytes(2, "big"), data[frame.offset + 7 :]))
     shrink = min(box.height, box.width) / size
-    # 1/2, 1/4 and 1/8 save time, other fractions between 1 and 1/2 cost more than they save.
+    # 1/2, 1/4 and 1/8 save time; other fractions between 1 and 1/2 cost more than they save.
     least = (math.ceil(height / shrink), math.ceil(width / shrink), 2.0) if shrink >= 2 else (0, 0, 1.0)
     pixels = simplejpeg.decode_jpeg(
         data,
@@ -295,7 +296,7 @@ def _decode_box(data: bytes, frame: _Frame, box: Box, size: int) -> tuple[np.nda
         min_factor=least[2],
         fastdct=True,
         fastupsample=True,
-        strict=False,  # the rest of the rows would be reported as garbage
+        strict=False,  # otherwise the remaining rows are an error
     )
     y, x = pixels.shape[0] / height, pixels.shape[1] / width
     if frame.orientation > 4:
@@ -307,7 +308,7 @@ def _decode_box(data: bytes, frame: _Frame, box: Box, size: int) -> tuple[np.nda
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns a view of `pixels` [h, w, c] turned by EXIF's number: 1 to 8, 1 is upright already."""
+    """Returns a view of `pixels` [h, w, c] that is upright, by the EXIF orientation 1 to 8."""
     if orientation > 4:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -321,7 +322,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def _cv2() -> Any:
     import cv2
 
-    # Pictures are what runs in parallel, in processes; threads inside one only get in each other's way.
+    # Processes decode images in parallel, so threads within one of them only compete.
     cv2.setNumThreads(0)
     return cv2
 
@@ -333,7 +334,7 @@ def _resize_box(pixels: np.ndarray, box: Box, size: int, interpolation: str) -> 
     crop = np.ascontiguousarray(crop) if min(pixels.strides) < 0 or pixels.strides[0] < pixels.strides[1] else crop
     h, w, c = crop.shape
     shrink = min(h, w) // size
-    if shrink >= 2:  # averages first, as scaled decoding does for a JPEG
+    if shrink >= 2:  # averages first, as the scaled decoding of a JPEG does
         crop = cv2.resize(crop, (w // shrink, h // shrink), interpolation=cv2.INTER_AREA)
     flag = {
         "nearest": cv2.INTER_NEAREST,

@@ -1,4 +1,4 @@
-"""How a picture becomes the array that a model was trained to see."""
+"""The evaluation transform of a model: resize, crop and normalize."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """The evaluation transform of a model: resize, crop, normalize. A weight tag brings its own.
+    """The evaluation transform of a model: resize, crop and normalize. Each weight tag has its own.
 
     Args:
-      image_size: side of the square that the model sees, in pixels.
-      crop_pct: the share of the resized picture's side that the crop keeps, in (0, 1] as a rule: the picture is
-        resized to ``floor(image_size / crop_pct)``. Above 1 the crop is padded.
-      crop_mode: ``"center"`` resizes the shorter side and crops; ``"squash"`` resizes both sides to the same length,
-        whatever the shape, and crops; ``"border"`` resizes the longer side and fills the rest with the mean color.
-      interpolation: Pillow's filter: ``"bicubic"``, ``"bilinear"``, ``"nearest"``, ``"box"``, ``"hamming"`` or
+      image_size: side of the square image that the model takes, in pixels.
+      crop_pct: share of the resized image's side that the crop keeps, in (0, 2]. The image is resized to
+        ``floor(image_size / crop_pct)``. Above 1 the image is padded.
+      crop_mode: ``"center"`` resizes the shorter side and crops; ``"squash"`` resizes both sides to the same length
+        and crops; ``"border"`` resizes the longer side and pads with the mean color.
+      interpolation: a filter of Pillow: ``"bicubic"``, ``"bilinear"``, ``"nearest"``, ``"box"``, ``"hamming"`` or
         ``"lanczos"``.
-      mean: of the training pictures, subtracted, one number for each channel in units of [0, 1].
-      std: what the difference is divided by, likewise.
+      mean: mean of each channel of the training images in [0, 1]; subtracted.
+      std: standard deviation of each channel of the training images in [0, 1]; the difference is divided by it.
 
     Raises:
-      UserError: a value outside what is said above.
+      UserError: a value is out of range.
 
     Example:
       >>> from dataclasses import replace
@@ -52,9 +52,9 @@ class Preprocess:
     def __post_init__(self) -> None:
         size = self.image_size
         if not isinstance(size, numbers.Real) or isinstance(size, bool) or size != int(size) or size < 1:
-            raise UserError(f"image_size is a number of pixels, the side of a square, but is {size!r}")
+            raise UserError(f"image_size: got {size!r}, expected a whole number of pixels, the side of a square.")
         if not 0 < self.crop_pct <= 2:
-            raise UserError(f"crop_pct is a share of the side, above 0 and at most 2, but is {self.crop_pct!r}")
+            raise UserError(f"crop_pct: got {self.crop_pct!r}, expected a share of the side, above 0 and at most 2.")
         if self.crop_mode not in CROP_MODES:
             raise unknown_name_error("crop_mode", self.crop_mode, CROP_MODES)
         if self.interpolation not in INTERPOLATIONS:
@@ -67,11 +67,11 @@ class Preprocess:
 
     @property
     def resize_to(self) -> int:
-        """The side to resize to before the crop, in pixels."""
+        """Side before the crop, in pixels."""
         return math.floor(self.image_size / self.crop_pct)
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Returns height and width of a picture after the resize and before the crop.
+        """Returns the height and width of an image after the resize and before the crop, in pixels.
 
         >>> Preprocess(image_size=224, crop_pct=0.875).resized_shape(300, 400)
         (256, 341)
@@ -87,7 +87,7 @@ class Preprocess:
         return to, int(to * width / height)
 
     def fill(self, channels: int) -> tuple[int, ...]:
-        """Returns what pads a picture that is smaller than the crop, for each channel, in 0 to 255.
+        """Returns the color that pads an image smaller than the crop, one number in 0 to 255 for each channel.
 
         >>> Preprocess(crop_mode="border", mean=(0.5, 0.5, 0.5)).fill(3)
         (128, 128, 128)
@@ -99,7 +99,7 @@ class Preprocess:
 
 
 def crop_offset(length: int, size: int) -> int:
-    """Returns where a centered crop of `size` begins; halves are rounded to even, as PyTorch's transforms do.
+    """Returns the offset of a centered crop of `size`, rounded half to even as in torchvision.
 
     >>> crop_offset(341, 224), crop_offset(257, 256), crop_offset(259, 256)
     (58, 0, 2)
@@ -108,8 +108,8 @@ def crop_offset(length: int, size: int) -> int:
 
 
 def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raises unless `mean` and `std` hold one number for each channel and every std is above zero."""
+    """Raises `UserError` unless `mean` and `std` have equal lengths and every std is above zero."""
     if len(mean) != len(std) or not len(mean):
-        raise UserError(f"mean and std need one number for each channel, but have {len(mean)} and {len(std)}")
+        raise UserError(f"mean and std: got {len(mean)} and {len(std)} numbers, expected one of each for each channel.")
     if min(std) <= 0:
-        raise UserError(f"std divides, so it must be above 0, but is {tuple(std)}")
+        raise UserError(f"std: got {tuple(std)}, expected numbers above 0.")

@@ -3,15 +3,15 @@
 Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space",
 https://arxiv.org/abs/1909.13719
 
-Pictures here are float32 [h, w, c] that hold whole numbers in 0 to 255; each operation gives the whole numbers that
-Pillow gives. What moves is interpolated bilinearly; timm draws bilinear or bicubic unless told.
+Images here are float32 [h, w, c] with whole numbers in 0 to 255, and each operation gives Pillow's values. Affine maps
+interpolate bilinearly; timm by default draws bilinear or bicubic.
 
-Under `jax.vmap` every sample takes every branch, so fifteen branches would cost fifteen operations. But the operations
-are of three kinds, and a sample goes once through each kind, with the identity where its operation is of another:
+Under `jax.vmap` every image takes every branch, so fifteen branches would cost fifteen operations. The operations are
+therefore grouped into three kinds, and an image passes once through each, with the identity for the other two:
 
 - a table of 256 values for each channel: AutoContrast, Equalize, Invert, Posterize, Solarize, SolarizeAdd, Contrast,
   Brightness;
-- a blend with a degenerate picture: Color, Sharpness;
+- a blend with a degenerate image: Color, Sharpness;
 - an affine map: Rotate, ShearX, ShearY, TranslateX, TranslateY.
 """
 
@@ -35,20 +35,20 @@ OPS = TABLES + BLENDS + AFFINES
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
-    """How strongly to augment.
+    """A policy of RandAugment.
 
     Args:
-      num_ops: operations for each picture, drawn with replacement from the fifteen.
+      num_ops: number of operations per image, drawn with replacement from the fifteen.
       magnitude: strength, 0 to 10 (and more, up to `max_magnitude`).
-      probability: that a drawn operation is done at all.
-      magnitude_std: standard deviation of the magnitude, drawn for each operation; ``math.inf`` draws it evenly from
-        0 to `magnitude`.
+      probability: that a drawn operation is applied.
+      magnitude_std: standard deviation of the magnitude, drawn for each operation; ``math.inf`` draws it
+        uniformly from 0 to `magnitude`.
       max_magnitude: drawn magnitudes are clipped to 0 and this.
       increasing: each operation grows stronger with the magnitude ("inc1"). By default Posterize and Solarize grow
         weaker, and Color, Contrast, Brightness and Sharpness go from 0.1 (faint) over 1 (unchanged, at 5) to 1.9.
 
     Raises:
-      UserError: a value outside what is said above.
+      UserError: a value is out of range.
 
     Example:
       >>> RandAugment.parse("rand-m9-mstd0.5-inc1") == RandAugment(magnitude=9, magnitude_std=0.5, increasing=True)
@@ -64,22 +64,22 @@ class RandAugment:
 
     def __post_init__(self) -> None:
         if self.num_ops < 1:
-            raise UserError(f"RandAugment: num_ops is 1 or more, but is {self.num_ops}")
+            raise UserError(f"RandAugment: got num_ops={self.num_ops}, expected 1 or more.")
         if min(self.magnitude, self.magnitude_std) < 0 or self.max_magnitude <= 0:
-            raise UserError(f"RandAugment: magnitudes are 0 or more, but this is {self}")
+            raise UserError(f"RandAugment: got {self}, expected magnitudes of 0 or more.")
         if not 0 <= self.probability <= 1:
-            raise UserError(f"RandAugment: probability is within [0, 1], but is {self.probability}")
+            raise UserError(f"RandAugment: got probability={self.probability}, expected a number in [0, 1].")
 
     @classmethod
     def parse(cls, text: str) -> RandAugment:
-        """Returns what timm's notation says: ``rand-m9-n2-mstd0.5-p0.5-mmax10-inc1``, in any order after ``rand``.
+        """Returns the policy of timm's notation: ``rand-m9-n2-mstd0.5-p0.5-mmax10-inc1``, in any order after ``rand``.
 
         Raises:
-          UserError: something else.
+          UserError: the text is not in this notation.
         """
         head, *parts = text.split("-")
         if head != "rand":
-            raise UserError(f"RandAugment is written like 'rand-m9-mstd0.5-inc1', but this is {text!r}")
+            raise UserError(f"RandAugment: got {text!r}, expected a policy such as 'rand-m9-mstd0.5-inc1'.")
         names = {
             "m": "magnitude",
             "n": "num_ops",
@@ -93,7 +93,7 @@ class RandAugment:
             found = re.fullmatch(r"([a-z]+)(\d+\.?\d*)", part)
             if not found or found[1] not in names:
                 raise UserError(
-                    f"RandAugment: cannot read {part!r} of {text!r}; known: {', '.join(names)} and a number"
+                    f"RandAugment: got {part!r} in {text!r}, expected one of {', '.join(names)}, and a number."
                 )
             options[names[found[1]]] = float(found[2])
         if options.get("magnitude_std", 0) > 100:  # timm's way to write infinity
@@ -107,8 +107,8 @@ def rand_augment(image: jax.Array, key: jax.Array, policy: RandAugment, fill: Se
     Args:
       image: float32, whole numbers in 0 to 255; 1 or 3 channels.
       key: a JAX key; the same key draws the same operations.
-      policy: how strongly.
-      fill: color of what moves in from outside, c numbers in 0 to 255.
+      policy: which operations, and how strong.
+      fill: color of the area outside the image, c numbers in 0 to 255.
 
     Example:
       >>> policy = RandAugment.parse("rand-m9")
@@ -133,11 +133,11 @@ def rand_augment(image: jax.Array, key: jax.Array, policy: RandAugment, fill: Se
 
 
 def arguments(level: jax.Array, sign: jax.Array, *, increasing: bool) -> jax.Array:
-    """Returns what `apply` takes for each of `OPS`, float32 [15], in the operation's own unit.
+    """Returns the argument of each of `OPS` for `apply`, float32 [15], in the unit of the operation.
 
     Args:
       level: magnitude / 10.
-      sign: 1 or -1, for the operations that go both ways.
+      sign: 1 or -1, for the operations that have a direction.
       increasing: as in `RandAugment`.
 
     Example:
@@ -155,8 +155,8 @@ def arguments(level: jax.Array, sign: jax.Array, *, increasing: bool) -> jax.Arr
         "AutoContrast": 0.0,
         "Equalize": 0.0,
         "Invert": 0.0,
-        "Posterize": bits,  # that are kept
-        "Solarize": threshold,  # from which values are inverted
+        "Posterize": bits,  # number of bits that are kept
+        "Solarize": threshold,  # values from here on are inverted
         "SolarizeAdd": jnp.minimum(jnp.floor(level * 110), 128),  # added to values below 128
         "Contrast": enhance,  # factor, 1 changes nothing
         "Brightness": enhance,
@@ -180,7 +180,7 @@ def apply(image: jax.Array, op: jax.Array | int, argument: jax.Array | float, fi
       [155.0, 155.0, 155.0]
     """
     h, w, _ = image.shape
-    # The barrier keeps the compiler from making an entry of the table anew for each pixel that looks it up.
+    # Without the barrier the compiler computes an entry of the table again for each pixel that looks it up.
     image = _look_up(image, jax.lax.optimization_barrier(_table(image, op, argument)))
     degenerate = jnp.where(op == OPS.index("Color"), gray(image), smooth(image))
     blends = (op == OPS.index("Color")) | (op == OPS.index("Sharpness"))
@@ -192,7 +192,7 @@ def apply(image: jax.Array, op: jax.Array | int, argument: jax.Array | float, fi
 def floor(x: jax.Array) -> jax.Array:
     """Returns the whole number below `x`, or above it if that is less than a thousandth away.
 
-    Many products here are whole numbers but for the last bit, which differs from one compiled program to the next.
+    Many products here are whole numbers up to the last bit, which differs between compiled programs.
     """
     return jnp.floor(x + 2**-10)
 
@@ -291,7 +291,7 @@ def _matrix(height: int, width: int, op: jax.Array | int, argument: jax.Array | 
 
 
 def affine(image: jax.Array, matrix: jax.Array, fill: Sequence[float]) -> jax.Array:
-    """Returns `image` [h, w, c] moved by `matrix` (as in `_matrix`), bilinear; `fill` where it comes from outside."""
+    """Returns `image` [h, w, c] moved by `matrix` (as in `_matrix`), bilinear; `fill` is the color outside."""
     h, w, _ = image.shape
     a, b, c, d, e, f = matrix
     y, x = jnp.arange(h)[:, None] + 0.5, jnp.arange(w)[None, :] + 0.5

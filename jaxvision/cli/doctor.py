@@ -32,6 +32,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{name:14} {value}")
     print()
     for i, finding in enumerate(found, 1):
-        print(f"{i}. {finding.problem}\n   -> {finding.mend}")
+        print(f"{i}. {finding.problem}\n   -> {finding.fix}")
     print("no problems found" if not found else "\nFix the first problem, and run `jaxvision doctor` again.")
     return 1 if found else 0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 HELP = "train the model of a config file, as python -m jaxvision.main does"
-EXAMPLES = """Rerun the same command after an interruption: training resumes from the newest checkpoint, with bit-identical
+EXAMPLES = """Rerun the same command after an interruption. It resumes from the newest checkpoint with bit-identical
 results.
 
 examples:

@@ -1,1 +1,51 @@
-"""Where pictures come from, and how they become batches."""
+"""Datasets: where images come from, and how they become batches.
+
+Names are imported on first use, so that worker processes, which import this package, do not import JAX.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxvision.data.dataset import Dataset, StoredDataset, StreamedDataset, open_dataset
+    from jaxvision.data.digits import ArraySource
+    from jaxvision.data.image_path import FromMemory, FromWorkers, ImagePath, batch_shapes
+    from jaxvision.data.source import Example, Source, Splits, open_source, source_function, stratified_split
+
+__all__ = [
+    "ArraySource",
+    "Dataset",
+    "Example",
+    "FromMemory",
+    "FromWorkers",
+    "ImagePath",
+    "Source",
+    "Splits",
+    "StoredDataset",
+    "StreamedDataset",
+    "batch_shapes",
+    "open_dataset",
+    "open_source",
+    "source_function",
+    "stratified_split",
+]
+
+_HOME = {
+    "dataset": ("Dataset", "StoredDataset", "StreamedDataset", "open_dataset"),
+    "digits": ("ArraySource",),
+    "image_path": ("FromMemory", "FromWorkers", "ImagePath", "batch_shapes"),
+    "source": ("Example", "Source", "Splits", "open_source", "source_function", "stratified_split"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

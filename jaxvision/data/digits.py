@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real scans that a package carries."""
+"""Images in arrays, and scikit-learn's handwritten digits: 1,797 scans that need no download."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from jaxvision.data.source import Example, Splits, stratified_split
 
 
 class ArraySource:
-    """Pictures and labels that are in memory.
+    """Images and labels in memory.
 
     Args:
       images: uint8 [n, h, w, c].
       labels: int [n].
-      classes: names by number.
+      classes: names of the classes, in the order of their numbers.
       name: for messages.
 
     Example:
@@ -43,13 +43,13 @@ class ArraySource:
 def open_digits(*, test_fraction: float = 0.2, split_seed: int = 0) -> Splits:
     """Returns the handwritten digits: 8×8 pixels, gray, 10 classes.
 
-    Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998, as scikit-learn carries them. Their 17
-    levels (0 to 16) are spread over 0 to 255.
+    Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998, from scikit-learn. The values 0 to 16 are
+    scaled to 0 to 255.
 
     Args:
-      test_fraction: share of each class that is held out.
-      split_seed: which ones. The set has writers but does not say whose a digit is, so a split by writer cannot be
-        made.
+      test_fraction: share of each class that is held out for testing.
+      split_seed: seed of the random choice. A split by writer is not possible, because the dataset does not name the
+        writers.
     """
     from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""Folders of pictures: one folder for each class."""
+"""Image folders with one folder per class."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PARTS = {
 
 
 class FolderSource:
-    """Files and their labels.
+    """Image files and their labels.
 
     Args:
       files: paths.
       labels: int [n].
-      classes: names by number.
+      classes: names of the classes, in the order of their numbers.
       name: for messages.
-      passed_over: how many files beside them are no pictures, by their ending.
+      passed_over: number of other files in the folder, which are not images by their extension.
     """
 
     def __init__(
@@ -51,23 +51,23 @@ class FolderSource:
 
 
 def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 0) -> Splits:
-    """Returns the pictures of a folder: ``data_dir/train/CLASS/...`` with ``val`` or ``test`` beside it, or
-    ``data_dir/CLASS/...`` of which a part is held out.
+    """Returns the images of a folder with one folder per class.
 
-    Classes are the names of the folders, sorted. Pictures may lie deeper; files that are no pictures by their ending
-    are counted and passed over, and so is what begins with a dot.
+    Reads ``data_dir/train/CLASS/...`` and the folders ``val`` and ``test`` next to ``train``, if they exist. Otherwise
+    reads ``data_dir/CLASS/...`` and holds out a part for testing. Classes are the sorted names of the folders. Images
+    may be in subfolders. Hidden files and files without an image's extension are ignored.
 
     Args:
       data_dir: the folder.
-      test_fraction: share of each class that is held out for testing where there is neither ``val`` nor ``test``.
-      split_seed: which pictures those are.
+      test_fraction: share of each class that is held out for testing if there is neither ``val`` nor ``test``.
+      split_seed: seed of the random choice.
 
     Raises:
-      UserError: no such folder, no classes, a class without pictures, or one that ``train`` does not have.
+      UserError: no such folder, no classes, a class without images, or a class that ``train`` does not have.
     """
     root = Path(data_dir)
     if not root.is_dir():
-        raise UserError(f"no such folder: {data_dir}; set --config.source.data_dir to the folder of your pictures")
+        raise UserError(f"no such folder: {data_dir}; set --config.source.data_dir to the folder of your images")
     parts = part_folders(root)
     if parts and "train" not in parts:
         raise UserError(f"{root} has {', '.join(p.name for p in parts.values())} but no folder 'train'")
@@ -76,7 +76,7 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
         whole = _read(folder, _classes(folder), "folder")
         kept, held = stratified_split(whole.labels, test_fraction, seed=split_seed)
         if not len(held):
-            raise UserError(f"{root}: one picture for each class leaves none to test on; add pictures")
+            raise UserError(f"{root}: one image per class leaves none to test on; add images")
         return Splits(train=_take(whole, kept, "train"), test=_take(whole, held, "held out"))
     classes = _classes(parts["train"])
     found = {part: _classes(folder) for part, folder in parts.items()}
@@ -90,18 +90,18 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
 
 
 def part_folders(root: Path) -> dict[str, Path]:
-    """Returns the folders of `root` that are parts of the data, ``train`` and so on, however they are spelled."""
+    """Returns the folders of `root` that are parts of a dataset: ``train`` and so on, in any spelling of `PARTS`."""
     there = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_dir()}
     return {part: there[name] for part, names in PARTS.items() for name in reversed(names) if name in there}
 
 
 def open_test_folder(data_dir: str | Path, classes: Sequence[str], part: str = "test") -> FolderSource:
-    """Returns the pictures of ``data_dir/CLASS/...``, numbered as `classes` are: data for a trained model.
+    """Returns the images of ``data_dir/CLASS/...`` with the class numbers of a trained model.
 
     Args:
       data_dir: the folder.
-      classes: the model's.
-      part: which folder of ``train``, ``validation`` and ``test`` is read, where `data_dir` has such ones.
+      classes: the model's classes, in the order of their numbers.
+      part: the folder to read if `data_dir` has folders such as ``train``, ``validation`` and ``test``.
 
     Raises:
       UserError: a folder that is not one of the classes, or no such part.
@@ -128,9 +128,9 @@ def open_test_folder(data_dir: str | Path, classes: Sequence[str], part: str = "
 def _classes(folder: Path) -> list[str]:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
-        raise UserError(f"{folder} has no folders; it needs one for each class, with the pictures inside")
+        raise UserError(f"{folder} has no folders; it needs one for each class, with the images inside")
     for name in classes:
-        if any("\ud800" <= character <= "\udfff" for character in name):  # what Python makes of other bytes
+        if any("\ud800" <= character <= "\udfff" for character in name):  # how Python represents other bytes
             raise UserError(f"{folder}: the name of the folder {name!r} is not UTF-8; rename it")
     return classes
 
@@ -152,13 +152,13 @@ def _read(folder: Path, classes: Sequence[str], name: str, *, only: Sequence[str
                 other[ending or os.path.basename(path)] += 1
         if len(files) == before:
             kinds = f" (but files of the kinds {', '.join(sorted(other))})" if other else ""
-            raise UserError(f"the class folder {folder / class_} has no pictures{kinds}; fill it or remove it")
+            raise UserError(f"the class folder {folder / class_} has no images{kinds}; fill it or remove it")
         passed_over += other.total()
     return FolderSource(files, labels, classes=classes, name=f"{folder} ({name})", passed_over=passed_over)
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Yields the files below a folder, links followed and hidden ones left out, in an order that is always the same."""
+    """Yields the files below a folder in sorted order, without hidden ones; follows links."""
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):

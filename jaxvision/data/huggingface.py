@@ -1,4 +1,4 @@
-"""Parquet files of the Hugging Face hub, local or fetched, without the package `datasets`."""
+"""Parquet datasets of the Hugging Face hub, local or downloaded, without the package `datasets`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from jaxvision.errors import UserError, unknown_name_error
 
 
 class ParquetSource:
-    """Rows of parquet files with a picture and a class number.
+    """Rows of parquet files with an image and a label.
 
-    A parquet file can only be read a row group at a time, hundreds of pictures to get at one. So the column of the
-    pictures is copied once into an Arrow file, which is then mapped into memory: any row at any time, and the workers
-    share it.
+    A parquet file is read by row groups of hundreds of images. The image column is therefore copied once into an Arrow
+    file that is mapped into memory, which gives random access to the rows and is shared by the workers.
 
     Args:
       files: Arrow files, in order, from `_arrow_copy`.
       labels: int [n].
-      classes: names by number.
+      classes: names of the classes, in the order of their numbers.
       name: for messages.
     """
 
@@ -46,11 +45,11 @@ class ParquetSource:
 
             tables = [pa.ipc.open_file(pa.memory_map(file)).read_all() for file in self._files]
             self._column = pa.concat_tables(tables).column(0)
-        # No bytes (a path without its file, or nothing) is a damaged picture like any other.
+        # A row without bytes (a path without its file, or null) counts as a damaged image.
         return {"image": self._column[index].as_py() or b"", "label": int(self.labels[index])}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_column": None}  # a worker maps the files itself
+        return {**self.__dict__, "_column": None}  # each worker maps the files itself
 
     def where(self, index: int) -> str:
         return f"{self.name}[{index}]"
@@ -68,19 +67,19 @@ def open_huggingface(
     revision: str | None = None,
     cache_dir: str | None = None,
 ) -> Splits:
-    """Returns the parts of a data set that is kept as parquet files.
+    """Returns the parts of a dataset in parquet files.
 
     Args:
-      path: a folder with files such as ``data/train-00000-of-00004.parquet``, or a data set's name on the hub, such
-        as ``"uoft-cs/cifar10"``, whose files are then fetched into the hub's cache.
-      folder: the folder within `path`, where a data set has several (the hub calls them configurations).
-      image: column of the pictures: bytes, or a struct with ``bytes``.
+      path: a folder with files such as ``data/train-00000-of-00004.parquet``, or the name of a dataset on the hub,
+        such as ``"uoft-cs/cifar10"``, which is then downloaded into the hub's cache.
+      folder: the folder within `path` if a dataset has several (the hub calls them configurations).
+      image: column of the images: bytes, or a struct with ``bytes``.
       label: column of the class numbers or names.
-      train: the part to train on: files whose name, or whose folder's, begins with this.
+      train: the part to train on: files whose name or folder begins with this.
       validation: the part to choose on; None for none.
       test: the part to report on; None for none.
-      revision: of the data set on the hub; None for the newest.
-      cache_dir: where the pictures are copied for quick access, as large as the files; None is
+      revision: revision of the dataset on the hub. None: the newest.
+      cache_dir: folder for the copies of the image columns, which are as large as the files. None:
         ``~/.cache/jaxvision/parquet``.
 
     Raises:
@@ -148,7 +147,7 @@ def _labels(file: Path, image: str, label: str) -> np.ndarray:
 
 
 def _classes(columns: Sequence[np.ndarray], files: dict[str, list[Path]], label: str) -> list[str]:
-    """Returns the names of the classes: the labels themselves, or what the files say, or just numbers."""
+    """Returns the names of the classes: the labels if they are names, else those in the files, else numbers."""
     if any(column.dtype.kind == "O" for column in columns):
         return sorted(set().union(*(column.tolist() for column in columns)))
     import pyarrow.parquet as pq
@@ -162,7 +161,7 @@ def _classes(columns: Sequence[np.ndarray], files: dict[str, list[Path]], label:
 
 
 def _arrow_copy(file: Path, image: str, cache: Path) -> Path:
-    """Returns an Arrow file with the pictures of a parquet file, made now unless it is there."""
+    """Returns an Arrow file with the images of a parquet file, made if it does not exist."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -177,13 +176,13 @@ def _arrow_copy(file: Path, image: str, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with pq.ParquetFile(file) as table, pa.ipc.new_file(str(part), schema) as writer:
             for batch in table.iter_batches(batch_size=256, columns=[image]):
-                pictures = batch.column(0)
-                if pa.types.is_struct(pictures.type):
-                    pictures = pictures.field("bytes")
-                writer.write_batch(pa.record_batch([pictures.cast(pa.large_binary())], schema=schema))
-        part.replace(copy)  # whole, or not there
+                images = batch.column(0)
+                if pa.types.is_struct(images.type):
+                    images = images.field("bytes")
+                writer.write_batch(pa.record_batch([images.cast(pa.large_binary())], schema=schema))
+        part.replace(copy)  # atomic: the copy is complete or missing
     except (pa.ArrowException, OSError, KeyError) as e:
-        raise UserError(f"the pictures of {file} could not be copied to {cache}: {e}") from e
+        raise UserError(f"the images of {file} could not be copied to {cache}: {e}") from e
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -197,9 +196,9 @@ def _fetch(name: str, revision: str | None) -> Path:
         raise UserError(f"no such folder: {name} (nor is it a name on the hub, which is OWNER/NAME)")
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns="*.parquet"))
-    except Exception as e:  # no network, no such data set, offline mode: the hub's library has a class for each
+    except Exception as e:  # no network, no such dataset, offline mode: the hub's library has a class for each
         raise UserError(
-            f"the data set {name!r} could not be fetched ({type(e).__name__}); without a network, "
+            f"the dataset {name!r} could not be fetched ({type(e).__name__}); without a network, "
             f"give the folder of its parquet files as --config.source.path"
         ) from e
 

@@ -1,7 +1,8 @@
-"""What a data set is here: pictures by number, with labels, and the names of the classes.
+"""Sources: labeled images by index, the interface of every dataset.
 
-A source is opened by name: `open_source("folder", data_dir="pictures")`. Its function takes keyword-only options and
-returns the parts of the data.
+`open_source("folder", data_dir="images")` calls the function of a source with its keyword arguments. To read your own
+data, write a function with keyword arguments that returns `Splits` of objects with the methods of `Source`; the config
+names it as ``source.name``. `jaxvision.data.ArraySource` is such an object for arrays in memory.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from jaxvision.extend import resolve
 
 
 class Example(TypedDict):
-    """One picture.
+    """An image with its label.
 
-    ``image`` is an encoded file (bytes), or uint8 [h, w, c]; ``label`` is the number of its class.
+    Attributes:
+      image: the bytes of an image file, or uint8 [h, w, c].
+      label: number of the class.
     """
 
     image: bytes | np.ndarray
@@ -27,14 +30,16 @@ class Example(TypedDict):
 
 
 class Source(Protocol):
-    """Examples by number. Reading must not depend on what was read before; workers get a copy by pickle.
+    """Examples by index.
+
+    Worker processes receive a copy by pickle, so an example must not depend on which ones were read before. An example
+    that cannot be read raises `OSError`; it is then counted as damaged and skipped. A source that reads several
+    examples at once faster than one by one also has ``__getitems__(indices) -> list[Example]``.
 
     Attributes:
       name: for messages.
       classes: names of the classes, in the order of their numbers.
-      labels: int [n], known without reading any picture; None where that would mean reading all.
-
-    Where reading many at once is cheaper a source also has ``__getitems__(indices) -> list[Example]``.
+      labels: int [n] if known without reading the images, else None.
     """
 
     @property
@@ -51,15 +56,15 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def where(self, index: int) -> str:
-        """Returns what names the picture for a person: its file, or its place in the set."""
+        """Returns the file or the position of an example, for messages."""
         ...
 
 
 class Splits(NamedTuple):
-    """The parts of a data set; a part that is not there is None.
+    """The parts of a dataset; a part that does not exist is None.
 
-    Best checkpoints are chosen on `validation`; where there is none nothing is chosen, and the last one counts. `test`
-    is looked at when training is over, or at each evaluation where there is no validation part.
+    The best checkpoint is chosen on `validation`; without it the last checkpoint is used. `test` is evaluated when
+    training is over, and also during training if there is no `validation`.
     """
 
     train: Source | None = None
@@ -70,7 +75,7 @@ class Splits(NamedTuple):
         """Returns one part by name.
 
         Raises:
-          UserError: there is no such part; the message says which there are.
+          UserError: there is no such part.
         """
         there = {key: source for key, source in self._asdict().items() if source is not None}
         if name not in there:
@@ -78,33 +83,37 @@ class Splits(NamedTuple):
         return there[name]
 
 
-# Modules are imported when a source is opened: pyarrow or tensorflow_datasets are not needed to read a folder.
+# A module is imported when its source is opened: reading a folder needs neither pyarrow nor tensorflow_datasets.
 SOURCES = {
-    "digits": ("jaxvision.data.digits", "open_digits"),
-    "folder": ("jaxvision.data.folder", "open_folder"),
-    "tfds": ("jaxvision.data.tfds", "open_tfds"),
-    "huggingface": ("jaxvision.data.huggingface", "open_huggingface"),
+    "digits": "jaxvision.data.digits:open_digits",
+    "folder": "jaxvision.data.folder:open_folder",
+    "tfds": "jaxvision.data.tfds:open_tfds",
+    "huggingface": "jaxvision.data.huggingface:open_huggingface",
 }
 
 
-def source_function(name: str) -> Callable[..., Splits]:
-    """Returns the function that opens a source, with its own keyword-only options.
-
-    Raises:
-      UserError: no such source.
-    """
-    return resolve("data source", name, {key: ":".join(place) for key, place in SOURCES.items()})
-
-
-def open_source(name: str, **options: Any) -> Splits:
-    """Returns the parts of a data set.
+def source_function(name: str | Callable[..., Splits]) -> Callable[..., Splits]:
+    """Returns the function that opens a source.
 
     Args:
-      name: ``"digits"``, ``"folder"``, ``"tfds"`` or ``"huggingface"``.
-      **options: of that source's function.
+      name: ``"digits"``, ``"folder"``, ``"tfds"``, ``"huggingface"``, or your own function: a callable or
+        ``"package.module:function"`` with keyword arguments that returns `Splits`.
 
     Raises:
-      UserError: no such source or option, or data that are not there or not sound.
+      UserError: no such source, module or function.
+    """
+    return resolve("data source", name, SOURCES)
+
+
+def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
+    """Returns the parts of a dataset.
+
+    Args:
+      name: as for `source_function`.
+      **options: keyword arguments of the source's function.
+
+    Raises:
+      UserError: no such source or option, or the dataset is missing or wrong.
 
     Example:
       >>> splits = open_source("digits")
@@ -124,36 +133,46 @@ def open_source(name: str, **options: Any) -> Splits:
 
 
 def check(source: Source, part: str) -> None:
-    """Raises unless there are pictures of two classes or more, and every label that is known names a class."""
+    """Checks a part of a dataset that has just been opened.
+
+    Raises:
+      UserError: no images, fewer than two classes, or a label that is no number of a class.
+    """
     if len(source) == 0:
-        raise UserError(f"{source.name}: the {part} part has no pictures")
+        raise UserError(f"{source.name}: got no images in the part {part!r}, expected at least one. Check the source.")
     if source.labels is not None:
         labels = np.asarray(source.labels)
         wrong = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))
         if len(wrong):
             i = int(wrong[0])
             raise UserError(
-                f"{source.name}: the label {int(labels[i])} of {source.where(i)} is outside the "
-                f"{len(source.classes)} classes (0 to {len(source.classes) - 1}); so are {len(wrong) - 1} more"
+                f"{source.where(i)}: got the label {int(labels[i])}, expected 0 to {len(source.classes) - 1} for "
+                f"{len(source.classes)} classes; so have {len(wrong) - 1} more images of {source.name}. Fix the labels "
+                "or the classes."
             )
     if len(source.classes) < 2:
         raise UserError(
-            f"{source.name} has one class, {source.classes[0]!r}: there is nothing to tell apart; in a folder of "
-            f"pictures each class is a folder (is it one level higher or deeper?)"
+            f"{source.name}: got the one class {source.classes[0]!r}, expected two or more. In a folder of images each "
+            "class is a folder; check that source.data_dir is not one level too high or too deep."
         )
 
 
 def stratified_split(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (kept, held out): sorted positions, with `fraction` of each class held out, chosen by the seed.
+    """Returns (kept, held out), sorted indices, with a fraction of each class held out at random.
 
-    A class with two pictures or more has at least one on each side; a single picture is kept.
+    A class of two or more images has at least one on each side. A single image is kept.
+
+    Args:
+      labels: int [n].
+      fraction: share of each class that is held out, in (0, 1).
+      seed: of the random choice.
 
     >>> kept, held = stratified_split(np.array([0] * 10 + [1] * 10), 0.2, seed=0)
     >>> len(kept), len(held)
     (16, 4)
     """
     if not 0 < fraction < 1:
-        raise UserError(f"the fraction that is held out is between 0 and 1, got {fraction}")
+        raise UserError(f"source.test_fraction: got {fraction}, expected a number between 0 and 1.")
     rng = np.random.Generator(np.random.Philox(seed))
     held: list[np.ndarray] = []
     for label in np.unique(labels):

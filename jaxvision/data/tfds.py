@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets has prepared as ArrayRecord files; TensorFlow is not needed to read them."""
+"""Datasets that TensorFlow Datasets has prepared as ArrayRecord files, read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from jaxvision.errors import UserError
 
 
 class TfdsSource:
-    """One split of a prepared data set.
+    """One split of a prepared dataset.
 
     Args:
-      builder: of TFDS.
-      split: TFDS's notation, such as ``"train[:98%]"``.
+      builder: from TFDS.
+      split: in the notation of TFDS, such as ``"train[:98%]"``.
       image_key, label_key: names of the features.
     """
 
-    labels: np.ndarray | None = None  # known only by reading everything
+    labels: np.ndarray | None = None  # known only after reading every example
 
     def __init__(self, builder: Any, split: str, *, image_key: str, label_key: str):
         import tensorflow_datasets as tfds
@@ -46,7 +46,7 @@ class TfdsSource:
         return {"image": example[self._image], "label": int(example[self._label])}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Returns many examples at once: five times as fast as one by one, since files are read in parallel."""
+        """Returns several examples, five times as fast as one by one because files are read in parallel."""
         examples = self._data.__getitems__(list(indices))
         return [{"image": example[self._image], "label": int(example[self._label])} for example in examples]
 
@@ -62,17 +62,17 @@ def open_tfds(
     validation: str | None = None,
     test: str | None = "test",
 ) -> Splits:
-    """Returns the parts of a data set of TensorFlow Datasets.
+    """Returns the parts of a dataset of TensorFlow Datasets.
 
     Args:
       dataset: its name, such as ``"cifar10"`` or ``"imagenet2012"``, with version or config if need be.
-      data_dir: where it is prepared; TFDS's own default is ``~/tensorflow_datasets``.
-      train: the split to train on, in TFDS's notation: ``"train"``, ``"train[:98%]"``.
+      data_dir: folder of prepared datasets. None: ``~/tensorflow_datasets``, the default of TFDS.
+      train: the split to train on, in the notation of TFDS: ``"train"``, ``"train[:98%]"``.
       validation: the split to choose on; None for none.
       test: the split to report on; None for none.
 
     Raises:
-      UserError: no such data set or split, or it is not prepared and TensorFlow, which prepares it, is not installed.
+      UserError: no such dataset or split, or it is not prepared and TensorFlow, which prepares it, is not installed.
     """
     try:
         with _quiet():
@@ -82,8 +82,10 @@ def open_tfds(
             if not builder.is_prepared():
                 builder = _prepared(dataset, data_dir)
     except tfds.core.DatasetNotFoundError as e:
-        raise UserError(f"tfds knows no data set {dataset!r}, and {_folder(data_dir)} has none of that name") from e
-    except (AssertionError, ValueError) as e:  # a version that is not there, or a name that is none
+        raise UserError(
+            f"source.dataset: got {dataset!r}, expected a dataset of TFDS or one in {_folder(data_dir)}."
+        ) from e
+    except (AssertionError, ValueError) as e:  # no such version, or an invalid name
         if isinstance(e, UserError):
             raise
         raise UserError(f"tfds cannot open {dataset!r} in {_folder(data_dir)}: {str(e).splitlines()[0]}") from e
@@ -95,10 +97,10 @@ def open_tfds(
             f"--out_dir=NEW_FOLDER"
         )
     if builder.info.supervised_keys is None:
-        raise UserError(f"tfds {dataset}: it has no pairs of picture and label")
+        raise UserError(f"tfds {dataset}: it has no pairs of image and label")
     image_key, label_key = builder.info.supervised_keys[:2]
     if not hasattr(builder.info.features[label_key], "names"):
-        raise UserError(f"tfds {dataset}: {label_key!r} is no class; this trains classifiers")
+        raise UserError(f"tfds {dataset}: {label_key!r} is not a class label; jaxvision trains classifiers")
 
     def part(split: str | None) -> TfdsSource | None:
         return None if not split else TfdsSource(builder, split, image_key=image_key, label_key=label_key)
@@ -107,7 +109,7 @@ def open_tfds(
 
 
 def _prepared(dataset: str, data_dir: str | None) -> Any:
-    """Downloads and prepares the data set as ArrayRecord files, and returns its builder."""
+    """Downloads the dataset, prepares it as ArrayRecord files, and returns its builder."""
     import tensorflow_datasets as tfds
 
     if importlib.util.find_spec("tensorflow") is None:
@@ -119,17 +121,17 @@ def _prepared(dataset: str, data_dir: str | None) -> Any:
     _hide_accelerators()
     try:
         builder.download_and_prepare()
-    except Exception as e:  # the network, the disk, a license to accept: TFDS says which
+    except Exception as e:  # network, disk or license; the message of TFDS says which
         raise UserError(f"tfds {dataset} could not be downloaded and prepared: {e}") from e
     return builder
 
 
 def _hide_accelerators() -> None:
-    """Keeps TensorFlow, which encodes what is prepared, from the devices: it would take all of a GPU's memory."""
+    """Hides the accelerators from TensorFlow, which would reserve the whole memory of a GPU."""
     import tensorflow
 
     for kind in ("GPU", "TPU"):
-        with contextlib.suppress(RuntimeError):  # it has started already, in a program that uses it itself
+        with contextlib.suppress(RuntimeError):  # the program has already started TensorFlow
             tensorflow.config.set_visible_devices([], kind)
 
 
@@ -139,7 +141,7 @@ def _folder(data_dir: str | None) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # TFDS logs each look at a folder, through absl; what matters comes back as an exception.
+    # TFDS logs every folder lookup through absl; problems are raised as exceptions.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -67,7 +67,7 @@ def _rows_to_explain(result: Evaluation, wrong: np.ndarray, n: int) -> list[int]
 
 def _explanations(
     classifier: Classifier, result: Evaluation, images: Dataset, rows: Sequence[int]
-) -> tuple[list[report.Picture], list[str]]:
+) -> tuple[list[report.LabeledImage], list[str]]:
     """Returns the explained images, and a note if the model's last map is too small to explain anything."""
     if not rows:
         return [], []
@@ -97,9 +97,9 @@ def _thumbnail(images: Dataset, index: int, classifier: Classifier) -> np.ndarra
 
 def _card(
     result: Evaluation, images: Dataset, row: int, image: np.ndarray, over: np.ndarray | None = None
-) -> report.Picture:
+) -> report.LabeledImage:
     """Returns an image of the dataset with its label and its prediction."""
-    return report.Picture(
+    return report.LabeledImage(
         image=image,
         overlay=over,
         true=int(result.label[row]),

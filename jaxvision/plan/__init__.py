@@ -1,27 +1,29 @@
-"""What a train step takes of a chip, read from the program compiled for it; nothing here runs the step."""
+"""What a train step costs on a device, read from the program compiled for it. Nothing here runs the step."""
 
-from jaxvision.plan.chips import GIB, Chip, device, link_speed, memory_fraction, topology
-from jaxvision.plan.program_text import Collective, collectives, traffic
-from jaxvision.plan.roofline import Answer, Plan, assumptions, program_bytes, read, too_large
-from jaxvision.plan.search import best, candidates, largest
+from jaxvision.plan.chips import GIB, Chip, find_device, find_topology, link_speed, memory_fraction
+from jaxvision.plan.collectives import Collective, count_collectives
+from jaxvision.plan.compiled import plan_step, refused_bytes
+from jaxvision.plan.result import PlanResult, describe_assumptions
+from jaxvision.plan.roofline import Plan
+from jaxvision.plan.search import candidate_meshes, choose_best, largest_batch
+from jaxvision.plan.traffic import count_traffic
 
 __all__ = [
     "GIB",
-    "Answer",
     "Chip",
     "Collective",
     "Plan",
-    "assumptions",
-    "best",
-    "candidates",
-    "collectives",
-    "device",
-    "largest",
+    "PlanResult",
+    "candidate_meshes",
+    "choose_best",
+    "count_collectives",
+    "count_traffic",
+    "describe_assumptions",
+    "find_device",
+    "find_topology",
+    "largest_batch",
     "link_speed",
     "memory_fraction",
-    "program_bytes",
-    "read",
-    "too_large",
-    "topology",
-    "traffic",
+    "plan_step",
+    "refused_bytes",
 ]

@@ -1,4 +1,4 @@
-"""What data sheets say of TPUs and GPUs, and the topologies a program can be compiled for."""
+"""The data sheets of TPUs and GPUs, and the TPU topologies that a program can be compiled for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,16 +20,16 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """What a data sheet says of one device; 0 where only the memory is known.
+    """The data sheet of one device. Where only the memory is known, the rates are 0.
 
     Attributes:
-      name: as on the command line.
+      name: name on the command line.
       memory: bytes.
-      flops: peak of matrix products a second, bfloat16 in and float32 out, without sparsity.
-      flops_float32: of float32 at JAX's default precision: the same unit on a TPU, TF32 on a GPU.
-      bandwidth: bytes a second to and from the memory.
-      link: bytes a second along one link to a neighbor, one way.
-      torus: along how many chips in a row the links close to a ring.
+      flops: peak operations per second of matrix products, bfloat16 in and float32 out, without sparsity.
+      flops_float32: the same for float32 at JAX's default precision: bfloat16 passes on a TPU, TF32 on a GPU.
+      bandwidth: bytes per second to and from the memory.
+      link: bytes per second along one link to a neighbor, in one direction.
+      torus: the links of a row of chips close to a ring if the row's length is a multiple of this.
     """
 
     name: str
@@ -41,9 +41,10 @@ class Chip:
     torus: int = 0
 
 
-# TPUs: https://docs.cloud.google.com/tpu/docs/v5e, v5p, v6e ("key specifications"; the interconnect of a chip is given
-# for all ports and both ways: by 4 ports, on v5p 6, and 2). The memory is what the compiler hands out, which
-# it says when a program is too large. Rings close along 16 chips on v5e and v6e, on v5p along any multiple of 4.
+# TPUs: https://docs.cloud.google.com/tpu/docs/v5e, v5p, v6e ("key specifications"). They give the interconnect of a
+# chip over all ports and both directions: divide by the ports, 4 (6 on v5p), and by 2. The memory is what the compiler
+# makes available; its out-of-memory error names it. Rings close along 16 chips on v5e and v6e, along any multiple of 4
+# on v5p.
 # GPUs: the makers' data sheets, dense, with float32 accumulation. Their "GB" of memory are GiB.
 TPUS = {
     "v5e": Chip("v5e", 15.75 * GIB, 197e12, 197e12, 819e9, 400e9 / 8, 16),
@@ -51,7 +52,7 @@ TPUS = {
     "v6e": Chip("v6e", 31.25 * GIB, 918e12, 918e12, 1638e9, 800e9 / 8, 16),
 }
 GPUS = {
-    "t4": Chip("t4", 16 * GIB, 65e12, 8.1e12, 320e9),  # has no bfloat16: the number is float16's
+    "t4": Chip("t4", 16 * GIB, 65e12, 8.1e12, 320e9),  # float16: the T4 has no bfloat16
     "l4": Chip("l4", 24 * GIB, 121e12, 60e12, 300e9),
     "rtx3090": Chip("rtx3090", 24 * GIB, 71e12, 35.6e12, 936e9),
     "rtx4090": Chip("rtx4090", 24 * GIB, 165.2e12, 82.6e12, 1008e9),
@@ -62,82 +63,107 @@ GPUS = {
 }
 
 
-def device(name: str) -> Chip:
-    """Returns the device of a name such as ``h100``, or a memory such as ``8GB``.
+def find_device(name: str) -> Chip:
+    """Returns the GPU of a name such as ``h100``, or a device of unknown speed for a memory such as ``8GB``.
 
-    A GPU has the share of its memory that JAX takes: three quarters, unless ``XLA_CLIENT_MEM_FRACTION`` is set.
+    Its memory is the share that JAX takes: three quarters, unless ``XLA_CLIENT_MEM_FRACTION`` is set.
+
+    Args:
+      name: a name in `GPUS`, or a size in GB.
 
     Raises:
-      UserError: neither; the message names the nearest.
+      UserError: `name` is neither.
 
     Example:
-      >>> round(device("24GB").memory / 2**30, 2), device("rtx4090").memory == device("24GB").memory
+      >>> round(find_device("24GB").memory / 2**30, 2), find_device("rtx4090").memory == find_device("24GB").memory
       (18.0, True)
     """
     size = re.fullmatch(r"(\d+(?:\.\d+)?) ?gi?b", name.lower())
     if size is None and name.lower() not in GPUS:
         raise unknown_name_error("device (or memory, such as 8GB)", name, GPUS)
     if size and not float(size[1]):
-        raise UserError(f"a device has some memory, got {name}")
+        raise UserError(f"--device: got {name}, expected more than 0 GB. Pass a memory such as --device 8GB.")
     chip = Chip(name, float(size[1]) * GIB) if size else GPUS[name.lower()]
-    return Chip(**{**vars(chip), "memory": chip.memory * memory_fraction()})
+    return replace(chip, memory=chip.memory * memory_fraction())
 
 
 def memory_fraction() -> float:
-    """Returns the share of a GPU's memory that JAX takes when it starts."""
+    """Returns the share of a GPU's memory that JAX takes when it starts, in (0, 1].
+
+    Raises:
+      UserError: ``XLA_CLIENT_MEM_FRACTION`` is not a share.
+    """
     name = next((name for name in MEMORY_FRACTION if name in os.environ), MEMORY_FRACTION[0])
     text = os.environ.get(name, "0.75")
     with suppress(ValueError):
         if 0 < float(text) <= 1:
             return float(text)
-    raise UserError(f"{name}={text} is no share of the memory: it is above 0 and at most 1")
+    raise UserError(f"{name}: got {text!r}, expected a number above 0 and at most 1. Run: unset {name}")
 
 
-def topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
-    """Returns the devices of a TPU slice that is not there, to compile for, and what the data sheet says of one.
+def find_topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
+    """Returns the devices of a TPU slice, to compile for without hardware, and the data sheet of one of them.
 
     Args:
-      name: such as ``v5e:2x4``, ``v6e:16x16`` or ``v5p:4x4x4``; one chip is ``v5e:1x1``.
+      name: such as ``v5e:2x4``, ``v6e:16x16`` or ``v5p:4x4x4``. One chip is ``v5e:1x1``.
 
     Raises:
-      UserError: no such topology.
+      UserError: there is no such topology.
       MissingPackage: libtpu, which holds the compiler, is not installed.
     """
-    generation, _, grid = name.lower().partition(":")
-    if generation not in TPUS:
-        raise unknown_name_error("TPU", generation, TPUS)
-    if not re.fullmatch(r"\d+x\d+(x\d+)?", grid):
-        raise UserError(f"a topology is a TPU and its grid, such as {generation}:2x4; got {name!r}")
-    sizes = [int(size) for size in grid.split("x")]
-    sides, longest = (3, 28) if generation == "v5p" else (2, 16)  # beyond that libtpu aborts the process
-    if len(sizes) != sides or not 1 <= min(sizes) <= max(sizes) <= longest:
-        raise UserError(f"the grid of a {generation} has {sides} sides of at most {longest} chips; got {name!r}")
+    generation, sizes = _parse_topology(name)
     try:
         import libtpu  # noqa: F401
     except ImportError as e:
         raise missing_package_error("libtpu", "compiling for a TPU", "tpu") from e
     from jax.experimental import topologies
 
-    # libtpu looks for the machine it is on, complains on the console when that is no TPU, and works.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # nor is it taken: several may plan
+    # Without these libtpu queries the machine that it runs on, prints errors if that is not a TPU, and locks it, so
+    # that only one process could plan at a time.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": f"{generation}-{math.prod(sizes)}"}
     os.environ |= {"TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
+    grid = "x".join(map(str, sizes))
     options = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(sizes) == 1 else {}
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{grid}", **options).devices
     except Exception as e:
-        known = "2x2x1, 2x2x2, 2x4x4, 4x4x4 and 4x4x8" if sides == 3 else "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 and 16x16"
-        raise UserError(f"libtpu knows no topology {name!r}; there are {known}, among others") from e
+        known = _GRIDS[len(sizes)]
+        raise UserError(f"--topology: got {name!r}, expected a grid that libtpu supports, such as {known}.") from e
     return devices, TPUS[generation]
 
 
+_GRIDS = {
+    2: "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16",
+    3: "2x2x1, 2x2x2, 2x4x4, 4x4x4 or 4x4x8",
+}
+
+
+def _parse_topology(name: str) -> tuple[str, list[int]]:
+    """Returns the TPU generation and the sides of the grid."""
+    generation, _, grid = name.lower().partition(":")
+    if generation not in TPUS:
+        raise unknown_name_error("TPU", generation, TPUS)
+    if not re.fullmatch(r"\d+x\d+(x\d+)?", grid):
+        raise UserError(
+            f"--topology: got {name!r}, expected a TPU and its grid. Pass for example --topology {generation}:2x4."
+        )
+    sizes = [int(size) for size in grid.split("x")]
+    sides, longest = (3, 28) if generation == "v5p" else (2, 16)  # libtpu aborts the process for longer sides
+    if len(sizes) != sides or not 1 <= min(sizes) <= max(sizes) <= longest:
+        raise UserError(
+            f"--topology: got {name!r}, expected a {generation} grid with {sides} sides of 1 to {longest} chips."
+        )
+    return generation, sizes
+
+
 def link_speed(chip: Chip, group: Sequence[Any], everyone: Sequence[Any]) -> float:
-    """Returns the bytes a second that each chip of a group sends to the others while all of them do.
+    """Returns the bytes per second that each chip of a group sends while all of the group send.
 
     Args:
-      chip: what each is.
-      group: devices of a topology that talk to each other.
-      everyone: all of them; a row of the grid is a ring only if the group has the whole of it.
+      chip: the data sheet of each device.
+      group: devices of a topology that exchange messages.
+      everyone: all devices of the topology. A row of the grid is a ring only if the group spans all of it.
     """
     links = 0
     ours, sides = (zip(*(device.coords for device in devices), strict=True) for devices in (group, everyone))

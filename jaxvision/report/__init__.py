@@ -1,16 +1,17 @@
-"""What a run says: live on the console, as numbers on disk, and as a page to look at when it is over."""
+"""The output of a run: messages on the console, metrics on disk, and an HTML report."""
 
 from jaxvision.report.console import Console
+from jaxvision.report.content import LabeledImage, Report
 from jaxvision.report.machine import environment
 from jaxvision.report.metrics import MetricsWriter, read_metrics
-from jaxvision.report.page import Picture, Report, write_report
+from jaxvision.report.page import write_report
 from jaxvision.report.timing import Clock, Timing
 
 __all__ = [
     "Clock",
     "Console",
+    "LabeledImage",
     "MetricsWriter",
-    "Picture",
     "Report",
     "Timing",
     "environment",

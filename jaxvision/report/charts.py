@@ -1,7 +1,7 @@
-"""Charts as inline SVG that need no script; the page's script adds the values under the pointer.
+"""Charts as inline SVG that work without a script. The page's script adds the values under the pointer.
 
-A plot's SVG is stretched to the width of the page (strokes keep theirs), and its texts are HTML beside it: so lines
-are crisp and texts readable on a phone and on a wide screen alike.
+The SVG of a plot stretches to the width of the page without scaling its strokes, and its labels are HTML. Lines stay
+sharp and labels readable on a phone and on a wide screen.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from jaxvision.report import wording
 from jaxvision.report.markup import Markup, tag
 
-_MOST_POINTS = 400  # per line: more than a plot is wide in pixels on a phone, less than anyone can tell apart
-COLORS = 6  # of the style sheet
-_FEW_POINTS = 60  # up to so many are drawn as dots, too
+_MAX_POINTS = 400  # per line: about the width of a plot in pixels on a phone
+COLORS = 6  # in page.css
+_MAX_DOTS = 60  # lines of at most this many points also show them as dots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,11 @@ class Line:
     """One line of a chart.
 
     Attributes:
-      name: for the legend.
-      x: ascending [n].
-      y: [n]; NaN leaves a gap.
-      color: 0 to 5; None: the line's place in the chart.
-      smooth: draw a running mean, and what was measured faintly behind it.
+      name: text in the legend.
+      x: ascending positions [n].
+      y: values [n]; NaN leaves a gap.
+      color: index of the color, 0 to 5. None: the index of the line in its chart.
+      smooth: whether to draw a running mean, with the measured values faintly behind it.
     """
 
     name: str
@@ -41,21 +41,21 @@ class Line:
 
 
 def line_chart(title: str, lines: Sequence[Line], *, quantity: str, epochs_per_step: float | None = None) -> Markup:
-    """Returns lines over training steps.
+    """Returns a chart of lines over training steps.
 
     Args:
-      title: what is shown.
-      lines: at least one.
-      quantity: name of the value, which decides how numbers are written (see `wording.value`).
-      epochs_per_step: to show the epoch too; None: do not.
+      title: heading of the chart.
+      lines: at least one line.
+      quantity: name of the metric, which determines the number format (see `wording.value`).
+      epochs_per_step: factor for the epoch shown beside a step. None shows no epoch.
     """
     shown = [(line, *_thin(line.x, _running_mean(line.y) if line.smooth else line.y)) for line in lines]
     x_low, x_high = _span(np.concatenate([x for _, x, _ in shown]))
     seen = [y for _, _, y in shown]
-    # What was measured behind a running mean may leave the plot where it is extreme.
+    # The measured values behind a running mean may leave the plot at their extremes.
     seen += [np.nanquantile(line.y, [0.02, 0.98]) for line in lines if line.smooth and np.isfinite(line.y).any()]
     y_low, y_high = _span(np.concatenate(seen), margin=0.06)
-    if wording.is_share(quantity):
+    if wording.is_fraction(quantity):
         y_low, y_high = max(y_low, 0.0), min(y_high, 1.0)
     elif min(np.nanmin(y, initial=0.0) for y in seen) >= 0:
         y_low = max(y_low, 0.0)
@@ -68,11 +68,9 @@ def line_chart(title: str, lines: Sequence[Line], *, quantity: str, epochs_per_s
         color = _color(line, i)
         if line.smooth:
             measured = tag("path", d=_path(*place(*_thin(line.x, line.y))), class_=f"line faint c{color}")
-            drawn.append(
-                tag("svg", measured, width="1000", height="1000")
-            )  # an SVG of its own clips what leaves the plot
+            drawn.append(tag("svg", measured, width="1000", height="1000"))  # a nested SVG clips to the plot
         drawn.append(tag("path", d=_path(*place(x, y)), class_=f"line c{color}"))
-        if np.isfinite(y).sum() <= _FEW_POINTS:
+        if np.isfinite(y).sum() <= _MAX_DOTS:
             drawn.append(tag("path", d=_dots(*place(x, y)), class_=f"dots c{color}"))
         last = line.y[np.isfinite(line.y)][-1:]
         name = tag("span", line.name, class_="name")
@@ -81,7 +79,7 @@ def line_chart(title: str, lines: Sequence[Line], *, quantity: str, epochs_per_s
     hover = {
         "x": [x_low, x_high],
         "y": [y_low, y_high],
-        "form": "share" if wording.is_share(quantity) else "loss" if quantity.endswith("loss") else "number",
+        "form": "fraction" if wording.is_fraction(quantity) else "loss" if quantity.endswith("loss") else "number",
         "epochs": epochs_per_step,
         "lines": [
             {"name": line.name, "color": _color(line, i), "x": _numbers(x), "y": _numbers(y)}
@@ -96,12 +94,12 @@ def line_chart(title: str, lines: Sequence[Line], *, quantity: str, epochs_per_s
 
 
 def reliability_diagram(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray) -> Markup:
-    """Returns accuracy over confidence in bins of equal width, and how many images each bin holds.
+    """Returns a chart of accuracy over confidence, above a histogram of the confidence.
 
     Args:
-      confidence: mean confidence of each bin [bins]; not looked at where a bin is empty.
-      accuracy: share of right answers in each bin [bins].
-      count: images in each bin [bins].
+      confidence: mean confidence of each bin [bins]; ignored for empty bins.
+      accuracy: accuracy in each bin, 0 to 1 [bins].
+      count: number of images in each bin [bins]. The bins divide 0 to 1 into equal widths.
     """
     bins = len(count)
     edges = np.linspace(0, 1, bins + 1)
@@ -127,8 +125,8 @@ def reliability_diagram(confidence: np.ndarray, accuracy: np.ndarray, count: np.
     percent = {t: f"{100 * t:.0f} %" for t in (0.0, 0.25, 0.5, 0.75, 1.0)}
     legend = [
         tag("span", tag("i", class_="c0"), "accuracy", class_="key"),
-        tag("span", tag("i", class_="over"), "too sure", class_="key"),
-        tag("span", tag("i", class_="under"), "not sure enough", class_="key"),
+        tag("span", tag("i", class_="over"), "overconfident", class_="key"),
+        tag("span", tag("i", class_="under"), "underconfident", class_="key"),
     ]
     return tag(
         "figure",
@@ -142,12 +140,12 @@ def reliability_diagram(confidence: np.ndarray, accuracy: np.ndarray, count: np.
 def histogram(
     title: str, values: np.ndarray, *, bins: int = 20, describe: Callable[[int, float, float], str]
 ) -> Markup:
-    """Returns how shares between 0 and 1 spread.
+    """Returns a histogram of fractions between 0 and 1.
 
     Args:
-      title: what is shown.
-      values: the shares [n]; NaN is left out.
-      bins: how many, of equal width.
+      title: heading of the chart.
+      values: the fractions [n]; NaN is ignored.
+      bins: number of bins of equal width.
       describe: (count, low, high) -> text under the pointer.
     """
     count, edges = np.histogram(values[np.isfinite(values)], bins=bins, range=(0, 1))
@@ -167,7 +165,7 @@ def histogram(
 
 
 def stacked_bar(seconds: Mapping[str, float]) -> Markup:
-    """Returns one bar that is divided as the time was, with a legend."""
+    """Returns a bar divided in proportion to `seconds`, with a legend."""
     total = sum(seconds.values()) or 1.0
     parts, legend = [], []
     for color, (name, x) in enumerate(seconds.items()):
@@ -184,11 +182,11 @@ def stacked_bar(seconds: Mapping[str, float]) -> Markup:
     return tag("figure", tag("div", parts, class_="stacked"), tag("div", legend, class_="legend"), class_="chart")
 
 
-# The parts of a plot. Fractions of the plot, y upwards, become SVG's thousandths, y downwards.
+# The parts of a plot. Callers give fractions of the plot with y upwards; SVG uses thousandths with y downwards.
 
 
-def _color(line: Line, place: int) -> int:
-    return (place if line.color is None else line.color) % COLORS
+def _color(line: Line, index: int) -> int:
+    return (index if line.color is None else line.color) % COLORS
 
 
 def _plot(
@@ -219,7 +217,7 @@ def _rectangle(x0: float, x1: float, y0: float, y1: float, class_: str, tip: str
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
-    """Returns the SVG path through the points, with a gap where y is not finite."""
+    """Returns the SVG path through the points, with a gap at each y that is not finite."""
     parts, pen_down = [], False
     for a, b in zip(1000 * x, 1000 * (1 - y), strict=True):
         if not math.isfinite(b):
@@ -231,26 +229,26 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _dots(x: np.ndarray, y: np.ndarray) -> str:
-    # A line of no length with round ends is a dot that stays round however the plot is stretched.
+    # A line of length 0 with round ends is a dot that stays round when the plot is stretched.
     points = zip(1000 * x, 1000 * (1 - y), strict=True)
     return "".join(f"M{a:.1f} {b:.1f}h0" for a, b in points if math.isfinite(b))
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns at most about `_MOST_POINTS` of the points: of each stretch the lowest and the highest, so peaks stay."""
-    if len(x) <= _MOST_POINTS:
+    """Returns about `_MAX_POINTS` of the points: the minimum and maximum of each interval, which keeps peaks."""
+    if len(x) <= _MAX_POINTS:
         return x, y
     kept = [0, len(x) - 1]
-    for stretch in np.array_split(np.arange(len(x)), _MOST_POINTS // 2):
-        finite = stretch[np.isfinite(y[stretch])]
-        # A stretch of NaN keeps one of them: the gap is to be seen.
-        kept += [finite[y[finite].argmin()], finite[y[finite].argmax()]] if finite.size else [stretch[0]]
+    for interval in np.array_split(np.arange(len(x)), _MAX_POINTS // 2):
+        finite = interval[np.isfinite(y[interval])]
+        # An interval of NaN keeps one of them, so that the gap stays visible.
+        kept += [finite[y[finite].argmin()], finite[y[finite].argmax()]] if finite.size else [interval[0]]
     index = np.unique(kept)
     return x[index], y[index]
 
 
 def _running_mean(y: np.ndarray) -> np.ndarray:
-    """Returns the exponential mean over about a fortieth of the points, without the pull of its start."""
+    """Returns the bias-corrected exponential mean over about a fortieth of the points."""
     keep = 1 - 1 / max(len(y) / 40, 1)
     total = weight = 0.0
     out = np.full(len(y), np.nan)
@@ -267,13 +265,13 @@ def _span(values: np.ndarray, *, margin: float = 0.0) -> tuple[float, float]:
     if not finite.size:
         return 0.0, 1.0
     low, high = float(finite.min()), float(finite.max())
-    if low == high:  # a single value sits in the middle
+    if low == high:  # center a single value
         low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
     return low - margin * (high - low), high + margin * (high - low)
 
 
 def _ticks(low: float, high: float, about: int) -> list[tuple[float, float]]:
-    """Returns (tick, distance) at round numbers between `low` and `high`."""
+    """Returns about `about` pairs (tick, distance of ticks) at round numbers between `low` and `high`."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
@@ -282,14 +280,14 @@ def _ticks(low: float, high: float, about: int) -> list[tuple[float, float]]:
 
 
 def _tick(quantity: str, tick: float, step: float) -> str:
-    if wording.is_share(quantity):
+    if wording.is_fraction(quantity):
         decimals = max(0, -math.floor(math.log10(100 * step) + 1e-9))
         return f"{100 * tick:.{decimals}f} %"
     return _short(tick)
 
 
 def _short(x: float) -> str:
-    """Returns a number as a tick has room for it: 1500 as 1.5k."""
+    """Returns a short form of a number, such as 1.5k for 1500."""
     for power, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(x) >= power:
             return f"{x / power:g}{letter}"

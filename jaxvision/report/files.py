@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing of small text files."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes `text` to `path` in one stroke and returns the path.
+    """Writes `text` to `path` atomically and returns the path.
 
-    A reader sees the old file or the new one, never a half; on a full disk the old one stays.
+    A reader sees either the old or the new file. If writing fails, the old file remains.
 
     Raises:
-      OSError: the folder is missing or the disk is full.
+      OSError: the folder does not exist or the disk is full.
     """
     path = Path(path)
-    # In the same folder, because a rename is atomic only within one file system.
+    # In the same folder, because renaming is atomic only within one file system.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only the owner reads; a report is for the group, as the umask says.
+        # mkstemp makes the file private to its owner; give it the permissions of an ordinary new file.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -35,6 +35,6 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def _umask() -> int:
-    mask = os.umask(0o022)  # the only way to read it is to set it
+    mask = os.umask(0o022)  # the mask can only be read by setting it
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""The devices, package versions and git commit of a run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, str]:
-    """Returns versions, devices and the git revision of the working directory, in the order in which to show them.
+    """Returns devices, package versions and the git commit of the working directory by name, in display order.
 
-    No host or user name: reports are passed on.
+    Omits host and user names, because people share reports.
     """
     found = {"devices": devices(), "processes": str(jax.process_count()), "CPU cores": str(os.cpu_count())}
     found["python"] = platform.python_version()
@@ -41,13 +41,13 @@ def environment() -> dict[str, str]:
 
 
 def devices() -> str:
-    """Returns how many devices of which kind JAX sees, over all processes: ``"8 × NVIDIA H100 80GB HBM3"``."""
+    """Returns number and kind of the devices of all processes, such as ``"8 × NVIDIA H100 80GB HBM3"``."""
     kinds = Counter(device.device_kind for device in jax.devices())
     return ", ".join(f"{n} × {kind}" for kind, n in kinds.items())  # noqa: RUF001
 
 
 def git_revision() -> str | None:
-    """Returns the commit of the working directory (``"1a2b3c4d5e6f, with changes"``), or None where there is none."""
+    """Returns the commit of the working directory, such as ``"1a2b3c4d5e6f, with changes"``; None outside of git."""
 
     def git(*arguments: str) -> str:
         result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)

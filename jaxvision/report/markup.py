@@ -1,4 +1,4 @@
-"""HTML that escapes by default, and pictures inside of it."""
+"""HTML elements that escape their text, and images embedded as data addresses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VOID = {"br", "img", "input", "link", "meta"}
 
 
 class Markup(str):
-    """Text that is HTML already: `tag` takes it as it is and escapes every other string."""
+    """A string of HTML. `tag` inserts it unchanged and escapes every other string."""
 
     __slots__ = ()
 
@@ -25,10 +25,10 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
     """Returns the element `name`.
 
     Args:
-      *children: `Markup` is taken as it is, lists of children are opened, None is left out; anything else is text,
-        and escaped.
+      *children: `Markup` is inserted unchanged, lists are flattened, None is omitted; anything else is converted to
+        text and escaped.
       **attributes: a trailing underscore is dropped (``class_``), other underscores become dashes. None and False
-        leave an attribute out, True leaves it without a value.
+        omit the attribute, True writes it without a value.
 
     Example:
       >>> tag("td", "<b> & co", tag("br"), class_="name", data_count=3, hidden=True)
@@ -41,7 +41,7 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
 
 
 def join(children: Iterable[Any]) -> Markup:
-    """Returns the children of an element, one after the other, as `tag` takes them."""
+    """Returns the children of an element, converted as `tag` does and concatenated."""
     parts: list[str] = []
     for child in children:
         if isinstance(child, Markup):
@@ -61,48 +61,53 @@ def _attribute(key: str, x: Any) -> str:
 
 
 def script_data(data: Any, **attributes: Any) -> Markup:
-    """Returns a script element that holds JSON, for scripts of the page or programs that read the file."""
-    # Inside a script nothing is unescaped, and "</script>" in a class name would end it.
+    """Returns a script element with JSON, for the page's script or for programs that read the file."""
+    # HTML entities do not work inside a script, and "</script>" in a class name would end it.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return tag("script", Markup(text), type="application/json", **attributes)
 
 
-def picture_uri(image: np.ndarray, *, side: int) -> str:
-    """Returns a picture as a ``data:`` address.
+def meter(fraction: float, kind: str) -> Markup:
+    """Returns a small bar filled to `fraction`, 0 to 1; `kind` is ``"right"`` or ``"wrong"``."""
+    return tag("span", tag("span", style=f"width:{100 * fraction:.1f}%", class_=kind), class_="meter")
+
+
+def image_uri(image: np.ndarray, *, side: int) -> str:
+    """Returns an image as a ``data:`` address.
 
     Args:
       image: uint8 [h, w], [h, w, 1] or [h, w, 3].
-      side: the longer side is shrunk to so many pixels; a smaller picture is kept as it is.
+      side: length in pixels to which the longer side is reduced. Smaller images keep their size.
 
     Raises:
-      ValueError: another type or shape.
+      ValueError: `image` has another type or shape.
     """
     image = np.asarray(image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] != 3):
-        raise ValueError(f"a picture is uint8 [h, w], [h, w, 1] or [h, w, 3], got {image.dtype} {image.shape}")
-    picture = Image.fromarray(image)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    # JPEG smears the few pixels of a small picture, and PNG costs little there.
-    if max(picture.size) <= 64:
-        return _uri(picture, "PNG", optimize=True)
-    return _uri(picture, "JPEG", quality=86, optimize=True)
+        raise ValueError(f"image: got {image.dtype} {image.shape}, expected uint8 [h, w], [h, w, 1] or [h, w, 3]")
+    thumbnail = Image.fromarray(image)
+    thumbnail.thumbnail((side, side), Image.Resampling.LANCZOS)
+    # JPEG blurs small images, and for those PNG is small as well.
+    if max(thumbnail.size) <= 64:
+        return _uri(thumbnail, "PNG", optimize=True)
+    return _uri(thumbnail, "JPEG", quality=86, optimize=True)
 
 
 def palette_uri(indices: np.ndarray, rgba: np.ndarray) -> str:
-    """Returns a picture of palette colors as a ``data:`` address.
+    """Returns an image of palette colors as a ``data:`` address.
 
     Args:
-      indices: uint8 [h, w], which color is where.
-      rgba: uint8 [256, 4], the colors; alpha 0 is transparent.
+      indices: color of each pixel, uint8 [h, w].
+      rgba: the colors, uint8 [256, 4]; alpha 0 is transparent.
     """
-    picture = Image.fromarray(indices)
-    picture.putpalette(rgba[:, :3].tobytes(), "RGB")  # makes it a picture of mode P
-    return _uri(picture, "PNG", optimize=True, transparency=rgba[:, 3].tobytes())
+    image = Image.fromarray(indices)
+    image.putpalette(rgba[:, :3].tobytes(), "RGB")
+    return _uri(image, "PNG", optimize=True, transparency=rgba[:, 3].tobytes())
 
 
-def _uri(picture: Image.Image, form: str, **options: Any) -> str:
+def _uri(image: Image.Image, file_format: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, file_format, **options)
+    return f"data:image/{file_format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

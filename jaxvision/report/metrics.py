@@ -1,4 +1,4 @@
-"""The numbers of a run, on disk: ``metrics.jsonl`` for programs, TensorBoard events for eyes."""
+"""The metrics of a run on disk: ``metrics.jsonl`` for programs, and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _KEYS = ("step", "epoch", "split", "time")
 
 
 class MetricsWriter:
-    """Appends what was measured to ``workdir/metrics.jsonl`` and ``workdir/tensorboard``.
+    """Appends metrics to ``workdir/metrics.jsonl`` and ``workdir/tensorboard``.
 
-    One line is one JSON object: ``step``, ``epoch``, ``split``, ``time`` (Unix seconds) and the values. A line is on
-    disk when `write` returns, so that a run that is killed loses none. NaN and infinity, which JSON does not have,
-    become ``null``; TensorBoard gets them as they are.
+    Each line is a JSON object with ``step``, ``epoch``, ``split``, ``time`` (Unix seconds) and the metrics. `write`
+    flushes its line, so a killed run loses none. JSON has no NaN or infinity: both become ``null`` there, and stay as
+    they are in TensorBoard.
 
-    Only process 0 writes; on the others every method does nothing.
+    Only process 0 writes. On other processes every method does nothing.
 
     Args:
-      workdir: folder of the run; made if missing.
-      resume_step: the step that was restored. Lines and events past it are dropped, because they are about to be
-        measured again. None: a new run; an existing file is emptied.
-      tensorboard: also write TensorBoard events.
+      workdir: folder of the run; created if it does not exist.
+      resume_step: the restored step. Lines and events after it are dropped, because training measures them again.
+        None starts a new file.
+      tensorboard: whether to write TensorBoard events.
 
     Example:
       >>> import tempfile
@@ -64,32 +64,32 @@ class MetricsWriter:
             write_atomically(path, "".join(_json_line(line) for line in kept))
         self._file = path.open("a", encoding="utf-8", newline="\n")
         if tensorboard:
-            from tensorboardX import SummaryWriter  # not above: it imports PyTorch wherever that is installed
+            from tensorboardX import SummaryWriter  # imported here because it imports PyTorch if that is installed
 
-            # A value that is not finite is told of by the run.
+            # The trainer warns about values that are not finite itself.
             logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-            # purge_step hides the events of that step and later ones. Those of a run before this one are all hidden.
+            # TensorBoard hides the events from purge_step on. A new run hides all events of an earlier one.
             purge = 0 if resume_step is None else resume_step + 1
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def write(self, step: int, split: str, values: Mapping[str, Any], *, epoch: float | None = None) -> None:
-        """Records `values` as measured after `step` steps.
+        """Writes `values`, measured after `step` steps.
 
-        A (split, step) that is on file already, such as the last evaluation of a run that was started again when
-        it was finished, is not written twice.
+        Skips a (split, step) that the file already contains, such as the last evaluation of a finished run that is
+        started again.
 
         Args:
-          step: steps done.
-          split: ``"train"``, or the name of what was evaluated.
-          values: numbers by name; anything that `float` takes, so scalars of JAX and NumPy too (which are fetched
-            from the device here).
+          step: number of completed steps.
+          split: ``"train"``, or the name of the evaluated split.
+          values: numbers by name; anything that `float` accepts. Scalars on a device are fetched.
           epoch: passes over the training data, such as 1.5.
 
         Raises:
-          ValueError: a value is called as one of the line's own keys.
+          ValueError: a metric has the name of one of the other keys of a line.
         """
         if clash := set(values) & set(_KEYS):
-            raise ValueError(f"metrics cannot be called {sorted(clash)}; these are keys of every line")
+            reserved = ", ".join(_KEYS)
+            raise ValueError(f"metrics: got the reserved names {sorted(clash)}. Rename them; reserved are {reserved}.")
         if self._file is None or (split, step) in self._written:
             return
         self._written.add((split, step))
@@ -103,9 +103,9 @@ class MetricsWriter:
                 self._events.add_scalar(f"{split}/{name}", x, global_step=int(step), walltime=now)
 
     def close(self) -> None:
-        """Closes the files; may be called twice."""
+        """Closes the files. Closing twice is allowed."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # of a full disk `write` has told
+            with contextlib.suppress(OSError):  # `write` has already raised the error of a full disk
                 self._file.close()
             self._file = None
         if self._events is not None:
@@ -121,10 +121,10 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Returns the lines of ``workdir/metrics.jsonl`` as dictionaries, in the order in which they were written.
+    """Returns the lines of ``workdir/metrics.jsonl`` as dictionaries, in file order.
 
-    ``null`` is read as NaN, except in ``epoch``. A last line that was cut off in the middle (the machine lost power)
-    is left out. No file: an empty list.
+    ``null`` is read as NaN, except in ``epoch``. An incomplete line, which a power failure can leave, is skipped.
+    Without a file the list is empty.
     """
     path = Path(workdir) / FILE
     if not path.exists():

@@ -1,4 +1,4 @@
-// What the page does beyond standing there: values under the pointer, sorting, searching, light and dark.
+// The interactive parts of the page: values under the pointer, sorting, searching, light and dark.
 "use strict";
 
 const tip = document.getElementById("tip");
@@ -20,9 +20,9 @@ document.addEventListener("pointermove", (event) => {
 });
 document.addEventListener("scroll", hideTip, { passive: true });
 
-// Curves: the nearest point of every line, in words.
-function written(form, y) {
-  if (form === "share") return `${(100 * y).toFixed(2)} %`;
+// Curves: the nearest point of each line under the pointer.
+function formatted(form, y) {
+  if (form === "fraction") return `${(100 * y).toFixed(2)} %`;
   if (form === "loss") return y.toFixed(4);
   return Math.abs(y) >= 1000 ? Math.round(y).toLocaleString("en") : String(Number(y.toPrecision(4)));
 }
@@ -55,7 +55,7 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
     clear();
     const box = area.getBoundingClientRect();
     const pointed = x0 + (event.clientX - box.left) / box.width * (x1 - x0);
-    // The line whose point is nearest to the pointer says which step is meant; the others join where they have it.
+    // The point nearest to the pointer determines the step. Other lines are shown if they have a point there.
     const candidates = chart.lines.map((line) => line.x[nearest(line.x, pointed)]);
     const step = candidates.reduce((a, b) => Math.abs(b - pointed) < Math.abs(a - pointed) ? b : a);
     const text = [`step ${step.toLocaleString("en")}` + (chart.epochs ? ` · epoch ${(step * chart.epochs).toFixed(2)}` : "")];
@@ -65,13 +65,13 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
       if (y === null || Math.abs(line.x[i] - step) > 0.02 * (x1 - x0)) continue;
       const height = (y - y0) / (y1 - y0);
       if (height >= 0 && height <= 1) mark(`spot c${line.color}`, (line.x[i] - x0) / (x1 - x0), height);
-      text.push(`${line.name}  ${written(chart.form, y)}`);
+      text.push(`${line.name}  ${formatted(chart.form, y)}`);
     }
     showTip(event, text.join("\n"));
   });
 }
 
-// The picture of a large confusion matrix: the counts of the cell under the pointer, or of the one nearest to it.
+// The image of a large confusion matrix: the count of the nonzero cell nearest to the pointer.
 for (const figure of document.querySelectorAll(".matrix")) {
   const { names, totals, cells, pool } = JSON.parse(figure.querySelector(".cells").textContent);
   const heat = figure.querySelector(".heat"), image = heat.querySelector("img"), target = heat.querySelector(".target");
@@ -79,7 +79,7 @@ for (const figure of document.querySelectorAll(".matrix")) {
   heat.addEventListener("pointerleave", () => { target.style.display = "none"; hideTip(); });
   heat.addEventListener("pointermove", (event) => {
     const box = image.getBoundingClientRect();
-    // The picture may be padded by a few classes, so that its pixels come out even.
+    // The image may be padded by a few classes to a multiple of the pooling.
     const padded = image.naturalWidth * pool;
     const row = (event.clientY - box.top) / box.height * padded - 0.5;
     const column = (event.clientX - box.left) / box.width * padded - 0.5;
@@ -95,7 +95,7 @@ for (const figure of document.querySelectorAll(".matrix")) {
     target.style.display = "block";
     target.style.left = `${100 * (j + 0.5) / padded}%`;
     target.style.top = `${100 * (i + 0.5) / padded}%`;
-    const what = i === j ? `${names[i]} recognized` : `${names[i]} taken for ${names[j]}`;
+    const what = i === j ? `${names[i]} predicted correctly` : `${names[i]} predicted as ${names[j]}`;
     showTip(event, `${what}\n${n.toLocaleString("en")} of ${totals[i].toLocaleString("en")} images, ${(100 * n / totals[i]).toFixed(1)} %`);
   });
 }
@@ -122,9 +122,9 @@ for (const table of document.querySelectorAll("table.classes")) {
   });
 }
 
-// Light or dark: the system's choice until the button is pressed, then the reader's.
+// Light or dark: the system's setting until the reader presses the button.
 const root = document.documentElement;
-const remember = (theme) => { try { localStorage.setItem("jaxvision-theme", theme); } catch { /* no storage for files */ } };
+const remember = (theme) => { try { localStorage.setItem("jaxvision-theme", theme); } catch { /* some browsers have no storage for local files */ } };
 const remembered = () => { try { return localStorage.getItem("jaxvision-theme"); } catch { return null; } };
 if (["light", "dark"].includes(remembered())) root.dataset.theme = remembered();
 document.getElementById("theme").addEventListener("click", () => {

@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""The time of a run, divided among its parts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ STEPS = "steps"
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What a `Clock` measured.
+    """Measurements of a `Clock`.
 
     Attributes:
-      seconds: by part, such as ``{"compile": 12.0, "data wait": 3.1, "steps": 250.0, "evaluation": 9.4}``.
-      images_per_second: while training: compilation, evaluation and checkpoints do not count. None: did not train.
-      step_seconds: the median over laps of a step's mean duration, the wait for its data included.
+      seconds: seconds by part, such as ``{"compile": 12.0, "data wait": 3.1, "steps": 250.0, "evaluation": 9.4}``.
+      images_per_second: throughput of training, without compilation, evaluation and checkpoints. None: no training.
+      step_seconds: median duration of a step, including the wait for its data. Each sample is the mean of one lap.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -28,29 +28,38 @@ class Timing:
 
     @property
     def total(self) -> float:
-        """Seconds in all."""
+        """Total duration in seconds."""
         return sum(self.seconds.values())
 
     @property
     def data_wait(self) -> float | None:
-        """The share of the training time that was spent waiting for data, 0 to 1."""
+        """Fraction of the training time spent waiting for data, 0 to 1; None without training."""
         wait = self.seconds.get(DATA_WAIT, 0.0)
         training = wait + self.seconds.get(STEPS, 0.0)
         return wait / training if training > 0 else None
 
+    def rates(self) -> dict[str, float]:
+        """Returns throughput, step duration and data wait by name, without those that are None."""
+        rates = {
+            "images_per_second": self.images_per_second,
+            "step_seconds": self.step_seconds,
+            "data_wait": self.data_wait,
+        }
+        return {name: x for name, x in rates.items() if x is not None}
+
 
 class Clock:
-    """Divides the wall clock's time among the parts of a run.
+    """Divides wall-clock time among the parts of a run.
 
-    What happens outside any `part` counts as ``"steps"``: JAX computes while Python goes on, so the time of a step
-    cannot be taken around its call, only as what is left.
+    Time outside of every `part` counts as ``"steps"``. JAX dispatches asynchronously, so the duration of a step
+    cannot be measured around its call, only as the remaining time.
 
     Args:
-      now: the time in seconds; a test hands in its own.
+      now: returns the time in seconds.
 
     Example:
       >>> ticks = iter(range(100))
-      >>> clock = Clock(now=lambda: float(next(ticks)))           # every look at the clock takes a second
+      >>> clock = Clock(now=lambda: float(next(ticks)))           # each reading advances by one second
       >>> with clock.part("compile"):
       ...     pass
       >>> for batch in range(2):
@@ -73,8 +82,8 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Counts the time inside the block as `name`; a part within a part counts as the outer one."""
-        assert name != STEPS, "steps are what is left when all parts are told"
+        """Counts the time inside the block as `name`. A part within a part counts as the outer one."""
+        assert name != STEPS, "steps are the remaining time"
         if self._inside:
             yield
             return
@@ -92,18 +101,18 @@ class Clock:
                 self._lap_other += spent
 
     def step(self, images: int) -> None:
-        """Counts a step on `images` images."""
+        """Counts one step on `images` images."""
         self._images += images
         self._lap_images += images
         self._lap_steps += 1
 
     def lap(self) -> dict[str, float]:
-        """Returns the rates since the last lap and starts the next one.
+        """Returns the rates since the previous lap and starts a new lap.
 
-        Call it right after a value of the last step was fetched: only then are the steps that it counts done.
+        Call it right after fetching a value of the last step, which ensures that all counted steps have finished.
 
         Returns:
-          ``images_per_second``, ``data_wait`` (share, 0 to 1), ``step_seconds``; empty if there was no step.
+          ``images_per_second``, ``data_wait`` (fraction, 0 to 1) and ``step_seconds``; empty without a step.
         """
         now = self._now()
         training = now - self._lap_start - self._lap_other
@@ -115,7 +124,7 @@ class Clock:
         return {"images_per_second": images / training, "data_wait": wait / training, "step_seconds": training / steps}
 
     def timing(self) -> Timing:
-        """Returns the whole, from the making of the clock until now."""
+        """Returns the measurements since the clock was created."""
         elsewhere = sum(self._seconds.values())
         steps = max(self._now() - self._start - elsewhere, 0.0)
         training = steps + self._seconds.get(DATA_WAIT, 0.0)

@@ -1,4 +1,4 @@
-"""How numbers are called and written, the same on the console and in the report."""
+"""Display names and formats of numbers, shared by the console and the report."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _LABELS = {
     "step_seconds": "step time",
     "grad_norm": "gradient norm",
 }
-_SHARES = ("top1", "top5", "calibration_error", "accuracy", "data_wait")
+_FRACTIONS = ("top1", "top5", "calibration_error", "accuracy", "data_wait")
 
 
 def label(name: str) -> str:
-    """Returns how a value is called before people.
+    """Returns the display name of a metric.
 
     >>> label("top1"), label("ema_top1"), label("weight_norm")
     ('top-1', 'ema top-1', 'weight norm')
@@ -30,13 +30,13 @@ def label(name: str) -> str:
     return name.replace("_", " ")
 
 
-def is_share(name: str) -> bool:
-    """Returns whether a value of this name is a share between 0 and 1, written in percent."""
-    return any(name == share or name.endswith("_" + share) for share in _SHARES)
+def is_fraction(name: str) -> bool:
+    """Returns whether the metric is a fraction between 0 and 1, displayed in percent."""
+    return any(name == fraction or name.endswith("_" + fraction) for fraction in _FRACTIONS)
 
 
 def value(name: str, x: float | None) -> str:
-    """Returns a value as people read it. Accuracies keep the fourth decimal of the fraction: that is what is compared.
+    """Returns the value of a metric as text. Accuracies have two decimals of a percent, the precision of papers.
 
     >>> value("top1", 0.93421), value("loss", 0.21), value("learning_rate", 3e-4), value("images_per_second", 1234.5)
     ('93.42 %', '0.2100', '0.0003', '1,234')
@@ -48,7 +48,7 @@ def value(name: str, x: float | None) -> str:
         return str(x)
     if name.endswith("data_wait"):
         return f"{100 * x:.0f} %"
-    if is_share(name):
+    if is_fraction(name):
         return f"{100 * x:.2f} %"
     if name.endswith("loss"):
         return f"{x:.4f}"
@@ -60,7 +60,7 @@ def value(name: str, x: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time span.
+    """Returns a duration as text.
 
     >>> [duration(s) for s in (0.0123, 8.36, 62, 7384, 200_000)]
     ['12 ms', '8.4 s', '1:02', '2:03:04', '2 d 7:33']
@@ -78,7 +78,7 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Returns a time span as a clock shows it, which keeps its width while it runs.
+    """Returns a duration as hours, minutes and seconds; the width stays constant while it counts.
 
     >>> clock(8), clock(754), clock(7384)
     ('0:08', '12:34', '2:03:04')
@@ -89,7 +89,7 @@ def clock(seconds: float) -> str:
 
 
 def parameters(total: int, trainable: int | None = None) -> str:
-    """Returns how many parameters there are and how many of them learn.
+    """Returns the number of parameters and of trainable ones as text.
 
     >>> parameters(1000), parameters(1000, 10)
     ('1,000, all trainable', '1,000, of which 10 trainable')

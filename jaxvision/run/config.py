@@ -205,11 +205,7 @@ def _own_parameters(section: Section) -> dict[str, inspect.Parameter]:
     parameters: dict[str, inspect.Parameter] = {}
     for function in section.functions:
         parameters |= _parameters(function)
-    return {
-        key: parameter.replace(default=section.defaults.get(key, parameter.default))
-        for key, parameter in parameters.items()
-        if key not in section.passed
-    }
+    return {key: parameter for key, parameter in parameters.items() if key not in section.passed}
 
 
 def _chosen_parameters(section: Section, chosen: Any) -> dict[str, inspect.Parameter]:

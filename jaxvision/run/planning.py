@@ -1,23 +1,36 @@
-"""What the train step of a config would take, on devices that need not be there."""
+"""Plans a config: what its train step costs on given devices, without the hardware, the data or any parameters."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxvision import plan as planning
 from jaxvision.analysis.cost import operations
 from jaxvision.data.image_path import FromMemory, FromWorkers
 from jaxvision.data.prefetch import AHEAD
 from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import batch_devices, make_mesh, mesh_text
 from jaxvision.parallel.rules import STATE, state_bytes
+from jaxvision.plan import (
+    Chip,
+    Plan,
+    PlanResult,
+    candidate_meshes,
+    choose_best,
+    describe_assumptions,
+    find_device,
+    find_topology,
+    largest_batch,
+    plan_step,
+)
 from jaxvision.run.config import complete
-from jaxvision.run.program import train_program
+from jaxvision.run.program import Program, train_program
 
 
 def plan(
@@ -32,114 +45,64 @@ def plan(
     search: bool = True,
     quick: bool = False,
     log: Callable[[str], None] = lambda text: None,
-) -> planning.Answer:
-    """Returns what the train step of `config` would take, compiled for devices that need not be there.
+) -> PlanResult:
+    """Returns what the train step of `config` costs on TPUs or a GPU that need not be available.
 
-    No parameter is allocated and no data are read, so what data tell is given here.
+    Compiles the step that `train` runs. Allocates no parameters and reads no data, so the properties of the dataset are
+    arguments. Pass either `topology` or `device`.
 
     Args:
-      config: as for `train`.
-      topology: TPUs to compile for, such as ``v5e:16x16``; needs libtpu.
-      device: a GPU such as ``h100``, or a memory such as ``8GB``: compiled for the backend at hand, which is the
-        program that would run only on a GPU of that kind, and rough on a CPU.
-      num_classes: of the data.
-      channels: of the pictures.
-      stored: side of small pictures, in pixels, that are kept in memory and cropped on the device; None: the workers
-        crop them.
-      compare: compare the config's mesh with `planning.candidates`, each of which is compiled.
-      search: look for the largest batch on the best of them, which takes up to four further compilations.
-      quick: ask a TPU's compiler for its least effort: a fraction of the time for a convnet, and a program that is
-        larger and reads more than the one that would run.
-      log: told what goes on.
+      config: a config as for `train`.
+      topology: TPUs to compile for, such as ``v5e:16x16``. Needs libtpu.
+      device: a GPU such as ``h100``, or a memory such as ``8GB``. The step is compiled for JAX's default backend: exact
+        on a GPU of that kind, a rough estimate on a CPU.
+      num_classes: classes of the dataset.
+      channels: channels of the images.
+      stored: side in pixels of small images that are kept in memory and cropped on the device. By default the workers
+        crop the images.
+      compare: also compile the step for the meshes of `jaxvision.plan.candidate_meshes`.
+      search: find the largest batch that fits the best mesh, with up to four additional compilations.
+      quick: use the TPU compiler's least effort. Compiles convnets in a fraction of the time; the program is larger and
+        reads more memory than the one that trains.
+      log: called with a line before each compilation.
 
     Raises:
       UserError: a mistake in the config, or an unknown device.
-      MissingPackage: no libtpu.
+      MissingPackage: `topology` is given and libtpu is not installed.
+
+    Example:
+      >>> from jaxvision import run
+      >>> config = {"source": {"name": "digits"}, "model": {"name": "test_resnet", "image_size": 32},
+      ...           "optimizer": {"learning_rate": 0.1}}
+      >>> result = run.plan(ConfigDict(config), device="8GB", num_classes=10, channels=1, search=False)
+      >>> result.plans[0].fits
+      True
     """
     config = complete(config)
-    if (topology is None) == (device is None):
-        raise UserError("a plan is for TPUs (--topology v5e:2x4) or for a GPU (--device a100-40g): one of the two")
-    if topology is not None:
-        devices, chip = planning.topology(topology)
-    else:
-        devices, chip = jax.devices()[:1], planning.device(cast(str, device))
-    facts: dict[str, Any] = {
+    devices, chip = _find_devices(topology, device)
+    if min(num_classes, channels, stored or 1, config.data.batch_size) < 1:
+        raise UserError(
+            f"plan: got num_classes={num_classes}, channels={channels}, stored={stored} and "
+            f"data.batch_size={config.data.batch_size}, expected at least 1 of each."
+        )
+    dataset = {
         "num_classes": num_classes,
         "images": FromWorkers(channels) if stored is None else FromMemory((stored, stored, channels)),
-        "steps_per_epoch": 1000.0,  # of the schedule: changes a constant of the program
+        "steps_per_epoch": 1000.0,  # only changes a constant of the schedule
     }
-    if min(num_classes, channels, stored or 1, config.data.batch_size) < 1:
-        raise UserError("a plan is for 1 or more classes, channels, pixels and images")
-    accumulate, group = config.train.accumulate, config.train.batch_norm_group or 1
-
-    def unit(mesh: jax.sharding.Mesh) -> int:
-        """Returns the smallest batch."""
-        return math.lcm(batch_devices(mesh), group) * accumulate
-
-    def laid_out(mesh: jax.sharding.Mesh, zero1: bool) -> ConfigDict:
-        ours = config.copy_and_resolve_references()
-        ours.sharding.zero1 = zero1
-        ours.data.batch_size = unit(mesh)
-        return ours
-
-    def at(mesh: jax.sharding.Mesh, zero1: bool, units: int) -> planning.Plan:
-        """Returns the plan for so many times the smallest batch."""
-        ours = laid_out(mesh, zero1)
-        ours.data.batch_size *= units
-        words = mesh_text(mesh.shape, zero1=zero1)
-        log(f"compiling the step of {ours.data.batch_size:,} images for {words} ...")
-        program = train_program(ours, mesh, **facts)
-        traced = program.step.trace(program.abstract, program.batch)
-        done = useful = operations(traced.jaxpr.jaxpr)
-        if ours.train.remat == "nothing":  # what is computed a second time is work, but not the model's
-            ours.train.remat = "products"
-            once = train_program(ours, mesh, **facts)
-            useful = operations(once.step.trace(once.abstract, once.batch).jaxpr.jaxpr)
-        return planning.read(
-            traced,
-            chip=chip,
-            mesh=mesh,
-            abstract=program.abstract,
-            shardings=program.shardings,
-            batch=program.batch,
-            flops=done,
-            useful=useful,
-            ahead=AHEAD,
-            zero1=zero1,
-            quick=quick,
-            float32=config.model.dtype in (None, "float32"),
-        )
-
-    def units(mesh: jax.sharding.Mesh) -> int:
-        return math.ceil(config.data.batch_size / unit(mesh))
-
-    axes = [(config.mesh.to_dict(), config.sharding.zero1)]
-    if compare and len(devices) > 1:
-        axes += planning.candidates(devices)
-    layouts: dict[Any, tuple[jax.sharding.Mesh, bool]] = {}  # those that lay the state out in the same way are one
-    for sizes, zero1 in axes:
-        mesh = make_mesh(sizes, devices=devices)
-        program = train_program(laid_out(mesh, zero1), mesh, **facts)
-        state = state_bytes(program.abstract, program.shardings)
-        layouts.setdefault((batch_devices(mesh), *state.values()), (mesh, zero1))
-    found = [(at(mesh, zero1, units(mesh)), mesh) for mesh, zero1 in layouts.values()]
-    best = planning.best([done for done, _ in found])
-    mesh = next(mesh for done, mesh in found if done is best)
-    known = {units(mesh): best}
-
-    def used(n: int) -> float:
-        if n not in known:
-            known[n] = at(mesh, best.zero1, n)
-        return known[n].total
-
-    held = sum(best.bytes[kind] for kind in STATE)
-    limit = planning.largest(used, chip.memory, units(mesh), empty=held) if search else None
-    return planning.Answer(
-        plans=tuple(sorted((done for done, _ in found), key=lambda done: done is not best)),
+    planner = _Planner(config, dataset, chip, quick, log)
+    layouts = planner.distinct_layouts(devices, compare=compare)
+    plans = [planner.plan(layout, planner.units(layout.mesh)) for layout in layouts]
+    best = choose_best(plans)
+    layout = layouts[plans.index(best)]
+    tried = {planner.units(layout.mesh): best}
+    largest = planner.largest_batch(layout, tried) if search else None
+    return PlanResult(
+        plans=(best, *(plan for plan in plans if plan is not best)),
         asked=config.data.batch_size,
-        largest=None if limit is None else limit * unit(mesh),
-        tried={done.batch_size: done.total for done in known.values()},
-        assumptions=planning.assumptions(
+        largest=largest,
+        tried={plan.batch_size: plan.total for plan in tried.values()},
+        assumptions=describe_assumptions(
             best,
             topology=topology,
             num_classes=num_classes,
@@ -150,21 +113,138 @@ def plan(
     )
 
 
-def plan_scaling(config: ConfigDict, topologies: Sequence[str], **options: Any) -> dict[str, planning.Answer]:
-    """Returns the plan for each of several topologies, with as many images on a chip of each.
+def plan_scaling(config: ConfigDict, topologies: Sequence[str], **options: Any) -> dict[str, PlanResult]:
+    """Returns the plan of `config` for each of several TPU topologies, with the same number of images per chip.
 
     Args:
-      config: as for `train`; its batch is the one of the first topology.
+      config: a config as for `train`. Its batch is the batch of the first topology.
       topologies: such as ``["v5e:2x4", "v5e:16x16"]``.
-      **options: of `plan`.
+      **options: keyword arguments of `plan`.
 
     Raises:
       UserError: as `plan` does.
+      MissingPackage: libtpu is not installed.
     """
-    chips = [len(planning.topology(name)[0]) for name in topologies]
-    answers = {}
+    config = complete(config)
+    chips = [len(find_topology(name)[0]) for name in topologies]
+    results = {}
     for name, n in zip(topologies, chips, strict=True):
-        ours = ConfigDict(config)
-        ours.data = ConfigDict({**config.data, "batch_size": max(config.data.batch_size * n // chips[0], 1)})
-        answers[name] = plan(ours, topology=name, search=False, **options)
-    return answers
+        scaled = config.copy_and_resolve_references()
+        scaled.data.batch_size = max(config.data.batch_size * n // chips[0], 1)
+        results[name] = plan(scaled, topology=name, search=False, **options)
+    return results
+
+
+def _find_devices(topology: str | None, device: str | None) -> tuple[Sequence[jax.Device], Chip]:
+    if topology is not None and device is None:
+        return find_topology(topology)
+    if device is not None and topology is None:
+        return jax.devices()[:1], find_device(device)
+    raise UserError(
+        f"plan: got --topology {topology} and --device {device}, expected one of them. Pass --topology v5e:2x4 for "
+        "TPUs or --device a100-40g for a GPU."
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A mesh, and whether ZeRO-1 splits the optimizer's state over it."""
+
+    mesh: Mesh
+    zero1: bool
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Plans the step of one config for different layouts and batches.
+
+    Batches are counted in units. One unit is the smallest batch that the layout divides.
+
+    Attributes:
+      config: the completed config.
+      dataset: the arguments of `train_program` that describe the dataset.
+      chip: the device.
+      quick: use the TPU compiler's least effort.
+      log: called with a line before each compilation.
+    """
+
+    config: ConfigDict
+    dataset: dict[str, Any]
+    chip: Chip
+    quick: bool
+    log: Callable[[str], None]
+
+    def unit(self, mesh: Mesh) -> int:
+        """Returns the smallest batch that the mesh, the microbatches and the BatchNorm groups divide."""
+        loop = self.config.train
+        return math.lcm(batch_devices(mesh), loop.batch_norm_group or 1) * loop.accumulate
+
+    def units(self, mesh: Mesh) -> int:
+        """Returns the config's batch in units, rounded up."""
+        return math.ceil(self.config.data.batch_size / self.unit(mesh))
+
+    def program(self, layout: _Layout, units: int, **loop: Any) -> Program:
+        """Returns the train step for a layout and a batch; `loop` replaces keys of ``config.train``."""
+        config = self.config.copy_and_resolve_references()
+        config.sharding.zero1 = layout.zero1
+        config.data.batch_size = units * self.unit(layout.mesh)
+        config.train.update(loop)
+        return train_program(config, layout.mesh, **self.dataset)
+
+    def distinct_layouts(self, devices: Sequence[jax.Device], *, compare: bool) -> list[_Layout]:
+        """Returns the config's layout and, with `compare`, those candidates that store the state differently."""
+        meshes = [(self.config.mesh.to_dict(), self.config.sharding.zero1)]
+        if compare and len(devices) > 1:
+            meshes += candidate_meshes(devices)
+        distinct: dict[tuple[int, ...], _Layout] = {}
+        for axes, zero1 in meshes:
+            layout = _Layout(make_mesh(axes, devices=devices), zero1)
+            program = self.program(layout, 1)
+            state = state_bytes(program.abstract, program.shardings)
+            distinct.setdefault((batch_devices(layout.mesh), *state.values()), layout)
+        return list(distinct.values())
+
+    def plan(self, layout: _Layout, units: int) -> Plan:
+        """Compiles the step for a layout and a batch, and returns its cost."""
+        mesh = mesh_text(layout.mesh.shape, zero1=layout.zero1)
+        self.log(f"compiling the step of {units * self.unit(layout.mesh):,} images for {mesh} ...")
+        program = self.program(layout, units)
+        traced = program.step.trace(program.abstract, program.batch)
+        flops = useful = float(operations(traced.jaxpr.jaxpr))
+        if self.config.train.remat == "nothing":  # recomputed operations are work, but not the model's
+            useful = _operations_of(self.program(layout, units, remat="products"))
+        return plan_step(
+            traced,
+            chip=self.chip,
+            mesh=layout.mesh,
+            abstract=program.abstract,
+            shardings=program.shardings,
+            batch=program.batch,
+            flops=flops,
+            useful=useful,
+            ahead=AHEAD,
+            zero1=layout.zero1,
+            quick=self.quick,
+            float32=self.config.model.dtype in (None, "float32"),
+        )
+
+    def largest_batch(self, layout: _Layout, tried: dict[int, Plan]) -> int:
+        """Returns the largest batch that fits a layout.
+
+        Args:
+          layout: the layout.
+          tried: units -> plan. It holds the plan of the config's batch, and receives every plan compiled here.
+        """
+
+        def used(units: int) -> float:
+            if units not in tried:
+                tried[units] = self.plan(layout, units)
+            return tried[units].total
+
+        start = self.units(layout.mesh)
+        state = sum(tried[start].bytes[kind] for kind in STATE)
+        return largest_batch(used, self.chip.memory, start, empty=state) * self.unit(layout.mesh)
+
+
+def _operations_of(program: Program) -> float:
+    return operations(program.step.trace(program.abstract, program.batch).jaxpr.jaxpr)

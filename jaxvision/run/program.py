@@ -179,7 +179,7 @@ def training_images(
 
     Targets are class numbers, with which the step computes the accuracy, unless mixup or cutmix mixes images.
     """
-    options = {key: value for key, value in config.augment.items() if key != "name"}
+    options = dict(config.augment)
     mixes = bool(options["mixup"] or options["cutmix"])
     fixed = {
         "seed": config.seed,

@@ -6,8 +6,8 @@ their defaults, types and help.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -43,21 +43,18 @@ class Choice(NamedTuple):
     optional: bool = False
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """What a section of the config is passed to.
 
     Attributes:
-      functions: their keyword arguments are the keys.
+      functions: their keyword arguments are the keys. For an argument of several functions the last one counts.
       passed: arguments of the functions that jaxvision passes itself, so that they are not keys.
       choice: the key that names a function with further keys, if there is one.
-      defaults: defaults that differ from those of the functions.
     """
 
     functions: tuple[Callable[..., Any], ...]
     passed: tuple[str, ...] = ()
     choice: Choice | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +101,8 @@ def source_keys(*, name: str) -> None:
     """The keys of ``source`` that every source has.
 
     Args:
-      name: where the images come from: ``"digits"``, ``"folder"``, ``"tfds"``, ``"huggingface"`` or your own function.
+      name: where the images come from: ``"digits"``, ``"folder"``, ``"tfds"``, ``"huggingface"``, or your own function,
+        ``"package.module:function"``.
     """
 
 
@@ -157,19 +155,29 @@ def schedule_keys(*, warmup_epochs: float | None = None) -> None:
     """
 
 
+def lora_keys(*, rank: int = 0) -> None:
+    """The keys of ``lora`` that differ from the arguments of `add_lora`.
+
+    Args:
+      rank: rank of the low-rank adapters. 0: no adapters.
+    """
+
+
+def optimizer_keys(*, learning_rate: float) -> None:
+    """The keys of ``optimizer`` that differ from the arguments of `create_optimizer`.
+
+    Args:
+      learning_rate: peak of the learning rate, which the section ``schedule`` raises and lowers. Muon's updates are
+        scaled to the size of AdamW's, so that AdamW's rate fits both.
+    """
+
+
 def metric_keys(*, name: str | None = None) -> None:
     """The keys of ``metric``.
 
     Args:
-      name: your own function, which is called with every `Evaluation` and returns a number. None: no further metric.
-    """
-
-
-def augment_keys(*, name: str | None = None) -> None:
-    """The keys of ``augment`` that are not arguments of `augment_batch`.
-
-    Args:
-      name: your own function, which is called with the images after the augmentation below. None: no further function.
+      name: your own metric, ``"package.module:function"``. It is called with every `Evaluation` and returns a number,
+        which is logged under the function's name; `checkpoint.best` may name it. None: only the built-in metrics.
     """
 
 
@@ -191,16 +199,16 @@ SECTIONS: dict[str, Section] = {
         passed=("num_classes", "in_channels", "seed", "features_only", "out_indices"),
         choice=Choice("name", model_builder, passed=("num_classes", "in_channels", "rngs"), optional=True),
     ),
-    "lora": Section((partial.add_lora,), passed=("model", "rngs"), defaults={"rank": 0}),
+    "lora": Section((partial.add_lora, lora_keys), passed=("model", "rngs")),
     "augment": Section(
-        (augment_keys, on_device.augment_batch),
+        (on_device.augment_batch,),
         passed=("batch", "seed", "step", "num_classes", "image_size", "mean", "std", "label_smoothing"),
         choice=Choice("name", on_device.augmentation_function, passed=("key",), positional=1),
     ),
     "loss": Section((loss.make_loss,), choice=Choice("kind", loss.loss_function)),
     "metric": Section((metric_keys,), choice=Choice("name", metrics.metric_function, positional=1)),
     "optimizer": Section(
-        (optim.create_optimizer,),
+        (optim.create_optimizer, optimizer_keys),
         passed=("model",),
         choice=Choice("name", optim.optimizer_function, passed=(*optim.PASSED, "mu_dtype")),
     ),

@@ -59,7 +59,7 @@ def _parse_word(text: str, members: tuple[Any, ...]) -> Any:
 def convert(value: Any, annotation: Any) -> Any:
     """Returns `value` as the annotated type: an int as a float where a float is expected, a list as a tuple.
 
-    Types other than numbers, strings, sequences, unions, literals and classes are not checked.
+    Accepts any value for annotations other than classes, sequences, unions and literals.
 
     Raises:
       TypeError: `value` is of another type.
@@ -90,10 +90,9 @@ def convert(value: Any, annotation: Any) -> Any:
         fits = value in typing.get_args(annotation)
     elif _element_types(annotation) is not None:
         return _convert_sequence(value, annotation)
-    elif isinstance(annotation, type):
-        fits = isinstance(value, annotation)
     else:
-        fits = True
+        kind = typing.get_origin(annotation) or annotation
+        fits = isinstance(value, kind) if isinstance(kind, type) else True
     if not fits:
         raise TypeError
     return value
@@ -150,7 +149,7 @@ def type_text(annotation: Any) -> str:
     """Returns an annotation in words.
 
     >>> type_text(int | None), type_text(tuple[float, float]), type_text(typing.Sequence[str])
-    ('an integer or None', '2 numbers, such as (0.1, 0.2)', 'a tuple of strings')
+    ('an integer or None', 'a tuple of 2 values', 'a tuple, each element a string')
     """
     return " or ".join(_member_text(member) for member in _members(annotation))
 
@@ -160,6 +159,8 @@ def _member_text(member: Any) -> str:
         return _TEXTS[member]
     if typing.get_origin(member) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(member)))
+    if typing.get_origin(member) is collections.abc.Callable:
+        return "a function"
     elements = _element_types(member)
     if isinstance(elements, tuple):
         return f"a tuple of {len(elements)} values"

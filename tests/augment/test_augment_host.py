@@ -110,19 +110,19 @@ def test_decode_turns_by_exif(orientation):
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>404 not found</html>", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\n"])
-def test_bytes_that_are_no_picture(data):
+def test_bytes_that_are_not_an_image(data):
     for read in (host.decode, lambda d: host.train_crop(d, 32, np.random.default_rng(0))):
-        with pytest.raises(host.BadImage, match="picture"):
+        with pytest.raises(host.BadImage, match="image"):
             read(data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
-def test_a_picture_cut_short(kind, share):
+def test_a_truncated_image(kind, share):
     whole = encode(scene(), kind)
     data = whole[: int(len(whole) * share)]
     for read in (host.decode, lambda d: host.train_crop(d, 32, np.random.default_rng(0))):
-        with pytest.raises(host.BadImage, match="picture"):
+        with pytest.raises(host.BadImage, match="image"):
             read(data)
 
 
@@ -309,14 +309,14 @@ def test_every_transform_of_the_catalog_equals_timms_on_photographs(shared):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"image_size": 0}, "image_size is a number of pixels"),
-        ({"image_size": 22.5}, "image_size is a number of pixels"),
-        ({"crop_pct": 0.0}, "crop_pct is a share"),
-        ({"crop_pct": 87.5}, "crop_pct is a share"),
-        ({"crop_mode": "center"}, "unknown crop_mode 'center'; did you mean 'center'"),
+        ({"image_size": 0}, "image_size: got .*, expected a whole number of pixels"),
+        ({"image_size": 22.5}, "image_size: got .*, expected a whole number of pixels"),
+        ({"crop_pct": 0.0}, "crop_pct: got .*, expected a share"),
+        ({"crop_pct": 87.5}, "crop_pct: got .*, expected a share"),
+        ({"crop_mode": "centr"}, "unknown crop_mode 'centr'; did you mean 'center'"),
         ({"interpolation": "cubic"}, "did you mean 'bicubic'"),
-        ({"mean": (0.5,)}, "one number for each channel, but have 1 and 3"),
-        ({"std": (1.0, 0.0, 1.0)}, "std divides"),
+        ({"mean": (0.5,)}, "got 1 and 3 numbers, expected one of each"),
+        ({"std": (1.0, 0.0, 1.0)}, "std: got .*, expected numbers above 0"),
     ],
 )
 def test_preprocess_says_what_is_wrong(wrong, message):

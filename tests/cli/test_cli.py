@@ -1,4 +1,4 @@
-"""The command `jaxvision`: what it prints and writes, and what it says to mistakes."""
+"""The command `jaxvision`: what it prints and writes, and its error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from support.reference import import_timm
 
-from jaxvision import cli
+from jaxvision import cli, main
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier, load_classifier, save_classifier
 from jaxvision.create import create_model
@@ -22,7 +22,7 @@ CLASSES = ("cat", "dog", "horse")
 
 @pytest.fixture(scope="module", params=["test_resnet", "test_vit"])
 def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a finished run leaves it."""
+    """The export folder of a finished run."""
     options = {"patch_size": 8} if "vit" in request.param else {}
     model = create_model(request.param, num_classes=3, image_size=32, **options)
     folder = tmp_path_factory.mktemp(request.param)
@@ -30,14 +30,15 @@ def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
+    """A folder with three images of each class."""
     rng = np.random.default_rng(0)
     for label in CLASSES:
-        folder = tmp_path / "pictures" / label
+        folder = tmp_path / "images" / label
         folder.mkdir(parents=True)
         for i in range(3):
             Image.fromarray(rng.integers(0, 255, (40, 50 + i, 3), np.uint8)).save(folder / f"{i}.png")
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
@@ -53,14 +54,13 @@ def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     return err
 
 
-def test_convert_leaves_a_run_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Its config.json would be lost, and with it the run."""
+def test_convert_does_not_write_to_the_workdir_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "checkpoints").mkdir()
     assert cli.main(["convert", "test_resnet", str(tmp_path)]) == 2
-    assert "is the workdir of a run, whose config.json would be lost" in capsys.readouterr().err
+    assert "is the workdir of a run, and convert would overwrite its config.json" in capsys.readouterr().err
 
 
-def test_list_is_a_table_to_pick_from(capsys: pytest.CaptureFixture) -> None:
+def test_list_prints_a_table_or_json(capsys: pytest.CaptureFixture) -> None:
     head, *lines = run(capsys, "list", "resnet1?[12]", "--family", "resnet")[1].splitlines()
     assert head.split() == ["name", "params", "M", "MACs", "G", "size", "top-1", "top-5", "license"]
     assert [line.split()[0] for line in lines] == ["resnet101", "resnet152"]
@@ -97,23 +97,23 @@ def test_list_is_a_table_to_pick_from(capsys: pytest.CaptureFixture) -> None:
     assert "unknown license" in refused(capsys, "list", "--license", "gpl")
 
 
-def test_info(capsys: pytest.CaptureFixture) -> None:
+def test_info_counts_parameters_and_multiply_adds(capsys: pytest.CaptureFixture) -> None:
     text = run(capsys, "info", "resnet50")[1]
-    assert "25.56 M" in text  # He et al.'s ResNet-50, by everybody's count
+    assert "25.56 M" in text  # as He et al. and timm count ResNet-50
     assert "4.11 G" in text
     assert json.loads(run(capsys, "info", "resnet50", "--json")[1])["total"]["parameters"] == 25_557_032
     assert "did you mean 'resnet50'" in refused(capsys, "info", "resnet5O")
 
 
-def test_predict_is_the_model_on_the_transformed_picture(
-    capsys: pytest.CaptureFixture, export: Path, pictures: Path
+def test_predict_runs_the_model_on_the_transformed_image(
+    capsys: pytest.CaptureFixture, export: Path, images: Path
 ) -> None:
-    file = pictures / "cat" / "0.png"
-    status, out, _ = run(capsys, "predict", "-m", export, file, pictures / "dog", "--json", "--top", 2)
+    file = images / "cat" / "0.png"
+    status, out, _ = run(capsys, "predict", "-m", export, file, images / "dog", "--json", "--top", 2)
     assert status == 0
     lines = [json.loads(line) for line in out.splitlines()]
     assert [Path(line["image"]).parent.name for line in lines] == ["cat", "dog", "dog", "dog"]
-    # By hand: the shorter side, 40, becomes 32, the middle is taken, ImageNet's mean and deviation.
+    # By hand: resize the shorter side, 40, to 32, crop the center, normalize with ImageNet's mean and std.
     image = Image.open(file).resize((round(50 * 32 / 40), 32), Image.Resampling.BICUBIC).crop((4, 0, 36, 32))
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     logits = np.asarray(load_classifier(export).model(((np.asarray(image) / 255 - mean) / std)[None].astype("f4")))[0]
@@ -124,53 +124,55 @@ def test_predict_is_the_model_on_the_transformed_picture(
     assert "%" in run(capsys, "predict", "-m", export, file)[1]
 
 
-def test_predict_tells_of_bad_pictures_and_goes_on(capsys: pytest.CaptureFixture, export: Path, pictures: Path) -> None:
-    bad = pictures / "cat" / "1.png"
-    bad.write_bytes(b"no picture")
-    status, out, err = run(capsys, "predict", "-m", export, pictures / "cat")
+def test_predict_reports_a_damaged_image_and_continues(
+    capsys: pytest.CaptureFixture, export: Path, images: Path
+) -> None:
+    bad = images / "cat" / "1.png"
+    bad.write_bytes(b"not an image")
+    status, out, err = run(capsys, "predict", "-m", export, images / "cat")
     assert status == 2
     assert out.count(".png") == 2
     assert str(bad) in err
-    assert "no such picture" in refused(capsys, "predict", "-m", export, pictures / "none.png")
+    assert "no such file or folder" in refused(capsys, "predict", "-m", export, images / "none.png")
 
 
-def test_attention_writes_a_picture(
-    capsys: pytest.CaptureFixture, export: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_attention_writes_an_image(capsys: pytest.CaptureFixture, export: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    status, text, _ = run(capsys, "attention", "-m", export, pictures / "cat" / "0.png", "-o", out)
+    status, text, _ = run(capsys, "attention", "-m", export, images / "cat" / "0.png", "-o", out)
     assert status == 0
     assert str(out) in text
-    with Image.open(out) as picture:
-        assert picture.size == (2 * 448, 448)  # beside each other: the picture, and the same under what was looked at
+    with Image.open(out) as written:
+        assert written.size == (2 * 448, 448)  # the image, and next to it the image with the heat map
     vit = load_classifier(export).model.family == "vit"
-    assert ("rollout" in text) == vit
-    arguments = ["attention", "-m", export, pictures / "cat" / "0.png"]
-    assert "is for a" in refused(capsys, *arguments, *(["--label", "cat"] if vit else ["--layer", -1]))
+    assert ("attention rollout" if vit else "Grad-CAM for") in text
+    arguments = ["attention", "-m", export, images / "cat" / "0.png"]
+    if vit:
+        assert "Remove --label" in refused(capsys, *arguments, "--label", "cat")
+    else:
+        assert "has no attention layers. Use --label" in refused(capsys, *arguments, "--layer", -1)
+        assert "did you mean 'cat'" in refused(capsys, *arguments, "--label", "cats")
     assert "cannot write" in refused(capsys, *arguments, "-o", tmp_path / "nowhere" / "x.png")
 
 
-def test_evaluate_counts_every_picture(
-    capsys: pytest.CaptureFixture, export: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_evaluate_counts_every_image(capsys: pytest.CaptureFixture, export: Path, images: Path, tmp_path: Path) -> None:
     status, out, _ = run(
-        capsys, "evaluate", "-m", export, "--data", pictures, "--batch-size", 4, "--report", tmp_path / "r", "--json"
+        capsys, "evaluate", "-m", export, "--data", images, "--batch-size", 4, "--report", tmp_path / "r", "--json"
     )
     assert status == 0
     result = json.loads(out)
     assert result["count"] == 9
-    predictions = run(capsys, "predict", "-m", export, pictures, "--json", "--top", 1)[1].splitlines()
+    predictions = run(capsys, "predict", "-m", export, images, "--json", "--top", 1)[1].splitlines()
     right = [Path((p := json.loads(x))["image"]).parent.name == p["predictions"][0]["label"] for x in predictions]
     assert result["top1"] == pytest.approx(np.mean(right))
     assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
     assert "evaluate" in refused(capsys, "evaluate", "-m", export)
-    arguments = ("evaluate", "-m", export, "--data", pictures)
+    arguments = ("evaluate", "-m", export, "--data", images)
     assert "a folder takes no option 'x'" in refused(capsys, *arguments, "--option", "x=1")
     (tmp_path / "r" / "metrics.jsonl").touch()
     assert "has the report of a training run" in refused(capsys, *arguments, "--report", tmp_path / "r")
 
 
-def test_convert_makes_what_timm_reads(capsys: pytest.CaptureFixture, export: Path, tmp_path: Path) -> None:
+def test_convert_writes_a_folder_or_a_file(capsys: pytest.CaptureFixture, export: Path, tmp_path: Path) -> None:
     assert run(capsys, "convert", export, tmp_path / "folder")[0] == 0
     assert load_classifier(tmp_path / "folder").classes == CLASSES
     assert run(capsys, "convert", export, tmp_path / "model.safetensors")[0] == 0
@@ -179,7 +181,7 @@ def test_convert_makes_what_timm_reads(capsys: pytest.CaptureFixture, export: Pa
     assert all(np.array_equal(a[key], b[key]) for key in a)
 
 
-def test_convert_adapts_a_weight_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_convert_adapts_the_first_convolution(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     save_timm(create_model("test_resnet", num_classes=7), tmp_path / "in.safetensors")
     arguments = ["test_resnet", tmp_path / "out.safetensors", "--checkpoint", tmp_path / "in.safetensors"]
     assert "7 classes" in run(capsys, "convert", *arguments, "--in-channels", 1)[1]
@@ -189,10 +191,10 @@ def test_convert_adapts_a_weight_file(capsys: pytest.CaptureFixture, tmp_path: P
 
 @pytest.mark.timm
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet"])
-def test_what_is_converted_can_be_pushed_to_the_hub_and_used_from_pytorch(
+def test_timm_loads_a_converted_folder_from_disk_and_from_the_hub(
     capsys: pytest.CaptureFixture, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder as it is, and as the hub's cache keeps what was pushed there: strict, and the same logits."""
+    """Strictly, and with the same logits. The hub is its cache on disk."""
     import torch
     from golden import fill
     from huggingface_hub import constants
@@ -200,7 +202,7 @@ def test_what_is_converted_can_be_pushed_to_the_hub_and_used_from_pytorch(
 
     options = {"num_classes": 7, "in_channels": 4, "image_size": 64}
     model = create_model(architecture, **options)
-    for name, leaf in weights(model).items():  # not one of them at its first value
+    for name, leaf in weights(model).items():  # so that no parameter has its initial value
         leaf.set_value(np.asarray(fill.tensor(timm_name(name), leaf.shape), leaf.dtype))
     save_timm(model, tmp_path / "in.safetensors")
     arguments = [architecture, "--checkpoint", tmp_path / "in.safetensors", "--in-channels", 4, "--image-size", 64]
@@ -225,8 +227,34 @@ def test_what_is_converted_can_be_pushed_to_the_hub_and_used_from_pytorch(
     assert "--to" in refused(capsys, "convert", "--to", "onnx", *arguments, tmp_path / "x")
 
 
-def test_mistakes(capsys: pytest.CaptureFixture, tmp_path: Path, pictures: Path) -> None:
+def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture, tmp_path: Path, images: Path) -> None:
     assert "--help" in refused(capsys, "predict")
-    assert "is not a folder with config.json" in refused(capsys, "predict", "-m", tmp_path / "none", pictures)
-    assert "no finished model" in refused(capsys, "predict", "-m", pictures, pictures)
-    assert "did you mean 'resnet50'" in refused(capsys, "predict", "-m", "resnet5O", pictures)
+    assert "is not a folder with config.json" in refused(capsys, "predict", "-m", tmp_path / "none", images)
+    assert "no finished model" in refused(capsys, "predict", "-m", images, images)
+    assert "did you mean 'resnet50'" in refused(capsys, "predict", "-m", "resnet5O", images)
+
+
+def test_train_is_the_same_as_the_main_module(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    flags = ["--config=configs/quickstart.py:vit", f"--workdir={tmp_path}", "--config.train.steps", "0"]
+    message = "error: config.train.steps: got 0, expected 1 or more.\n"
+    assert run(capsys, "train", *flags) == (2, "", message)
+    assert main.main(flags) == 2
+    assert capsys.readouterr().err == message
+    status, text, _ = run(capsys, "train", *flags, "--help")
+    assert status == 0
+    assert "--config.train.steps=0" in text
+
+
+@pytest.mark.parametrize(
+    "command", ["list", "info", "plan", "train", "predict", "attention", "evaluate", "convert", "doctor"]
+)
+def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture) -> None:
+    if command == "train":
+        assert cli.main(["train", "--help"]) == 0
+    else:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: jaxvision {command}")
+    examples = text.partition("examples:")[2]
+    assert f"jaxvision {command} " in examples or "python -m jaxvision.main " in examples

@@ -218,7 +218,7 @@ def test_many_examples_are_read_at_once_where_a_source_can():
     assert sorted(source.asked) == [[0, 1, 2, 3], [4]]
 
 
-# --- damaged pictures
+# --- damaged images
 
 
 def test_a_damaged_picture_is_counted_named_and_left_out(tmp_path):
@@ -233,7 +233,7 @@ def test_a_damaged_picture_is_counted_named_and_left_out(tmp_path):
     assert sum((~batch["mask"]).sum() for batch in batches) == 3  # once in each of three epochs
     assert list(pictures.corrupt) == [bad]
     assert said == [f"skipped the damaged image {pictures.source.files[bad]}: {pictures.corrupt[bad][1]}"]
-    assert "damaged picture" in said[0]
+    assert "damaged image" in said[0]
     evaluated = list(pictures.eval_batches(batch_size=3, preprocess=Preprocess(image_size=16), workers=0))
     index = np.concatenate([batch["index"][batch["mask"]] for batch in evaluated])
     assert sorted([*index.tolist(), bad]) == list(range(8))

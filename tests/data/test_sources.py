@@ -155,10 +155,10 @@ def test_what_is_no_picture_is_counted_and_passed_over(tmp_path):
     ("make", "message"),
     [
         (lambda root: None, "has no folders; it needs one for each class"),
-        (lambda root: (make_folder(root, ["a", "b"]), (root / "c").mkdir()), "the class folder .*c has no pictures"),
+        (lambda root: (make_folder(root, ["a", "b"]), (root / "c").mkdir()), "the class folder .*c has no images"),
         (
             lambda root: (make_folder(root, ["a", "b"], ending=".png"), (root / "c").mkdir(), touch(root / "c/x.heic")),
-            r"has no pictures \(but files of the kinds \.heic\)",
+            r"has no images \(but files of the kinds \.heic\)",
         ),
         (lambda root: make_folder(root / "val", ["a"]), "has val but no folder 'train'"),
         (
@@ -168,7 +168,7 @@ def test_what_is_no_picture_is_counted_and_passed_over(tmp_path):
         (lambda root: make_folder(root, ["a", "b"], count=1), "leaves none to test on"),
         (
             lambda root: make_folder(root / "pictures", ["a", "b"]),
-            "has one class, 'pictures': there is nothing to tell",
+            "got the one class 'pictures', expected two or more",
         ),
     ],
 )
@@ -275,8 +275,8 @@ def test_parquet_parts_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
-        ([0, 1, 2], ["x", "y"], r"the label 2 of .*train\[2\] is outside the 2 classes \(0 to 1\); so are 0 more"),
-        ([0, -1, -1], None, r"the label -1 of .*train\[1\] is outside"),
+        ([0, 1, 2], ["x", "y"], r"train\[2\]: got the label 2, expected 0 to 1 for 2 classes; so have 0 more"),
+        ([0, -1, -1], None, r"train\[1\]: got the label -1, expected 0 to 0"),
         ([0, None, 1], None, "row 1 has no 'label'"),
         ([0.5, 1.0], None, "holds double, but a class is a number or a name"),
     ],
@@ -415,9 +415,9 @@ def test_tfds_that_is_not_there(tmp_path, monkeypatch):
     here = {"data_dir": str(tmp_path)}
     with pytest.raises(UserError, match=r"no split 'validation'; there are: train \(10\), test \(3\)"):
         open_source("tfds", dataset="tiny", validation="validation", **here)
-    with pytest.raises(UserError, match=r"knows no data set 'tyni'"):
+    with pytest.raises(UserError, match=r"got 'tyni', expected a dataset of TFDS"):
         open_source("tfds", dataset="tyni", **here)
-    with pytest.raises(UserError, match=r"knows no data set 'tiny:2\.0\.0'"):
+    with pytest.raises(UserError, match=r"got 'tiny:2\.0\.0', expected a dataset of TFDS"):
         open_source("tfds", dataset="tiny:2.0.0", **here)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"cifar10 is not prepared in .*pip install '\.\[tfds\]'"):

@@ -1,4 +1,4 @@
-"""Writes docs/parity.md from what the tests of the golden logits measured.
+"""Writes docs/parity.md from the errors that the tests of the golden logits measured.
 
 pytest --slow -n 2 tests/models/test_golden.py --junitxml=golden.xml
 python tests/golden/make_parity.py golden.xml
@@ -21,29 +21,32 @@ HERE = Path(__file__).resolve().parent
 FILE = json.loads((HERE / "golden.json").read_text(encoding="utf-8"))
 INTRODUCTION = """# Parity with timm
 
-Made by `tests/golden/make_parity.py`; nothing here is typed.
+`tests/golden/make_parity.py` generates this page from test results.
 
-Each of the {n} architectures is filled with weights that come from the name of each parameter and a seed (nothing
-is left at zero or one): in real timm {timm} on PyTorch in float64 and, read from a safetensors file in timm's form,
-in jaxvision on jax {jax} in float32 at the highest matmul precision. Two images go in, at the size that the
-architecture was made for. The error is the largest difference between the logits, in standard deviations of the
-logits. Beside it stands how far PyTorch's own float32 is from its float64: nobody can expect to be much closer.
+The tests compare the logits of each of the {n} architectures with those of timm {timm}:
 
-The bar of the tests is five times PyTorch's figure, though never under 1e-5 nor over 1e-4. The worst is {worst}
-({worst_name}), the median {median}. In {closer} of {n} rows jaxvision is as close to float64 as PyTorch's float32
-is, or closer.
+- Every parameter gets random weights, seeded by its name, so that none is zero or one.
+- timm computes the reference on PyTorch in float64. jaxvision reads the same weights from a safetensors file in timm's
+  format and computes on jax {jax} in float32 at the highest matmul precision.
+- The input is two images of the size that the architecture was made for.
+- The error is the largest difference between logits, in units of the standard deviation of the logits.
 
-Of architectures with more than 400 million parameters a ViT keeps two blocks and 16 by 16 patches, and a convnet sees
-256 pixels at most (marked \\*); names and shapes of all tensors of the whole model are held to timm's for every
-architecture.
+The tables also have the error of PyTorch in float32 against PyTorch in float64, which shows what float32 permits. The
+tests accept five times that error, but at least 1e-5 and at most 1e-4. The largest error of jaxvision is {worst}
+({worst_name}), the median {median}. For {closer} of {n} architectures jaxvision's error is at most PyTorch's.
 
-Everything again, and this page ({minutes:.0f} minutes on two cores):
+For architectures of more than 400 million parameters, marked \\*, a ViT is reduced to two blocks and 16 by 16 patches,
+and a convolutional network sees at most 256 pixels. The names and shapes of all tensors are compared for the full model
+of every architecture.
+
+To repeat the tests and generate this page ({minutes:.0f} minutes on two cores):
 
 ```
 pytest --slow -n 2 tests/models/test_golden.py --junitxml=golden.xml && python tests/golden/make_parity.py golden.xml
 ```
 
-The comparison can fail: tests change each tensor by a hundredth, and an epsilon, a padding or a GELU, and see it.
+Other tests check that the comparison detects errors. They change each tensor by one percent, or an epsilon, a padding
+or the GELU.
 
 | family | architectures | median | worst | PyTorch's median | PyTorch's worst |
 |---|---|---|---|---|---|
@@ -51,7 +54,7 @@ The comparison can fail: tests change each tensor by a hundredth, and an epsilon
 
 
 def errors(file: Path) -> tuple[dict[str, float], float]:
-    """Returns the error of each row of golden.json, and the seconds that all tests took together."""
+    """Returns the error of each row of golden.json, and the total duration of the tests in seconds."""
     root = ElementTree.parse(file).getroot()
     found = {}
     for entry in root.iter("property"):

@@ -1,4 +1,4 @@
-"""launch/: what the launchers do around `python -m jaxvision.main`, for which a stub stands in; and the real things."""
+"""The launchers in launch/, around a stub of `python -m jaxvision.main`; Slurm and Ray also for real."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TINY = [
 
 
 def stub(folder: Path, code: str) -> None:
-    """Makes a package that `python -m jaxvision.main` finds first when it is started in `folder`."""
+    """Writes a package `jaxvision` that `python -m jaxvision.main` runs when started in `folder`."""
     (folder / "jaxvision").mkdir()
     (folder / "jaxvision" / "__init__.py").touch()
     (folder / "jaxvision" / "main.py").write_text(f"import os, signal, sys, time\n{code}")
 
 
 def program(folder: Path, name: str, code: str) -> None:
-    """Makes a program of bash in a folder that goes in front of PATH."""
+    """Writes an executable bash script."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/bash\n{code}")
     (folder / name).chmod(0o755)
@@ -44,7 +44,7 @@ def losses(workdir: Path) -> list[tuple[str, int, float]]:
 
 
 def environment() -> dict[str, str]:
-    quick = "--xla_backend_optimization_level=0"  # and one device each, not conftest's eight
+    quick = "--xla_backend_optimization_level=0"  # and one device per process instead of conftest's eight
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "XLA_FLAGS": quick}
 
 
@@ -75,7 +75,7 @@ def launcher() -> ModuleType:
     return module
 
 
-def test_local_tells_each_process_who_it_is(tmp_path: Path) -> None:
+def test_local_sets_the_variables_of_each_process(tmp_path: Path) -> None:
     stub(
         tmp_path,
         "names = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID', 'XLA_FLAGS'\n"
@@ -92,7 +92,7 @@ def test_local_tells_each_process_who_it_is(tmp_path: Path) -> None:
     assert {row[4] for row in rows} == {repr(["--workdir", "my runs/it's"])}
 
 
-def test_local_hands_sigterm_on_and_waits_for_what_is_saved(tmp_path: Path) -> None:
+def test_local_forwards_sigterm_and_waits_for_all_to_save(tmp_path: Path) -> None:
     stub(
         tmp_path,
         "def save(*_):\n"
@@ -113,14 +113,14 @@ def test_local_names_the_process_that_died_first(tmp_path: Path) -> None:
         tmp_path,
         "if os.environ['JAX_PROCESS_ID'] == '1':\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "time.sleep(2); sys.exit(1)  # as JAX's own end",
+        "time.sleep(2); sys.exit(1)  # as JAX does when another process is lost",
     )
     process = local(tmp_path, "--processes", "2", "--", "--config", "x")
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (137, "process 1 was the first to end, by SIGKILL\n")
 
 
-def test_local_ends_what_does_not_end_by_itself(
+def test_local_kills_processes_that_do_not_end(
     launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(launcher, "GRACE", 0.5)
@@ -132,17 +132,17 @@ def test_local_ends_what_does_not_end_by_itself(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--processes", "0", "--", "--config", "x"]])
-def test_local_refuses_what_makes_no_sense(tmp_path: Path, arguments: list[str]) -> None:
+def test_local_rejects_bad_arguments(tmp_path: Path, arguments: list[str]) -> None:
     process = local(tmp_path, *arguments)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert err.startswith("error: ")
-    assert err.endswith("come after -- (see local.py --help)\n")
+    assert err.endswith("after -- (see local.py --help).\n")
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["local.py", "ray_train.py"])
-def test_help_teaches(name: str) -> None:
+def test_help_shows_the_command(name: str) -> None:
     done = subprocess.run(
         [sys.executable, LAUNCH / name, "--help"], capture_output=True, text=True, timeout=60, check=True
     )
@@ -154,7 +154,7 @@ def test_help_teaches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "tpu_pod.sh"])
-def test_scripts_are_sound(name: str) -> None:
+def test_scripts_pass_shellcheck(name: str) -> None:
     subprocess.run(["bash", "-n", LAUNCH / name], check=True, timeout=60)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", LAUNCH / name], check=True, timeout=60)
@@ -164,16 +164,14 @@ def test_scripts_are_sound(name: str) -> None:
     ("status", "state", "again"),
     [
         (0, "RUNNING", False),
-        (2, "RUNNING", False),  # a mistake stays one
+        (2, "RUNNING", False),  # a user's mistake
         (75, "RUNNING", True),
-        (143, "RUNNING", True),  # SIGTERM before Python listened
-        (75, "COMPLETING", False),  # scancel: for good
+        (143, "RUNNING", True),  # SIGTERM before Python handled signals
+        (75, "COMPLETING", False),  # scancel
         (137, "RUNNING", False),
     ],
 )
-def test_slurm_goes_into_the_queue_again_only_when_it_was_told_to_stop(
-    tmp_path: Path, status: int, state: str, again: bool
-) -> None:
+def test_slurm_requeues_only_after_sigterm(tmp_path: Path, status: int, state: str, again: bool) -> None:
     program(tmp_path / "bin", "srun", f'printf "%s\\n" "$@" > {tmp_path}/srun; exit {status}')
     program(tmp_path / "bin", "scontrol", f'echo "$@" >> {tmp_path}/scontrol; echo "  JobState={state} Reason=None"')
     env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "PYTHON": "py"}
@@ -187,7 +185,7 @@ def test_slurm_goes_into_the_queue_again_only_when_it_was_told_to_stop(
     assert ("requeue 7" in calls) == again
 
 
-def test_slurm_hands_a_signal_to_the_script_on_and_waits(tmp_path: Path) -> None:
+def test_slurm_forwards_a_signal_to_the_script_and_waits(tmp_path: Path) -> None:
     program(
         tmp_path / "bin", "srun", "trap 'sleep 1; echo saved; exit 75' TERM; echo ready; while :; do sleep 0.1; done"
     )
@@ -199,13 +197,13 @@ def test_slurm_hands_a_signal_to_the_script_on_and_waits(tmp_path: Path) -> None
     process.terminate()
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert out == "saved\ntold to stop; into the queue again\nJobState=RUNNING requeue\n"
+    assert out == "saved\nstopped by SIGTERM: requeueing the job\nJobState=RUNNING requeue\n"
 
 
 @pytest.mark.slurm
 @pytest.mark.slow
-def test_a_real_slurm_job_told_to_stop_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    """Two tasks of `srun`. SIGTERM saves and requeues; `scancel` is for good; a mistake is not tried again."""
+def test_real_slurm_job_resumes_to_the_same_result(tmp_path: Path) -> None:
+    """Two tasks of `srun`. SIGTERM saves and requeues, `scancel` ends the job, a user's mistake is not retried."""
 
     def submit(name: str, *flags: str, wait: bool = False) -> str:
         command = ["sbatch", "--parsable", "--ntasks=2", f"--output={tmp_path / name}.out", *(["--wait"] * wait)]
@@ -224,7 +222,7 @@ def test_a_real_slurm_job_told_to_stop_goes_on_to_the_same_result(tmp_path: Path
     def ended(job: str, restarts: int) -> str:
         for _ in range(900):
             now = state(job)
-            if now["JobState"] == "PENDING" and int(now["Restarts"]) == restarts:  # Slurm would wait for two minutes
+            if now["JobState"] == "PENDING" and int(now["Restarts"]) == restarts:  # Slurm waits two minutes
                 subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False, timeout=60)
             elif now["JobState"] in ("COMPLETED", "CANCELLED", "FAILED"):
                 assert int(now["Restarts"]) == restarts
@@ -233,13 +231,13 @@ def test_a_real_slurm_job_told_to_stop_goes_on_to_the_same_result(tmp_path: Path
         raise AssertionError(now)
 
     submit("straight", wait=True)
-    assert (tmp_path / "straight.out").read_text().count("compiling") == 1  # one process speaks
-    job = submit("told")
-    wait_for("test at step", tmp_path / "told.out")
+    assert (tmp_path / "straight.out").read_text().count("compiling") == 1  # only process 0 logs
+    job = submit("stopped")
+    wait_for("test at step", tmp_path / "stopped.out")
     subprocess.run(["scancel", "--signal=TERM", job], check=True, timeout=60)
     assert ended(job, restarts=1) == "COMPLETED"
-    assert "going on after step" in (tmp_path / "told.out").read_text()
-    assert losses(tmp_path / "told") == losses(tmp_path / "straight")
+    assert "resuming after step" in (tmp_path / "stopped.out").read_text()
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
 
     job = submit("canceled")
     wait_for("test at step", tmp_path / "canceled.out")
@@ -255,8 +253,8 @@ def test_a_real_slurm_job_told_to_stop_goes_on_to_the_same_result(tmp_path: Path
 # --- tpu_pod.sh ---
 
 
-def test_tpu_pod_runs_the_command_on_the_hosts_as_it_was_typed(tmp_path: Path) -> None:
-    """gcloud is played by a program that has one host: a folder of this machine."""
+def test_tpu_pod_runs_the_command_on_the_hosts_as_typed(tmp_path: Path) -> None:
+    """A fake gcloud has one host: a folder on this machine."""
     host, checkout, flags = (
         tmp_path / "host",
         tmp_path / "checkout",
@@ -273,7 +271,7 @@ def test_tpu_pod_runs_the_command_on_the_hosts_as_it_was_typed(tmp_path: Path) -
         'while [ "$1" != --command ]; do shift; done; exec bash -c "$2"',
     )  # fmt: skip
     program(
-        tmp_path / "bin", "python3",  # makes a virtual environment of two programs
+        tmp_path / "bin", "python3",  # makes a virtual environment with two programs
         f"mkdir -p \"$3/bin\"; printf '#!/bin/bash\\n' | tee $3/bin/pip > $3/bin/python; chmod +x $3/bin/*\n"
         f"""echo 'printf "%s\\n" "$JAXVISION_DISTRIBUTED" "$PWD" "$@" > {tmp_path}/ran' >> $3/bin/python""",
     )  # fmt: skip
@@ -291,7 +289,7 @@ def test_tpu_pod_runs_the_command_on_the_hosts_as_it_was_typed(tmp_path: Path) -
 # --- gke_jobset.yaml ---
 
 
-def test_the_jobset_says_what_kubernetes_wants_to_know() -> None:
+def test_jobset_is_consistent() -> None:
     jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     [replicated] = jobset["spec"]["replicatedJobs"]
@@ -305,8 +303,8 @@ def test_the_jobset_says_what_kubernetes_wants_to_know() -> None:
     assert container["command"] == ["python", "-m", "jaxvision.main"]
     assert {"name": "JAXVISION_DISTRIBUTED", "value": "1"} in container["env"]
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
-    # A mistake of the user's ends the job, for a reason by which the set of jobs ends, too; all else is tried again.
-    assert (job["backoffLimit"], pod["restartPolicy"]) == (0, "Never")  # podFailurePolicy needs the latter
+    # A user's mistake (status 2) ends the job, and its reason ends the JobSet. Everything else is retried.
+    assert (job["backoffLimit"], pod["restartPolicy"]) == (0, "Never")  # podFailurePolicy requires Never
     [rule] = job["podFailurePolicy"]["rules"]
     codes = {"containerName": container["name"], "operator": "In", "values": [2]}
     assert rule == {"action": "FailJob", "onExitCodes": codes}
@@ -314,12 +312,12 @@ def test_the_jobset_says_what_kubernetes_wants_to_know() -> None:
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 
 
-def test_the_jobset_has_no_field_that_the_api_does_not_know() -> None:
+def test_jobset_has_only_fields_of_the_api() -> None:
     api = pytest.importorskip(
         "kubeflow_trainer_api.models", reason="needs kubeflow-trainer-api: JobSet's API as classes"
     )
     jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
-    assert api.JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset  # it drops what it does not know
+    assert api.JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset  # from_dict drops unknown fields
 
 
 # --- ray_train.py ---
@@ -327,7 +325,7 @@ def test_the_jobset_has_no_field_that_the_api_does_not_know() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_real_ray_starts_a_lost_process_again_and_tells_a_mistake_once(tmp_path: Path) -> None:
+def test_real_ray_restarts_a_lost_process_and_reports_a_mistake_once(tmp_path: Path) -> None:
     def start(name: str, *flags: str) -> subprocess.Popen[bytes]:
         often = "--config.train.save_every=3"
         command = [sys.executable, LAUNCH / "ray_train.py", "--workers", "2", "--", *TINY, often, *flags]
@@ -338,7 +336,7 @@ def test_a_real_ray_starts_a_lost_process_again_and_tells_a_mistake_once(tmp_pat
 
     out = tmp_path / "run.out"
     process = start("run")
-    wait_for("", tmp_path / "run" / "checkpoints" / "3" / "checksums.json")  # the first checkpoint is whole
+    wait_for("", tmp_path / "run" / "checkpoints" / "3" / "checksums.json")  # the first checkpoint is complete
     found = subprocess.run(
         ["pgrep", "-f", f"^{sys.executable} -m jaxvision.main .*{tmp_path / 'run'}"],
         capture_output=True, text=True, check=True, timeout=60,
@@ -347,11 +345,11 @@ def test_a_real_ray_starts_a_lost_process_again_and_tells_a_mistake_once(tmp_pat
     assert len(pids) == 2
     os.kill(pids[1], signal.SIGKILL)
     assert process.wait(900) == 0, out.read_text()
-    assert "going on after step" in out.read_text()
+    assert "resuming after step" in out.read_text()
     assert losses(tmp_path / "run")[-1][:2] == ("test", 30)
 
     assert start("mistake", "--config.train.steps=0").wait(900) == 2
-    told = (tmp_path / "mistake.out").read_text()
+    text = (tmp_path / "mistake.out").read_text()
     for who in ("error", "error in process 1"):
-        assert told.count(f"{who}: train.steps is 1 or more") == 1
-    assert "[FailurePolicy] RETRY" not in told  # Ray says so of each start after a failure
+        assert text.count(f"{who}: config.train.steps: got 0, expected 1 or more") == 1
+    assert "[FailurePolicy] RETRY" not in text  # Ray logs it for each restart after a failure

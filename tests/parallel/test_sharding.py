@@ -23,7 +23,7 @@ from jaxvision.models.layers.mode import train_view
 from jaxvision.models.layers.norm import BatchNorm
 from jaxvision.parallel.mesh import make_mesh, shard_batch
 from jaxvision.parallel.rules import make_rules, spec_of, state_shardings
-from jaxvision.plan import collectives
+from jaxvision.plan import count_collectives
 from jaxvision.train.blocks import Blocks
 from jaxvision.train.loss import make_loss
 from jaxvision.train.state import abstract_state, create_state, gather_model, initialize
@@ -176,7 +176,7 @@ def test_every_mesh_computes_what_one_device_does(name: str, kind: str, monkeypa
         case _:
             assert max(held.values()) <= 1 / 2
 
-    found = collectives(text, run.mesh)
+    found = count_collectives(text, run.mesh)
     kinds = Counter({(row.kind, row.axis): row.count for row in found})
     assert not [row for row in found if row.kind in ("all-to-all", "ragged-all-to-all")], found
     if kind == "data":
@@ -286,7 +286,7 @@ def test_batch_norm_in_groups() -> None:
 def test_batch_norm_groups_within_a_device_need_no_communication() -> None:
     run = Run("test_resnet", {"data": 8}, batch_norm_group=BATCH // 8)
     whole = Run("test_resnet", {"data": 8})
-    counts = [sum(row.count for row in collectives(each.program(), each.mesh)) for each in (run, whole)]
+    counts = [sum(row.count for row in count_collectives(each.program(), each.mesh)) for each in (run, whole)]
     assert counts[0] < counts[1] / 4, counts
     np.testing.assert_allclose(
         run.losses(2), Run("test_resnet", {"data": 1}, batch_norm_group=BATCH // 8).losses(2), rtol=1e-5

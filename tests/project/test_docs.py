@@ -1,4 +1,4 @@
-"""Every documented snippet runs, and what the documents list is so."""
+"""The documents: their Python snippets run, and their links, files and keys exist."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 from support.paths import ROOT
 
+import jaxvision
 from jaxvision import run
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.create import create_model
 from jaxvision.run.config import leaves, load, packaged
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Documents name the models that people use; the tests run the tiny one of the same family, from no network.
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Tests replace the models of the documents by tiny ones of the same family, without pretrained weights.
 STAND_INS = [
     (r"vit_base_patch16_224\.[a-z0-9_]+", "test_vit"),
     (r"resnet50(\.[a-z0-9_]+)?", "test_resnet"),
@@ -31,10 +32,16 @@ def snippets(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors that GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if "runs/mine" in "".join(snippets(page)):  # what the page's commands have left behind
+    if "runs/mine" in "".join(snippets(page)):  # the files that the page's commands would have written
         model = create_model("test_resnet", num_classes=2, image_size=32)
         save_classifier(tmp_path / "runs/mine/export", Classifier(model, ("cat", "dog"), Preprocess(image_size=32)))
         for name in ("cat", "dog"):
@@ -42,7 +49,7 @@ def test_python_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
     names: dict[str, object] = {}
     for snippet in snippets(page):
         if "->" in snippet and "[b, " in snippet and "import" not in snippet and page.name == "architecture.md":
-            continue  # the protocol, written as signatures
+            continue  # signatures of the model protocol
         for pattern, stand_in in STAND_INS:
             snippet = re.sub(pattern, stand_in, snippet)
         exec(compile(snippet, str(page), "exec"), names)
@@ -51,8 +58,10 @@ def test_python_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_and_files_exist(page: Path) -> None:
     text = page.read_text()
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text) + re.findall(r'<img src="([^"]+)"', text):
         assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", text):
+        assert anchor in anchors(page.parent / target if target else page), anchor
     for config in re.findall(r"configs/(\w+)\.py", text):
         assert f"configs/{config}.py" in packaged(), config
 
@@ -67,7 +76,7 @@ def test_commands_name_keys_that_exist(page: Path) -> None:
             assert key in known, key
 
 
-def test_the_page_of_keys_is_up_to_date() -> None:
+def test_the_page_of_config_keys_is_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("make_config_docs", ROOT / "tools" / "make_config_docs.py")
     assert spec is not None
     assert spec.loader is not None
@@ -76,6 +85,17 @@ def test_the_page_of_keys_is_up_to_date() -> None:
     assert (ROOT / "docs" / "configs.md").read_text() == tool.page(), "run python tools/make_config_docs.py"
 
 
-def test_no_document_says_to_install_somebody_elses_package() -> None:
+def test_no_document_installs_the_unrelated_package() -> None:
     for page in [*PAGES, *(ROOT / "configs").glob("*.py"), *(ROOT / "jaxvision").rglob("*.py")]:
         assert not re.search(r"pip install\s+(-U\s+|--upgrade\s+)?['\"]?jaxvision(?!-nnx)", page.read_text()), page
+
+
+def test_images_are_small() -> None:
+    for image in (ROOT / "docs" / "images").glob("*"):
+        assert image.stat().st_size < 300_000, image
+
+
+def test_the_citation_has_the_version_of_the_package() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert "cff-version: 1.2.0\n" in citation
+    assert f"\nversion: {jaxvision.__version__}\n" in citation

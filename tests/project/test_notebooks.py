@@ -1,4 +1,4 @@
-"""The notebooks run from their first cell to their last, on the CPU, and are committed without outputs."""
+"""The notebooks run from the first cell to the last on the CPU, and are committed without outputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from support.paths import ROOT
 import jaxvision
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# Where the two differ: what the accelerator is called, and which package, model and type suit it.
-OF_THE_ACCELERATOR = {"title", "parameters", "doctor-text"}
+# The cells in which the two notebooks differ: name of the accelerator, package, batch size and type.
+ACCELERATOR_CELLS = {"title", "parameters", "doctor-text"}
 SMALL = {
     "finetune_gpu": ("test_vit", ["--config.model.image_size=32", "--config.model.patch_size=8"]),
     "finetune_tpu": ("test_resnet", ["--config.model.image_size=32"]),
@@ -38,25 +38,25 @@ def test_notebooks_are_committed_without_outputs(path: Path) -> None:
         assert cell["cell_type"] == "markdown" or (cell["outputs"] == [] and cell["execution_count"] is None), cell[
             "id"
         ]
-        assert "pip install jaxvision" not in text_of(cell)  # somebody else's
+        assert "pip install jaxvision" not in text_of(cell)  # an unrelated project
 
 
-def test_notebooks_differ_only_in_what_the_accelerator_asks_for() -> None:
+def test_notebooks_differ_only_in_the_cells_of_the_accelerator() -> None:
     gpu, tpu = ({cell["id"]: text_of(cell) for cell in cells(path)} for path in NOTEBOOKS)
     assert list(gpu) == list(tpu)
-    assert {name for name in gpu if gpu[name] != tpu[name]} == OF_THE_ACCELERATOR
+    assert {name for name in gpu if gpu[name] != tpu[name]} == ACCELERATOR_CELLS
 
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Pictures that are easy to tell apart, and the command `jaxvision` on the path; returns the paths to use."""
+    """Writes images of three colors, puts the command `jaxvision` on the path, and returns the paths to use."""
     rng = np.random.default_rng(0)
     for i, name in enumerate(("red", "green", "blue")):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name).mkdir(parents=True)
         for n in range(10):
             pixels = rng.integers(0, 120, (40 + n, 48, 3), np.uint8)
             pixels[..., i] += 120
-            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{n}.jpg")
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{n}.jpg")
     command = tmp_path / "bin" / "jaxvision"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m jaxvision.cli "$@"\n')
@@ -65,11 +65,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    return {"pictures": str(tmp_path / "pictures"), "workdir": str(tmp_path / "run")}
+    return {"photos": str(tmp_path / "photos"), "workdir": str(tmp_path / "run")}
 
 
 def with_parameters(source: str, path: Path, small: dict[str, str], **values: object) -> str:
-    """Returns the cell of parameters with those of a test after them."""
+    """Returns the cell of parameters followed by the values of a test."""
     model, flags = SMALL[path.stem]
     more = [*flags, "--config.model.pretrained=False", "--config.data.workers=0"]
     values = small | {"model": model, "epochs": 3, "batch_size": 8, "more": more} | values
@@ -91,32 +91,32 @@ def test_notebooks_run(path: Path, small: dict[str, str]) -> None:
 
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": small["workdir"][:-4]}}).execute()
 
-    said = {cell.id: cell.get("outputs", []) for cell in notebook.cells}
-    printed = {name: "".join(out.get("text", "") for out in outs) for name, outs in said.items()}
+    outputs = {cell.id: cell.get("outputs", []) for cell in notebook.cells}
+    printed = {name: "".join(out.get("text", "") for out in outs) for name, outs in outputs.items()}
     assert "JAX runs on    1 x cpu" in printed["doctor"]
     assert "10 files in blue" in printed["copy"]
     assert "step 9/9" in printed["train"]
-    assert "on 6 pictures that it has not seen" in printed["curve"]
+    assert "on 6 held-out images" in printed["curve"]
     assert "of 6 are wrong" in printed["mistakes"]
     for name in ("curve", "mistakes", "attention"):
-        assert any("image/png" in out.get("data", {}) for out in said[name]), name
+        assert any("image/png" in out.get("data", {}) for out in outputs[name]), name
     assert "export/model.safetensors" in printed["export"]
-    for name in ("install", "tensorboard", "flush"):  # for Colab alone
-        assert said[name] == []
+    for name in ("install", "tensorboard", "flush"):  # only for Colab
+        assert outputs[name] == []
     assert jaxvision.load_classifier(small["workdir"]).classes == ("blue", "green", "red")
-    if out := os.environ.get("JAXVISION_NOTEBOOKS"):  # to look at them
+    if out := os.environ.get("JAXVISION_NOTEBOOKS"):  # saves the executed notebooks there
         nbformat.write(notebook, Path(out) / path.name)
 
 
 class Kernel:
-    """A kernel that runs one cell after the other, and is interrupted while it prints something."""
+    """A kernel that runs cells and can be interrupted at a printed text."""
 
     def __init__(self, folder: Path) -> None:
         client = pytest.importorskip("jupyter_client", reason="needs the extra [dev]: nbclient and ipykernel")
         self.manager, self.client = client.manager.start_new_kernel(cwd=str(folder))
 
     def run(self, source: str, *, interrupt_at: str | None = None) -> tuple[str, str]:
-        """Returns what the cell printed and the name of its error, if it ended with one."""
+        """Returns the output of a cell and the name of its error, or "" without one."""
         sent, printed, error = self.client.execute(source), "", ""
         while True:
             message = self.client.get_iopub_msg(timeout=300)
@@ -138,7 +138,7 @@ class Kernel:
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::ResourceWarning"
 )
-def test_an_interrupted_cell_goes_on_where_it_was(small: dict[str, str], tmp_path: Path) -> None:
+def test_an_interrupted_cell_resumes(small: dict[str, str], tmp_path: Path) -> None:
     path = NOTEBOOKS[0]
     cell = {cell["id"]: text_of(cell) for cell in cells(path)}
     kernel = Kernel(tmp_path)
@@ -151,7 +151,7 @@ def test_an_interrupted_cell_goes_on_where_it_was(small: dict[str, str], tmp_pat
         assert "test at step 60 " not in printed
         printed, error = kernel.run(cell["train"])
         assert error == "", printed
-        assert "60: 20 epochs of 3, going on after step" in printed
+        assert "60: 20 epochs of 3, resuming after step" in printed
         assert "test at step 60 " in printed
     finally:
         kernel.client.stop_channels()

@@ -1,4 +1,4 @@
-"""The command as its users meet it: real processes, real signals, a launcher beside it."""
+"""The command line in processes of its own: signals, exit statuses and the launcher."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def test_ctrl_c_while_the_step_is_compiled_ends_in_one_line(tmp_path: Path) -> N
     deadline.start()
     try:
         assert process.stdout is not None
-        assert any(line.startswith("compiling") for line in process.stdout), "it never began"
+        assert any(line.startswith("compiling") for line in process.stdout), "training did not start"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
     finally:
         deadline.cancel()
         process.kill()
     assert process.returncode == 130, err
-    assert err.splitlines() == ["interrupted; nothing was saved yet, and the same command begins anew"]
+    assert err.splitlines() == ["interrupted. No checkpoint was saved yet: the same command starts from scratch."]
 
 
 def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
-    """Python prints such an exception and goes on as if nothing had been; JAX collects with a callback of its own."""
+    """Python prints an exception in such a callback and continues. JAX registers one."""
     code = """if True:
         import gc, os, signal, sys, time
-        from jaxvision import main
+        from jaxvision.cli.exit import run_and_exit
 
         def interrupted(phase, info):
             gc.callbacks.remove(interrupted)
@@ -59,21 +59,21 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
         def work():
             gc.callbacks.append(interrupted)
             gc.collect()
-            print("went on", flush=True)
+            print("continued", flush=True)
             try:
                 time.sleep(60)
             except KeyboardInterrupt:
                 return 130
 
-        main.run_and_exit(work)
+        run_and_exit(work)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "went on\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "continued\n", "")
 
 
 @pytest.mark.slow
 def test_two_processes_of_the_launcher_train_as_one(tmp_path: Path) -> None:
-    """Half of each batch each: the same numbers as one process, one set of files, and only the first one speaks."""
+    """Each reads half of each batch. The metrics equal those of one process, and only process 0 writes and prints."""
     flags = [*QUICK, "--config.train.steps=6"]
     two = subprocess.run(
         [sys.executable, ROOT / "launch" / "local.py", "--processes", "2", "--", *flags, "--workdir", tmp_path / "two"],
@@ -94,20 +94,20 @@ def test_two_processes_of_the_launcher_train_as_one(tmp_path: Path) -> None:
     assert last[1]["loss"] == pytest.approx(last[0]["loss"], rel=1e-4)
 
 
-def test_the_launcher_hands_on_the_exit_status_of_a_mistake(tmp_path: Path) -> None:
+def test_the_launcher_passes_on_the_exit_status_of_a_mistake(tmp_path: Path) -> None:
     flags = [*QUICK, "--config.train.steps=0", "--workdir", tmp_path / "run"]
     done = subprocess.run(
         [sys.executable, ROOT / "launch" / "local.py", "--processes", "2", "--", *flags],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "train.steps is 1 or more" in done.stderr
+    assert "config.train.steps: got 0, expected 1 or more" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_a_disk_that_takes_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
-    """A limit on the size of a file fails in the middle of writing, as a full disk does."""
+def test_a_disk_too_small_for_a_checkpoint_is_reported_in_one_line(tmp_path: Path) -> None:
+    """A limit on the size of files makes a write fail halfway, as on a full disk."""
     flags = [*QUICK, "--config.train.steps=4", "--config.train.evaluate_every=0.05", "--workdir", str(tmp_path / "run")]
     done = subprocess.run(
         ["bash", "-c", 'ulimit -f 100; exec "$@"', "-", sys.executable, "-m", "jaxvision.main", *flags],
@@ -120,8 +120,8 @@ def test_a_disk_that_takes_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> 
     assert not any((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_ctrl_c_while_a_picture_is_predicted_ends_with_its_status(tmp_path: Path) -> None:
-    """Interrupted while XLA compiles, Python's own way out crashes."""
+def test_ctrl_c_during_predict_exits_with_status_130(tmp_path: Path) -> None:
+    """An ordinary exit of Python would crash while XLA compiles."""
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     save_timm(create_model("test_resnet", num_classes=2), tmp_path / "w.safetensors")
     code = """if True:

@@ -352,7 +352,7 @@ def test_an_error_in_one_process_ends_all(tmp_path: Path, damaged: Path) -> None
     few = {"source__data_dir": damaged, "data__eval_batch_size": 32, "data__max_corrupt": 2}
     started = time.monotonic()
     job = Job(tmp_path / "run", data="streamed", processes=2, **few)
-    assert job.until(lambda: "damaged pictures, more than data.max_corrupt=2 allows" in job.text())
+    assert job.until(lambda: "damaged images, expected at most data.max_corrupt=2" in job.text())
     printed = time.monotonic()
     assert job.wait(90) == 2, job.text()
     assert time.monotonic() - printed < 60

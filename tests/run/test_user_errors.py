@@ -65,7 +65,7 @@ def test_mistakes_end_in_one_line(
 def test_no_config_or_a_misspelled_one(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert "configs/quickstart.py" in refused(capsys)
     assert "Did you mean configs/quickstart.py" in refused(capsys, "--config", "configs/quikstart.py")
-    assert "choose one of vit" in refused(capsys, "--config", "configs/quickstart.py:vti")
+    assert "expected one of vit" in refused(capsys, "--config", "configs/quickstart.py:vti")
     assert "expected a Python file with get_config()" in refused(capsys, "--config", str(ROOT / "README.md"))
     empty = tmp_path / "empty.py"
     empty.touch()

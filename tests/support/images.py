@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def scene(height=120, width=160, channels=3, seed=0, *, smooth=False):
-    """A picture with gradients and, unless smooth, a chequered texture: uint8 [height, width, channels]."""
+    """Returns an image with gradients and, unless smooth, a checkered texture: uint8 [height, width, channels]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     planes = []
@@ -19,7 +19,21 @@ def scene(height=120, width=160, channels=3, seed=0, *, smooth=False):
     return np.clip(np.stack(planes, -1), 0, 255).astype(np.uint8)
 
 
-def encode(picture, kind="PNG", **options):
+def encode(image, kind="PNG", **options):
+    """Returns the bytes of an image file."""
     buffer = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, kind, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def image_batch(images, *, labels=None, index=None, mask=None):
+    """Returns a batch of images [b, h, w, c] with labels, indices and mask, on the device."""
+    import jax.numpy as jnp
+
+    b = len(images)
+    return {
+        "image": jnp.asarray(images),
+        "label": jnp.asarray(np.arange(b) % 10 if labels is None else labels, jnp.int32),
+        "index": jnp.asarray(np.arange(b) * 7 + 3 if index is None else index, jnp.int32),
+        "mask": jnp.asarray(np.ones(b, bool) if mask is None else mask),
+    }

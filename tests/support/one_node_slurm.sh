@@ -1,9 +1,9 @@
 #!/bin/bash
-# Starts a Slurm of one machine, controller and node, for the test of launch/slurm.sbatch. As root, on Debian or Ubuntu:
+# Starts Slurm on this machine, as controller and only node, to test launch/slurm.sbatch. As root, on Debian or Ubuntu:
 #
-#     apt-get install slurm-wlm munge && tests/support/one_node_slurm.sh && pytest --slow tests/launch/test_launch.py -k slurm
+#     apt-get install slurm-wlm munge && tests/support/one_node_slurm.sh && pytest --slow --slurm tests/launch -k slurm
 #
-# Overwrites /etc/slurm/slurm.conf: not for a machine that belongs to a cluster.
+# Overwrites /etc/slurm/slurm.conf. Do not run it on a machine that belongs to a cluster.
 set -euo pipefail
 host=$(hostname -s)
 mkdir -p /run/munge /var/spool/slurmctld /var/spool/slurmd /etc/slurm

@@ -1,0 +1,292 @@
+"""A user's own source, model, augmentation, loss, metric, optimizer and schedule, named by a config."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from ml_collections import ConfigDict
+from support.quick import quick, refused, start
+
+from jaxvision import run
+from jaxvision.errors import UserError
+from jaxvision.models import registry
+
+#: The module that a user writes, one function or class of each kind.
+MODULE = '''
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxvision.data.digits import ArraySource
+from jaxvision.data.source import Splits
+from jaxvision.models import register_model
+from jaxvision.models.vit import VisionTransformer
+
+
+def stripes(*, count: int = 32, side: int = 16, contrast: float = 100.0) -> Splits:
+    """Returns images of horizontal and of vertical stripes.
+
+    Args:
+      count: images per part.
+      side: height and width in pixels.
+      contrast: difference between dark and bright stripes.
+    """
+    def part(seed):
+        rng = np.random.default_rng(seed)
+        labels = np.arange(count) % 2
+        wave = (np.arange(side) // 2 % 2) * contrast
+        images = np.where(labels[:, None, None], wave[None, None, :], wave[None, :, None])
+        images = (images + rng.integers(0, 50, (count, side, side))).astype(np.uint8)
+        return ArraySource(images[..., None], labels, classes=["horizontal", "vertical"], name="stripes")
+
+    return Splits(train=part(0), validation=part(1), test=part(2))
+
+
+@register_model
+def two_blocks(
+    *, num_classes=1000, in_channels=3, image_size=16, embed_dim: int = 32, dtype=None, param_dtype=jnp.float32, rngs
+):
+    """Returns a small Vision Transformer.
+
+    Args:
+      embed_dim: width of the tokens of two_blocks.
+    """
+    sizes = {"image_size": image_size, "patch_size": 8, "embed_dim": embed_dim, "depth": 2, "num_heads": 2}
+    types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    return VisionTransformer(num_classes=num_classes, in_channels=in_channels, **sizes, **types)
+
+
+def noise(images: jax.Array, *, key: jax.Array, strength: float = 1.0) -> jax.Array:
+    """Adds noise.
+
+    Args:
+      strength: standard deviation, in 0 to 255.
+    """
+    return images + strength * jax.random.normal(key, images.shape)
+
+
+def focal(*, gamma: float = 2.0):
+    """Returns the focal loss.
+
+    Args:
+      gamma: exponent of the weight of easy images; 0 is the cross entropy.
+    """
+    def loss(logits, targets):
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return (1 - jnp.exp(-values)) ** gamma * values
+
+    return loss
+
+
+def worst_class(evaluation, *, scale: float = 1.0) -> float:
+    """Returns the accuracy of the worst class.
+
+    Args:
+      scale: factor on the result.
+    """
+    return scale * float(np.nanmin(evaluation.per_class))
+
+
+def signs(learning_rate, *, flip: bool = False):
+    """Returns sign descent.
+
+    Args:
+      flip: ascend instead.
+    """
+    return optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(learning_rate, flip_sign=not flip))
+
+
+def halving(learning_rate: float, *, steps: int, times: int = 2):
+    """Returns a schedule that halves the rate.
+
+    Args:
+      times: how often.
+    """
+    return lambda step: learning_rate * 0.5 ** (step * times // steps)
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of the module above, importable from the current directory."""
+    (tmp_path / "mine.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield "mine"
+    sys.modules.pop("mine", None)
+    if "two_blocks" in registry.architectures():
+        registry.unregister_model("two_blocks")
+
+
+@pytest.fixture
+def module(mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module above."""
+    monkeypatch.syspath_prepend(tmp_path)
+    return importlib.import_module(mine)
+
+
+def flags(**names: str) -> list[str]:
+    return [
+        "--config=configs/quickstart.py:resnet",
+        "--workdir=run",
+        "--config.mesh.data=1",
+        "--config.data.batch_size=16",
+        "--config.train.steps=4",
+        "--config.loss.label_smoothing=0",
+        "--config.augment.crop_padding=0",
+        *[f"--config.{key.replace('__', '.')}={name}" for key, name in names.items()],
+    ]
+
+
+EVERYTHING = {
+    "source__name": "mine:stripes",
+    "source__side": "20",
+    "augment__name": "mine:noise",
+    "augment__strength": "3",
+    "loss__kind": "mine:focal",
+    "loss__gamma": "1.5",
+    "metric__name": "mine:worst_class",
+    "metric__scale": "10",
+    "optimizer__name": "mine:signs",
+    "schedule__name": "mine:halving",
+    "schedule__times": "3",
+    "schedule__warmup_epochs": "None",
+    "checkpoint__best": "worst_class",
+}
+
+
+def test_one_of_each_by_flags(mine: str, capsys: pytest.CaptureFixture) -> None:
+    status, _, err = start(capsys, *flags(**EVERYTHING))
+    assert status == 0, err
+    recorded = json.loads(Path("run/config.json").read_text())
+    assert recorded["loss"]["kind"] == "mine:focal"
+    assert recorded["loss"]["gamma"] == 1.5
+    assert recorded["source"] == {"name": "mine:stripes", "count": 32, "side": 20, "contrast": 100.0}
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if line["split"] != "train"]
+    assert evaluations
+    assert all(0 <= line["worst_class"] <= 10 * line["top1"] for line in evaluations)
+    rates = [line["learning_rate"] for line in lines if line["split"] == "train"]
+    assert rates[-1] == pytest.approx(2e-3 * 0.5 ** (3 * 3 // 4))  # at step 3 of 4
+
+
+def test_functions_in_a_config_resume_as_their_names_do(module: ModuleType) -> None:
+    def config() -> ConfigDict:
+        config = quick("resnet")
+        config.source = ConfigDict({"name": module.stripes})
+        config.loss = ConfigDict({"kind": module.focal})
+        config.optimizer = ConfigDict({"name": module.signs, "learning_rate": 1e-3})
+        config.augment = ConfigDict({"name": module.noise})
+        config.metric = ConfigDict({"name": module.worst_class})
+        return config
+
+    result = run.train(config(), "run")
+    assert result["worst_class"] <= result["top1"]
+    assert run.train(config(), "run") == result
+    by_name = config()
+    by_name.loss = ConfigDict({"kind": "mine:focal"})
+    assert run.train(by_name, "run") == result
+    by_name.loss.gamma = 0.0
+    with pytest.raises(UserError, match=r"loss\.gamma 2\.0 -> 0\.0"):
+        run.train(by_name, "run")
+
+
+def test_an_optimizer_of_optax_by_its_name(mine: str, capsys: pytest.CaptureFixture) -> None:
+    status, _, err = start(
+        capsys, *flags(optimizer__name="optax:lion", optimizer__b1="0.95", optimizer__mu_dtype="bfloat16")
+    )
+    assert status == 0, err
+    recorded = json.loads(Path("run/config.json").read_text())["optimizer"]
+    assert (recorded["b1"], recorded["b2"], recorded["weight_decay"]) == (0.95, 0.99, 0.05)
+
+
+def test_a_model_that_a_module_of_the_config_registers(mine: str, capsys: pytest.CaptureFixture) -> None:
+    names = {"source__name": "mine:stripes", "model__name": "two_blocks", "model__image_size": "16"}
+    status, _, err = start(capsys, *flags(**names, model__embed_dim="16"))
+    assert status == 0, err
+    recorded = json.loads(Path("run/config.json").read_text())["model"]
+    assert (recorded["name"], recorded["embed_dim"]) == ("two_blocks", 16)
+    assert "patch_size" not in recorded
+    assert "Did you mean model.embed_dim" in refused(capsys, *flags(**names, model__embed_dm="16"))
+    assert "config.model.embed_dim: got 'wide', expected" in refused(capsys, *flags(**names, model__embed_dim="wide"))
+    _, out, _ = start(capsys, *flags(**names), "--help")
+    assert "--config.model.embed_dim=None width of the tokens of two_blocks." in " ".join(out.split())
+
+
+def test_help_explains_the_keys_of_a_function(mine: str, capsys: pytest.CaptureFixture) -> None:
+    status, out, _ = start(capsys, *flags(**EVERYTHING), "--help")
+    assert status == 0
+    text = " ".join(out.split())
+    assert "--config.loss.gamma=1.5 exponent of the weight of easy images; 0 is the cross entropy." in text
+    assert "--config.source.contrast=100.0 difference between dark and bright stripes." in text
+    assert "--config.augment.strength=3.0 standard deviation, in 0 to 255." in text
+    assert "--config.metric.scale=10.0 factor on the result." in text
+    assert "--config.optimizer.flip=False ascend instead." in text
+    assert "--config.schedule.times=3 how often." in text
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"loss__kind": "mine:focal", "loss__gama": "1"}, "Did you mean loss.gamma"),
+        ({"loss__kind": "mine:focal", "loss__gamma": "much"}, "config.loss.gamma: got 'much', expected a number"),
+        ({"source__name": "mine:stripes", "source__side": "2.5"}, "config.source.side: got 2.5, expected an integer"),
+        ({"source__name": "mine:stripes", "source__split_seed": "1"}, "config.source.split_seed: unknown key"),
+        (
+            {"optimizer__name": "mine:signs", "optimizer__flip": "2"},
+            "config.optimizer.flip: got 2, expected True or False",
+        ),
+        ({"loss__kind": "mine:focl"}, "has no 'focl'"),
+        ({"loss__kind": "mein:focal"}, "cannot import 'mein'"),
+        ({"metric__name": "worst_class"}, "unknown metric 'worst_class'"),
+        ({"loss__gamma": "1"}, "config.loss.gamma: unknown key"),
+        ({"metric__name": "mine:worst_class", "checkpoint__best": "worst_clas"}, "did you mean 'worst_class'"),
+        (
+            {"optimizer__name": "mine:signs", "optimizer__learning_rate": "None"},
+            "config.optimizer.learning_rate: not set",
+        ),
+    ],
+)
+def test_mistakes_are_refused(mine: str, names: dict[str, str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert message in refused(capsys, *flags(**names))
+    assert not Path("run").exists()
+
+
+def test_a_function_that_cannot_be_found_again_is_refused(module: ModuleType) -> None:
+    for function in (lambda: None, functools.partial(module.focal, gamma=1.0)):
+        with pytest.raises(UserError, match=r"config\.loss\.kind: .* expected a function at the top level of a module"):
+            run.complete({**quick("resnet"), "loss": {"kind": function}})
+
+
+def test_a_function_of_the_config_file_itself(mine: str, capsys: pytest.CaptureFixture) -> None:
+    Path("own_config.py").write_text(
+        MODULE
+        + """
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({
+        "source": {"name": stripes, "count": 16},
+        "model": {"name": "test_resnet", "image_size": 16},
+        "data": {"batch_size": 8},
+        "loss": {"kind": focal},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"steps": 1},
+        "mesh": {"data": 1},
+    })
+"""
+    )
+    status, _, err = start(capsys, "--config=own_config.py", "--workdir=run", "--config.loss.gamma=1")
+    assert status == 0, err
+    assert json.loads(Path("run/config.json").read_text())["loss"]["kind"].endswith(":focal")
