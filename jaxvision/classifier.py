@@ -131,7 +131,8 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
 
     The folder is read by timm (``timm.create_model("local-dir:FOLDER", pretrained=True)``), by `load_classifier`, and
     by every command of `jaxvision` with ``--model FOLDER``. A warning names options of the model that timm has no
-    argument for. A model from outside jaxvision is saved with the import path of its builder and is not readable by timm.
+    argument for. For a model of your own, ``config.json`` notes the import path of the class or function that builds
+    it; timm cannot read that folder.
 
     Args:
       folder: is created. An earlier export in it is replaced.
@@ -191,12 +192,12 @@ def _export_config(classifier: Classifier) -> dict[str, Any]:
             "interpolation": preprocess.interpolation,
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
-            "first_conv": getattr(model, "first_conv", None),
+            "first_conv": model.first_conv,
             "classifier": names[0] if len(names) == 1 else list(names),
         },
     }
     if row.module is not None:
-        config["jaxvision_builder"] = f"{row.module}:{row.build.__qualname__}"
+        config["jaxvision_builder"] = f"{row.module}:{getattr(row.build, '__qualname__', '')}"
     elif unknown := timm.unknown_to_timm(model):
         options = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
         logger.warning(

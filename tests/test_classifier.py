@@ -15,7 +15,7 @@ from support.reference import import_timm
 
 from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.classifier import Classifier, exported, load_classifier, save_classifier
+from jaxvision.classifier import Classifier, find_export, load_classifier, save_classifier
 from jaxvision.create import create_model
 from jaxvision.data.image_path import FromWorkers
 from jaxvision.errors import UserError
@@ -166,8 +166,8 @@ def test_a_weight_file_of_ours_brings_its_classes_and_its_transform(tmp_path):
     config.model.image_size = 96
     assert program.preprocess_of(config, FromWorkers(channels=3)) == replace(own, image_size=96)
     # Beside a file of another name, or of another architecture, config.json says nothing of it.
-    assert exported(file.rename(tmp_path / "export" / "other.safetensors"), "test_resnet") is None
-    assert exported(tmp_path / "export" / "model.safetensors", "resnet18") is None
+    assert find_export(file.rename(tmp_path / "export" / "other.safetensors"), "test_resnet") is None
+    assert find_export(tmp_path / "export" / "model.safetensors", "resnet18") is None
 
 
 def test_pictures_that_are_none_are_told(tmp_path):

@@ -202,12 +202,7 @@ def _register(name: str | Callable[..., Model]) -> str:
     registered = [row.architecture for row in own if row.build is name]
     if registered:
         return registered[0]
-    qualified = getattr(name, "__qualname__", "<lambda>").replace("<locals>.", "")
-    if "<" in qualified:
-        raise UserError(
-            f"model: got {name!r}, expected a function or class with a name. Define it by def or class in a module."
-        )
-    architecture = f"{name.__module__}:{qualified}"
+    architecture = extend.import_path("model", name)
     registry.register_model(name, name=architecture)
     return architecture
 

@@ -118,7 +118,7 @@ def _adapter(
 
 
 def _sees_image(model: Any, name: str) -> bool:
-    return name == f"{getattr(model, 'first_conv', None)}.kernel"
+    return name == f"{model.first_conv}.kernel"
 
 
 def _prefix_positions(model: Any) -> int:
@@ -156,7 +156,7 @@ def _find_grid(model: Any, file: WeightFile, shapes: Shapes, published: bool) ->
 def _native_grid(model: Any, shapes: Shapes) -> tuple[int, int] | None:
     """Returns the grid that the patches of a file form on an image of the architecture's own size."""
     patch = shapes.get("patch_embed.proj.weight", ())[2:]
-    if len(patch) != 2:
+    if len(patch) != 2 or model.architecture not in registry.architectures():
         return None
     native = registry.variant(model.architecture).arguments.get("image_size", 224)
     height, width = sizes.pair("image_size", native)
