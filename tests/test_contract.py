@@ -1,6 +1,6 @@
 """What every architecture must do. A new one is found through the registry, and adds no line here.
 
-Golden logits, names and shapes are in test_golden.py, timm's file format with real timm in test_weights.py.
+Golden logits, names and shapes are in test_golden.py, the file format with real timm in tests/weights.
 """
 
 from __future__ import annotations
