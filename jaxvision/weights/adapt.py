@@ -120,7 +120,7 @@ def _side(patches: int) -> tuple[int, int]:
     side = math.isqrt(max(patches, 0))
     if side < 1 or side * side != patches:
         raise UserError(
-            f"position embeddings: got {patches} patches, which are not a square grid, so they cannot be resampled. Pass "
-            "the image_size that the weights were trained at."
+            f"position embeddings: got {patches} patches, which are not a square grid, so they cannot be resampled. "
+            "Pass the image_size that the weights were trained at."
         )
     return side, side

@@ -24,7 +24,8 @@ def fetch(source: Entry | str, *, revision: str | None = None) -> Path:
 
     Args:
       source: a row of the catalog, or a repository with weights in timm's format, such as ``"timm/resnet50.a1_in1k"``.
-        From a repository without a safetensors file, ``pytorch_model.bin`` is taken, as in timm; reading it needs torch.
+        From a repository without a safetensors file, ``pytorch_model.bin`` is taken, as in timm; reading it needs
+        torch.
       revision: branch, tag or commit of the repository. Default: its main branch.
 
     Raises:
@@ -140,8 +141,8 @@ def _from_url(source: Entry) -> Path:
             _download_url(source.url, path)
         except OSError as e:
             raise UserError(
-                f"cannot download {source.url} ({_first_line(e)}). To work offline, pass the file as checkpoint_path, or "
-                f"copy it to {path}."
+                f"cannot download {source.url} ({_first_line(e)}). To work offline, pass the file as checkpoint_path, "
+                f"or copy it to {path}."
             ) from e
     return path
 
