@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from jaxvision.errors import UserError
     from jaxvision.models.features import FeatureExtractor
     from jaxvision.models.layers.mode import eval_view, train_view
+    from jaxvision.models.registry import register_model
     from jaxvision.train.partial import add_lora, freeze, merge_lora, unfreeze
-    from jaxvision.weights.catalog import list_models
+    from jaxvision.weights.listing import list_models
     from jaxvision.weights.timm import load_timm, save_timm
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "load_timm",
     "merge_lora",
     "model_info",
+    "register_model",
     "save_classifier",
     "save_timm",
     "train_view",
@@ -50,8 +52,9 @@ _HOME = {
     "errors": ("UserError",),
     "models.features": ("FeatureExtractor",),
     "models.layers.mode": ("eval_view", "train_view"),
+    "models.registry": ("register_model",),
     "train.partial": ("add_lora", "freeze", "merge_lora", "unfreeze"),
-    "weights.catalog": ("list_models",),
+    "weights.listing": ("list_models",),
     "weights.timm": ("load_timm", "save_timm"),
 }
 

@@ -1,14 +1,11 @@
-"""A model with its classes and its transform, and the folder in which timm and jaxvision both read it."""
+"""A model with its classes and its transform, and the folder format in which timm and jaxvision read it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,6 +14,7 @@ import jax
 import numpy as np
 from PIL.Image import Image
 
+from jaxvision import extend
 from jaxvision.augment import host, on_device
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.create import create_model
@@ -24,18 +22,31 @@ from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
-from jaxvision.weights import catalog, files, timm
-from jaxvision.weights.timm_names import ONLY_AT_LOADING, OURS, theirs, timm_arguments
+from jaxvision.weights import catalog, files, imagenet, timm
+from jaxvision.weights.timm.names import OURS
 
 logger = logging.getLogger(__name__)
+
+# This key of config.json and of the weights' metadata holds the same random-looking text in both files of an export.
+_MARK = "jaxvision.export"
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model, the names of its classes and the transform that its pictures need.
+    """A model, the names of its classes, and the transform of its images.
+
+    Attributes:
+      model: the model.
+      classes: one name for each class.
+      preprocess: the evaluation transform.
 
     Raises:
-      UserError: another number of names than the model has classes.
+      UserError: the number of names is not the number of classes.
+
+    Example:
+      >>> model = create_model("test_vit", num_classes=2, image_size=32, patch_size=8)
+      >>> Classifier(model, ("cat", "dog"), Preprocess(image_size=32)).classes
+      ('cat', 'dog')
     """
 
     model: Model
@@ -44,16 +55,16 @@ class Classifier:
 
     def __post_init__(self) -> None:
         if len(self.classes) != self.model.num_classes:
-            raise UserError(f"the model has {self.model.num_classes} classes, but {len(self.classes)} have names")
+            raise UserError(f"classes: got {len(self.classes)} names, expected the model's {self.model.num_classes}.")
 
-    def images(self, pictures: Sequence[str | Path | Image]) -> jax.Array:
-        """Returns what the model takes: [b, image_size, image_size, c], transformed as in evaluation and normalized.
+    def images(self, sources: str | Path | Image | Sequence[str | Path | Image]) -> jax.Array:
+        """Returns the input of the model: float [b, image_size, image_size, c], transformed and normalized.
 
         Args:
-          pictures: files, or pictures of Pillow's; or a single one.
+          sources: image files or Pillow images, or a single one.
 
         Raises:
-          UserError: a file is not there, or is no picture; or there is none at all.
+          UserError: a file does not exist or is not an image, or the list is empty.
 
         Example:
           >>> from PIL import Image
@@ -63,50 +74,75 @@ class Classifier:
           >>> probabilities.shape
           (1, 2)
         """
-        if isinstance(pictures, str | Path | Image):
-            pictures = [pictures]
-        if not len(pictures):
-            raise UserError("there is no picture to transform")
-        pixels = np.stack([self.pixels(picture) for picture in pictures])
+        if isinstance(sources, str | Path | Image):
+            sources = [sources]
+        if not len(sources):
+            raise UserError("images: got an empty list, expected at least one image.")
+        pixels = np.stack([self.pixels(source) for source in sources])
         return on_device.normalize(pixels, self.preprocess.mean, self.preprocess.std)
 
-    def pixels(self, picture: str | Path | Image, *, times: int = 1) -> np.ndarray:
-        """Returns one picture as the model sees it before it is normalized, uint8 [image_size, image_size, c].
+    def pixels(self, source: str | Path | Image, *, times: int = 1) -> np.ndarray:
+        """Returns an image as the model sees it, before normalization: uint8 [image_size, image_size, c].
 
         Args:
-          picture: a file, or a picture of Pillow's.
-          times: the same part of it on so many times the pixels, to look at.
+          source: an image file or a Pillow image.
+          times: factor on the resolution, for display. Default: 1.
+
+        Raises:
+          UserError: the file does not exist or is not an image, or the model's images are not square or do not have 1
+            or 3 channels.
         """
-        if isinstance(picture, str | Path):
-            try:
-                picture = host.decode(Path(picture).read_bytes())
-            except OSError as e:
-                raise UserError(f"{picture} cannot be read: {e}") from e
-            except UserError as e:
-                raise UserError(f"{picture}: {e}") from e
-        if not isinstance(picture, Image):
-            kind = type(picture).__name__
-            raise UserError(
-                f"a picture is a file or one of Pillow's (PIL.Image.fromarray(array) makes one); got {kind}"
-            )
+        image = _open_image(source)
         height, width = _height_and_width(self.model, self.preprocess)
         if height != width:
-            raise UserError(f"this model takes {height} x {width} pixels, and pictures are made square: give it arrays")
+            raise UserError(
+                f"images: this model takes {height} x {width} pixels, but the transform makes square images. "
+                "Call the model with an array [b, h, w, c]."
+            )
         if self.model.in_channels not in (1, 3):
-            raise UserError(f"pictures have 3 channels, or 1; this model takes {self.model.in_channels}")
-        picture = picture.convert("RGB")
+            raise UserError(
+                f"images: this model takes {self.model.in_channels} channels, but image files have 3 or 1. "
+                "Call the model with an array [b, h, w, c]."
+            )
+        image = image.convert("RGB")
         if self.model.in_channels == 1:
-            picture = picture.convert("L")
-        larger = replace(self.preprocess, image_size=times * self.preprocess.image_size)
-        return host.eval_transform(picture, larger)
+            image = image.convert("L")
+        return host.eval_transform(image, replace(self.preprocess, image_size=times * self.preprocess.image_size))
+
+
+def _open_image(source: Any) -> Image:
+    if isinstance(source, Image):
+        return source
+    if not isinstance(source, str | Path):
+        raise UserError(
+            f"images: got {type(source).__name__}, expected a file or a Pillow image. "
+            "PIL.Image.fromarray(array) makes one."
+        )
+    try:
+        return host.decode(Path(source).read_bytes())
+    except OSError as e:
+        raise UserError(f"cannot read {source}: {e}") from e
+    except UserError as e:
+        raise UserError(f"{source}: {e}") from e
 
 
 def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
-    """Writes ``model.safetensors`` and ``config.json`` in the form of timm's hub repositories; returns the folder.
+    """Writes ``model.safetensors`` and ``config.json`` in the format of timm's hub repositories.
 
-    timm reads it (``timm.create_model("local-dir:FOLDER", pretrained=True)``), `load_classifier` reads it, and so
-    does every command of `jaxvision` that takes ``--model FOLDER``. Options of the model that timm has no argument for
-    are named in a warning: timm would compute something else, or refuse the file.
+    The folder is read by timm (``timm.create_model("local-dir:FOLDER", pretrained=True)``), by `load_classifier`, and
+    by every command of `jaxvision` with ``--model FOLDER``. A warning names options of the model that timm has no
+    argument for. For a model of your own, ``config.json`` notes the import path of the class or function that builds
+    it; timm cannot read that folder.
+
+    Args:
+      folder: is created. An earlier export in it is replaced.
+      classifier: the model, its classes and its transform.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: a class name that is not valid UTF-8, or a file that cannot be written. An earlier export is unchanged.
 
     Example:
       >>> import tempfile
@@ -116,12 +152,36 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
       ('cat', 'dog')
     """
     folder = Path(folder)
+    try:
+        config = _export_config(classifier)
+        text = json.dumps(config, indent=2, ensure_ascii=False).encode()
+    except TypeError as e:
+        raise UserError(
+            f"cannot save the options of {classifier.model.architecture}: {e}. Use numbers and texts."
+        ) from e
+    except UnicodeEncodeError as e:
+        name = next(name for name in classifier.classes if e.object[e.start] in name)
+        raise UserError(f"classes: the name {name!r} is not valid UTF-8. Rename the class.") from e
+    try:
+        # config.json is complete on the disk before the weights are replaced, and replaced after them. If the process
+        # is killed in between, the marks of the two files differ.
+        with files.replaced(folder / "config.json") as temporary:
+            temporary.write_bytes(text)
+            files.sync(temporary)
+            timm.save_timm(classifier.model, folder / "model.safetensors", metadata={_MARK: config[_MARK]})
+    except OSError as e:
+        raise UserError(f"cannot write {folder / 'config.json'}: {e.strerror or e}") from e
+    return folder
+
+
+def _export_config(classifier: Classifier) -> dict[str, Any]:
     model, preprocess, names = classifier.model, classifier.preprocess, classifier.model.classifier_names
+    row = registry.variant(model.architecture)
     config: dict[str, Any] = {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
         "label_names": list(classifier.classes),
-        "model_args": timm_arguments(model),
+        "model_args": timm.timm_arguments(model),
         "jaxvision_options": dict(model.options),
         "pretrained_cfg": {
             "tag": "jaxvision",
@@ -136,103 +196,145 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
             "classifier": names[0] if len(names) == 1 else list(names),
         },
     }
-    untold = {name: value for name, value in model.options if name not in {*theirs(model), *ONLY_AT_LOADING}}
-    if untold:
-        said = ", ".join(f"{name}={value!r}" for name, value in untold.items())
-        logger.warning("timm cannot be told of %s: in timm this file is not the same model; here it is", said)
-    # The same mark in both files tells, should the process be killed between them, that they are not of one export.
-    config[_MARK] = hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]
-    temporary = folder / f".config.json.{os.getpid()}.{threading.get_ident()}.tmp"
-    try:
-        text = json.dumps(config, indent=2, ensure_ascii=False).encode()
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        timm.save_timm(model, folder / "model.safetensors", metadata={_MARK: config[_MARK]})
-        temporary.replace(folder / "config.json")
-    except UnicodeEncodeError as e:
-        name = next(name for name in classifier.classes if e.object[e.start] in name)
-        raise UserError(f"the name of a class is not UTF-8: {name!r}") from e
-    except OSError as e:
-        raise UserError(f"cannot write {folder / 'config.json'}: {e.strerror or e}") from e
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    return folder
+    if row.module is not None:
+        config["jaxvision_builder"] = f"{row.module}:{getattr(row.build, '__qualname__', '')}"
+    elif unknown := timm.unknown_to_timm(model):
+        options = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
+        logger.warning(
+            "timm has no argument for %s and will build another model; jaxvision will build this one", options
+        )
+    return config | {_MARK: hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]}
 
 
 def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = None, **options: Any) -> Classifier:
-    """Returns a classifier from a folder of `save_classifier`, a finished run's workdir, or a name.
+    """Returns a classifier from a folder of `save_classifier`, the workdir of a finished run, or a model's name.
 
     Args:
-      source: a folder with ``config.json`` and ``model.safetensors``, a workdir that holds one as ``export``, or a
-        name for `create_model`, whose weights come from the hub unless `checkpoint_path` is given.
-      checkpoint_path: a safetensors file for a name.
+      source: a folder with ``config.json`` and ``model.safetensors``, a workdir with such a folder named ``export``, or
+        a name for `create_model`, whose weights come from the hub unless `checkpoint_path` is given. The folder of a
+        model from outside jaxvision names the module that builds it, which is imported.
+      checkpoint_path: other weights, from this file.
       **options: further arguments of `create_model`.
 
     Raises:
-      UserError: no such folder or model, a folder whose run has not finished, or a number of classes that the weights
-        do not have: a classifier's head is never an untrained one.
+      UserError: no such folder or model, a run that has not finished, a model whose module cannot be imported, or
+        weights without a head of `num_classes` (the head would be untrained).
+
+    Example:
+      >>> import tempfile
+      >>> model = create_model("test_resnet", num_classes=2, image_size=32)
+      >>> folder = save_classifier(tempfile.mkdtemp(), Classifier(model, ("cat", "dog"), Preprocess(image_size=32)))
+      >>> load_classifier(folder).model.num_classes
+      2
     """
     if not isinstance(source, str | Path):
-        raise UserError(f"a classifier is asked for by a folder or a name; got {source!r}")
+        raise UserError(f"classifier: got {source!r}, expected a folder or a model's name.")
     if options.get("features_only"):
         raise UserError(
-            "a classifier has a head: for maps of features give the weights' folder to create_model, "
-            "create_model(name, checkpoint_path=folder, features_only=True)"
+            "features_only: a classifier has a head. For feature maps, pass the folder to create_model: "
+            "create_model(name, checkpoint_path=folder, features_only=True)."
         )
     folder = Path(source)
-    if not folder.is_dir():
-        if folder.is_file() or "/" in str(source):
-            raise UserError(
-                f"{source} is not a folder with config.json; for a weight file give the model's name and --checkpoint"
-            )
-        entry = catalog.lookup(str(source))
-        if own := exported(checkpoint_path, entry.architecture):  # the file knows its own classes and transform
-            if options.get("num_classes") == own.num_classes:
-                del options["num_classes"]
-            return load_classifier(Path(cast(str, checkpoint_path)).parent, **options)
-        _check_head(entry, checkpoint_path, options.get("num_classes"))
-        preprocess = entry.preprocess
-        if options.get("image_size"):
-            preprocess = replace(preprocess, image_size=options["image_size"])
-        model: Model = create_model(str(source), checkpoint_path is None, checkpoint_path=checkpoint_path, **options)
-        return Classifier(model, catalog.class_names(model.num_classes), _gray(preprocess, model.in_channels))
-    folder = folder if (folder / "config.json").is_file() and _is_export(folder) else folder / "export"
-    if not _is_export(folder):
-        raise UserError(f"{source} holds no finished model (export/config.json); let the run end, then try again")
-    if "num_classes" in options:
-        raise UserError(f"{source} has its own classes; another num_classes is for a model's name")
-    found = _read_export(folder)
-    size = options.get("image_size") or found.preprocess.image_size
-    preprocess = replace(found.preprocess, image_size=size)
-    entry = catalog.lookup(found.architecture)
-    arguments = dict(found.options)
-    registry.check_options(f"option in {folder / 'config.json'}", arguments, registry.options(entry.architecture))
-    arguments |= {ours: found.model_args[key] for key, ours in OURS.items() if key in found.model_args}
-    if entry.activation is not None:
-        arguments.setdefault("activation", "gelu")  # not said is the architecture's own, not its weights'
-    path = checkpoint_path or folder / "model.safetensors"
+    if folder.is_dir():
+        export = read_export(folder) or read_export(folder / "export")
+        if export is None:
+            raise UserError(f"{source}: found no export/config.json. Let the run finish, then try again.")
+        return _load_export(export, checkpoint_path, options)
+    if folder.is_file() or "/" in str(source):
+        raise UserError(
+            f"{source} is not a folder with config.json. For a weight file, pass the model's name and the file as "
+            "checkpoint_path (on the command line: --checkpoint)."
+        )
+    entry = catalog.lookup(str(source))
+    # The export that a file belongs to has the classes and the transform of its weights.
+    export = find_export(checkpoint_path, entry.architecture)
+    if export is not None:
+        if options.get("num_classes") == export.num_classes:
+            del options["num_classes"]
+        return _load_export(export, None, options)
+    return _load_by_name(str(source), entry, checkpoint_path, options)
+
+
+def _load_by_name(
+    name: str, entry: catalog.Entry, checkpoint_path: str | Path | None, options: Mapping[str, Any]
+) -> Classifier:
+    preprocess = entry.preprocess
+    if options.get("image_size"):
+        preprocess = replace(preprocess, image_size=options["image_size"])
+    num_classes = options.get("num_classes")
     if checkpoint_path is None:
-        with files.open_tensors(path) as file:
-            mark = file.metadata.get(_MARK)
-        if None not in (mark, found.mark) and mark != found.mark:
-            raise UserError(
-                f"{folder}: config.json and model.safetensors are of two exports, the later of which was not finished; "
-                f"export again"
-            )
-    _check_head(entry, path, found.num_classes)
-    # A ViT keeps its own size, which may be no square; a convnet notes that of its pictures.
-    arguments = {"image_size": size, **arguments, "num_classes": found.num_classes, **options}
-    model = cast(Model, create_model(found.architecture, checkpoint_path=path, **arguments))
-    return Classifier(model, found.classes, _gray(preprocess, model.in_channels))
+        _check_head(entry.name, entry.num_classes, num_classes)
+        model: Model = create_model(name, True, **options)
+    else:
+        file = files.open_weights(checkpoint_path)
+        model = create_model(name, checkpoint_path=file, **options)
+        _check_head(file.path, timm.num_classes(file, model.classifier_names), num_classes)
+    return Classifier(model, imagenet.class_names(model.num_classes), _for_channels(preprocess, model.in_channels))
+
+
+def _load_export(export: Export, checkpoint_path: str | Path | None, options: Mapping[str, Any]) -> Classifier:
+    if "num_classes" in options:
+        raise UserError(
+            f"num_classes: {export.folder} has its own {export.num_classes} classes. Remove num_classes, or pass a "
+            "model's name instead of the folder."
+        )
+    _find_builder(export)
+    entry = catalog.lookup(export.architecture)
+    valid = registry.options(entry.architecture)
+    registry.check_options(f"option in {export.folder / 'config.json'}", export.options, valid)
+    arguments = export.options | {
+        ours: export.model_args[key] for key, ours in OURS.items() if key in export.model_args
+    }
+    if entry.activation is not None:
+        # Without a stated activation the model has the architecture's own, not that of the default tag's weights.
+        arguments.setdefault("activation", "gelu")
+    file = files.open_weights(checkpoint_path or export.folder / "model.safetensors")
+    mark = file.metadata.get(_MARK)
+    if checkpoint_path is None and None not in (mark, export.mark) and mark != export.mark:
+        raise UserError(
+            f"{export.folder}: config.json and model.safetensors belong to different exports, because the later one "
+            "was interrupted. Export again."
+        )
+    size = options.get("image_size") or export.preprocess.image_size
+    preprocess = replace(export.preprocess, image_size=size)
+    # model_args contain the size of a model that has a fixed one; for others it is that of the transform.
+    arguments = {"image_size": size, **arguments, "num_classes": export.num_classes, **options}
+    model = cast(Model, create_model(export.architecture, checkpoint_path=file, **arguments))
+    _check_head(file.path, timm.num_classes(file, model.classifier_names), export.num_classes)
+    return Classifier(model, export.classes, _for_channels(preprocess, model.in_channels))
+
+
+def _find_builder(export: Export) -> None:
+    """Imports the module of a model from outside jaxvision, unless the model is registered already."""
+    if export.builder is None or export.architecture in registry.architectures():
+        return
+    try:
+        build = extend.resolve("model", export.builder, {})
+        if export.architecture not in registry.architectures():
+            registry.register_model(build, name=export.architecture)
+    except UserError as e:
+        raise UserError(
+            f"{export.folder / 'config.json'}: cannot find the model {export.architecture!r}, which was built by "
+            f"{export.builder!r} ({e}) Import the module that registers it first, or put it on PYTHONPATH."
+        ) from e
 
 
 class Export(NamedTuple):
-    """What ``config.json`` of `save_classifier` says."""
+    """The contents of ``config.json`` in a folder of `save_classifier`.
 
+    Attributes:
+      folder: that contains it.
+      architecture: name of the model, without a tag.
+      num_classes: number of classes.
+      classes: their names.
+      preprocess: the evaluation transform.
+      mark: equal to the mark in the weights' metadata if both files are of one export.
+      options: options of the model.
+      model_args: the same for timm, by timm's names.
+      builder: ``"package.module:function"`` for a model from outside jaxvision, otherwise None.
+    """
+
+    folder: Path
     architecture: str
     num_classes: int
     classes: tuple[str, ...]
@@ -240,27 +342,49 @@ class Export(NamedTuple):
     mark: str | None
     options: dict[str, Any]
     model_args: dict[str, Any]
+    builder: str | None
 
 
-def exported(checkpoint_path: str | Path | None, architecture: str) -> Export | None:
-    """Returns what `save_classifier` wrote beside a weight file for this architecture; None beside any other."""
+def read_export(folder: Path) -> Export | None:
+    """Returns the contents of a folder of `save_classifier`; None if one of its two files is missing.
+
+    Raises:
+      UserError: ``config.json`` is damaged, or not one of `save_classifier`.
+    """
+    path = folder / "config.json"
+    if not (path.is_file() and (folder / "model.safetensors").is_file()):
+        return None
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as e:
+        raise _damaged_config_error(path, e) from e
+    return _parse_export(folder, config)
+
+
+def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export | None:
+    """Returns the export that a weight file belongs to, if it is one of this architecture; otherwise None.
+
+    Args:
+      checkpoint_path: the weight file, or None.
+      architecture: name of the model, without a tag.
+    """
     path = Path(checkpoint_path or "")
-    if path.name != "model.safetensors" or not _is_export(path.parent):
+    if path.name != "model.safetensors" or not path.is_file():
         return None
     try:
         config = json.loads((path.parent / "config.json").read_text())
-        ours = config["architecture"] == architecture and config["pretrained_cfg"]["tag"] == "jaxvision"
+        is_ours = config["architecture"] == architecture and config["pretrained_cfg"]["tag"] == "jaxvision"
     except (ValueError, LookupError, TypeError, OSError):
-        return None  # somebody else's
-    return _read_export(path.parent) if ours else None
+        return None  # no config.json, or another program's
+    return _parse_export(path.parent, config) if is_ours else None
 
 
-def _read_export(folder: Path) -> Export:
+def _parse_export(folder: Path, config: Mapping[str, Any]) -> Export:
     try:
-        config = json.loads((folder / "config.json").read_text())
         cfg = config["pretrained_cfg"]
         transform = {key: cfg[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std")}
         return Export(
+            folder=folder,
             architecture=config["architecture"],
             num_classes=config["num_classes"],
             classes=tuple(config["label_names"]),
@@ -268,38 +392,36 @@ def _read_export(folder: Path) -> Export:
             mark=config.get(_MARK),
             options=dict(config.get("jaxvision_options", {})),
             model_args=dict(config.get("model_args", {})),
+            builder=config.get("jaxvision_builder"),
         )
     except (ValueError, LookupError, TypeError) as e:
         if isinstance(e, UserError):
             raise
-        raise UserError(f"{folder / 'config.json'} is not one that save_classifier writes ({e!r})") from e
+        raise _damaged_config_error(folder / "config.json", e) from e
 
 
-def _check_head(entry: catalog.Entry, path: str | Path | None, num_classes: int | None) -> None:
-    """Raises unless the weights have a head of `num_classes`, if that is said; a fresh one could tell nothing."""
-    published = entry.num_classes if path is None else timm.num_classes(path, entry.classifier)
-    if num_classes not in (None, 0, published):
+def _damaged_config_error(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: not a config.json of save_classifier ({error!r}). Export the model again.")
+
+
+def _check_head(weights: Any, found: int, num_classes: int | None) -> None:
+    """Raises if a head of `num_classes` would be untrained, because the weights have another one or none."""
+    if num_classes not in (None, 0, found):
+        head = f"a head of {found} classes" if found else "no head"
         raise UserError(
-            f"{path or entry.name} has {f'a head of {published} classes' if published else 'no head'}, not one of "
-            f"{num_classes}: another head is untrained, and trained by python -m jaxvision.main"
+            f"num_classes: got {num_classes}, but {weights} has {head}. Leave num_classes out, or train another head "
+            "by python -m jaxvision.main."
         )
 
 
-def _gray(preprocess: Preprocess, in_channels: int) -> Preprocess:
-    """Returns the transform for pictures of one channel, where it was of three."""
+def _for_channels(preprocess: Preprocess, in_channels: int) -> Preprocess:
+    """Returns the transform for gray images if the model takes one channel."""
     if in_channels != 1 or len(preprocess.mean) == 1:
         return preprocess
     mean, std = (sum(values) / len(values) for values in (preprocess.mean, preprocess.std))
     return replace(preprocess, mean=(mean,), std=(std,))
 
 
-_MARK = "jaxvision.export"
-
-
 def _height_and_width(model: Model, preprocess: Preprocess) -> tuple[int, int]:
-    size = model.image_size if model.family == "vit" else preprocess.image_size
+    size = model.image_size if model.has_fixed_image_size else preprocess.image_size
     return sizes.pair("image_size", size)
-
-
-def _is_export(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()

@@ -1,6 +1,6 @@
-"""From a name to a model that is ready to predict, and from a model to a folder that timm reads.
+"""A name into a model that is ready to predict.
 
-This is the one place where architectures (`models`), files (`weights`) and freezing (`train.partial`) meet.
+Architectures (`models`), weight files (`weights`) and freezing (`train.partial`) meet here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -22,24 +22,26 @@ from jaxvision.models.layers import sizes
 from jaxvision.models.layers.init import streams
 from jaxvision.models.layers.mode import eval_view
 from jaxvision.train import partial
-from jaxvision.weights import catalog, hub, timm
+from jaxvision.weights import catalog, files, hub, timm
+from jaxvision.weights.weight_file import WeightFile
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+RATES = ("dropout", "head_dropout", "attention_dropout", "drop_path")
 
 
 @overload
 def create_model(
-    name: str, pretrained: bool = False, *, features_only: Literal[True], **options: Any
+    name: str | Callable[..., Model], pretrained: bool = False, *, features_only: Literal[True], **options: Any
 ) -> FeatureExtractor: ...
 @overload
-def create_model(name: str, pretrained: bool = False, **options: Any) -> Model: ...
+def create_model(name: str | Callable[..., Model], pretrained: bool = False, **options: Any) -> Model: ...
 def create_model(
-    name: str,
+    name: str | Callable[..., Model],
     pretrained: bool = False,
     *,
-    checkpoint_path: str | Path | None = None,
+    checkpoint_path: str | Path | WeightFile | None = None,
     revision: str | None = None,
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -61,39 +63,41 @@ def create_model(
     """Returns a model that is ready to predict (evaluation view).
 
     Args:
-      name: timm's name, ``"resnet50"``, with a weight tag if one is wanted, ``"resnet50.a1_in1k"``.
-      pretrained: take the weights of the tag (without one: the architecture's default tag) from the hub or its cache.
-      checkpoint_path: take them from this file instead; no network is touched. Safetensors, or where torch is installed
-        a PyTorch pickle, such as a checkpoint of timm's trainer.
+      name: timm's name, ``"resnet50"``, optionally with a weight tag, ``"resnet50.a1_in1k"``. For a model of your own:
+        the name that you gave it by `jaxvision.register_model`, the class or function that builds it, or
+        ``"package.module:function"``.
+      pretrained: load the weights of the tag (by default the architecture's default tag) from the hub or its cache.
+      checkpoint_path: load the weights from this file or folder instead, without network access. Safetensors, or a
+        PyTorch pickle such as a checkpoint of timm's trainer, which needs torch.
       revision: branch, tag or commit of the weights' repository on the hub. Default: its main branch.
-      num_classes: of the head. Another number than the weights have gives a fresh head; 0 gives none.
-        Default: as many as the weights have; without weights the tag's own number, 1000 for a name without tag.
-      image_size: side of the square image in pixels; of a ViT also (height, width). A ViT's position grid is resampled
-        to it, as timm does; a convnet takes any size and only notes it. Default: the size the weights were trained at.
-      in_channels: channels of the image. The first convolution is adapted as timm does.
-      dropout: before the classifier of a convnet, timm's ``drop_rate``; after position embedding, attention and MLP of
-        a ViT, timm's ``pos_drop_rate`` and ``proj_drop_rate``. Default 0.
-      head_dropout: before the classifier of a ViT, timm's ``drop_rate``. Default 0.
-      attention_dropout: of a ViT's attention weights. Default 0.
-      drop_path: stochastic depth, rising from 0 at the first block to this at the last (of an EfficientNet: to just
-        below it). Default 0.
-      features_only: give a `FeatureExtractor` in the place of a classifier: called with images it returns a tuple of
-        maps, the finest first. There is no head, whatever `num_classes`.
-      out_indices: which maps, with `features_only`: positions in the model's ``feature_info``, or a number for so many
-        of the last. Default: all five of a convnet, strides 2 to 32; the last three blocks of a ViT.
-      freeze_backbone: everything but the head is frozen (`jaxvision.train.partial.freeze`).
-      freeze_layers: the first n groups are frozen: stem and stages of a convnet, patch embedding and blocks of a ViT.
-      freeze: names of parameters to freeze, as regular expressions anchored at the start.
-      dtype: of the computation, such as ``"bfloat16"``. Default: that of the parameters.
-      param_dtype: of the parameters.
-      seed: of everything that is not loaded.
+      num_classes: number of classes of the head; 0 for no head. If the weights have another number, the head is freshly
+        initialized. Default: that of the weights; without weights that of the tag.
+      image_size: side of the square image in pixels; for a ViT also (height, width), and its position embeddings are
+        resampled as in timm. A convnet accepts images of any size. Default: the size that the weights were trained at.
+      in_channels: channels of the image. The first convolution is adapted as in timm.
+      dropout: rate before the classifier of a convnet (timm's ``drop_rate``), or after position embeddings, attention
+        and MLP of a ViT (timm's ``pos_drop_rate`` and ``proj_drop_rate``). Default: 0.
+      head_dropout: rate before the classifier of a ViT (timm's ``drop_rate``). Default: 0.
+      attention_dropout: rate on the attention weights of a ViT. Default: 0.
+      drop_path: rate of stochastic depth at the last block; it rises linearly from 0 at the first. Default: 0.
+      features_only: return a `FeatureExtractor`, which returns a tuple of feature maps, the finest first, instead of
+        logits. `num_classes` is then ignored.
+      out_indices: with `features_only`, which feature maps: positions in the model's ``feature_info``, or a number of
+        last levels. Default: all five levels of a convnet, strides 2 to 32; the last three blocks of a ViT.
+      freeze_backbone: freeze all layers except the head (`jaxvision.freeze`).
+      freeze_layers: freeze the first n groups of layers: the stem and the stages of a convnet, the patch embedding and
+        the blocks of a ViT.
+      freeze: regular expressions, anchored at the start, of the names of parameters to freeze.
+      dtype: dtype of the computation, such as ``"bfloat16"``. Default: `param_dtype`.
+      param_dtype: dtype of the parameters.
+      seed: seed of everything that is not loaded.
       **options: further arguments of the architecture's class, such as ``patch_size`` of a ViT.
 
     Returns:
-      A `Model`; with `features_only` a `FeatureExtractor`.
+      A `Model`, or with `features_only` a `FeatureExtractor`.
 
     Raises:
-      UserError: an unknown name, tag or option, or weights that do not fit; the message says what would.
+      UserError: an unknown name, tag or option, or weights that do not fit.
 
     Example:
       >>> import jaxvision, jax.numpy as jnp
@@ -106,84 +110,135 @@ def create_model(
       >>> [(level.channels, level.stride) for level in features.feature_info]
       [(32, 4), (48, 8), (192, 16)]
     """
-    if not isinstance(name, str):
-        raise UserError(f"a model is asked for by its name, such as 'resnet50.a1_in1k'; got {name!r}")
-    try:
-        entry = catalog.lookup(name)
-    except UserError as e:
-        if os.path.isdir(name):
-            raise UserError(f"{name} is a folder; load a run's model by jaxvision.load_classifier({name!r})") from e
-        raise
-    if num_classes is not None:
-        sizes.require_int("num_classes", num_classes, 0)
-    sides = isinstance(image_size, list | tuple) and registry.variant(entry.architecture).family == "vit"
-    if image_size is not None and not sides:
-        sizes.require_int("image_size", image_size, 1)
-    sizes.require_int("in_channels", in_channels, 1)
+    entry = _find_entry(name)
+    _check_sizes(entry, num_classes, image_size, in_channels)
     sizes.require_int("freeze_layers", freeze_layers, 0)
     sizes.require_int("seed", seed, 0)
-    freeze = (freeze,) if isinstance(freeze, str) else freeze
-    if not isinstance(freeze, list | tuple) or not all(isinstance(pattern, str) for pattern in freeze):
-        raise UserError(f"freeze is a list of regular expressions of names, such as ['conv1']; got {freeze!r}")
-    if not isinstance(checkpoint_path, str | Path | None):
-        raise UserError(f"checkpoint_path is the path of a file; got {checkpoint_path!r}")
-    if not isinstance(revision, str | None):
-        raise UserError(f"revision is the name of a branch, a tag or a commit; got {revision!r}")
-    # Options are looked at before the file is: a misspelled one should not wait for a download.
-    registry.check_options(f"argument of {entry.architecture}", options, registry.options(entry.architecture))
-    if entry.activation is not None and "activation" not in options:
-        # timm lists these weights here, too, under an architecture of exact GELU, which is not what they were made for.
-        logger.warning("the weights %s were trained with activation=%r: it is used", entry.name, entry.activation)
-        options["activation"] = entry.activation
-    if revision is not None and (checkpoint_path is not None or not pretrained):
-        raise UserError("revision is of weights on the hub: it needs pretrained=True and no checkpoint_path")
+    patterns = _parse_patterns(freeze)
     if out_indices is not None and not features_only:
-        raise UserError("out_indices chooses maps of features: it needs features_only=True")
-    path: Path | None = None
-    published = entry.num_classes
-    if checkpoint_path is not None:
-        path = Path(checkpoint_path)
-        published = timm.num_classes(path, entry.classifier)
-    elif pretrained:
-        path = hub.fetch(entry, revision=revision)
-    if features_only:
-        num_classes = 0
-    overrides: dict[str, Any] = {
-        "num_classes": published if num_classes is None else num_classes,
+        raise UserError("out_indices: got it without features_only. Pass features_only=True to get feature maps.")
+    arguments: dict[str, Any] = {
         "image_size": entry.preprocess.image_size if image_size is None else image_size,
         "in_channels": in_channels,
-        "dtype": _dtype(dtype),
-        "param_dtype": _dtype(param_dtype),
-        **options,
+        **_given_dtypes(entry, dtype, param_dtype),
+        **_class_options(entry, options),
+        **_given_rates(dropout, head_dropout, attention_dropout, drop_path),
     }
-    # None means "not said": a ViT takes attention_dropout and head_dropout, a convnet need not hear of them.
-    rates = {
-        "dropout": dropout,
-        "head_dropout": head_dropout,
-        "attention_dropout": attention_dropout,
-        "drop_path": drop_path,
-    }
-    overrides |= {key: rate for key, rate in rates.items() if rate is not None}
-    for key, rate in rates.items():
-        if rate is not None and not (isinstance(rate, numbers.Real) and 0 <= rate < 1):
-            raise UserError(f"{key} is a probability in [0, 1), got {rate!r}")
+    file = _open_weights(entry, pretrained, checkpoint_path, revision)  # last: it may download
+    published = entry.num_classes
+    if checkpoint_path is not None and file is not None:
+        published = _count_classes(entry, file, arguments)
+    if features_only:
+        num_classes = 0
+    arguments["num_classes"] = published if num_classes is None else num_classes
 
     rngs = streams(params=seed, dropout=seed + 1)
-    if path is None:
-        model = registry.build(entry.architecture, rngs=rngs, **overrides)
+    if file is None:
+        model = registry.build(entry.architecture, rngs=rngs, **arguments)
     else:
-        # The classes of the file come with its head; other ones that were asked for begin with a fresh one.
-        head: timm.Head = "load" if overrides["num_classes"] == published else "fresh"
         model = timm.load_timm(
-            registry.build_abstract(entry.architecture, **overrides),
-            path,
-            head=head,
+            registry.build_abstract(entry.architecture, **arguments),
+            file,
+            head="load" if arguments["num_classes"] == published else "fresh",
             published=checkpoint_path is None,
             rngs=rngs,
         )
-    if freeze_backbone or freeze_layers or freeze:
-        partial.freeze(model, backbone=freeze_backbone, layers=freeze_layers, patterns=freeze)
+    if freeze_backbone or freeze_layers or patterns:
+        partial.freeze(model, backbone=freeze_backbone, layers=freeze_layers, patterns=patterns)
     return eval_view(FeatureExtractor(model, out_indices) if features_only else model)
+
+
+def _find_entry(name: str | Callable[..., Model]) -> catalog.Entry:
+    if not isinstance(name, str) and not callable(name):
+        raise UserError(f"model: got {name!r}, expected a name such as 'resnet50.a1_in1k'.")
+    try:
+        return catalog.lookup(name)
+    except UserError as e:
+        if isinstance(name, str) and os.path.isdir(name):
+            raise UserError(
+                f"model: got the folder {name}, expected a name. Load its model by jaxvision.load_classifier({name!r})."
+            ) from e
+        raise
+
+
+def _check_sizes(
+    entry: catalog.Entry, num_classes: int | None, image_size: int | tuple[int, int] | None, in_channels: int
+) -> None:
+    if num_classes is not None:
+        sizes.require_int("num_classes", num_classes, 0)
+    sizes.require_int("in_channels", in_channels, 1)
+    takes_pair = getattr(registry.variant(entry.architecture).build, "has_fixed_image_size", True)  # a function may
+    if image_size is not None and not (takes_pair and isinstance(image_size, list | tuple)):
+        sizes.require_int("image_size", image_size, 1)
+
+
+def _parse_patterns(freeze: Any) -> tuple[str, ...]:
+    patterns = (freeze,) if isinstance(freeze, str) else freeze
+    if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UserError(f"freeze: got {freeze!r}, expected a list of regular expressions of names, such as ['conv1'].")
+    return tuple(patterns)
+
+
+def _given_rates(*rates: float | None) -> dict[str, float]:
+    """Returns the rates that were given; a class need not have an argument for the others."""
+    given = {name: rate for name, rate in zip(RATES, rates, strict=True) if rate is not None}
+    for name, rate in given.items():
+        if not (isinstance(rate, numbers.Real) and 0 <= rate < 1):
+            raise UserError(f"{name}: got {rate!r}, expected a probability in [0, 1).")
+    return given
+
+
+def _class_options(entry: catalog.Entry, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of the class, with the activation that the weights were trained with."""
+    registry.check_options(f"argument of {entry.architecture}", options, registry.options(entry.architecture))
+    if entry.activation is None or "activation" in options:
+        return dict(options)
+    logger.warning("using activation=%r, which the weights %s were trained with", entry.activation, entry.name)
+    return {**options, "activation": entry.activation}
+
+
+def _open_weights(
+    entry: catalog.Entry, pretrained: bool, checkpoint_path: str | Path | WeightFile | None, revision: str | None
+) -> WeightFile | None:
+    """Returns the open weight file of the arguments, downloaded if need be; None for no weights."""
+    if not isinstance(checkpoint_path, str | Path | WeightFile | None):
+        raise UserError(f"checkpoint_path: got {checkpoint_path!r}, expected the path of a file.")
+    if not isinstance(revision, str | None):
+        raise UserError(f"revision: got {revision!r}, expected the name of a branch, a tag or a commit.")
+    if revision is not None and (checkpoint_path is not None or not pretrained):
+        raise UserError("revision: got it without weights from the hub. Pass pretrained=True and no checkpoint_path.")
+    if checkpoint_path is not None:
+        return files.open_weights(checkpoint_path)
+    return files.open_weights(hub.fetch(entry, revision=revision)) if pretrained else None
+
+
+def _count_classes(entry: catalog.Entry, file: WeightFile, arguments: Mapping[str, Any]) -> int:
+    """Returns the number of classes of the head in a file; 0 if it has none."""
+    names = entry.classifier
+    if not names:  # a model from outside the catalog
+        abstract = registry.build_abstract(entry.architecture, **arguments, num_classes=entry.num_classes)
+        names = abstract.classifier_names
+    return timm.num_classes(file, names)
+
+
+def _given_dtypes(entry: catalog.Entry, dtype: Any, param_dtype: Any) -> dict[str, Any]:
+    """Returns the dtypes as arguments of the class; one from outside jaxvision need not take the default ones."""
+    parsed = {"dtype": _parse_dtype(dtype), "param_dtype": _parse_dtype(param_dtype)}
+    taken = registry.options(entry.architecture)
+    default = {"dtype": None, "param_dtype": jnp.dtype("float32")}
+    return {key: value for key, value in parsed.items() if key in taken or value != default[key]}
+
+
+def _parse_dtype(dtype: Any) -> Any:
+    if dtype is None:
+        return None
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        raise unknown_name_error("dtype", dtype, DTYPES)
+    return found
 
 
 def create_resnet(config: Mapping[str, Any]) -> Model:
@@ -205,7 +260,13 @@ def create_resnet(config: Mapping[str, Any]) -> Model:
 
 
 def create_vit(config: Mapping[str, Any]) -> Model:
-    """Returns a Vision Transformer from a dictionary; see `create_resnet`. Also ``attention_dropout``, ``patch_size``.
+    """Returns a Vision Transformer from a dictionary, as `create_resnet` does.
+
+    Args:
+      config: see `create_resnet`; also ``attention_dropout``, ``head_dropout`` and ``patch_size``.
+
+    Raises:
+      UserError: an unknown key or architecture.
 
     Example:
       >>> model = create_vit({"architecture": "test_vit", "num_classes": 10, "dropout": 0.1, "attention_dropout": 0.1})
@@ -216,7 +277,13 @@ def create_vit(config: Mapping[str, Any]) -> Model:
 
 
 def create_efficientnet(config: Mapping[str, Any]) -> Model:
-    """Returns an EfficientNet from a dictionary; see `create_resnet`.
+    """Returns an EfficientNet from a dictionary, as `create_resnet` does.
+
+    Args:
+      config: see `create_resnet`.
+
+    Raises:
+      UserError: an unknown key or architecture.
 
     Example:
       >>> model = create_efficientnet({"architecture": "test_efficientnet", "num_classes": 10, "dropout": 0.3})
@@ -230,25 +297,12 @@ def _create_from_dictionary(family: str, config: Mapping[str, Any]) -> Model:
     config = dict(config)
     if "architecture" not in config:
         example = registry.architectures(family=family)[0]
-        raise UserError(f"create_{family} needs the key 'architecture', such as {example!r}")
+        raise UserError(f"create_{family}: the key 'architecture' is missing. Add it, for example {example!r}.")
     name = config.pop("architecture")
     architecture = str(name).partition(".")[0]
     if architecture not in registry.architectures(family=family):
         raise unknown_name_error(f"{family} architecture", name, registry.architectures(family=family))
-    generic = set(create_model.__kwdefaults__ or ()) | {"pretrained"}
-    if family != "vit":
-        generic -= {"attention_dropout", "head_dropout"}
-    registry.check_options(f"key of create_{family}", config, generic | set(registry.options(architecture)))
+    of_every_model = {"pretrained", *(create_model.__kwdefaults__ or ())}.difference(RATES)
+    valid = of_every_model | set(registry.options(architecture))
+    registry.check_options(f"key of create_{family}", config, valid)
     return create_model(name, **config)
-
-
-def _dtype(dtype: Any) -> Any:
-    if dtype is None:
-        return None
-    try:
-        found = jnp.dtype(dtype)
-    except TypeError:
-        found = None
-    if found is None or found.name not in DTYPES:
-        raise unknown_name_error("dtype", dtype, DTYPES)
-    return found

@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the models that the arguments select."""
-    from jaxvision.weights import catalog
+    from jaxvision.weights import catalog, listing
 
-    names = catalog.list_models(
+    names = listing.list_models(
         arguments.pattern,
         family=arguments.family,
         pretrained=arguments.pretrained,

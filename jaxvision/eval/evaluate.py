@@ -26,7 +26,7 @@ from jaxvision.eval.step import cached_eval_step
 from jaxvision.parallel.mesh import check_batch_size, make_mesh
 from jaxvision.train.loss import make_loss
 from jaxvision.train.partial import parameter_counts
-from jaxvision.weights import catalog
+from jaxvision.weights import imagenet
 
 
 def evaluate(
@@ -136,8 +136,8 @@ def _open_data(data: str, split: str, classes: Sequence[str], options: dict[str,
 
 def _as_dataset_spells(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:
     """Returns ImageNet's classes as WordNet identifiers if the dataset uses those, else `classes`."""
-    by_wordnet = tuple(classes) == catalog.class_names() and not set(found).isdisjoint(catalog.synsets())
-    return catalog.synsets() if by_wordnet else classes
+    by_wordnet = tuple(classes) == imagenet.class_names() and not set(found).isdisjoint(imagenet.synsets())
+    return imagenet.synsets() if by_wordnet else classes
 
 
 def _check_classes(part: Any, names: Sequence[str], log: Callable[[str], None]) -> None:

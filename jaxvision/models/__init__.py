@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxvision.models import efficientnet, resnet, resnetv2, vit, vit_hybrid
+from jaxvision.models import (
+    efficientnet,
+    efficientnet_table,
+    resnet,
+    resnet_table,
+    resnetv2,
+    resnetv2_table,
+    vit,
+    vit_hybrid,
+    vit_table,
+)
 from jaxvision.models.base import FeatureInfo, Model
 from jaxvision.models.features import FeatureExtractor
 from jaxvision.models.registry import register_model
@@ -20,11 +30,15 @@ __all__ = [
     "create_resnet",
     "create_vit",
     "efficientnet",
+    "efficientnet_table",
     "register_model",
     "resnet",
+    "resnet_table",
     "resnetv2",
+    "resnetv2_table",
     "vit",
     "vit_hybrid",
+    "vit_table",
 ]
 
 

@@ -24,7 +24,8 @@ from jaxvision.models.layers.norm import BatchNorm
 from jaxvision.models.layers.patch import PatchProjection, Size, check_size
 from jaxvision.models.layers.sequential import Sequential
 from jaxvision.models.resnet import ResNet
-from jaxvision.models.resnetv2 import Parts, ResNetV2, Stem
+from jaxvision.models.resnetv2 import ResNetV2
+from jaxvision.models.resnetv2_blocks import Parts, Stem
 from jaxvision.models.vit import VisionTransformer
 
 Backbone = tuple[nnx.Module, int, int, str]  # from images to maps, its stride, its channels, its first convolution

@@ -14,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.classifier import exported
+from jaxvision.classifier import find_export
 from jaxvision.create import create_model
 from jaxvision.data.image_path import ImagePath, batch_shapes
 from jaxvision.errors import unknown_name_error
@@ -140,7 +140,7 @@ def preprocess_of(config: ConfigDict, images: ImagePath) -> Preprocess:
     size = config.model.image_size or entry.preprocess.image_size
     loaded = config.model.pretrained or config.model.checkpoint_path
     base = entry.preprocess if loaded else Preprocess(crop_pct=0.875)
-    if own := exported(config.model.checkpoint_path, entry.architecture):
+    if own := find_export(config.model.checkpoint_path, entry.architecture):
         base, size = own.preprocess, config.model.image_size or own.preprocess.image_size
     base = replace(base, crop_pct=images.crop_pct(base.crop_pct))
     chosen = {key: value for key, value in config.preprocess.items() if value is not None}

@@ -1,1 +1,1 @@
-"""Weights: what timm publishes, its files in and out, and tensors that have to be adapted on the way."""
+"""Published weights, weight files in both directions, and adapting weights to another model."""

@@ -1,7 +1,6 @@
-"""Tensors that fit almost: another number of input channels, another size of patch, another grid of positions.
+"""Adapting weights to another number of input channels, another patch size or another grid of positions.
 
-Pure functions from array to array, with timm's arithmetic, so that an adapted model starts from the same numbers here
-and there.
+Each function maps an array to an array by timm's arithmetic, so that an adapted model starts from the same values.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from jaxvision.models.layers.patch import resize_grid
 
 
 def input_channels(weight: np.ndarray, channels: int) -> np.ndarray:
-    """Returns the first convolution's weight for images of another number of channels.
+    """Returns the first convolution's weight for images with another number of channels.
 
-    One channel gets the sum over the old ones, so that a gray picture given as one channel answers as the same picture
-    given as three equal ones. Otherwise the old channels are repeated in turn, cut to the new number and scaled by
-    old/new, so that the activations keep their size.
+    A single channel gets the sum over the old channels, so that a gray image gives the same activations as three equal
+    channels. Otherwise the old channels are repeated in order, cut to the new number and scaled by old/new, so that the
+    activations keep their scale.
 
     Args:
-      weight: [out, old, h, w], PyTorch's layout. The arithmetic is float32, whatever its dtype.
+      weight: [out, old, h, w], PyTorch's layout, of any floating-point dtype. The arithmetic is float32.
       channels: new number of input channels.
 
     Returns:
-      [out, channels, h, w] of the dtype of `weight`; `weight` itself when nothing changes.
+      [out, channels, h, w] with the dtype of `weight`; `weight` itself if the number of channels is unchanged.
 
     Example:
       >>> weight = np.ones((8, 3, 7, 7), np.float32)
@@ -47,19 +46,20 @@ def input_channels(weight: np.ndarray, channels: int) -> np.ndarray:
 
 
 def patch_kernel(weight: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
-    """Returns the patch projection's weight for patches of another size, FlexiViT's way.
+    """Returns the patch projection's weight for patches of another size, as in FlexiViT.
 
-    A patch that is resized and then projected by the new kernel gives the token that the patch itself gave with the
-    old one, as far as there is such a kernel: the old one times the pseudo-inverse of the resize.
-    Beyer et al., "FlexiViT", https://arxiv.org/abs/2212.08013, section 3.4
+    The new kernel is the old one times the pseudo-inverse of the resize. Projecting a resized patch by it gives the
+    token of the original patch, as far as any kernel can.
+
+    Source: Beyer et al., "FlexiViT", https://arxiv.org/abs/2212.08013, section 3.4.
 
     Args:
-      weight: [out, in, old h, old w], PyTorch's layout. The arithmetic is float32, whatever its dtype.
+      weight: [out, in, old h, old w], PyTorch's layout, of any floating-point dtype. The arithmetic is float32.
       size: new (h, w).
-      interpolation: of the resize, as for `resize_grid`.
+      interpolation: method of the resize, as in `resize_grid`.
 
     Returns:
-      [out, in, *size] of the dtype of `weight`; `weight` itself when nothing changes.
+      [out, in, *size] with the dtype of `weight`; `weight` itself if the size is unchanged.
 
     Example:
       >>> patch_kernel(np.ones((8, 3, 16, 16), np.float32), (8, 12)).shape
@@ -69,9 +69,9 @@ def patch_kernel(weight: np.ndarray, size: tuple[int, int], interpolation: str =
     if tuple(old) == tuple(size):
         return weight
     n = math.prod(old)
-    # What the resize makes of each pixel alone: [new h * w, old h * w].
+    # The resize of each pixel alone: [new h * w, old h * w].
     matrix = np.asarray(resize_grid(jnp.eye(n)[None], (old[0], old[1]), size, interpolation)[0], np.float64)
-    # PyTorch's cut for singular values, as of a float32 matrix.
+    # PyTorch's cutoff of singular values for a float32 matrix.
     inverse = np.linalg.pinv(matrix, rcond=max(matrix.shape) * float(np.finfo(np.float32).eps))
     resized = weight.astype(np.float32).reshape(out, inner, n) @ inverse.astype(np.float32)
     return resized.reshape(out, inner, *size).astype(weight.dtype)
@@ -86,21 +86,21 @@ def position_grid(
     new: tuple[int, int] | None = None,
     interpolation: str = "bicubic",
 ) -> np.ndarray:
-    """Returns position embeddings resampled to another grid; the prefix tokens' slots stay as they are.
+    """Returns position embeddings resampled to another grid. Those of the prefix tokens are unchanged.
 
     Args:
       pos_embed: [1, prefix + old rows * columns, d], the grid row by row.
-      tokens: wanted length, prefix + new rows * columns.
-      prefix: slots in front that belong to no patch (class token, distillation token, registers).
-      old: rows and columns of `pos_embed`; None: as many of each.
-      new: rows and columns that are wanted; None: as many of each.
-      interpolation: as for `resize_grid`.
+      tokens: new length, prefix + new rows * columns.
+      prefix: number of tokens in front that are not patches (class token, distillation token, registers).
+      old: rows and columns of `pos_embed`. Default: a square.
+      new: new rows and columns. Default: a square.
+      interpolation: as in `resize_grid`.
 
     Returns:
-      [1, tokens, d] of the dtype of `pos_embed`; `pos_embed` itself when nothing changes.
+      [1, tokens, d] with the dtype of `pos_embed`; `pos_embed` itself if the grid is unchanged.
 
     Raises:
-      UserError: a grid of which rows and columns are not given is no square.
+      UserError: a grid without given rows and columns is not a square.
 
     Example:
       >>> position_grid(np.zeros((1, 1 + 14 * 14, 192), np.float32), 1 + 24 * 24, prefix=1).shape
@@ -119,5 +119,8 @@ def position_grid(
 def _side(patches: int) -> tuple[int, int]:
     side = math.isqrt(max(patches, 0))
     if side < 1 or side * side != patches:
-        raise UserError(f"position embeddings of {patches} patches are not a square grid, and cannot be resampled")
+        raise UserError(
+            f"position embeddings: got {patches} patches, which are not a square grid, so they cannot be resampled. "
+            "Pass the image_size that the weights were trained at."
+        )
     return side, side

@@ -13,7 +13,7 @@ from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier
 from jaxvision.create import create_model
 from jaxvision.eval.evaluate import evaluate
-from jaxvision.weights import catalog
+from jaxvision.weights import imagenet
 
 
 @pytest.mark.parametrize("folders", [("n01440764", "n02123045"), ("tench", "tabby")])
@@ -23,7 +23,7 @@ def test_imagenet_folders_by_name_or_identifier(tmp_path: Path, folders: tuple[s
         (tmp_path / "images" / folder).mkdir(parents=True)
         image = Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8))
         image.save(tmp_path / "images" / folder / "1.png")
-    classifier = Classifier(create_model("test_resnet"), catalog.class_names(), Preprocess(image_size=32))
+    classifier = Classifier(create_model("test_resnet"), imagenet.class_names(), Preprocess(image_size=32))
     result = evaluate(classifier, str(tmp_path / "images"), report_dir=tmp_path / "report", quiet=True)
     assert result["count"] == 2
     with (tmp_path / "report" / "mistakes.csv").open(newline="") as file:

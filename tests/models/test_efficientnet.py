@@ -17,8 +17,9 @@ from support.reference import import_timm
 from jaxvision import tree
 from jaxvision.errors import UserError
 from jaxvision.models import registry
-from jaxvision.models.efficientnet import B_STAGES, EfficientNet
-from jaxvision.models.efficientnet_blocks import Row, Stage, repeated
+from jaxvision.models.efficientnet import EfficientNet
+from jaxvision.models.efficientnet_plan import Row, Stage, repeated
+from jaxvision.models.efficientnet_table import B_STAGES
 from jaxvision.models.layers.mode import train_view
 from jaxvision.weights.timm import timm_name, timm_shape, weights
 

@@ -28,7 +28,8 @@ from jaxvision import tree
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.layers.mode import train_view
-from jaxvision.models.resnet import BasicBlock, Bottleneck, Parts, ResNet
+from jaxvision.models.resnet import ResNet
+from jaxvision.models.resnet_blocks import BasicBlock, Bottleneck, Parts
 from jaxvision.weights.timm import timm_name
 
 # Every option, at least once: ours and timm's for a net of four blocks.

@@ -26,7 +26,8 @@ from support.reference import import_timm
 from jaxvision import tree
 from jaxvision.errors import UserError
 from jaxvision.models import registry
-from jaxvision.models.resnetv2 import Parts, ResNetV2, Stem
+from jaxvision.models.resnetv2 import ResNetV2
+from jaxvision.models.resnetv2_blocks import Parts, Stem
 from jaxvision.weights.timm import load_timm, save_timm
 
 # Every option, at least once: ours and timm's for a net of four blocks.

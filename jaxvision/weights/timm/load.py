@@ -1,0 +1,190 @@
+"""A file of timm's into a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxvision import tree
+from jaxvision.errors import UserError
+from jaxvision.models.base import Model
+from jaxvision.weights import files
+from jaxvision.weights.timm.match import Shapes, is_in_head, match_tensors
+from jaxvision.weights.timm.names import COUNTER, check_model, timm_axes, timm_name, weights
+from jaxvision.weights.weight_file import FLOATS, WeightFile, first_names
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Model)
+Head = Literal["auto", "load", "fresh"]
+
+
+def load_timm(
+    model: M,
+    path: str | Path | WeightFile,
+    *,
+    head: Head = "auto",
+    published: bool = False,
+    rngs: nnx.Rngs | None = None,
+) -> M:
+    """Fills `model` in place from one of timm's weight files, and returns it.
+
+    Every leaf of the model is filled and every tensor of the file is used; otherwise the model is unchanged and the
+    error lists what does not fit. As in timm, the first convolution is adapted to the model's number of input channels
+    and position embeddings are resampled to its grid. Values are cast to the dtype of the leaf and placed on its
+    devices. The host holds one tensor at a time, and each of several hosts reads only the parts for its own devices.
+
+    Args:
+      model: a model with arrays, or an abstract one from `registry.build_abstract`, which is filled without being
+        initialized first.
+      path: the file, a folder with a ``model.safetensors``, or a file opened by `jaxvision.weights.files.open_weights`.
+        With torch installed, also a PyTorch pickle (``.pth``, ``.pt``, ``.bin``, ``.pth.tar``) of a state_dict or of a
+        checkpoint of timm's trainer.
+      head: ``"load"`` requires that the file's classifier fits. ``"fresh"`` keeps the model's own classifier, and
+        initializes that of an abstract model. ``"auto"`` loads it unless the numbers of classes differ.
+      published: whether the weights are timm's own. They were trained at the architecture's image size, so their
+        position embeddings are resampled even to a grid with as many positions. Those of another file that does not
+        state its grid are then used as they are.
+      rngs: streams ``params`` and ``dropout`` for what an abstract model cannot read from the file. Default:
+        ``nnx.Rngs(0)``.
+
+    Raises:
+      UserError: no such file, a truncated one, weights of another architecture, or values that are not finite. The
+        model is unchanged.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from jaxvision.models import registry
+      >>> from jaxvision.weights.timm import save_timm
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     file = pathlib.Path(folder, "model.safetensors")
+      ...     save_timm(registry.build("test_resnet", rngs=nnx.Rngs(1)), file)
+      ...     model = load_timm(registry.build_abstract("test_resnet", num_classes=10), file)
+      >>> model.fc.kernel.shape[1]
+      10
+    """
+    if head not in ("auto", "load", "fresh"):
+        raise UserError(f"head: got {head!r}, expected 'auto', 'load' or 'fresh'.")
+    check_model(model)
+    file = files.open_weights(path)
+    targets = weights(model)
+    shapes: Shapes = {key: shape for key, shape in file.shapes.items() if not key.endswith(COUNTER)}
+    head_names = [name for name in targets if is_in_head(model, name)]
+    if head == "auto":
+        head = "fresh" if _heads_differ(model, targets, shapes) else "load"
+        if head == "fresh" and head_names:
+            logger.warning("%s has no head of %d classes: the head is untrained", file.path, model.num_classes)
+    fresh: dict[str, nnx.Variable] = {}
+    if head == "fresh":
+        fresh = {name: targets.pop(name) for name in head_names}
+        shapes = {key: shape for key, shape in shapes.items() if not is_in_head(model, key)}
+    adapters = match_tensors(model, file, targets, shapes, published=published)
+    _check_dtypes(file, shapes)
+    values = {}
+    for name, leaf in targets.items():
+        key = timm_name(name)
+        tensor = adapters[name](file.tensor(key))
+        tensor = tensor.transpose(np.argsort(timm_axes(name, tensor.ndim)))
+        values[name] = _placed(tensor, leaf.get_raw_value(), what=f"{file.path}: the tensor {key}")
+        file.forget(key)
+    for name, leaf in targets.items():  # only now: every value is known to be valid
+        leaf.set_value(values[name])
+    _fill_remaining(model, fresh, nnx.Rngs(0) if rngs is None else rngs)
+    return model
+
+
+def num_classes(path: str | Path | WeightFile, classifier: Sequence[str]) -> int:
+    """Returns the number of classes of the head in a file; 0 if it has none.
+
+    Args:
+      path: the file, a folder with a ``model.safetensors``, or an open file.
+      classifier: dotted names of the layers that may be the head, such as ``model.classifier_names``.
+
+    Raises:
+      UserError: no such file, or a truncated one.
+    """
+    file = files.open_weights(path)
+    heads = {f"{attribute}.weight" for attribute in classifier}.intersection(file.shapes)
+    return file.shapes[min(heads)][0] if heads else 0
+
+
+def _heads_differ(model: Model, targets: Mapping[str, nnx.Variable], shapes: Shapes) -> bool:
+    wanted = {timm_name(name): leaf.shape[-1] for name, leaf in targets.items() if is_in_head(model, name)}
+    if not wanted:
+        return any(is_in_head(model, key) for key in shapes)
+    return any(shapes.get(key, (0,))[0] != classes for key, classes in wanted.items())
+
+
+def _check_dtypes(file: WeightFile, shapes: Shapes) -> None:
+    others = [f"{key} {file.dtypes[key]}" for key in shapes if file.dtypes[key] not in FLOATS]
+    if others:
+        raise UserError(
+            f"{file.path}: got {len(others)} quantized tensors ({first_names(others)}), expected floating-point ones. "
+            "Use the weights from before the quantization."
+        )
+
+
+def _placed(tensor: np.ndarray, old: Any, *, what: str) -> jax.Array:
+    """Returns `tensor` with the dtype and the sharding of `old`; without one, JAX chooses the device.
+
+    A process reads only the parts for its own devices. Casting a strided view copies it several times faster than
+    numpy's copy would.
+
+    Raises:
+      UserError: values that are not finite.
+    """
+
+    def part(index: Any) -> np.ndarray:
+        with np.errstate(over="ignore"):  # an overflow is reported below
+            value = tensor[index].astype(old.dtype, copy=False)
+        if not _is_finite(value):
+            raise _not_finite_error(what, tensor[index], value)
+        # On a CPU, JAX may adopt aligned memory without a copy, and that must not be the memory of the file.
+        return value.copy() if value.base is not None and value.flags.c_contiguous else value
+
+    sharding = getattr(old, "sharding", None) if getattr(old, "committed", True) else None
+    if sharding is None or (sharding.is_fully_addressable and sharding.is_fully_replicated):
+        return jax.device_put(part(...), sharding)
+    indices = sharding.addressable_devices_indices_map(tensor.shape)
+    shards = [jax.device_put(part(index), device) for device, index in indices.items()]
+    return jax.make_array_from_single_device_arrays(tensor.shape, sharding, shards)
+
+
+def _is_finite(value: np.ndarray) -> bool:
+    if value.dtype in (np.float32, np.float64):
+        # One pass without a mask. Only if the sum is not finite are the values themselves examined.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(value.sum()):
+                return True
+    return bool(np.isfinite(value).all())
+
+
+def _not_finite_error(what: str, stored: np.ndarray, cast: np.ndarray) -> UserError:
+    if stored.dtype != cast.dtype and _is_finite(stored):
+        return UserError(
+            f"{what} contains values that are too large for {cast.dtype}. Build the model with param_dtype='float32'."
+        )
+    return UserError(f"{what} contains values that are NaN or infinite. Load an earlier checkpoint of that training.")
+
+
+def _fill_remaining(model: Model, fresh: Mapping[str, nnx.Variable], rngs: nnx.Rngs) -> None:
+    """Gives an abstract model what no file contains: a fresh head, and the state of its random streams."""
+    old = {name: leaf.get_raw_value() for name, leaf in fresh.items()}
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in old.values()):
+        model.reset_classifier(model.num_classes, rngs=rngs)
+        for name, leaf in weights(model).items():
+            if name in fresh and old[name].sharding is not None:
+                leaf.set_value(jax.device_put(leaf.get_raw_value(), old[name].sharding))
+    for path, leaf in nnx.iter_graph(model):
+        if isinstance(leaf, nnx.Variable) and isinstance(leaf.get_raw_value(), jax.ShapeDtypeStruct):
+            assert isinstance(leaf, nnx.RngState), f"{tree.join(path)} is neither a weight nor random state"
+            value = rngs.dropout() if isinstance(leaf, nnx.RngKey) else jnp.zeros((), jnp.uint32)
+            sharding = leaf.get_raw_value().sharding
+            leaf.set_value(value if sharding is None else jax.device_put(value, sharding))

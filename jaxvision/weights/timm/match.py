@@ -1,0 +1,163 @@
+"""Which tensor of a file fills which leaf of a model, and how it is adapted on the way."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from jaxvision.errors import UserError
+from jaxvision.models import registry
+from jaxvision.models.layers import sizes
+from jaxvision.weights import adapt
+from jaxvision.weights.timm.names import GRID, timm_name, timm_shape
+from jaxvision.weights.weight_file import WeightFile, first_names
+
+logger = logging.getLogger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+Adapter = Callable[[np.ndarray], np.ndarray]
+
+
+def match_tensors(
+    model: Any, file: WeightFile, targets: Mapping[str, nnx.Variable], shapes: Shapes, *, published: bool
+) -> dict[str, Adapter]:
+    """Returns for each leaf the function that makes its tensor fit.
+
+    Args:
+      model: the model to fill.
+      file: the open file.
+      targets: the leaves to fill, by dotted name.
+      shapes: the tensors of the file to use, by timm's name.
+      published: see `load_timm`.
+
+    Raises:
+      UserError: leaves and tensors do not match one to one.
+    """
+    if getattr(model, "attn_pool", ...) is None:  # as in timm, a model that pools in another way takes SigLIP's weights
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("attn_pool.")}
+    grid = _find_grid(model, file, shapes, published)
+    adapters: dict[str, Adapter] = {}
+    missing, differing = [], []
+    for name, leaf in targets.items():
+        key = timm_name(name)
+        wanted = timm_shape(name, leaf.shape)
+        if key not in shapes:
+            missing.append(key)
+        elif shapes[key] == wanted and (name != "pos_embed" or grid is None or grid == model.grid_size):
+            adapters[name] = lambda tensor: tensor
+        elif (adapter := _adapter(model, name, shapes[key], wanted, grid)) is not None:
+            # Weights for 3 channels are meant to be adapted; others were trained on another kind of image.
+            unusual = _sees_image(model, name) and shapes[key][1] not in (3, wanted[1])
+            level = logging.WARNING if unusual else logging.INFO
+            logger.log(level, "%s: adapting %s from %s to %s", file.path.name, key, list(shapes[key]), list(wanted))
+            adapters[name] = adapter
+        else:
+            differing.append(f"{key} {list(shapes[key])} in the file, {list(wanted)} in the model")
+    unexpected = sorted(shapes.keys() - {timm_name(name) for name in targets})
+    if missing or differing or unexpected:
+        raise _mismatch_error(model, file, missing=missing, unexpected=unexpected, differing=differing)
+    return adapters
+
+
+def is_in_head(model: Any, name: str) -> bool:
+    """Returns whether a leaf, or a tensor of a file, belongs to the head."""
+    return name.startswith(tuple(f"{attribute}." for attribute in model.classifier_names))
+
+
+def _mismatch_error(
+    model: Any, file: WeightFile, *, missing: list[str], unexpected: list[str], differing: list[str]
+) -> UserError:
+    problems = [
+        f"{len(keys)} {what} ({first_names(keys)})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
+        if keys
+    ]
+    if len(problems) == 1 and differing and all(is_in_head(model, text) for text in differing):
+        hint = (
+            f"The model has {model.num_classes} classes. Build it with the number of classes in the file, or load with "
+            "head='fresh'."
+        )
+    elif missing and all(key.startswith("fc_norm.") for key in missing):
+        hint = "These weights normalize before pooling. Build the model with fc_norm=False."
+    else:
+        hint = (
+            f"{file.path.name} may contain the weights of another architecture. Pass the name that it was saved from."
+        )
+    return UserError(f"{file.path} does not fit {model.architecture}: {', '.join(problems)}. {hint}")
+
+
+def _adapter(
+    model: Any, name: str, shape: tuple[int, ...], wanted: tuple[int, ...], grid: tuple[int, int] | None
+) -> Adapter | None:
+    """Returns the function that makes a tensor of `shape` fit `wanted`; None where there is no sound one."""
+    if len(shape) != len(wanted) or shape[0] != wanted[0]:
+        return None
+    if name == "pos_embed" and shape[2] == wanted[2] and hasattr(model, "grid_size"):
+        options = {"old": grid, "new": model.grid_size, "interpolation": model.interpolation}
+        return lambda tensor: adapt.position_grid(tensor, wanted[1], prefix=_prefix_positions(model), **options)
+    is_patch_kernel = name == "patch_embed.proj.kernel" and hasattr(model, "interpolation")
+    sees_image = _sees_image(model, name)
+    if not (is_patch_kernel or sees_image):
+        return None
+    if (shape[1] != wanted[1] and not sees_image) or (shape[2:] != wanted[2:] and not is_patch_kernel):
+        return None
+
+    def adapter(tensor: np.ndarray) -> np.ndarray:
+        tensor = adapt.input_channels(tensor, wanted[1])
+        if not is_patch_kernel:
+            return tensor
+        return adapt.patch_kernel(tensor, (wanted[2], wanted[3]), model.interpolation)
+
+    return adapter
+
+
+def _sees_image(model: Any, name: str) -> bool:
+    return name == f"{model.first_conv}.kernel"
+
+
+def _prefix_positions(model: Any) -> int:
+    return 0 if model.no_embed_class else model.num_prefix_tokens
+
+
+def _find_grid(model: Any, file: WeightFile, shapes: Shapes, published: bool) -> tuple[int, int] | None:
+    """Returns the rows and columns of a file's position embeddings; None if unknown, and callers assume a square.
+
+    1. A file of `save_timm` states them.
+    2. The grid of the architecture's own image size, if it has as many positions.
+    3. The model's grid, if it has as many positions. It is preferred to 2 unless the weights are published ones.
+
+    The last two rules are timm's.
+    """
+    if len(shapes.get("pos_embed", ())) != 3 or not hasattr(model, "grid_size"):
+        return None
+    patches = shapes["pos_embed"][1] - _prefix_positions(model)
+    stated = re.fullmatch(r"(\d+)x(\d+)", file.metadata.get(GRID, ""))
+    if stated and int(stated[1]) * int(stated[2]) == patches:
+        return int(stated[1]), int(stated[2])
+    grid = _native_grid(model, shapes)
+    if grid is not None and math.prod(grid) != patches:
+        grid = None
+    if published or grid in (None, model.grid_size) or math.prod(model.grid_size) != patches:
+        return grid
+    rows, columns = model.grid_size
+    logger.warning(
+        "%s does not state the grid of its position embeddings; assuming that of the model, %d x %d",
+        file.path, rows, columns,
+    )  # fmt: skip
+    return model.grid_size
+
+
+def _native_grid(model: Any, shapes: Shapes) -> tuple[int, int] | None:
+    """Returns the grid that the patches of a file form on an image of the architecture's own size."""
+    patch = shapes.get("patch_embed.proj.weight", ())[2:]
+    if len(patch) != 2 or model.architecture not in registry.architectures():
+        return None
+    native = registry.variant(model.architecture).arguments.get("image_size", 224)
+    height, width = sizes.pair("image_size", native)
+    return height // patch[0], width // patch[1]

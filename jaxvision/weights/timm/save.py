@@ -1,0 +1,64 @@
+"""A model's weights into a file that timm loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError
+
+from jaxvision.errors import UserError
+from jaxvision.weights import files
+from jaxvision.weights.timm.names import COUNTER, GRID, check_model, timm_axes, timm_name, weights
+
+
+def save_timm(model: Any, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes the weights of `model` as a safetensors file that timm loads with ``strict=True``.
+
+    The file is written in full or not at all: an earlier file of the same name survives a full disk and a crash. The
+    metadata of a ViT's file include the rows and columns of its position embeddings, which `load_timm` reads and timm
+    ignores.
+
+    Args:
+      model: any `Model`. Frozen leaves are saved as well, each leaf in its own dtype.
+      path: the file to write, ``*.safetensors``. Its folder is created.
+      metadata: further key-value pairs for the file. Default: none.
+
+    Raises:
+      UserError: another suffix (timm would read the file as a pickle), a model with LoRA factors, or a file that cannot
+        be written.
+
+    Example:
+      >>> import jaxvision, pathlib, tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_timm(jaxvision.create_model("test_vit"), f"{folder}/model.safetensors")
+      ...     [path.name for path in pathlib.Path(folder).iterdir()]
+      ['model.safetensors']
+    """
+    check_model(model)
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise UserError(f"save_timm: got the file {path}, expected the suffix .safetensors: {path.stem}.safetensors.")
+    if any(isinstance(leaf, nnx.LoRAParam) for _, leaf in nnx.iter_graph(model)):
+        raise UserError(
+            "save_timm: got a model with LoRA factors, which timm does not have. Merge them first: "
+            "model = jaxvision.merge_lora(model)."
+        )
+    tensors = {}
+    for name, leaf in weights(model).items():
+        array = np.asarray(jax.device_get(leaf.get_value()))
+        # safetensors writes the memory of an array as it is, so a transposed view would be written untransposed.
+        tensors[timm_name(name)] = np.ascontiguousarray(array.transpose(timm_axes(name, array.ndim)))
+        if name.endswith(".mean"):
+            tensors[name.removesuffix("mean") + COUNTER] = np.zeros((), np.int64)
+    metadata = {"format": "pt", **(metadata or {})}
+    if "pos_embed" in tensors and hasattr(model, "grid_size"):
+        metadata[GRID] = "x".join(map(str, model.grid_size))
+    try:
+        files.write_safetensors(tensors, path, metadata)
+    except (OSError, SafetensorError) as e:
+        raise UserError(f"cannot write {path}: {e}. An earlier file of that name is unchanged.") from e

@@ -1,0 +1,217 @@
+"""Weights from the hub's cache, from the hub and from other addresses."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import http.server
+import io
+import re
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from support.weight_files import assert_loads, torch_state, write
+
+from jaxvision.create import create_model
+from jaxvision.errors import UserError
+from jaxvision.weights import catalog, hub
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def put(cache: Path, repository: str, architecture: str, *, revision: str = "main", name: str = "", **options) -> Path:
+    """Puts a file into the hub's cache, in the layout of huggingface_hub."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    commit = hashlib.sha1(revision.encode()).hexdigest()
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / revision).write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    return write(folder / "snapshots" / commit / (name or "model.safetensors"), architecture, **options)
+
+
+def test_a_cached_file_needs_no_network(cache):
+    path = put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    assert hub.fetch(catalog.lookup("test_resnet")) == path
+    assert hub.fetch("timm/test_resnet.r160_in1k") == path
+
+
+def test_without_a_network_the_error_names_alternatives(cache):
+    with pytest.raises(UserError) as error:
+        hub.fetch(catalog.lookup("resnet18"))
+    message = str(error.value)
+    assert "\n" not in message
+    for word in ("timm/resnet18.a1_in1k", "checkpoint_path=", "HF_HOME", "pretrained=False"):
+        assert word in message
+
+
+def test_a_restrictive_license_is_logged(cache, caplog):
+    put(cache, "timm/resnet18.fb_swsl_ig1b_ft_in1k", "test_resnet")
+    hub.fetch(catalog.lookup("resnet18.fb_swsl_ig1b_ft_in1k"))
+    assert "cc-by-nc-4.0: non-commercial use only" in caplog.text
+
+
+def test_a_revision_is_pinned_by_name_or_by_commit(cache):
+    repository = "timm/test_resnet.r160_in1k"
+    main, old = (put(cache, repository, "test_resnet", revision=revision) for revision in ("main", "v1.0"))
+    entry = catalog.lookup("test_resnet")
+    assert hub.fetch(entry) == hub.fetch(entry, revision="main") == main
+    assert hub.fetch(entry, revision="v1.0") == hub.fetch(entry, revision=old.parent.name) == old != main
+    with pytest.raises(UserError, match=r"cannot download .* at revision v2 from the hub"):
+        hub.fetch(entry, revision="v2")
+
+
+@pytest.mark.parametrize("revision", ["../../other", "/etc", "", "a b", "a\nb", "a/../../b", ".."])
+def test_a_revision_must_not_be_a_path(cache, revision):
+    put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    with pytest.raises(UserError, match="expected a branch, a tag or a commit") as error:
+        hub.fetch(catalog.lookup("test_resnet"), revision=revision)
+    assert "\n" not in str(error.value)
+
+
+def test_create_model_takes_the_revision(cache):
+    put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    put(cache, "timm/test_resnet.r160_in1k", "test_resnet", revision="v2", change=lambda x: x["fc.bias"].fill(0.5))
+    model = create_model("test_resnet", pretrained=True, revision="v2")
+    assert float(model.fc.bias[0]) == 0.5
+    assert float(create_model("test_resnet", pretrained=True).fc.bias[0]) != 0.5
+    for options in ({}, {"pretrained": True, "checkpoint_path": "x"}):
+        with pytest.raises(UserError, match="revision: got it without weights from the hub"):
+            create_model("test_resnet", revision="v2", **options)
+
+
+def test_a_file_with_another_sha256(cache):
+    path = put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    entry = catalog.lookup("test_resnet")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert hub.fetch(dataclasses.replace(entry, sha256=digest)) == path
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"expected {digest} for test_resnet.r160_in1k"):
+        hub.fetch(dataclasses.replace(entry, sha256=digest))
+
+
+def test_a_repository_without_safetensors(cache):
+    path = put(cache, "some/one", "test_resnet", name="pytorch_model.bin")
+    assert hub.fetch("some/one") == path
+    assert_loads(path)  # by content it is a safetensors file
+
+
+def test_errors_of_the_hub(cache, monkeypatch):
+    """Raises the exceptions of the hub in its place, without a network."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    requests = []
+
+    def answer(error, *, but=()):
+        def metadata(url, **options):
+            requests.append(url.rsplit("/", 1)[-1])
+            if requests[-1] not in but:
+                raise error.__new__(error)  # their constructors differ between releases
+
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
+
+    for error, words in [
+        (errors.RepositoryNotFoundError, "the hub has no repository 'a/b', or it is private"),
+        (errors.RevisionNotFoundError, "has no revision 'v9'"),
+        (
+            errors.RemoteEntryNotFoundError,
+            "the hub has no file a/b/model.safetensors at revision v9, and no pytorch_mod",
+        ),
+    ]:
+        answer(error)
+        with pytest.raises(UserError, match=re.escape(words)):
+            hub.fetch("a/b", revision="v9")
+    requests.clear()
+    answer(errors.RemoteEntryNotFoundError, but=("pytorch_model.bin",))
+    with pytest.raises(UserError, match="cannot download"):  # the download itself fails without a network
+        hub.fetch("a/b")
+    assert requests == ["model.safetensors", "pytorch_model.bin"]
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `content`, also in ranges. The first `breaks` responses end after half of it."""
+
+    content, breaks, ranges = b"", 0, []
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        Server.ranges.append(wanted)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        body = self.content[start:]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if Server.breaks:
+            Server.breaks -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.timm
+def test_an_interrupted_download_is_continued(tmp_path, monkeypatch, caplog):
+    import torch
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    content = io.BytesIO()
+    torch.save({"encoder": {f"module.{key}": value for key, value in torch_state().items()}}, content)
+    Server.content, Server.breaks, Server.ranges = content.getvalue(), 1, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/x/IN1K.pth.tar"
+        entry = catalog.Entry(
+            architecture="mine", tag="ijepa", url=url, filename="IN1K.pth.tar", license="cc-by-nc-4.0"
+        )
+        with pytest.raises(UserError, match=f"cannot download {url} .*HF_HUB_OFFLINE is set.*checkpoint_path, or copy"):
+            hub.fetch(entry)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        with pytest.raises(UserError, match="to continue the download"):
+            hub.fetch(entry)
+        assert not (tmp_path / "torch" / "checkpoints" / "IN1K.pth.tar").exists()
+        path = hub.fetch(entry)
+        assert hub.fetch(entry) == path  # and no further request
+        server.shutdown()
+    assert Server.ranges == [None, f"bytes={len(Server.content) // 2}-"]
+    assert path.read_bytes() == Server.content
+    assert_loads(path)
+    assert "non-commercial use only" in caplog.text
+    with pytest.raises(UserError, match="which has no revisions"):
+        hub.fetch(entry, revision="v1")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"PyTorch pickle; .* jaxvision-nnx\[torch\]"):
+        hub.fetch(entry)
+
+
+def test_a_tag_without_weights_names_the_others(cache):
+    with pytest.raises(
+        UserError,
+        match=r"no published weights for 'test_resnet.none'. The tags of test_resnet with weights are r160_in1k. Pass",
+    ):
+        hub.fetch(catalog.Entry(architecture="test_resnet", tag="none"))
+
+
+def test_an_architecture_without_published_weights(cache):
+    with pytest.raises(UserError, match="no published weights for 'mine'"):
+        hub.fetch(catalog.Entry(architecture="mine"))
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "../etc", "a/../b", "/etc/passwd", "a\nb", "", "a/b\0", "a/" + "x" * 500])
+def test_an_impossible_repository_name(cache, name):
+    with pytest.raises(UserError, match="expected a repository on the hub") as error:
+        hub.fetch(name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
