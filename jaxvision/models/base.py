@@ -1,4 +1,4 @@
-"""The base class of every model, and helpers for levels of features and for input checks."""
+"""The base class of every model, and helpers for its subclasses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -81,6 +80,7 @@ class Model(nnx.Module):
         `jaxvision.train.blocks.Blocks` may replace it.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> class Tiny(Model):
       ...     classifier_names = ("head",)
       ...
@@ -247,24 +247,3 @@ def feature_indices(indices: int | Sequence[int] | None, n: int, *, what: str = 
         if not isinstance(i, numbers.Integral) or not -n <= int(i) < n:
             raise UserError(f"{what}: got the level {i!r}, expected a level from 0 to {n - 1} or from -{n} to -1.")
     return tuple(sorted({int(i) % n for i in indices}))
-
-
-def check_images(images: jax.Array, in_channels: int) -> None:
-    """Raises an error for images that a model cannot take, judged by shape and dtype.
-
-    Args:
-      images: float [b, h, w, in_channels], normalized.
-      in_channels: channels that the model takes.
-
-    Raises:
-      UserError: another shape, or an integer dtype, which means that the pixels are not normalized.
-    """
-    if images.ndim != 4 or images.shape[-1] != in_channels:
-        raise UserError(
-            f"images: got shape {list(images.shape)}, expected [b, h, w, {in_channels}]. Put the channels last."
-        )
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise UserError(
-            f"images: got {images.dtype}, expected normalized floats. Prepare image files with "
-            "jaxvision.load_classifier(...).images(files)."
-        )

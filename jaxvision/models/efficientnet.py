@@ -1,4 +1,4 @@
-"""EfficientNet and its kin: networks of depthwise and fused convolutions, as timm's `efficientnet.py` has them.
+"""EfficientNet and its relatives: the networks of timm's `efficientnet.py`.
 
 EfficientNet (https://arxiv.org/abs/1905.11946) with its Lite and EdgeTPU forms, EfficientNetV2
 (https://arxiv.org/abs/2104.00298), -X and -H (https://arxiv.org/abs/2102.05610), CondConv
@@ -6,10 +6,9 @@ EfficientNet (https://arxiv.org/abs/1905.11946) with its Lite and EdgeTPU forms,
 (https://arxiv.org/abs/1807.11626), MobileNet V1 and V2 (https://arxiv.org/abs/1704.04861,
 https://arxiv.org/abs/1801.04381), MobileNet-EdgeTPU, FBNet (https://arxiv.org/abs/1812.03443), Single-Path NAS
 (https://arxiv.org/abs/1904.02877) and TinyNet (https://arxiv.org/abs/2010.14819), trained in PyTorch or ported from
-TensorFlow (``tf_``). Attributes carry timm's names.
+TensorFlow (``tf_``). Attributes have timm's names.
 
-A network is a table of stages, one for all sizes, and two factors by which its widths and depths grow. Its blocks are
-in `efficientnet_blocks.py`.
+A network is defined by a table of stages, which all sizes of a family share, and by factors of its width and depth.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices, with_options
+from jaxvision.models.base import FeatureInfo, Model, feature_indices, with_options
 from jaxvision.models.efficientnet_blocks import BLOCKS, Parts
-from jaxvision.models.efficientnet_plan import Pruned, Shape, Stage, plan, repeated
+from jaxvision.models.efficientnet_plan import Pruned, Shape, Stage, plan_blocks, repeat_rows
 from jaxvision.models.layers import sizes
 from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.init import uniform, zeros
@@ -37,37 +36,37 @@ class EfficientNet(Model):
     """A stem, stages of blocks, a 1x1 convolution, a linear head.
 
     Args:
-      stages: the table of stages: a `Row` each, or several.
-      width: factor of every row's `features`, of the stem and of the head's convolution.
-      depth: factor of every stage's repeats, or one for each stage.
-      round_depth: round a stage's repeats to the nearest number; they are rounded up otherwise.
-      scale_stem: whether `width` is a factor of `stem_features`.
-      scale_head: whether `width` is a factor of `head_features`.
-      scale_ends: whether `depth` is a factor of the first and of the last stage.
+      stages: table of stages: one or several `Row`s for each.
+      width: factor of the channels of all rows, of the stem and of the head's convolution.
+      depth: factor of the number of blocks of all stages, or a sequence with one factor for each stage.
+      round_depth: round the number of blocks to the nearest integer instead of up.
+      scale_stem: whether `width` applies to `stem_features`.
+      scale_head: whether `width` applies to `head_features`.
+      scale_ends: whether `depth` applies to the first and the last stage.
       stem_features: channels of the stem.
       stem_kernel: side of the stem's kernel.
       head_features: channels of the head's convolution; 0 for none.
-      divisor: of every width but a block's inner one; see `make_divisible`.
-      round_limit: of the same widths; see `make_divisible`.
-      group_size: channels of a group of the spatial convolutions; None leaves them depthwise, or dense in fused blocks.
-      activation: a key of `ACTIVATIONS`.
-      norm: a key of `NORMS`.
-      norm_group_size: channels of a group of ``"group"`` and ``"evo"``.
-      gate: ``"se"``, or ``"gc"`` for `GlobalContext` in the place of squeeze-and-excitation.
-      blur: blur where an image is halved, after a convolution that does not stride.
-      pruned: for each stage the channels of its output, and for each of its blocks the inner and the squeezed channels,
-        in the place of those that follow from `stages`.
-      padding: ``"torch"``, or ``"same"`` for weights that come from TensorFlow.
-      epsilon: of the norms; 1e-3 for weights that come from TensorFlow.
-      global_pool: ``"avg"``, ``"max"``, ``"avgmax"`` (their mean), ``"catavgmax"`` (both), or ``""`` for none, with
-        `num_classes` of 0.
-      num_classes: width of the logits; 0 for pooled features instead.
+      divisor: all channel counts except a block's inner one are multiples of it; see `make_divisible`.
+      round_limit: for the same channel counts; see `make_divisible`.
+      group_size: channels per group of the spatial convolutions. None: depthwise, or dense in fused blocks.
+      activation: ``"silu"``, ``"relu"`` or ``"relu6"``.
+      norm: ``"batch"``, ``"group"``, ``"layer"`` or ``"evo"``.
+      norm_group_size: channels per group of ``"group"`` and ``"evo"``.
+      gate: ``"se"`` for squeeze-and-excitation, ``"gc"`` for `GlobalContext`.
+      blur: whether an image is halved by blurring after the convolution instead of by a stride.
+      pruned: for a pruned network, for each stage: the channels of its output, and the inner and squeezed channels of
+        each of its blocks. They replace those derived from `stages`.
+      padding: ``"torch"``, or ``"same"`` for weights ported from TensorFlow.
+      epsilon: of the norms; 1e-3 for weights ported from TensorFlow.
+      global_pool: ``"avg"``, ``"max"``, ``"avgmax"`` (their mean), ``"catavgmax"`` (both), or ``""`` for none, which
+        needs `num_classes` of 0.
+      num_classes: width of the logits; 0 to return pooled features instead.
       in_channels: channels of the images.
-      image_size: side of the images that the weights are for; noted, any size will do.
+      image_size: side of the images for which the weights were trained. It is stored only; any size is accepted.
       dropout: rate before the head.
-      drop_path: stochastic depth: block i of n is dropped with probability ``drop_path * i / n``.
-      dtype: of the computation; None takes the promoted type of images and parameters.
-      param_dtype: of the parameters. BatchNorm statistics are float32 always.
+      drop_path: stochastic depth. The rate of block i of n, counted from 0, is ``drop_path * i / n``.
+      dtype: of the computation; None for the promoted dtype of images and parameters.
+      param_dtype: of the parameters. BatchNorm statistics are always float32.
       rngs: streams ``params`` and ``dropout``.
 
     Example:
@@ -141,11 +140,11 @@ class EfficientNet(Model):
         depths = list(depth) if isinstance(depth, Sequence) else [depth] * len(stages)
         if not scale_ends:
             depths[0] = depths[-1] = 1.0
-        shapes = plan(
-            [repeated(stage, factor, nearest=round_depth) for stage, factor in zip(stages, depths, strict=True)],
+        shapes = plan_blocks(
+            [repeat_rows(stage, factor, nearest=round_depth) for stage, factor in zip(stages, depths, strict=True)],
             features,
             scaled=scaled,
-            # timm rounds halves to even for the one and up for the other.
+            # timm rounds halves to even for "se" and up for "gc".
             hidden_width=round if gate == "se" else lambda wanted: make_divisible(wanted, 1, round_limit=0.0),
             activation=activation,
             group_size=group_size,
@@ -162,13 +161,14 @@ class EfficientNet(Model):
         self.conv_head = parts.conv(features, head, 1) if head else None
         self.bn2 = parts.norm(head) if head else None
         self.drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
-        self.classifier = self._fresh_head(
+        self.classifier = self._new_head(
             rngs,
             kernel_init=uniform(max(num_classes, 1) ** -0.5),
             bias_init=zeros,
         )
 
-    def _fresh_head(self, rngs: nnx.Rngs, **inits: Any) -> Any:
+    def _new_head(self, rngs: nnx.Rngs, **inits: Any) -> Any:
+        """Sets `num_features` and returns a new classifier."""
         features = self.feature_info[-1].channels if self.conv_head is None else self.conv_head.kernel.shape[-1]
         self.num_features = features * GLOBAL_POOLS[self.global_pool]
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -185,15 +185,18 @@ class EfficientNet(Model):
         """Returns the features and, for each level of `feature_info`, the last map of its resolution.
 
         Args:
-          images: [b, h, w, in_channels], normalized.
-          indices: which levels: None for all, a number for so many of the last, or a sequence of them.
-          norm: without effect: each map has passed a norm.
-          intermediates_only: return the maps alone.
+          images: float [b, h, w, in_channels], normalized.
+          indices: None for all levels, a number n for the last n, or positions in `feature_info`.
+          norm: no effect, because every map is the output of a norm.
+          intermediates_only: return the list of maps only.
 
         Returns:
           ``(forward_features(images), maps)``, or ``maps``: a list of [b, h / stride, w / stride, channels].
+
+        Raises:
+          UserError: no such level, or the images do not fit the model.
         """
-        check_images(images, self.in_channels)
+        sizes.check_images(images, self.in_channels)
         wanted = [self.levels[i] for i in feature_indices(indices, len(self.levels))]
         x = self.activation(self.bn1(self.conv_stem(images)))
         maps = [x] if 0 in wanted else []
@@ -209,54 +212,46 @@ class EfficientNet(Model):
         return self.activation(self.bn2(self.conv_head(x)))
 
     def forward_features(self, images: jax.Array) -> jax.Array:
-        """Returns what the head pools, [b, h / 32, w / 32, c], of `images` [b, h, w, in_channels]."""
+        """Returns the last feature map [b, h / 32, w / 32, c] of normalized `images` [b, h, w, in_channels]."""
         return self.forward_intermediates(images, 1)[0]
 
     def forward_head(self, features: jax.Array, pre_logits: bool = False) -> jax.Array:
-        """Returns the logits [b, num_classes] of a feature map, or what the head sees, [b, c], if `pre_logits`."""
+        """Returns the logits [b, num_classes] of a feature map, or the pooled features [b, c] if `pre_logits`."""
         x = self.drop(global_pool(features, self.global_pool))
         return x if pre_logits or self.classifier is None else self.classifier(x)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits [b, num_classes] of normalized `images` [b, h, w, in_channels]."""
-        return self.forward_head(self.forward_features(images))
-
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
-        """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
+        """Replaces the head by a newly initialized one; see `Model.reset_classifier`."""
         sizes.require_int("num_classes", num_classes, 0)
         pool = self.global_pool if global_pool is None else global_pool
         check_global_pool(pool, num_classes)
         if global_pool is not None:
             self.global_pool, self.options = pool, with_options(self, global_pool=pool)
         self.num_classes = num_classes
-        self.classifier = self._fresh_head(rngs)
+        self.classifier = self._new_head(rngs)
 
     def cut(self, level: int) -> None:
-        """Takes away, in place, what comes after a level of `feature_info`, but for the head."""
+        """Removes, in place, the layers after a level of `feature_info`, except the head."""
         self.blocks = nnx.List(list(self.blocks)[: self.levels[level]])
         self.levels, self.feature_info = self.levels[: level + 1], self.feature_info[: level + 1]
         self.conv_head = self.bn2 = nnx.data(None)
 
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
-        """Returns the patterns of the stem and of each block, or of each stage if `coarse`, from the image on.
+        """Returns patterns of parameter names in forward order: the stem, then each block (each stage if `coarse`).
 
-        The head's convolution goes with the last of them, as in timm.
+        As in timm, the head's convolution belongs to the last of them.
         """
         if coarse:
             groups = [rf"blocks\.{i}\." for i in range(len(self.blocks))]
         else:
             groups = [rf"blocks\.{i}\.{j}\." for i, stage in enumerate(self.blocks) for j in range(len(stage))]
-        if groups:  # there are none where the model was cut behind its stem
+        if groups:  # a model that was cut after its stem has none
             groups[-1] = rf"({groups[-1]}|(conv_head|bn2)\.)"
         return (r"(conv_stem|bn1)\.", *groups)
 
-    def no_weight_decay(self) -> tuple[str, ...]:
-        """Returns no names: norms and biases aside, everything in an EfficientNet decays."""
-        return ()
-
 
 def _levels(stem: int, shapes: list[list[Shape]]) -> tuple[tuple[int, ...], tuple[FeatureInfo, ...]]:
-    """Returns the stages (from 1, the stem is 0) that are the last of their resolution, and what is known of each."""
+    """Returns the stages that are the last of their resolution (the stem is 0), and the `FeatureInfo` of each."""
     ends, infos, stride = [], [], 2
     if shapes[0][0].reduction > 1:
         ends.append(0)

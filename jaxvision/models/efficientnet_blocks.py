@@ -1,8 +1,4 @@
-"""The blocks of an EfficientNet, and how their shapes follow from a table of stages.
-
-A table has a `Row` for each stage, or several. `repeated` makes a row for each block of them, `plan` works out the
-shape of each block, and each kind of block is a class that is built from such a shape. Attributes carry timm's names.
-"""
+"""The blocks of EfficientNet and its relatives, and the factory of their layers. Attributes have timm's names."""
 
 from __future__ import annotations
 
@@ -36,12 +32,24 @@ NORMS: dict[str, Callable[..., nnx.Module]] = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What all layers of one network have in common: it makes the convolutions and the norms of the blocks."""
+    """Creates the layers of all blocks of one network.
+
+    Attributes:
+      norm_kind: a key of `NORMS`.
+      norm_group_size: channels per group of ``"group"`` and ``"evo"``.
+      gate_kind: ``"se"`` or ``"gc"``.
+      has_blur: whether an image is halved by blurring instead of by a stride.
+      padding: ``"torch"`` or ``"same"``, as for `Conv`.
+      epsilon: of the norms.
+      dtype: of the computation; None for the promoted dtype of images and parameters.
+      param_dtype: of the parameters.
+      rngs: streams ``params`` and ``dropout``.
+    """
 
     norm_kind: str
     norm_group_size: int | None
     gate_kind: str
-    blurs: bool
+    has_blur: bool
     padding: str
     epsilon: float
     dtype: Any
@@ -52,31 +60,34 @@ class Parts:
         return {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": self.rngs}
 
     def conv(self, in_features: int, out_features: int, kernel_size: int | tuple[int, ...], **options: Any) -> Any:
-        """Returns a convolution; see `Conv`. The fan of a grouped one is counted within its group, as in TensorFlow."""
+        """Returns a convolution; the options are those of `Conv`.
+
+        Initial values have the fan-out of one group, as in TensorFlow.
+        """
         if isinstance(kernel_size, tuple):
             return MixConv(in_features, out_features, kernel_size, conv=self.conv, **options)
         fan_out = kernel_size**2 * out_features // options.get("groups", 1)
-        # Only TensorFlow's rule pads for a kernel without a middle.
+        # Only TensorFlow's rule defines the padding of kernels with even sides.
         common = {"padding": self.padding if kernel_size % 2 else "same", **self._types()}
         init = normal(math.sqrt(2 / fan_out))
         return Conv(in_features, out_features, kernel_size, kernel_init=init, **options, **common)
 
     def spatial(self, shape: Shape, in_features: int, out_features: int) -> Any:
-        """Returns the convolution of a block that looks at neighbors; where blurring does, it does not stride."""
-        stride = 1 if self.blurs else shape.stride
+        """Returns the k x k convolution of a block. If a blur halves the image, its stride is 1."""
+        stride = 1 if self.has_blur else shape.stride
         return self.conv(in_features, out_features, shape.kernel, stride=stride, groups=shape.groups)
 
     def blur(self, shape: Shape) -> Function:
-        """Returns what follows the spatial convolution and its activation: a blur that strides, or nothing."""
-        return blurred if self.blurs and shape.stride > 1 else unchanged
+        """Returns the function after the spatial convolution's activation: a blur with stride 2, or the identity."""
+        return blurred if self.has_blur and shape.stride > 1 else unchanged
 
     def router(self, in_features: int, experts: int) -> nnx.Linear:
-        """Returns the layer from pooled features to a logit for each expert."""
+        """Returns the layer from pooled features [b, in_features] to a logit for each expert [b, experts]."""
         init = uniform((in_features + experts) ** -0.5)
         return nnx.Linear(in_features, experts, kernel_init=init, bias_init=zeros, **self._types())
 
     def expert_conv(self, shape: Shape, in_features: int, out_features: int, *, spatial: bool = False) -> CondConv:
-        """Returns a 1x1 convolution, or the `spatial` one, that is mixed from experts."""
+        """Returns a 1x1 convolution with several experts, or the k x k one if `spatial`."""
         k, stride, groups = (shape.kernel, shape.stride, shape.groups) if spatial else (1, 1, 1)
         assert isinstance(k, int)
         return CondConv(
@@ -92,7 +103,7 @@ class Parts:
         )
 
     def norm(self, features: int, *, activated: bool = True) -> Any:
-        """Returns a norm, and whether an activation follows it is for EvoNorm to know, which is one itself."""
+        """Returns a norm. `activated`: whether an activation follows, which EvoNorm computes itself."""
         options: dict[str, Any] = {"epsilon": self.epsilon, **self._types()}
         if self.norm_kind in ("group", "evo"):
             options["group_size"] = self.norm_group_size
@@ -101,11 +112,11 @@ class Parts:
         return NORMS[self.norm_kind](features, **options)
 
     def activation(self, name: str) -> Function:
-        """Returns the function that follows a norm."""
+        """Returns the function that is applied after a norm: an activation, or the identity after EvoNorm."""
         return unchanged if self.norm_kind == "evo" else ACTIVATIONS[name]
 
     def gate(self, shape: Shape) -> Any:
-        """Returns the squeeze-and-excitation of the inner channels, or None."""
+        """Returns squeeze-and-excitation of the inner channels, or None."""
         if not shape.hidden:
             return None
         options: dict[str, Any] = {"activation": ACTIVATIONS[shape.activation], "conv": self.conv}
@@ -115,7 +126,7 @@ class Parts:
 
 
 def blurred(x: jax.Array) -> jax.Array:
-    """Returns `x` [b, h, w, c] blurred and halved, [b, h / 2, w / 2, c]."""
+    """Returns `x` [b, h, w, c], blurred and halved: [b, h / 2, w / 2, c]."""
     return blur_pool(x, border="zero")
 
 
@@ -125,11 +136,11 @@ def unchanged(x: jax.Array) -> jax.Array:
 
 
 class Block(nnx.Module):
-    """A branch, and a shortcut around it where the shape has one.
+    """The base class of all blocks: a branch, with a shortcut around it if the shape has one.
 
     Args:
-      parts: makes its layers.
-      shape: all of its numbers.
+      parts: creates the layers.
+      shape: shape of the block.
     """
 
     def __init__(self, parts: Parts, shape: Shape):
@@ -139,17 +150,17 @@ class Block(nnx.Module):
         self.drop_path = drop.DropPath(shape.drop_path, rngs=parts.rngs)
 
     def branch(self, x: jax.Array) -> jax.Array:
-        """Returns what the layers make of `x`."""
+        """Returns the output of the branch, [b, h / stride, w / stride, features]."""
         raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [b, h / stride, w / stride, features] of `x` [b, h, w, in_features]."""
+        """Returns [b, h / stride, w / stride, features] for `x` [b, h, w, in_features]."""
         y = self.branch(x)
         return self.drop_path(y) + x if self.has_shortcut else y
 
 
 class ConvBlock(Block):
-    """One convolution (``cn``). For the arguments of all kinds of blocks see `Block`."""
+    """One convolution (``cn``). All blocks have the arguments of `Block`."""
 
     def __init__(self, parts: Parts, shape: Shape):
         super().__init__(parts, shape)
@@ -157,12 +168,12 @@ class ConvBlock(Block):
         self.bn1 = parts.norm(shape.features)
 
     def branch(self, x: jax.Array) -> jax.Array:
-        """Returns what the layers make of `x`."""
+        """Returns the output of the branch, [b, h / stride, w / stride, features]."""
         return self.blur(self.activation(self.bn1(self.conv(x))))
 
 
 class DepthwiseSeparable(Block):
-    """Depthwise and 1x1 convolution, an inverted residual without expansion (``ds``)."""
+    """A depthwise and a 1x1 convolution: an inverted residual without expansion (``ds``)."""
 
     def __init__(self, parts: Parts, shape: Shape):
         super().__init__(parts, shape)
@@ -173,7 +184,7 @@ class DepthwiseSeparable(Block):
         self.bn2 = parts.norm(shape.features, activated=False)
 
     def branch(self, x: jax.Array) -> jax.Array:
-        """Returns what the layers make of `x`."""
+        """Returns the output of the branch, [b, h / stride, w / stride, features]."""
         y = self.blur(self.activation(self.bn1(self.conv_dw(x))))
         if self.se is not None:
             y = self.se(y)
@@ -181,15 +192,15 @@ class DepthwiseSeparable(Block):
 
 
 class ActivatedSeparable(DepthwiseSeparable):
-    """Depthwise and 1x1 convolution, with an activation after either (``dsa``, MobileNet V1)."""
+    """A depthwise and a 1x1 convolution, each followed by an activation (``dsa``, MobileNet V1)."""
 
     def branch(self, x: jax.Array) -> jax.Array:
-        """Returns what the layers make of `x`."""
+        """Returns the output of the branch, [b, h / stride, w / stride, features]."""
         return self.activation(super().branch(x))
 
 
 class SpaceToDepth(DepthwiseSeparable):
-    """A learned space-to-depth, and a depthwise separable block for a kernel half as wide (EfficientNet-X)."""
+    """A learned space-to-depth, then a depthwise separable block with half the kernel size (EfficientNet-X)."""
 
     def __init__(self, parts: Parts, shape: Shape):
         assert isinstance(shape.kernel, int)
@@ -198,12 +209,12 @@ class SpaceToDepth(DepthwiseSeparable):
         self.bn_s2d = parts.norm(shape.inner)
 
     def branch(self, x: jax.Array) -> jax.Array:
-        """Returns what the layers make of `x`."""
+        """Returns the output of the branch, [b, h / stride, w / stride, features]."""
         return super().branch(self.activation(self.bn_s2d(self.conv_s2d(x))))
 
 
 class InvertedResidual(Block):
-    """1x1 expansion, depthwise convolution, 1x1 projection (``ir``, "MBConv").
+    """A 1x1 expansion, a depthwise convolution, a 1x1 projection (``ir``, "MBConv").
 
     Sandler et al., "MobileNetV2", https://arxiv.org/abs/1801.04381.
     """
@@ -220,7 +231,7 @@ class InvertedResidual(Block):
         self.bn3 = parts.norm(shape.features, activated=False)
 
     def branch(self, x: jax.Array) -> jax.Array:
-        """Returns what the layers make of `x`."""
+        """Returns the output of the branch, [b, h / stride, w / stride, features]."""
         y = self.activation(self.bn1(self.conv_pw(x)))
         y = self.blur(self.activation(self.bn2(self.conv_dw(y))))
         if self.se is not None:
@@ -229,7 +240,7 @@ class InvertedResidual(Block):
 
 
 class CondConvResidual(Block):
-    """An inverted residual whose convolutions are mixed for each image from those of experts (``cc``).
+    """An inverted residual whose kernels are mixed from several experts for each image (``cc``).
 
     Yang et al., "CondConv: Conditionally Parameterized Convolutions for Efficient Inference",
     https://arxiv.org/abs/1904.04971.
@@ -247,7 +258,7 @@ class CondConvResidual(Block):
         self.bn3 = parts.norm(shape.features, activated=False)
 
     def branch(self, x: jax.Array) -> jax.Array:
-        """Returns what the layers make of `x`."""
+        """Returns the output of the branch, [b, h / stride, w / stride, features]."""
         shares = jax.nn.sigmoid(self.routing_fn(global_avg_pool(x)))
         y = self.activation(self.bn1(self.conv_pw(x, shares)))
         y = self.activation(self.bn2(self.conv_dw(y, shares)))
@@ -257,7 +268,7 @@ class CondConvResidual(Block):
 
 
 class EdgeResidual(Block):
-    """Full convolution that expands, 1x1 projection (``er``, "FusedMBConv")."""
+    """A dense convolution that expands, a 1x1 projection (``er``, "FusedMBConv")."""
 
     def __init__(self, parts: Parts, shape: Shape):
         super().__init__(parts, shape)
@@ -268,7 +279,7 @@ class EdgeResidual(Block):
         self.bn2 = parts.norm(shape.features, activated=False)
 
     def branch(self, x: jax.Array) -> jax.Array:
-        """Returns what the layers make of `x`."""
+        """Returns the output of the branch, [b, h / stride, w / stride, features]."""
         y = self.blur(self.activation(self.bn1(self.conv_exp(x))))
         if self.se is not None:
             y = self.se(y)

@@ -1,7 +1,7 @@
-"""How the shapes of an EfficientNet's blocks follow from a table of stages.
+"""The shapes of an EfficientNet's blocks, computed from a table of stages.
 
-A table has one or several `Row`s for each stage. `repeated` makes a row for each block, and `plan` works out the shape of
-each block.
+A table has one or several `Row`s for each stage. `repeat_rows` returns a row for each block, and `plan_blocks` computes
+the shape of each block.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from jaxvision.models.layers.width import make_divisible
 
 @dataclass(frozen=True)
 class Row:
-    """Blocks of one kind, of which the first may stride: a stage, or a part of one.
+    """A stage of equal blocks, or a part of a stage.
 
     Attributes:
       block: a key of `BLOCKS`.
-      repeats: how many, before the network's depth factor.
-      kernel: side of the spatial convolution; of several sides each has its share of the channels (MixConv).
-      stride: of the first block, if it is the first of its stage.
+      repeats: number of blocks, before the network's depth factor.
+      kernel: side of the spatial convolution's kernel. Several sides divide the channels among them (MixConv).
+      stride: of the first block of a stage.
       features: channels of the output, before the network's width factor.
-      expand: how many times wider than its input a block is inside.
+      expand: inner channels per input channel of a block.
       squeeze_excite: hidden width of squeeze-and-excitation as a share of the block's input; 0 for none.
-      shortcut: False leaves shortcuts away where shapes would allow them.
-      activation: a key of `ACTIVATIONS` in the place of the network's.
-      splits: into how many convolutions the 1x1 before and the 1x1 after the spatial convolution are split (MixConv).
-      experts: among how many kernels each image chooses (CondConv).
-      group_size: channels of a group of the spatial convolution, in the place of the network's.
-      expand_from: channels, before the width factor, that `expand` counts from in the place of the input's.
-      space_to_depth: a 2x2 convolution of stride 2 goes first and makes four channels of one. It stays so until the
-        next block that strides; that one does not stride, and takes the channels back.
+      shortcut: whether blocks have shortcuts where shapes allow it.
+      activation: a key of `ACTIVATIONS`. None: the network's.
+      splits: number of convolutions that replace the 1x1 convolution before, and the one after, the spatial convolution
+        (MixConv).
+      experts: number of kernels that are mixed for each image (CondConv).
+      group_size: channels per group of the spatial convolution. None: the network's.
+      expand_from: channels, before the width factor, that `expand` multiplies. None: the block's input.
+      space_to_depth: whether the first block begins with a 2x2 convolution of stride 2 that multiplies the channels by
+        four. The next block with a stride divides them by four instead of striding.
     """
 
     block: str
@@ -58,22 +59,22 @@ Pruned = Sequence[tuple[int, Sequence[int], Sequence[int]]]
 
 @dataclass(frozen=True)
 class Shape:
-    """One block, all of its numbers worked out.
+    """The shape of one block.
 
     Attributes:
       block: a key of `BLOCKS`.
-      kernel: see `Row`.
+      kernel: as in `Row`.
       stride: of the spatial convolution.
       in_features: channels of the input.
-      inner: channels of what the spatial convolution, or in a fused block the last one, sees.
+      inner: channels that the spatial convolution takes; in a fused block, channels that the last convolution takes.
       features: channels of the output.
-      hidden: width within squeeze-and-excitation; 0 for none.
+      hidden: hidden width of squeeze-and-excitation; 0 for none.
       groups: of the spatial convolution.
       shortcut: whether the input is added to the output.
       activation: a key of `ACTIVATIONS`.
-      splits: see `Row`.
-      experts: see `Row`.
-      drop_path: probability of dropping the branch beside a shortcut in training.
+      splits: as in `Row`.
+      experts: as in `Row`.
+      drop_path: rate of stochastic depth, if there is a shortcut.
     """
 
     block: str
@@ -92,11 +93,11 @@ class Shape:
 
     @property
     def reduction(self) -> int:
-        """Side of the input's image over that of the output's."""
+        """The side of the input map divided by the side of the output map."""
         return 2 if self.block == "s2d" else self.stride
 
 
-def plan(
+def plan_blocks(
     stages: Sequence[Sequence[Row]],
     in_features: int,
     *,
@@ -110,17 +111,17 @@ def plan(
     """Returns the shapes of the blocks of each stage.
 
     Args:
-      stages: a row for each block.
-      in_features: channels that the stem puts out.
-      scaled: from a row's channels to the network's.
-      hidden_width: from the width wanted within squeeze-and-excitation to a whole number.
-      activation: see `EfficientNet`.
-      group_size: see `EfficientNet`.
-      drop_path: see `EfficientNet`.
-      pruned: see `EfficientNet`.
+      stages: for each stage, a row for each block.
+      in_features: channels of the stem's output.
+      scaled: function from a row's channels to the network's.
+      hidden_width: function that rounds the hidden width of squeeze-and-excitation.
+      activation: as for `EfficientNet`.
+      group_size: as for `EfficientNet`.
+      drop_path: as for `EfficientNet`.
+      pruned: as for `EfficientNet`.
     """
-    rates = iter(drop.rates(drop_path, sum(map(len, stages)), last_gets_all=False))
-    spread = 1  # 4 between space-to-depth and the next stride
+    rates = iter(drop.rates(drop_path, sum(map(len, stages)), reaches_total=False))
+    spread = 1  # factor of the channels: 4 between space-to-depth and the next stride
     shapes: list[list[Shape]] = []
     for s, rows in enumerate(stages):
         shapes.append([])
@@ -135,13 +136,13 @@ def plan(
             source = in_features * (4 if starts else 1)
             expanded = scaled(row.expand_from) if row.expand_from else source
             inner = source if row.block in ("ds", "dsa") else make_divisible(expanded * expand)
-            # Of the block's input, not of the expanded channels.
+            # Relative to the block's input, not to the expanded channels.
             share = row.squeeze_excite / expand / (4 if starts else 1)
             hidden = hidden_width(inner * share) if share else 0
             if pruned is not None:
                 features, inner, hidden = pruned[s][0], pruned[s][1][i], pruned[s][2][i]
             per_group = row.group_size or group_size
-            if row.block in ("er", "cn"):  # dense, unless told otherwise
+            if row.block in ("er", "cn"):  # dense by default
                 groups = (inner if row.block == "er" else in_features) // per_group if per_group else 1
             else:
                 groups = inner // (per_group or 1)
@@ -166,10 +167,15 @@ def plan(
     return shapes
 
 
-def repeated(stage: Stage, factor: float, *, nearest: bool = False) -> list[Row]:
-    """Returns a row for each block of a stage that is `factor` times as deep, rounded up or to the nearest.
+def repeat_rows(stage: Stage, factor: float, *, nearest: bool = False) -> list[Row]:
+    """Returns a row for each block of a stage whose depth is multiplied by a factor.
 
-    >>> rows = repeated((Row("ir", 1, 5, 2, 40), Row("ir", 3, 3, 1, 40)), 1.1)
+    Args:
+      stage: one or several rows.
+      factor: of the number of blocks.
+      nearest: round the number to the nearest integer instead of up.
+
+    >>> rows = repeat_rows((Row("ir", 1, 5, 2, 40), Row("ir", 3, 3, 1, 40)), 1.1)
     >>> [row.kernel for row in rows]
     [5, 3, 3, 3, 3]
     """
@@ -177,7 +183,7 @@ def repeated(stage: Stage, factor: float, *, nearest: bool = False) -> list[Row]
     old = sum(row.repeats for row in rows)
     new = max(1, round(old * factor)) if nearest else math.ceil(old * factor)
     counts = []
-    for row in reversed(rows):  # what rounding leaves falls to the first, which is least in need of repetition
+    for row in reversed(rows):  # as in timm, the first row gets what rounding leaves
         counts.append(max(1, round(row.repeats / old * new)))
         old, new = old - row.repeats, new - counts[-1]
     return [row for row, n in zip(rows, reversed(counts), strict=True) for _ in range(n)]

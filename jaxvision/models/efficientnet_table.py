@@ -1,4 +1,4 @@
-"""The variants of EfficientNet and its relatives, by timm's names: tables of stages and what varies beside them."""
+"""The variants of EfficientNet and its relatives under timm's names: tables of stages, and a row for each variant."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ V2_S_STAGES = (
     Row("ir", 9, 3, 1, 160, 6, 0.25),
     Row("ir", 15, 3, 2, 256, 6, 0.25),
 )
-V2_RW_STAGES = (  # timm's own, before the authors' code was out
+V2_RW_STAGES = (  # timm's own, from before the authors published their code
     Row("er", 2, 3, 1, 24, 1),
     *V2_S_STAGES[1:5],
     Row("ir", 15, 3, 2, 272, 6, 0.25),
@@ -209,8 +209,8 @@ def _edgetpu_v2(features: Sequence[int], group_size: int = 64) -> tuple[Stage, .
     )
 
 
-# What pruning left of B1 to B3 (Aflalo et al., "Knapsack Pruning with Inner Distillation",
-# https://arxiv.org/abs/2002.08258): for each stage the output's channels, then each block's inner and squeezed ones.
+# Channels of the pruned B1 to B3 (Aflalo et al., "Knapsack Pruning with Inner Distillation",
+# https://arxiv.org/abs/2002.08258): for each stage those of its output, then the inner and squeezed ones of each block.
 PRUNED_B1 = (
     (16, (32, 16), (8, 4)),
     (12, (48, 62, 48), (4, 6, 6)),
@@ -239,7 +239,7 @@ PRUNED_B3 = (
     (384, (1392, 2301), (58, 96)),
 )
 
-TF: dict[str, Any] = {"padding": "same", "epsilon": 1e-3}  # ported from TensorFlow: its padding, its norm
+TF: dict[str, Any] = {"padding": "same", "epsilon": 1e-3}  # padding and norm of weights ported from TensorFlow
 FIXED: dict[str, Any] = {"scale_stem": False, "scale_head": False, "scale_ends": False}
 GROUP_NORM: dict[str, Any] = {"norm": "group", "norm_group_size": 8}
 
@@ -298,10 +298,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "efficientnet_b1_pruned": {**B, **B1, **TF, "pruned": PRUNED_B1, "image_size": 240},
     "efficientnet_b2_pruned": {**B, **B2, **TF, "pruned": PRUNED_B2, "image_size": 260},
     "efficientnet_b3_pruned": {**B, **B3, **TF, "pruned": PRUNED_B3, "image_size": 300},
-    # Experiments with norms, groups and blurring.
+    # Other norms, groups and blurring
     "efficientnet_b0_gn": {**B, **GROUP_NORM},
     "efficientnet_b0_g8_gn": {**B, **GROUP_NORM, "group_size": 8},
-    "efficientnet_b0_g16_evos": {**B, "group_size": 16, "divisor": 16},  # a BatchNorm in spite of its name
+    "efficientnet_b0_g16_evos": {**B, "group_size": 16, "divisor": 16},  # has BatchNorm despite its name
     "efficientnet_b3_gn": {**B, **B3, **GROUP_NORM, "norm_group_size": 16, "divisor": 16, "image_size": 288},
     "efficientnet_b3_g8_gn": {
         **B,
@@ -324,7 +324,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tf_efficientnet_lite2": {**LITE, **B2, **TF, "image_size": 260},
     "tf_efficientnet_lite3": {**LITE, **B3, **TF, "image_size": 300},
     "tf_efficientnet_lite4": {**LITE, **B4, **TF, "image_size": 380},
-    # EdgeTPU; the pruned ones have zeros among their weights, and the shapes of the others.
+    # EdgeTPU. The pruned variants have the same shapes; some of their weights are zero.
     "efficientnet_es": {**EDGE},
     "efficientnet_es_pruned": {**EDGE},
     "efficientnet_em": {**EDGE, **EDGE_EM, "image_size": 240},
@@ -394,7 +394,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "stem_kernel": 7,
         "head_features": 1408,
     },
-    # Networks that were searched for
+    # Networks found by architecture search
     "mnasnet_050": {**MNASNET, "width": 0.5},
     "mnasnet_075": {**MNASNET, "width": 0.75},
     "mnasnet_100": {**MNASNET},
@@ -404,7 +404,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "semnasnet_100": {**SEMNASNET},
     "semnasnet_140": {**SEMNASNET, "width": 1.4},
     "mnasnet_small": {**MNASNET, "stages": MNASNET_SMALL_STAGES, "stem_features": 8},
-    # timm has this epsilon only when it is asked for the weights, which were trained with it.
+    # timm has this epsilon only with pretrained weights, which were trained with it.
     "fbnetc_100": {
         "stages": FBNET_STAGES,
         "stem_features": 16,
@@ -426,7 +426,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tinynet_c": {**TINYNET, "width": 0.54, "depth": 0.85, "image_size": 184},
     "tinynet_d": {**TINYNET, "width": 0.54, "depth": 0.695, "image_size": 152},
     "tinynet_e": {**TINYNET, "width": 0.51, "depth": 0.6, "image_size": 106},
-    # timm's own tiny models, with one of everything; for tests.
+    # timm's tiny models for tests
     "test_efficientnet": {**TEST},
     "test_efficientnet_gn": {**TEST, **GROUP_NORM},
     "test_efficientnet_ln": {**TEST, "norm": "layer"},

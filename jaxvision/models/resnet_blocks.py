@@ -1,4 +1,4 @@
-"""Residual blocks of ResNet and its relatives, and the factory that makes their layers."""
+"""The residual blocks of ResNet and its relatives, and the factory of their layers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from jaxvision.models.layers.sequential import Sequential
 from jaxvision.models.layers.squeeze_excite import EfficientChannelAttention, SqueezeExcite
 
 
-def _halved(x: jax.Array) -> jax.Array:
+def _halve_by_means(x: jax.Array) -> jax.Array:
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise UserError(
-            f"antialiasing by means halves a map of even sides, but one of {x.shape[1]} x {x.shape[2]} came up; "
-            "take images whose sides are multiples of 32"
+            f"images: antialias='avg' halves maps with even sides, but one is {x.shape[1]} x {x.shape[2]}. Use images "
+            "whose sides are multiples of 32."
         )
     return tile_pool(x)
 
@@ -36,16 +36,16 @@ GATES: dict[str, Callable[..., nnx.Module]] = {
     "se4": functools.partial(SqueezeExcite, ratio=1 / 4, kernel_init=he_normal),  # ResNet-RS
     "eca": EfficientChannelAttention,
 }
-# What halves a map without aliasing: in the stem, and after the 3x3 convolution of a block.
+# Antialiased downsampling: the functions that end the stem, and the function after the 3x3 convolution of a block.
 ANTIALIASES: dict[str, tuple[Sequence[Callable[[jax.Array], jax.Array]], Callable[[jax.Array], jax.Array]]] = {
-    "avg": ([tile_pool], _halved),
+    "avg": ([tile_pool], _halve_by_means),
     "blur": ([functools.partial(max_pool, stride=1), blur_pool], blur_pool),
 }
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What all blocks of one network have in common: it makes their layers. For the fields see `ResNet`."""
+    """Creates the layers of all blocks of one network. `ResNet` documents the fields."""
 
     rngs: nnx.Rngs
     norm_kind: str = "batch"
@@ -60,7 +60,7 @@ class Parts:
     param_dtype: Any = jnp.float32
 
     def conv(self, in_features: int, out_features: int, kernel_size: int, **options: Any) -> Conv:
-        """Returns a convolution; see `Conv`."""
+        """Returns a convolution; the options are those of `Conv`."""
         return Conv(in_features, out_features, kernel_size, kernel_init=he_normal, **options, **self._common)
 
     def norm(self, features: int, **options: Any) -> Any:
@@ -68,20 +68,20 @@ class Parts:
         return NORMS[self.norm_kind](features, **options, **self._common)
 
     def last_norm(self, features: int) -> Any:
-        """Returns the norm at the end of a branch."""
-        # A scale of zero makes each branch start as nothing, so that a deep net starts as a shallow one.
+        """Returns the norm at the end of a residual branch."""
+        # With a scale of zero each branch is initially zero, so a deep network starts as a shallow one.
         return self.norm(features, scale_init=zeros)
 
     def gate(self, features: int) -> Any:
-        """Returns what weighs the channels of a branch, or nothing."""
+        """Returns the layer that scales the channels of a branch, or None."""
         return None if self.gate_kind is None else GATES[self.gate_kind](features, **self._common)
 
-    def halve(self, stride: int) -> Callable[[jax.Array], jax.Array] | None:
-        """Returns what halves a map in the place of a stride, or nothing."""
+    def downsampling(self, stride: int) -> Callable[[jax.Array], jax.Array] | None:
+        """Returns the antialiased function that replaces a stride of 2, or None."""
         return ANTIALIASES[self.antialias][1] if self.antialias and stride == 2 else None
 
     def shortcut(self, in_features: int, out_features: int, stride: int) -> Any:
-        """Returns what gives a block's input the shape of its output, or nothing."""
+        """Returns the layers that give a block's input the shape of its output, or None."""
         if stride == 1 and in_features == out_features:
             return None
         norm = self.norm(out_features)
@@ -104,18 +104,18 @@ class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut.
 
     Args:
-      parts: makes its layers.
+      parts: creates the layers.
       in_features: channels of the input.
       width: channels of the output.
       stride: of the first convolution and of the shortcut.
-      drop_path: probability of dropping the branch in training.
+      drop_path: rate of stochastic depth.
     """
 
     expansion = 1
 
     def __init__(self, parts: Parts, in_features: int, width: int, *, stride: int = 1, drop_path: float = 0.0):
         first = width // parts.narrow_first
-        self.halve = parts.halve(stride)
+        self.halve = parts.downsampling(stride)
         self.conv1 = parts.conv(in_features, first, 3, stride=1 if self.halve else stride)
         self.bn1 = parts.norm(first)
         self.conv2 = parts.conv(first, width, 3)
@@ -125,7 +125,7 @@ class BasicBlock(nnx.Module):
         self.downsample = parts.shortcut(in_features, width, stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [b, h / stride, w / stride, width] of `x` [b, h, w, in_features]."""
+        """Returns [b, h / stride, w / stride, width] for `x` [b, h, w, in_features]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         if self.halve is not None:
@@ -137,15 +137,15 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolution and a shortcut; the output is four times as wide as the block is named for.
+    """A 1x1, a 3x3 and a 1x1 convolution and a shortcut. The output has four times `width` channels.
 
     Args:
-      parts: makes its layers.
+      parts: creates the layers.
       in_features: channels of the input.
       width: a quarter of the output's channels.
       stride: of the 3x3 convolution and of the shortcut.
-      drop_path: probability of dropping the branch in training.
-      kept: channels after each of the three convolutions, in the place of what follows from `width` (pruning).
+      drop_path: rate of stochastic depth.
+      kept: channels after each of the three convolutions in a pruned network; they replace those derived from `width`.
     """
 
     expansion = 4
@@ -162,19 +162,19 @@ class Bottleneck(nnx.Module):
     ):
         inner = width * parts.base_width // 64 * parts.groups
         first, inner, out = kept or (inner // parts.narrow_first, inner, width * self.expansion)
-        self.halve = parts.halve(stride)
+        self.halve = parts.downsampling(stride)
         self.conv1 = parts.conv(in_features, first, 1)
         self.bn1 = parts.norm(first)
         self.conv2 = parts.conv(first, inner, 3, stride=1 if self.halve else stride, groups=parts.groups)
         self.bn2 = parts.norm(inner)
         self.conv3 = parts.conv(inner, out, 1)
         self.bn3 = parts.last_norm(out)
-        self.se = parts.gate(width * self.expansion)  # pruning left the gates alone
+        self.se = parts.gate(width * self.expansion)  # gates are not pruned
         self.drop_path = drop.DropPath(drop_path, rngs=parts.rngs)
         self.downsample = parts.shortcut(in_features, out, stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [b, h / stride, w / stride, 4 * width] of `x` [b, h, w, in_features]."""
+        """Returns [b, h / stride, w / stride, 4 * width] for `x` [b, h, w, in_features]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         x = jax.nn.relu(self.bn2(self.conv2(x)))

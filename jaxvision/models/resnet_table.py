@@ -1,4 +1,4 @@
-"""The variants of ResNet, by timm's names."""
+"""The variants of ResNet under timm's names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from jaxvision.models import registry
 from jaxvision.models.resnet import ResNet
 
-# Widths that pruning left: of each stage's output, and of its blocks after the first and the second convolution.
+# Channels in the pruned networks: of each stage's output, and of its blocks after the first and second convolution.
 # Aflalo et al., "Knapsack Pruning with Inner Distillation", https://arxiv.org/abs/2002.08258
 # fmt: off
 KEPT_50: tuple[Any, ...] = (
@@ -52,7 +52,7 @@ R101: dict[str, Any] = {"depths": (3, 4, 23, 3)}
 R152: dict[str, Any] = {"depths": (3, 8, 36, 3)}
 R200: dict[str, Any] = {"depths": (3, 24, 36, 3)}
 R269: dict[str, Any] = {"depths": (3, 30, 48, 8)}
-# Stems, the shortcut that goes with them, and what else a name says.
+# Stems with their shortcuts, and the other parts that names stand for.
 C: dict[str, Any] = {"stem_width": 32}
 D: dict[str, Any] = {"stem_width": 32, "avg_down": True}
 S: dict[str, Any] = {"stem_width": 64}
@@ -153,7 +153,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resnetrs270": {"depths": (4, 29, 53, 4), **RS, "image_size": 256},
     "resnetrs350": {"depths": (4, 36, 72, 4), **RS, "image_size": 288},
     "resnetrs420": {"depths": (4, 44, 87, 4), **RS, "image_size": 320},
-    # timm's own tiny model, with one of everything; for tests.
+    # timm's tiny model for tests, with both kinds of block
     "test_resnet": {
         "block": ("basic", "basic", "bottleneck", "basic"),
         "depths": (1, 1, 1, 1),

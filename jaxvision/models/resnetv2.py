@@ -1,13 +1,13 @@
-"""ResNetV2: residual nets that normalize before they convolve, BiT among them, and the stem of the hybrid ViTs.
+"""ResNetV2: residual networks with the norm before the convolution, including BiT, and the stem of the hybrid ViTs.
 
 He et al., "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027, with the stride on the 3x3
-convolution; Kolesnikov et al., "Big Transfer (BiT)", https://arxiv.org/abs/1912.11370, with group normalization and
-standardized kernels. Attributes carry timm's names.
+convolution. Kolesnikov et al., "Big Transfer (BiT)", https://arxiv.org/abs/1912.11370, with group normalization and
+standardized kernels. Attributes have timm's names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvision.errors import UserError, unknown_name_error
-from jaxvision.models.base import FeatureInfo, Model, check_images, feature_indices, with_options
+from jaxvision.models.base import FeatureInfo, Model, feature_indices, with_options
 from jaxvision.models.layers import drop, sizes
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.init import normal, torch_default, torch_default_bias, zeros
@@ -26,18 +26,26 @@ from jaxvision.models.resnetv2_blocks import BLOCKS, CONVS, NORMS, STEMS, Parts,
 
 
 class Stage(nnx.Module):
-    """Blocks in a row; a level of names that timm has."""
+    """Consecutive blocks. The module exists because timm's parameter names contain ``blocks``."""
 
     def __init__(self, blocks: Sequence[nnx.Module]):
         self.blocks = Sequential(blocks)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `x` passed through each block in turn."""
+        """Returns `x` passed through each block in order."""
         return self.blocks(x)
 
 
 class Head(nnx.Module):
-    """Pooling, dropout and a 1x1 convolution for a linear layer, as in BiT."""
+    """Pooling, dropout and a 1x1 convolution as the classifier, as in BiT.
+
+    Args:
+      features: channels that the convolution takes.
+      num_classes: width of the logits; 0 for no convolution.
+      pool: a key of `GLOBAL_POOLS`.
+      dropout: rate before the convolution.
+      **options: ``dtype``, ``param_dtype`` and ``rngs``, as for `Conv`.
+    """
 
     def __init__(self, features: int, num_classes: int, *, pool: str, dropout: float, **options: Any):
         self.pool = pool
@@ -45,11 +53,11 @@ class Head(nnx.Module):
         self.reset(features, num_classes, kernel_init=normal(0.01), bias_init=zeros, **options)
 
     def reset(self, features: int, num_classes: int, **options: Any) -> None:
-        """Makes the convolution anew; none for 0 classes."""
+        """Replaces the convolution by a newly initialized one, or by None for 0 classes."""
         self.fc = Conv(features, num_classes, 1, use_bias=True, **options) if num_classes else nnx.data(None)
 
     def __call__(self, x: jax.Array, pre_logits: bool = False) -> jax.Array:
-        """Returns the logits of a feature map, or what the convolution sees."""
+        """Returns the logits [b, num_classes] of a map [b, h, w, c], or the pooled features [b, c] if `pre_logits`."""
         x = self.drop(global_pool(x, self.pool))
         if pre_logits or self.fc is None:
             return x
@@ -60,24 +68,25 @@ class ResNetV2(Model):
     """A stem, stages of residual blocks, a norm, a head.
 
     Args:
-      depths: blocks in each stage; there may be fewer than four.
+      depths: number of blocks in each stage. There may be fewer than four stages.
       widths: channels of each stage's output.
-      width_factor: of all widths, the stem's, too (BiT).
-      block: ``"preact_bottleneck"``, ``"preact_basic"``, or ``"bottleneck"``, which activates at its end.
-      stem: ``"plain"``, ``"deep"`` or ``"tiered"``, see `Stem`.
-      stem_pool: borders of the stem's max pool, ``"torch"``, ``"zero"`` (BiT) or ``"same"`` (hybrid ViTs).
+      width_factor: factor of all widths, including the stem's (BiT).
+      block: ``"preact_bottleneck"``, ``"preact_basic"``, or ``"bottleneck"``, which ends in an activation.
+      stem: ``"plain"``, ``"deep"`` or ``"tiered"``, as for `Stem`.
+      stem_pool: padding of the stem's max pool: ``"torch"``, ``"zero"`` (BiT) or ``"same"`` (hybrid ViTs).
       conv: ``"plain"``, or ``"std"`` for standardized kernels.
       padding: of the convolutions: ``"torch"``, or ``"same"`` for TensorFlow's.
       norm: ``"batch"``, ``"group"``, ``"evo"`` or ``"filter_response"``.
-      avg_down: shortcut of another shape: average pool, then 1x1 (ResNet-D), instead of a strided 1x1.
-      num_classes: width of the logits; 0 for pooled features instead.
+      avg_down: whether a shortcut that changes the shape is an average pool and a 1x1 convolution (ResNet-D) instead of
+        a strided 1x1 convolution.
+      num_classes: width of the logits; 0 to return pooled features instead.
       in_channels: channels of the images.
-      image_size: side of the images that the weights are for; noted, any size will do.
-      global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for logits of each place of the map.
+      image_size: side of the images for which the weights were trained. It is stored only; any size is accepted.
+      global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for a map of logits.
       dropout: rate before the head.
-      drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
-      dtype: of the computation; None takes the promoted type of images and parameters.
-      param_dtype: of the parameters. BatchNorm statistics are float32 always.
+      drop_path: rate of stochastic depth of the last block. It increases linearly from 0 at the first block.
+      dtype: of the computation; None for the promoted dtype of images and parameters.
+      param_dtype: of the parameters. BatchNorm statistics are always float32.
       rngs: streams ``params`` and ``dropout``.
 
     Raises:
@@ -115,20 +124,10 @@ class ResNetV2(Model):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        choices: dict[str, tuple[str, Sequence[str]]] = {
-            "block": (block, list(BLOCKS)),
-            "stem": (stem, STEMS),
-            "stem_pool": (stem_pool, ("torch", "zero", "same")),
-            "conv": (conv, list(CONVS)),
-            "padding": (padding, ("torch", "same")),
-            "norm": (norm, list(NORMS)),
-        }
-        for what, (choice, valid) in choices.items():
-            if choice not in valid:
-                raise unknown_name_error(what, choice, valid)
-        check_global_pool(global_pool, 0)  # the head is a convolution, and takes a map
+        _check_choices(block=block, stem=stem, stem_pool=stem_pool, conv=conv, padding=padding, norm=norm)
+        check_global_pool(global_pool, 0)  # without pooling the head, a convolution, returns a map of logits
         if len(depths) > len(widths):
-            raise UserError(f"{len(depths)} depths and {len(widths)} widths: one for each stage")
+            raise UserError(f"depths: got {len(depths)} depths and {len(widths)} widths, expected one for each stage.")
 
         self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
         self.dtype, self.param_dtype = dtype, param_dtype
@@ -146,21 +145,13 @@ class ResNetV2(Model):
         self.stem = Stem(parts, in_channels, features, kind=stem, pool=stem_pool, normalize=not preact)
         self.first_conv = "stem.conv" if stem == "plain" else "stem.conv1"
         last = ("conv" if preact else "norm") + ("" if stem == "plain" else "3")
-        levels = [FeatureInfo(f"stem.{last}", features, 2)]
-
-        rates = iter(drop.rates(drop_path, sum(depths)))
-        self.stages: nnx.List[Stage] = nnx.List()
-        for i, (depth, width) in enumerate(zip(depths, widths, strict=False)):
-            blocks = []
-            for j in range(depth):
-                out = make_divisible(width * width_factor)
-                stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(BLOCKS[block](parts, features, out, stride=stride, first=j == 0, drop_path=next(rates)))
-                features = out
-            self.stages.append(Stage(blocks))
-            levels.append(FeatureInfo(f"stages.{i}", features, 4 * 2**i))
-
-        self.feature_info = tuple(levels)
+        out_widths = [make_divisible(width * width_factor) for width in widths]
+        self.stages = _stages(parts, BLOCKS[block], features, depths, out_widths, drop_path)
+        self.feature_info = (
+            FeatureInfo(f"stem.{last}", features, 2),
+            *(FeatureInfo(f"stages.{i}", out_widths[i], 4 * 2**i) for i in range(len(depths))),
+        )
+        features = self.feature_info[-1].channels
         self.activation = parts.activation
         self.norm = parts.norm(features) if preact else None
         self.num_features = features * GLOBAL_POOLS[global_pool]
@@ -175,18 +166,21 @@ class ResNetV2(Model):
         norm: bool = False,
         intermediates_only: bool = False,
     ) -> Any:
-        """Returns ``(features, maps)``, or the maps alone: the stem's at 1/2 of the image, the stages' at 1/4 to 1/32.
+        """Returns the features, and the maps of the stem (stride 2) and of the stages (strides 4 to 32).
 
         Args:
-          images: [b, h, w, in_channels], normalized.
-          indices: which maps: None for all, a number for so many of the last, or their positions in `feature_info`.
-          norm: the last stage's map as the head sees it, normalized and activated.
-          intermediates_only: leave the features away.
+          images: float [b, h, w, in_channels], normalized.
+          indices: None for all levels, a number n for the last n, or positions in `feature_info`.
+          norm: apply the last norm and activation to the last stage's map.
+          intermediates_only: return the list of maps only.
+
+        Returns:
+          ``(forward_features(images), maps)``, or ``maps``: a list of [b, h / stride, w / stride, channels].
 
         Raises:
-          UserError: a level that is not there, or images of another shape.
+          UserError: no such level, or the images do not fit the model.
         """
-        check_images(images, self.in_channels)
+        sizes.check_images(images, self.in_channels)
         x = self.stem.before_pool(images)
         maps = [x]
         x = max_pool(x, padding=self.stem.pool)
@@ -200,19 +194,15 @@ class ResNetV2(Model):
         return maps if intermediates_only else (features, maps)
 
     def forward_features(self, images: jax.Array) -> jax.Array:
-        """Returns the last map, normalized, [b, h / 32, w / 32, c], of `images` [b, h, w, in_channels]."""
+        """Returns the normalized last map [b, h / 32, w / 32, c] of normalized `images` [b, h, w, in_channels]."""
         return self.forward_intermediates(images, ())[0]
 
     def forward_head(self, features: jax.Array, pre_logits: bool = False) -> jax.Array:
-        """Returns the logits [b, num_classes] of a feature map, or what the head sees, [b, c], if `pre_logits`."""
+        """Returns the logits [b, num_classes] of a feature map, or the pooled features [b, c] if `pre_logits`."""
         return self.head(features, pre_logits)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits [b, num_classes] of normalized `images` [b, h, w, in_channels]."""
-        return self.forward_head(self.forward_features(images))
-
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
-        """Gives the model a fresh head for `num_classes` (none for 0), and another `global_pool` if one is said."""
+        """Replaces the head by a newly initialized one; see `Model.reset_classifier`."""
         sizes.require_int("num_classes", num_classes, 0)
         if global_pool is not None:
             check_global_pool(global_pool, 0)
@@ -224,25 +214,56 @@ class ResNetV2(Model):
         self.head.reset(self.num_features, num_classes, **inits, **types)
 
     def cut(self, level: int) -> None:
-        """Takes away, in place, what comes after a level of `feature_info`, but for the head."""
+        """Removes, in place, the layers after a level of `feature_info`, except the head."""
         self.stages = nnx.List(list(self.stages)[:level])
         self.feature_info = self.feature_info[: level + 1]
         self.norm = nnx.data(None)
 
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
-        """Returns the patterns of the stem and of each block, or of each stage if `coarse`, from the image on.
+        """Returns patterns of parameter names in forward order: the stem, then each block (each stage if `coarse`).
 
-        The last norm goes with the last block, and with the head if `coarse`, as in timm.
+        As in timm, the last norm belongs to the last block, or to the head if `coarse`.
         """
         if coarse:
             return (r"stem\.", *(rf"stages\.{i}\." for i in range(len(self.stages))))
         blocks = [
             rf"stages\.{i}\.blocks\.{j}\." for i, stage in enumerate(self.stages) for j in range(len(stage.blocks))
         ]
-        if blocks:  # there are none where the model was cut behind its stem
+        if blocks:  # a model that was cut after its stem has none
             blocks[-1] = rf"({blocks[-1]}|norm\.)"
         return (r"stem\.", *blocks)
 
-    def no_weight_decay(self) -> tuple[str, ...]:
-        """Returns no names: norms and biases aside, everything in a ResNetV2 decays."""
-        return ()
+
+def _stages(
+    parts: Parts,
+    block: Callable[..., nnx.Module],
+    features: int,
+    depths: Sequence[int],
+    widths: Sequence[int],
+    drop_path: float,
+) -> nnx.List[Stage]:
+    """Returns the stages, whose first block takes `features` channels."""
+    rates = iter(drop.rates(drop_path, sum(depths)))
+    stages: nnx.List[Stage] = nnx.List()
+    for i, (depth, width) in enumerate(zip(depths, widths, strict=False)):
+        blocks = []
+        for j in range(depth):
+            stride = 2 if i > 0 and j == 0 else 1
+            blocks.append(block(parts, features, width, stride=stride, first=j == 0, drop_path=next(rates)))
+            features = width
+        stages.append(Stage(blocks))
+    return stages
+
+
+def _check_choices(**chosen: str) -> None:
+    choices: dict[str, Sequence[str]] = {
+        "block": list(BLOCKS),
+        "stem": STEMS,
+        "stem_pool": ("torch", "zero", "same"),
+        "conv": list(CONVS),
+        "padding": ("torch", "same"),
+        "norm": list(NORMS),
+    }
+    for what, choice in chosen.items():
+        if choice not in choices[what]:
+            raise unknown_name_error(what, choice, choices[what])

@@ -1,4 +1,4 @@
-"""Stem and residual blocks of ResNetV2 and of the hybrid ViTs, and the factory that makes their layers."""
+"""The stem and the residual blocks of ResNetV2 and of the hybrid ViTs, and the factory of their layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _identity(x: jax.Array) -> jax.Array:
 
 
 CONVS: dict[str, type[Conv]] = {"plain": Conv, "std": StdConv}
-# A norm and the activation after it; the last two have their own.
+# A norm and the activation after it. The last two norms contain an activation.
 NORMS: dict[str, tuple[Callable[..., Any], Callable[[jax.Array], jax.Array]]] = {
     "batch": (BatchNorm, jax.nn.relu),
     "group": (GroupNorm, jax.nn.relu),
@@ -34,15 +34,16 @@ NORMS: dict[str, tuple[Callable[..., Any], Callable[[jax.Array], jax.Array]]] = 
 
 @dataclass(frozen=True)
 class Parts:
-    """What all blocks of one network have in common: it makes their layers.
+    """Creates the layers of all blocks of one network.
 
     Attributes:
       rngs: streams ``params`` and ``dropout``.
       conv_kind: a key of `CONVS`.
-      padding: of every convolution, see `Conv`.
+      padding: of every convolution, as for `Conv`.
       norm_kind: a key of `NORMS`.
-      avg_down: shortcut of another shape: average pool, then 1x1, instead of a strided 1x1.
-      dtype: of the computation; None takes the promoted type of images and parameters.
+      avg_down: whether a shortcut that changes the shape is an average pool and a 1x1 convolution instead of a strided
+        1x1 convolution.
+      dtype: of the computation; None for the promoted dtype of images and parameters.
       param_dtype: of the parameters.
     """
 
@@ -60,12 +61,12 @@ class Parts:
         return CONVS[self.conv_kind](in_features, out_features, kernel_size, **options, **self._common)
 
     def norm(self, features: int) -> Any:
-        """Returns a norm, to be followed by `activation` where a block activates."""
+        """Returns a norm. Where a block has an activation, it applies `activation` to the norm's output."""
         return NORMS[self.norm_kind][0](features, **self._common)
 
     @property
     def activation(self) -> Callable[[jax.Array], jax.Array]:
-        """What follows a norm."""
+        """The activation after a norm."""
         return NORMS[self.norm_kind][1]
 
     @property
@@ -74,7 +75,15 @@ class Parts:
 
 
 class Shortcut(nnx.Module):
-    """Gives a block's input the shape of its output: a 1x1 convolution, and a norm if the block has one at its end."""
+    """A 1x1 convolution that gives a block's input the shape of its output.
+
+    Args:
+      parts: creates the layers.
+      in_features: channels of the input.
+      features: channels of the output.
+      stride: of the convolution, or of the average pool before it.
+      normalize: whether a norm follows, as in blocks that end in a norm.
+    """
 
     def __init__(self, parts: Parts, in_features: int, features: int, *, stride: int, normalize: bool):
         pools = parts.avg_down and stride == 2
@@ -83,13 +92,16 @@ class Shortcut(nnx.Module):
         self.norm = parts.norm(features) if normalize else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [b, h / stride, w / stride, features] of `x` [b, h, w, in_features]."""
+        """Returns [b, h / stride, w / stride, features] for `x` [b, h, w, in_features]."""
         x = self.conv(self.pool(x))
         return x if self.norm is None else self.norm(x)
 
 
 class PreActBasic(nnx.Module):
-    """Twice a norm, an activation and a 3x3 convolution, and a shortcut. For the arguments see `PreActBottleneck`."""
+    """Two 3x3 convolutions, each after a norm and an activation, and a shortcut.
+
+    The arguments are those of `PreActBottleneck`.
+    """
 
     def __init__(
         self, parts: Parts, in_features: int, features: int, *, stride: int, first: bool, drop_path: float = 0.0
@@ -104,7 +116,7 @@ class PreActBasic(nnx.Module):
         self.drop_path = drop.DropPath(drop_path, rngs=parts.rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [b, h / stride, w / stride, features] of `x` [b, h, w, in_features]."""
+        """Returns [b, h / stride, w / stride, features] for `x` [b, h, w, in_features]."""
         y = self.activation(self.norm1(x))
         shortcut = x if self.downsample is None else self.downsample(y)
         y = self.conv1(y)
@@ -113,15 +125,15 @@ class PreActBasic(nnx.Module):
 
 
 class PreActBottleneck(nnx.Module):
-    """Norm, activation and 1x1, 3x3 and 1x1 convolution in turn, and a shortcut.
+    """A 1x1, a 3x3 and a 1x1 convolution, each after a norm and an activation, and a shortcut.
 
     Args:
-      parts: makes its layers.
+      parts: creates the layers.
       in_features: channels of the input.
-      features: channels of the output; the 3x3 convolution has a quarter of them.
+      features: channels of the output. The 3x3 convolution has a quarter of them.
       stride: of the 3x3 convolution and of the shortcut.
-      first: of its stage: the shortcut has a convolution.
-      drop_path: probability of dropping the branch in training.
+      first: whether the block is the first of its stage, so that its shortcut has a convolution.
+      drop_path: rate of stochastic depth.
     """
 
     def __init__(
@@ -139,7 +151,7 @@ class PreActBottleneck(nnx.Module):
         self.drop_path = drop.DropPath(drop_path, rngs=parts.rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [b, h / stride, w / stride, features] of `x` [b, h, w, in_features]."""
+        """Returns [b, h / stride, w / stride, features] for `x` [b, h, w, in_features]."""
         y = self.activation(self.norm1(x))
         shortcut = x if self.downsample is None else self.downsample(y)
         y = self.conv1(y)
@@ -149,9 +161,9 @@ class PreActBottleneck(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolution, each with its norm after it, and a shortcut: the block of the hybrid ViTs.
+    """A 1x1, a 3x3 and a 1x1 convolution, each followed by a norm, and a shortcut: the block of the hybrid ViTs.
 
-    For the arguments see `PreActBottleneck`.
+    The arguments are those of `PreActBottleneck`.
     """
 
     def __init__(
@@ -169,7 +181,7 @@ class Bottleneck(nnx.Module):
         self.drop_path = drop.DropPath(drop_path, rngs=parts.rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [b, h / stride, w / stride, features] of `x` [b, h, w, in_features]."""
+        """Returns [b, h / stride, w / stride, features] for `x` [b, h, w, in_features]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.activation(self.norm1(self.conv1(x)))
         y = self.activation(self.norm2(self.conv2(y)))
@@ -189,12 +201,13 @@ class Stem(nnx.Module):
     """Convolutions that halve the image, and a max pool that halves it again.
 
     Args:
-      parts: makes its layers.
+      parts: creates the layers.
       in_channels: channels of the images.
       features: channels of the output.
-      kind: ``"plain"`` for one 7x7 convolution; ``"deep"`` for three 3x3 ones, ``"tiered"`` with a narrower first.
-      pool: borders of the max pool, the `padding` of `max_pool`.
-      normalize: end in a norm and an activation, before the pool: where the blocks do not begin with them.
+      kind: ``"plain"`` for one 7x7 convolution, ``"deep"`` for three 3x3 convolutions, ``"tiered"`` for three of which
+        the first is narrower.
+      pool: padding of the max pool, as for `max_pool`.
+      normalize: whether a norm and an activation precede the pool, for blocks that do not begin with them.
 
     Example:
       >>> stem = Stem(Parts(nnx.Rngs(0), padding="same"), 3, 64, pool="same", normalize=True)
@@ -227,7 +240,7 @@ class Stem(nnx.Module):
             self.norm = norm
 
     def before_pool(self, images: jax.Array) -> jax.Array:
-        """Returns [b, h / 2, w / 2, features] of `images` [b, h, w, in_channels]."""
+        """Returns [b, h / 2, w / 2, features] for `images` [b, h, w, in_channels]."""
         if self.deep:
             x = self.activation(self.norm1(self.conv1(images)))
             x = self.activation(self.norm2(self.conv2(x)))
@@ -237,5 +250,5 @@ class Stem(nnx.Module):
         return x if norm is None else self.activation(norm(x))
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns [b, h / 4, w / 4, features] of `images` [b, h, w, in_channels]."""
+        """Returns [b, h / 4, w / 4, features] for `images` [b, h, w, in_channels]."""
         return max_pool(self.before_pool(images), padding=self.pool)

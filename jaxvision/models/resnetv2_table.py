@@ -1,4 +1,4 @@
-"""The variants of ResNetV2, by timm's names."""
+"""The variants of ResNetV2 under timm's names."""
 
 from __future__ import annotations
 

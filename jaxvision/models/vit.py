@@ -1,8 +1,8 @@
-"""Vision Transformers: ViT and its many descendants, and DeiT with its distillation token.
+"""Vision Transformers: ViT, its descendants, and DeiT with a distillation token.
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929;
 Touvron et al., "Training data-efficient image transformers", https://arxiv.org/abs/2012.12877.
-The papers of the other variants stand beside their rows in the table at the end. The blocks are in `vit_blocks`.
+`vit_table` lists the papers of the other variants.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.init import normal, zeros
 from jaxvision.models.layers.mlp import ACTIVATIONS, linear_init
 from jaxvision.models.layers.norm import LayerNorm, Norm
-from jaxvision.models.layers.patch import PatchEmbed, Size, resize_grid
+from jaxvision.models.layers.patch import PatchEmbed, resize_grid
 from jaxvision.models.layers.pool import global_pool
 from jaxvision.models.vit_blocks import Block, Parts
 
@@ -34,45 +34,45 @@ class VisionTransformer(Model):
     """Vision Transformer.
 
     Args:
-      image_size: of the images, in pixels: a square's side, or (height, width).
-      patch_size: of a patch, in pixels: a square's side, or (height, width); must divide `image_size`.
+      image_size: size of the images in pixels: an integer for a square, or (height, width).
+      patch_size: size of a patch in pixels, in the same form. It must divide `image_size`.
       in_channels: channels of the images.
-      num_classes: width of the logits; 0 builds no head, and the model returns the pooled features.
-      global_pool: what the head sees of the tokens: ``"token"`` the class token; ``"avg"``, ``"max"`` or ``"avgmax"``
-        (their mean) of the patches; ``"map"`` what a learned query reads from them (`AttentionPool`); ``""`` all of
-        them, one by one.
+      num_classes: width of the logits; 0 to return pooled features instead.
+      global_pool: how tokens are pooled for the head: ``"token"`` takes the class token; ``"avg"``, ``"max"`` and
+        ``"avgmax"`` (their mean) pool the patches; ``"map"`` is attention pooling (`AttentionPool`); ``""`` applies the
+        head to every token.
       embed_dim: width d of the tokens.
       depth: number of blocks.
-      num_heads: attention heads per block; must divide `embed_dim`.
-      mlp_ratio: the MLP's hidden width as a multiple of `embed_dim`.
-      layer_scale: first value of a LayerScale on each residual branch; None builds none.
-      class_token: put a class token before the patches.
-      distilled: add DeiT's distillation token and its head.
+      num_heads: attention heads per block. It must divide `embed_dim`.
+      mlp_ratio: hidden width of the MLPs as a multiple of `embed_dim`.
+      layer_scale: initial value of a LayerScale on each residual branch; None for no LayerScale.
+      class_token: whether a class token precedes the patches.
+      distilled: whether there are DeiT's distillation token and its head.
       reg_tokens: number of register tokens between class token and patches (https://arxiv.org/abs/2309.16588).
-      no_embed_class: give position embeddings to the patches only, not to the tokens before them.
-      pre_norm: normalize the tokens that enter the first block, as CLIP does; the patches then have no bias.
-      final_norm: normalize the tokens after the last block, or what is pooled from them.
-      fc_norm: normalize after pooling instead of before. None: for the pools ``"avg"``, ``"max"`` and ``"avgmax"``.
-      pool_include_prefix: pool over the tokens before the patches, too.
-      dynamic_image_size: accept images of any size that patches tile; position embeddings are resampled to it.
-      ignore_remainder: accept an `image_size` that patches do not tile; the last pixels are then not looked at.
+      no_embed_class: whether only patches, and not the tokens before them, have position embeddings.
+      pre_norm: normalize the tokens before the first block, as in CLIP. The patch embedding then has no bias.
+      final_norm: normalize the tokens after the last block, or the pooled features.
+      fc_norm: apply the final norm after pooling instead of before. None: for ``"avg"``, ``"max"`` and ``"avgmax"``.
+      pool_include_prefix: include the tokens before the patches in the pooling.
+      dynamic_image_size: accept images of any size that patches tile. Position embeddings are resampled to the size.
+      ignore_remainder: accept an `image_size` that patches do not tile. The remaining pixels are ignored.
       interpolation: how weights for another patch size or grid are resampled when they are loaded: ``"bicubic"``, or
-        ``"bilinear"`` without antialiasing, which suits FlexiViT.
-      embed: from images to tokens, such as `PatchEmbed`.
-      block: such as `vit_blocks.Block`, or one with some of its options given.
-      norm: everywhere, such as `LayerNorm`.
+        ``"bilinear"`` without antialiasing, as in FlexiViT.
+      embed: class that converts images to tokens, such as `PatchEmbed`.
+      block: class of the blocks, such as `vit_blocks.Block`, or a partial of one.
+      norm: class of all norms, such as `LayerNorm`.
       activation: of the MLPs: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"`` or ``"silu"``.
-      dropout: rate after the position embedding and after every linear layer but ``qkv`` and the head, as in the paper.
+      dropout: rate after the position embedding and after every linear layer except ``qkv`` and the head.
       head_dropout: rate before the head.
       attention_dropout: rate on the attention weights.
-      drop_path: stochastic depth of the last block; it rises linearly from 0 at the first.
-      dtype: of the computation, such as ``jnp.bfloat16``; None takes the promotion of images and parameters.
+      drop_path: rate of stochastic depth of the last block. It increases linearly from 0 at the first block.
+      dtype: of the computation, such as ``jnp.bfloat16``; None for the promoted dtype of images and parameters.
       param_dtype: of the parameters.
       rngs: streams ``params`` and ``dropout``.
 
     Raises:
-      UserError: `image_size` is not divisible by `patch_size`, or `embed_dim` by `num_heads`; a pool that there is not,
-        or that reads a token that there is not.
+      UserError: `patch_size` does not divide `image_size`, `num_heads` does not divide `embed_dim`, or an unknown or
+        impossible choice.
 
     Example:
       >>> model = VisionTransformer(image_size=32, embed_dim=64, depth=2, num_heads=2, rngs=nnx.Rngs(0))
@@ -84,7 +84,7 @@ class VisionTransformer(Model):
 
     table_only = ("embed", "block", "norm")
     block_pattern = r"blocks\.\d+\."
-    # Each device computes some of the MLP's hidden channels, and its share of the projection after attention.
+    # Each device computes some of the MLP's hidden channels, and the projection of some of the attention heads.
     tensor_rules = (
         (r".*\bmlp\.(fc1|fc1_g|fc1_x)\.kernel", PartitionSpec(None, "tensor")),
         (r".*\bmlp\.(fc1|fc1_g|fc1_x)\.bias", PartitionSpec("tensor")),
@@ -97,8 +97,8 @@ class VisionTransformer(Model):
     def __init__(
         self,
         *,
-        image_size: Size = 224,
-        patch_size: Size = 16,
+        image_size: sizes.Size = 224,
+        patch_size: sizes.Size = 16,
         in_channels: int = 3,
         num_classes: int = 1000,
         global_pool: str = "token",
@@ -130,16 +130,12 @@ class VisionTransformer(Model):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        d = embed_dim
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         for name, count in (("embed_dim", embed_dim), ("depth", depth), ("num_heads", num_heads)):
             sizes.require_int(name, count, 1)
         sizes.require_int("reg_tokens", reg_tokens, 0)
         _check_pool(global_pool, class_token=class_token, distilled=distilled, reg_tokens=reg_tokens)
         _check_name("activation", activation, ACTIVATIONS)
         _check_name("interpolation", interpolation, ("bicubic", "bilinear"))
-        if fc_norm is None:
-            fc_norm = global_pool in ("avg", "avgmax", "max")
         self.image_size = sizes.side(sizes.pair("image_size", image_size))
         self.patch_size = sizes.side(sizes.pair("patch_size", patch_size))
         self.in_channels = in_channels
@@ -152,8 +148,9 @@ class VisionTransformer(Model):
         self.interpolation = interpolation
         self.dtype, self.param_dtype = dtype, param_dtype
         self.classifier_names = ("head", "head_dist") if distilled else ("head",)
-        self.num_prefix_tokens = class_token + distilled + reg_tokens
 
+        d, none = embed_dim, nnx.data(None)
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.patch_embed = embed(
             image_size,
             patch_size,
@@ -166,12 +163,7 @@ class VisionTransformer(Model):
         )
         self.first_conv = f"patch_embed.{self.patch_embed.first_conv}"
         self.grid_size = self.patch_embed.grid_size
-        n = self.patch_embed.num_patches + (0 if no_embed_class else self.num_prefix_tokens)
-        none = nnx.data(None)
-        self.cls_token = nnx.Param(normal(1e-6)(rngs.params(), (1, 1, d), param_dtype)) if class_token else none
-        self.dist_token = nnx.Param(linear_init(rngs.params(), (1, 1, d), param_dtype)) if distilled else none
-        self.reg_token = nnx.Param(normal(1e-6)(rngs.params(), (1, reg_tokens, d), param_dtype)) if reg_tokens else none
-        self.pos_embed = nnx.Param(linear_init(rngs.params(), (1, n, d), param_dtype))
+        self._add_tokens(class_token=class_token, distilled=distilled, reg_tokens=reg_tokens, rngs=rngs)
         self.pos_drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
         self.norm_pre = norm(d, **types) if pre_norm else none
         parts = Parts(
@@ -189,16 +181,28 @@ class VisionTransformer(Model):
             block(parts, index=i, drop_path=rate) for i, rate in enumerate(drop.rates(drop_path, depth))
         )
         self.feature_info = tuple(FeatureInfo(f"blocks.{i}", d, self.patch_embed.stride) for i in range(depth))
+        if fc_norm is None:
+            fc_norm = global_pool in ("avg", "avgmax", "max")
         self.norm = norm(d, **types) if final_norm and not fc_norm else none
         self.attn_pool: Any = none
         if global_pool == "map":
             self.attn_pool = AttentionPool(d, num_heads, mlp_ratio=mlp_ratio, norm=norm, activation=activation, **types)
         self.fc_norm = norm(d, **types) if final_norm and fc_norm else none
         self.head_drop = nnx.Dropout(head_dropout, deterministic=True, rngs=rngs) if head_dropout else none
-        self.head = self._fresh_head(rngs)
-        self.head_dist = self._fresh_head(rngs) if distilled else none
+        self.head = self._new_head(rngs)
+        self.head_dist = self._new_head(rngs) if distilled else none
 
-    def _fresh_head(self, rngs: nnx.Rngs) -> Any:
+    def _add_tokens(self, *, class_token: bool, distilled: bool, reg_tokens: int, rngs: nnx.Rngs) -> None:
+        """Adds the prefix tokens (class, distillation, registers) and the position embeddings."""
+        d, dtype, none = self.embed_dim, self.param_dtype, nnx.data(None)
+        self.num_prefix_tokens = class_token + distilled + reg_tokens
+        n = self.patch_embed.num_patches + (0 if self.no_embed_class else self.num_prefix_tokens)
+        self.cls_token = nnx.Param(normal(1e-6)(rngs.params(), (1, 1, d), dtype)) if class_token else none
+        self.dist_token = nnx.Param(linear_init(rngs.params(), (1, 1, d), dtype)) if distilled else none
+        self.reg_token = nnx.Param(normal(1e-6)(rngs.params(), (1, reg_tokens, d), dtype)) if reg_tokens else none
+        self.pos_embed = nnx.Param(linear_init(rngs.params(), (1, n, d), dtype))
+
+    def _new_head(self, rngs: nnx.Rngs) -> Any:
         return linear_head(
             self.embed_dim,
             self.num_classes,
@@ -209,12 +213,8 @@ class VisionTransformer(Model):
             rngs=rngs,
         )
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits [b, num_classes] of normalized `images` [b, h, w, c]."""
-        return self.forward_head(self.forward_features(images))
-
     def embed(self, images: jax.Array) -> jax.Array:
-        """Returns the tokens [b, n, d] that enter the first block: prefix tokens, then patches row by row."""
+        """Returns the input [b, n, d] of the first block: prefix tokens, then patches row by row."""
         x = self.patch_embed(images)
         b, _, d = x.shape
         tokens = [t[...].astype(x.dtype) for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
@@ -231,17 +231,21 @@ class VisionTransformer(Model):
         positions, grid = self.pos_embed[...], self.grid_of(images)
         if grid == self.grid_size:
             return positions
-        own = 0 if self.no_embed_class else self.num_prefix_tokens
-        return jnp.concatenate([positions[:, :own], resize_grid(positions[:, own:], self.grid_size, grid)], axis=1)
+        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        patches = resize_grid(positions[:, prefix:], self.grid_size, grid)
+        return jnp.concatenate([positions[:, :prefix], patches], axis=1)
 
     def grid_of(self, images: jax.Array) -> tuple[int, int]:
-        """Returns the patches per column and per row of `images` [b, h, w, c]; `grid_size` unless sizes are dynamic."""
+        """Returns the rows and columns of patches of `images` [b, h, w, c]; `grid_size` unless sizes are dynamic."""
         return self.patch_embed.grid(images.shape[1:3])
 
     def forward_features(self, images: jax.Array) -> jax.Array:
-        """Returns the tokens [b, n, d] after the last block, prefix tokens included.
+        """Returns the tokens [b, n, d] after the last block, including prefix tokens.
 
-        They are normalized, unless the norm comes after pooling (``fc_norm``) or there is none.
+        They are normalized, unless the norm follows the pooling (`fc_norm`) or there is none.
+
+        Args:
+          images: float [b, h, w, c], normalized.
         """
         x = self.run_blocks("blocks", self.blocks, self.embed(images))
         return x if self.norm is None else self.norm(x)
@@ -255,22 +259,23 @@ class VisionTransformer(Model):
         norm: bool = False,
         intermediates_only: bool = False,
     ) -> Any:
-        """Returns the features and what comes out of some blocks, as maps.
+        """Returns the features and the outputs of some blocks as maps.
 
         Args:
-          images: [b, h, w, c], normalized.
-          indices: which blocks: the last n, those of a sequence (negative ones count from the last), or all.
-          return_prefix_tokens: give (map, prefix tokens [b, prefix, d]) instead of each map, if there are such tokens.
-          norm: apply the final norm to each, if it comes before pooling.
-          intermediates_only: return the maps alone; blocks after the last that is asked for are not run.
+          images: float [b, h, w, c], normalized.
+          indices: None for all blocks, a number n for the last n, or positions (negative ones count from the end).
+          return_prefix_tokens: return (map, prefix tokens [b, prefix, d]) instead of each map, if there are any.
+          norm: apply the final norm to each map, if it precedes the pooling.
+          intermediates_only: return the list of maps only. Later blocks are then not computed.
 
         Returns:
-          (tokens [b, n, d] as of `forward_features`, [maps [b, grid height, grid width, d]]), or the maps.
+          ``(forward_features(images), maps)``, or ``maps``: a list of [b, grid rows, grid columns, d].
 
         Raises:
-          UserError: no such block.
+          UserError: no such block, or the images do not fit the model.
 
         Example:
+          >>> from jaxvision.models import registry
           >>> model = registry.build("test_vit", image_size=32, rngs=nnx.Rngs(0))
           >>> features, maps = model.forward_intermediates(jnp.zeros((1, 32, 32, 3)), 2)
           >>> features.shape, [x.shape for x in maps]
@@ -295,7 +300,7 @@ class VisionTransformer(Model):
         return maps if intermediates_only else (final(x), maps)
 
     def pool(self, features: jax.Array) -> jax.Array:
-        """Returns what `global_pool` makes of `features` [b, n, d]: [b, d], or the features themselves for ``""``."""
+        """Returns `features` [b, n, d] pooled by `global_pool`: [b, d], or the features themselves for ``""``."""
         x = features if self.pool_include_prefix else features[:, self.num_prefix_tokens :]
         match self.global_pool:
             case "token":
@@ -304,13 +309,13 @@ class VisionTransformer(Model):
                 return self.attn_pool(x)
             case "":
                 return features
-        return global_pool(x[:, None], self.global_pool)  # the tokens as an image of one row
+        return global_pool(x[:, None], self.global_pool)  # tokens as an image with one row
 
     def forward_head(self, features: jax.Array, pre_logits: bool = False) -> jax.Array:
-        """Returns the logits [b, num_classes] of `features` [b, n, d], or with `pre_logits` what the head sees [b, d].
+        """Returns the logits [b, num_classes] of `features` [b, n, d], or the pooled features [b, d] if `pre_logits`.
 
-        A distilled model returns the mean of its two heads (with `pre_logits`, of its two tokens) in either view. For
-        a distillation loss apply ``model.head`` to ``features[:, 0]`` and ``model.head_dist`` to ``features[:, 1]``.
+        A distilled model returns the mean of its two heads, or of its two tokens if `pre_logits`, in training as well.
+        A distillation loss needs ``model.head(features[:, 0])`` and ``model.head_dist(features[:, 1])``.
         """
         pooled = [features[:, 0], features[:, 1]] if self.dist_token is not None else [self.pool(features)]
         pooled = [x if self.fc_norm is None else self.fc_norm(x) for x in pooled]
@@ -320,77 +325,78 @@ class VisionTransformer(Model):
         return sum(pooled[1:], pooled[0]) / len(pooled)
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
-        """Replaces the head(s) by fresh ones of `num_classes` outputs (0: none); nothing else is touched.
+        """Replaces the head, or both heads of a distilled model, by newly initialized ones.
 
         Args:
-          num_classes: width of the logits; 0 for no head.
+          num_classes: width of the logits; 0 removes the head.
           rngs: stream ``params``.
-          global_pool: another pooling. The norm stays where it is, before pooling or after, as in timm: what is built
-            with ``global_pool="avg"`` normalizes after. Attention pooling is left away with its weights, and cannot be
-            had where it was not built. None keeps the pooling there is.
+          global_pool: another pooling. As in timm, the norm keeps its place before or after the pooling. Changing from
+            ``"map"`` removes the attention pooling and its weights; changing to ``"map"`` is not possible. None keeps
+            the current pooling.
 
         Raises:
-          UserError: a pooling that there is not, or that this model cannot be given. Nothing is changed then.
+          UserError: the model cannot have this pooling. The model is unchanged then.
         """
         sizes.require_int("num_classes", num_classes, 0)
         if global_pool is not None:
             tokens = {"class_token": self.cls_token is not None, "distilled": self.dist_token is not None}
             _check_pool(global_pool, **tokens, reg_tokens=self.reg_token is not None)
             if global_pool == "map" and self.attn_pool is None:
-                raise UserError("attention pooling has weights: build the model with global_pool='map' to have them")
+                raise UserError(
+                    "global_pool: got 'map', but the model has no weights for it. Create it with global_pool='map'."
+                )
             if global_pool != "map":
                 self.attn_pool = nnx.data(None)
             self.global_pool = global_pool
-            # Where the norm is follows from the pooling only when a model is built.
+            # The default place of the norm depends on the pooling at construction, so an export has to state it.
             self.options = with_options(self, global_pool=global_pool, fc_norm=self.fc_norm is not None)
         self.num_classes = num_classes
         for name in self.classifier_names:
-            setattr(self, name, self._fresh_head(rngs))
+            setattr(self, name, self._new_head(rngs))
 
     def cut(self, level: int) -> None:
-        """Takes away, in place, what comes after a level of `feature_info`, but for the head."""
+        """Removes, in place, the layers after a level of `feature_info`, except the head."""
         self.blocks = nnx.List(list(self.blocks)[: level + 1])
         self.feature_info = self.feature_info[: level + 1]
         self.norm = self.fc_norm = self.attn_pool = nnx.data(None)
 
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
-        """Returns patterns of parameter names, first layer first: the embedding, then each block.
+        """Returns patterns of parameter names in forward order: the embedding, then each block.
 
-        The final norm goes with the last block, as in timm. What matches no pattern is the head's group. A block is
-        the unit of coarse and of fine grouping, so `coarse` changes nothing here.
+        As in timm, the final norm belongs to the last block. `coarse` has no effect, because a ViT has no stages.
         """
         last = len(self.blocks) - 1
         blocks = [rf"blocks\.{i}\." + (r"|norm\." if i == last else "") for i in range(last + 1)]
         return (r"cls_token|dist_token|reg_token|pos_embed|patch_embed\.|norm_pre\.", *blocks)
 
     def no_weight_decay(self) -> tuple[str, ...]:
-        """Returns the names that are never decayed, beyond those with ndim <= 1."""
+        """Returns the names of prefix tokens and position embeddings; see `Model.no_weight_decay`."""
         names = ("cls_token", "dist_token", "reg_token", "pos_embed")
         return tuple(name for name in names if getattr(self, name) is not None)
 
     def get_attention_maps(self, images: jax.Array, layer_idx: int = -1, drop_prefix: bool = False) -> jax.Array:
-        """Returns how much each token of one block attends to each other.
+        """Returns the attention weights of one block.
 
-        The weights are those before attention dropout. Blocks after `layer_idx` are not run. Works inside `jax.jit`.
+        They are the weights before attention dropout. Later blocks are not computed. The method works inside `jax.jit`.
 
         Args:
-          images: [b, h, w, c], normalized.
-          layer_idx: which block, from 0; negative counts from the last.
-          drop_prefix: leave out the tokens before the patches (class, distillation, registers), as query and as key.
-            The rows are not scaled up again: each then sums to the share of its attention that goes to patches, less
-            than 1.
+          images: float [b, h, w, c], normalized.
+          layer_idx: position of the block, from 0; negative positions count from the last.
+          drop_prefix: leave out the tokens before the patches (class, distillation, registers), as queries and as keys.
+            Rows are not rescaled, so each sums to the share of attention that patches receive, less than 1.
 
         Returns:
-          float32 [b, heads, n, n], each row (last axis) summing to 1; n counts the prefix tokens, then patches row by
-          row. With `drop_prefix` [b, heads, patches, patches]. Differential attention (``vit_dwee``, ``vit_dlittle``,
-          ``vit_dpwee``) mixes by the difference of two softmaxes, and that is what is returned: weights may be
-          negative, and rows sum to 1 - lambda. A block of two attention layers side by side (``18x2``) gives the heads
-          of both, [b, 2 heads, n, n].
+          float32 [b, heads, n, n]; each row (last axis) sums to 1. Tokens are in order: prefix tokens, then patches row
+          by row. With `drop_prefix`: [b, heads, patches, patches]. Differential attention (``vit_dwee``,
+          ``vit_dlittle``, ``vit_dpwee``) returns the difference of two softmaxes: weights may be negative, and rows sum
+          to 1 - lambda. A block with two parallel attention layers (``18x2``) returns the heads of both:
+          [b, 2 heads, n, n].
 
         Raises:
-          UserError: no such block.
+          UserError: no such block, or the images do not fit the model.
 
         Example:
+          >>> from jaxvision.models import registry
           >>> model = registry.build("test_vit", image_size=32, rngs=nnx.Rngs(0))
           >>> maps = model.get_attention_maps(jnp.zeros((1, 32, 32, 3)))
           >>> maps.shape
@@ -399,7 +405,9 @@ class VisionTransformer(Model):
         """
         depth = len(self.blocks)
         if not -depth <= layer_idx < depth:
-            raise UserError(f"layer_idx {layer_idx} is out of range: this model has {depth} blocks, 0 to {depth - 1}")
+            raise UserError(
+                f"layer_idx: got {layer_idx}, expected a block from 0 to {depth - 1}, or from -{depth} to -1."
+            )
         layer_idx %= depth
         x = self.embed(images)
         for i in range(layer_idx):
@@ -417,9 +425,9 @@ def _check_name(what: str, name: str, valid: Sequence[str]) -> None:
 def _check_pool(global_pool: str, *, class_token: bool, distilled: bool, reg_tokens: int) -> None:
     _check_name("global_pool", global_pool, POOLS)
     if global_pool == "token" and not class_token:
-        raise UserError("global_pool 'token' reads the class token, and class_token=False builds none")
+        raise UserError("global_pool: got 'token' with class_token=False. Choose another pooling, such as 'avg'.")
     if distilled and (global_pool != "token" or reg_tokens or not class_token):
         raise UserError(
-            "a distilled model reads its class token and its distillation token: it has the global_pool 'token', a "
-            "class token and no registers"
+            f"distilled: got global_pool={global_pool!r}, class_token={class_token}, reg_tokens={int(reg_tokens)}. "
+            "A distilled model needs global_pool='token', class_token=True and reg_tokens=0."
         )

@@ -1,7 +1,7 @@
-"""The blocks of Vision Transformers: tokens [b, n, d] in, tokens [b, n, d] out.
+"""The blocks of Vision Transformers, from tokens [b, n, d] to tokens [b, n, d].
 
-Every block is built by the same call, which `VisionTransformer` makes, from the `Parts` that all blocks of the model
-share. Beyond calling it one may ask for the weights of its attention, ``block.weights(x)``.
+`VisionTransformer` builds every kind of block by the same call, from the `Parts` that all blocks of a model share. The
+method ``block.weights(x)`` returns a block's attention weights.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from jaxvision.models.layers.attention import (
 )
 from jaxvision.models.layers.drop import DropPath
 from jaxvision.models.layers.init import constant, zeros
+from jaxvision.models.layers.layer_scale import LayerScale
 from jaxvision.models.layers.mlp import Mlp, activate, linear
-from jaxvision.models.layers.norm import LayerScale, Norm
+from jaxvision.models.layers.norm import Norm
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What all blocks of one model have in common: it makes their layers. For the fields see `VisionTransformer`."""
+    """Creates the layers of all blocks of one model. `VisionTransformer` documents the fields."""
 
     embed_dim: int
     num_heads: int
@@ -47,51 +48,51 @@ class Parts:
 
     @property
     def hidden(self) -> int:
-        """Width of the MLP's hidden layer."""
+        """The width of the MLP's hidden layer."""
         return int(self.embed_dim * self.mlp_ratio)
 
     @property
     def types(self) -> dict[str, Any]:
-        """Arguments that every layer takes."""
+        """The arguments that every layer takes."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": self.rngs}
 
     def norm(self) -> Any:
-        """Returns the norm of a branch."""
+        """Returns a norm for a residual branch."""
         return self.norm_layer(self.embed_dim, **self.types)
 
     def attention(self, kind: Callable[..., Any], index: int) -> Any:
-        """Returns the attention layer of block `index`."""
+        """Returns the attention layer of block `index`, built by `kind`."""
         rates = {"dropout": self.dropout, "attention_dropout": self.attention_dropout}
         return kind(self.embed_dim, self.num_heads, index=index, **rates, **self.types)
 
     def mlp(self, kind: Callable[..., Any]) -> Any:
-        """Returns the MLP."""
+        """Returns an MLP, built by `kind`."""
         return kind(self.embed_dim, self.hidden, activation=self.activation, dropout=self.dropout, **self.types)
 
     def scale(self) -> Any:
-        """Returns the LayerScale at the end of a branch, or nothing."""
+        """Returns a LayerScale for the end of a branch, or None."""
         if self.layer_scale is None:
             return nnx.data(None)
         return LayerScale(self.embed_dim, self.layer_scale, param_dtype=self.param_dtype)
 
     def drop_path(self, rate: float) -> DropPath:
-        """Returns the stochastic depth of a branch."""
+        """Returns stochastic depth for a branch."""
         return DropPath(rate, rngs=self.rngs)
 
     def dropout_layer(self) -> nnx.Dropout:
-        """Returns dropout for a block that has its linear layers itself."""
+        """Returns dropout for a block that contains linear layers directly."""
         return nnx.Dropout(self.dropout, deterministic=True, rngs=self.rngs if self.dropout else None)
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block: tokens plus attention, plus MLP.
+    """Pre-norm transformer block: attention and MLP, each a residual branch.
 
     Args:
-      parts: what the model's blocks share.
-      index: of the block, from 0.
-      drop_path: rate of stochastic depth, of either branch.
-      attention: such as `Attention`, or one with some of its options given.
-      mlp: such as `Mlp`, or one with some of its options given.
+      parts: creates the layers.
+      index: position of the block, from 0.
+      drop_path: rate of stochastic depth of each branch.
+      attention: attention class, such as `Attention`, or a partial of one.
+      mlp: MLP class, such as `Mlp`, or a partial of one.
 
     Example:
       >>> from jaxvision.models.layers.norm import LayerNorm
@@ -119,21 +120,21 @@ class Block(nnx.Module):
         self.drop_path2 = parts.drop_path(drop_path)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the tokens [b, n, d] after the block."""
+        """Returns the tokens [b, n, d] of `x` [b, n, d] after the block."""
         y = self.attn(self.norm1(x))
         x = x + self.drop_path1(y if self.ls1 is None else self.ls1(y))
         y = self.mlp(self.norm2(x))
         return x + self.drop_path2(y if self.ls2 is None else self.ls2(y))
 
     def weights(self, x: jax.Array) -> jax.Array:
-        """Returns the attention weights [b, heads, n, n] of the tokens that enter the block."""
+        """Returns the attention weights [b, heads, n, n] for the block's input `x` [b, n, d]."""
         return self.attn.weights(self.norm1(x))
 
 
 class ResPostBlock(nnx.Module):
-    """Post-norm block: each branch is normalized at its end, and the norm's scale is its LayerScale.
+    """Post-norm block: each branch ends in a norm, whose scale replaces a LayerScale.
 
-    Args: as of `Block`; the model's `layer_scale` is the first value of the norms' scales.
+    The arguments are those of `Block`. The model's `layer_scale` is the initial value of the norms' scales.
     """
 
     def __init__(
@@ -156,26 +157,26 @@ class ResPostBlock(nnx.Module):
                 norm.scale = nnx.Param(constant(parts.layer_scale)(None, (parts.embed_dim,), parts.param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the tokens [b, n, d] after the block."""
+        """Returns the tokens [b, n, d] of `x` [b, n, d] after the block."""
         x = x + self.drop_path1(self.norm1(self.attn(x)))
         return x + self.drop_path2(self.norm2(self.mlp(x)))
 
     def weights(self, x: jax.Array) -> jax.Array:
-        """Returns the attention weights [b, heads, n, n] of the tokens that enter the block."""
+        """Returns the attention weights [b, heads, n, n] for the block's input `x` [b, n, d]."""
         return self.attn.weights(x)
 
 
 class ParallelScalingBlock(Attend):
-    """Attention and MLP side by side, behind one norm and one projection.
+    """Block with attention and MLP in parallel, after one norm and one projection.
 
     Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters", https://arxiv.org/abs/2302.05442
 
     Args:
-      parts: what the model's blocks share.
-      index: of the block, from 0.
+      parts: creates the layers.
+      index: position of the block, from 0.
       drop_path: rate of stochastic depth.
-      qkv_bias: add a bias to queries, keys and values. Without it the MLP's hidden layer has one of its own.
-      qk_norm: of each head's queries and keys; None builds none.
+      qkv_bias: whether queries, keys and values have a bias. Without it only the MLP's hidden layer has one.
+      qk_norm: norm of each head's queries and keys; None for no norm.
     """
 
     def __init__(
@@ -202,67 +203,67 @@ class ParallelScalingBlock(Attend):
         self.drop_path = parts.drop_path(drop_path)
 
     def add_projections(self, parts: Parts, index: int) -> None:
-        """Gives the block what `project` needs."""
+        """Adds the layers that `project` uses."""
         self.attn_out_proj = linear(parts.embed_dim, parts.embed_dim, **parts.types)
         self.mlp_out_proj = linear(parts.hidden, parts.embed_dim, **parts.types)
 
     def project(self, attended: jax.Array, hidden: jax.Array) -> jax.Array:
-        """Returns [b, n, d] of what the two branches end with."""
+        """Returns [b, n, d] from the attended tokens [b, n, d] and the MLP's hidden layer [b, n, hidden]."""
         return self.attn_out_proj(attended) + self.mlp_out_proj(hidden)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the tokens [b, n, d] after the block."""
+        """Returns the tokens [b, n, d] of `x` [b, n, d] after the block."""
         hidden, q, k, v = self._branches(x)
         attended = merge_heads(self.attend(q, k, v))
         y = self.project(attended, self.mlp_drop(activate(hidden, self.activation)))
         return x + self.drop_path(y if self.ls is None else self.ls(y))
 
     def weights(self, x: jax.Array) -> jax.Array:
-        """Returns the attention weights [b, heads, n, n] of the tokens that enter the block."""
+        """Returns the attention weights [b, heads, n, n] for the block's input `x` [b, n, d]."""
         _, q, k, _ = self._branches(x)
-        return self.combined(softmax_weights(q, k))
+        return self.combine(softmax_weights(q, k))
 
     def _branches(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Returns the MLP's hidden layer [b, n, hidden], and queries, keys and values [b, heads, n, c]."""
         d = x.shape[-1]
         y = self.in_proj(self.in_norm(x))
         hidden, q, k, v = jnp.split(y, [y.shape[-1] - n * d for n in (3, 2, 1)], axis=-1)
         if self.mlp_bias is not None:
             hidden = hidden + self.mlp_bias[...].astype(hidden.dtype).reshape(1, 1, -1)
-        q, k = (split_heads(part, self.queries()) for part in (q, k))
+        q, k = (split_heads(part, self.num_query_heads) for part in (q, k))
         q, k = (q if self.q_norm is None else self.q_norm(q)), (k if self.k_norm is None else self.k_norm(k))
         return hidden, q, k, split_heads(v, self.num_heads)
 
-    def queries(self) -> int:
-        """Returns how many sets of queries and keys there are."""
+    @property
+    def num_query_heads(self) -> int:
+        """The number of heads of queries and keys."""
         return self.num_heads
 
 
 class DiffParallelScalingBlock(Differential, ParallelScalingBlock):
-    """A `ParallelScalingBlock` with the attention of `Differential`, and one projection for both branches.
-
-    Args: as of `ParallelScalingBlock`.
-    """
+    """A `ParallelScalingBlock` with `Differential` attention and one output projection for both branches."""
 
     def add_projections(self, parts: Parts, index: int) -> None:
-        """Gives the block what `project` and the differences need."""
+        """Adds the layers that `project` uses and the parameters of differential attention."""
         self.add_lambdas(parts.embed_dim, index, **parts.types)
         self.out_proj = linear(parts.embed_dim + parts.hidden, parts.embed_dim, **parts.types)
 
     def project(self, attended: jax.Array, hidden: jax.Array) -> jax.Array:
-        """Returns [b, n, d] of what the two branches end with."""
+        """Returns [b, n, d] from the attended tokens [b, n, d] and the MLP's hidden layer [b, n, hidden]."""
         return self.out_proj(jnp.concatenate([attended, hidden], axis=-1))
 
-    def queries(self) -> int:
-        """Returns how many sets of queries and keys there are: two for each head."""
+    @property
+    def num_query_heads(self) -> int:
+        """The number of heads of queries and keys: two for each head of values."""
         return 2 * self.num_heads
 
 
 class ParallelThingsBlock(nnx.Module):
-    """Two attention layers side by side, then two MLPs side by side.
+    """Block with two attention layers in parallel, then two MLPs in parallel.
 
     Touvron et al., "Three things everyone should know about Vision Transformers", https://arxiv.org/abs/2203.09795
 
-    Args: `parts`, `index` and `drop_path` as of `Block`.
+    The arguments are those of `Block`.
     """
 
     def __init__(self, parts: Parts, *, index: int = 0, drop_path: float = 0.0):
@@ -273,29 +274,37 @@ class ParallelThingsBlock(nnx.Module):
         self.ffns = nnx.List(branch("mlp", parts.mlp(Mlp)) for _ in range(2))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the tokens [b, n, d] after the block."""
+        """Returns the tokens [b, n, d] of `x` [b, n, d] after the block."""
         x = x + sum(branch(x) for branch in self.attns)
         return x + sum(branch(x) for branch in self.ffns)
 
     def weights(self, x: jax.Array) -> jax.Array:
-        """Returns the attention weights [b, 2 heads, n, n] of the tokens that enter the block."""
+        """Returns the attention weights [b, 2 heads, n, n] of both layers for the block's input `x` [b, n, d]."""
         return jnp.concatenate([branch.attn.weights(branch.norm(x)) for branch in self.attns], axis=1)
 
 
 class Branch(nnx.Module):
-    """Norm, layer, LayerScale, stochastic depth: one of several residual branches of the same tokens."""
+    """A residual branch: norm, layer, LayerScale, stochastic depth.
+
+    Args:
+      name: attribute that holds the layer, ``"attn"`` or ``"mlp"`` as in timm.
+      layer: the layer.
+      norm: norm before the layer.
+      scale: LayerScale after the layer, or None.
+      drop_path: stochastic depth at the end.
+    """
 
     attn: Any
     mlp: Any
 
     def __init__(self, name: str, layer: nnx.Module, norm: nnx.Module, scale: Any, drop_path: DropPath):
-        self.name = name  # of the attribute that holds the layer, as in timm
+        self.name = name
         self.norm: Any = norm
         setattr(self, name, layer)
         self.ls = scale
         self.drop_path = drop_path
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns what the branch adds to the tokens, [b, n, d]."""
+        """Returns the branch's output [b, n, d], which is added to the tokens `x` [b, n, d]."""
         y = getattr(self, self.name)(self.norm(x))
         return self.drop_path(y if self.ls is None else self.ls(y))

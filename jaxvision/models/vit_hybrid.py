@@ -1,8 +1,8 @@
-"""Hybrids: Vision Transformers whose tokens come out of a convnet.
+"""Hybrid Vision Transformers, whose tokens are patches of a convnet's feature map.
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929, with a ResNetV2 of standardized
-kernels; the tags are of Steiner et al., "How to train your ViT?", https://arxiv.org/abs/2106.10270. MobileCLIP's image
-encoder is of Vasu et al., https://arxiv.org/abs/2311.17049.
+Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929, with a ResNetV2 that has
+standardized kernels; weights by Steiner et al., "How to train your ViT?", https://arxiv.org/abs/2106.10270. The image
+encoder of MobileCLIP is by Vasu et al., https://arxiv.org/abs/2311.17049.
 """
 
 from __future__ import annotations
@@ -21,34 +21,33 @@ from jaxvision.models.layers import sizes
 from jaxvision.models.layers.init import torch_default, zeros
 from jaxvision.models.layers.mlp import activate
 from jaxvision.models.layers.norm import BatchNorm
-from jaxvision.models.layers.patch import PatchProjection, Size, check_size
+from jaxvision.models.layers.patch import PatchProjection
 from jaxvision.models.layers.sequential import Sequential
 from jaxvision.models.resnet import ResNet
 from jaxvision.models.resnetv2 import ResNetV2
 from jaxvision.models.resnetv2_blocks import Parts, Stem
 from jaxvision.models.vit import VisionTransformer
 
-Backbone = tuple[nnx.Module, int, int, str]  # from images to maps, its stride, its channels, its first convolution
+# A network from images [b, h, w, c] to maps, its stride, its output channels, and the path of its first convolution.
+Backbone = tuple[nnx.Module, int, int, str]
 
 
 class HybridEmbed(nnx.Module):
-    """Makes a token of each patch of a convnet's feature map; takes the place of a `PatchEmbed`.
+    """Projects each patch of a convnet's feature map to a token; replaces `PatchEmbed` and has its attributes.
 
     Args:
-      image_size: of the images, in pixels.
-      patch_size: of a patch, in pixels of the feature map.
+      image_size: size of the images in pixels: an integer, or (height, width).
+      patch_size: size of a patch in pixels of the feature map, in the same form.
       in_channels: c of the images.
       features: d of the tokens.
-      backbone: such as `resnetv2`, with its options given.
-      project: pass the patches through a linear layer; without one the map's pixels are the tokens.
-      use_bias: of the projection.
+      backbone: function ``(in_channels, dtype=..., param_dtype=..., rngs=...)`` that returns a `Backbone`.
+      project: whether patches are projected. If not, each pixel of the map is a token.
+      use_bias: whether the projection has a bias.
       dynamic: accept images of any size that patches tile.
       ignore_remainder: accept an `image_size` that patches do not tile.
-      dtype: of the computation; None takes the promotion of input and parameters.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of the parameters.
       rngs: stream ``params``.
-
-    Attributes: those of `PatchEmbed`.
 
     Raises:
       UserError: the patches do not tile the image.
@@ -61,8 +60,8 @@ class HybridEmbed(nnx.Module):
 
     def __init__(
         self,
-        image_size: Size,
-        patch_size: Size,
+        image_size: sizes.Size,
+        patch_size: sizes.Size,
         in_channels: int,
         features: int,
         *,
@@ -78,7 +77,7 @@ class HybridEmbed(nnx.Module):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         module, stride, channels, first_conv = backbone(in_channels, **types)
         p, q = sizes.pair("patch_size", patch_size)
-        self.pixels = (stride * p, stride * q)  # of the image for each token
+        self.pixels = (stride * p, stride * q)  # image pixels per token
         if not ignore_remainder:
             sizes.check_divisible(image_size, self.pixels)
         self.backbone: Any = module
@@ -92,16 +91,16 @@ class HybridEmbed(nnx.Module):
         self.proj = PatchProjection((p, q), channels, features, use_bias=use_bias, **types) if project else None
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the tokens per column and per row of images of `size` (h, w)."""
+        """Returns the rows and columns of tokens of images of `size` (h, w)."""
         return size[0] // self.pixels[0], size[1] // self.pixels[1]
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the tokens [b, n, d] of `images` [b, h, w, c], row by row.
 
         Raises:
-          UserError: images of another size, as of `PatchEmbed`.
+          UserError: the images do not fit, as for `PatchEmbed`.
         """
-        check_size(images, self.image_size, self.in_channels, self.dynamic)
+        sizes.check_images(images, self.in_channels, None if self.dynamic else self.image_size)
         if self.dynamic:
             sizes.check_divisible(images.shape[1:3], self.pixels)
         x = self.backbone(images) if self.proj is None else self.proj(self.backbone(images))
@@ -109,11 +108,11 @@ class HybridEmbed(nnx.Module):
         return x.reshape(b, h * w, d)
 
 
-# --- backbones ---
+# --- Backbones ---
 
 
 def resnetv2(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbone:
-    """Returns a ResNetV2 whose blocks normalize after they convolve, with kernels standardized and padded as in BiT."""
+    """Returns a ResNetV2 with the norms after the convolutions, standardized kernels and TensorFlow's padding."""
     net = ResNetV2(
         depths=depths,
         block="bottleneck",
@@ -125,7 +124,7 @@ def resnetv2(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbo
         **types,
     )
     for stage in net.stages:
-        for block in stage.blocks:  # as timm's ViTs initialize it: each branch starts as nothing
+        for block in stage.blocks:  # as in timm's ViTs, each branch is initially zero
             width = block.norm3.scale.shape
             block.norm3.scale = nnx.Param(zeros(None, width, types["param_dtype"]))
     _, channels, stride = net.feature_info[-1]
@@ -133,7 +132,7 @@ def resnetv2(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbo
 
 
 def stem(in_channels: int, **types: Any) -> Backbone:
-    """Returns the stem of such a ResNetV2 alone."""
+    """Returns the stem of the network that `resnetv2` returns."""
     module = Stem(Parts(padding="same", **types), in_channels, 64, pool="same", normalize=True)
     shape = module.conv.kernel.shape
     module.conv.kernel = nnx.Param(torch_default(types["rngs"].params(), shape, types["param_dtype"]))
@@ -141,7 +140,7 @@ def stem(in_channels: int, **types: Any) -> Backbone:
 
 
 def resnet(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbone:
-    """Returns a ResNet-D: three 3x3 convolutions in its stem, pools in its shortcuts."""
+    """Returns a ResNet-D, which has three 3x3 convolutions in the stem and average pools in the shortcuts."""
     net = ResNet(
         depths=depths, stem_width=32, avg_down=True, in_channels=in_channels, num_classes=0, global_pool="", **types
     )
@@ -150,7 +149,7 @@ def resnet(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbone
 
 
 def conv_stem(in_channels: int, **types: Any) -> Backbone:
-    """Returns MobileCLIP's stem: three convolutions of tiles that do not overlap."""
+    """Returns MobileCLIP's stem: three convolutions whose windows do not overlap."""
     first = ConvNormAct(in_channels, 192, 4, **types)
     return Sequential([first, ConvNormAct(192, 192, 2, **types), Tiles(192, 768, 2, **types)]), 16, 768, "0.conv"
 
@@ -162,23 +161,23 @@ class Tiles(nnx.Module):
         self.conv = PatchProjection(kernel_size, in_features, features, use_bias=use_bias, **types)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [b, h / k, w / k, features] of `x` [b, h, w, in_features]."""
+        """Returns [b, h / k, w / k, features] for `x` [b, h, w, in_features]."""
         return self.conv(x)
 
 
 class ConvNormAct(Tiles):
-    """A convolution whose stride is its kernel size, BatchNorm and GELU."""
+    """A convolution whose stride is its kernel size, then BatchNorm and GELU."""
 
     def __init__(self, in_features: int, features: int, kernel_size: int, **types: Any):
         super().__init__(in_features, features, kernel_size, use_bias=False, **types)
         self.bn = BatchNorm(features, **types)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [b, h / k, w / k, features] of `x` [b, h, w, in_features]."""
+        """Returns [b, h / k, w / k, features] for `x` [b, h, w, in_features]."""
         return activate(self.bn(self.conv(x)), "gelu")
 
 
-# --- the table ---
+# --- Table of variants ---
 
 
 def _row(

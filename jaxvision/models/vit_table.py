@@ -1,4 +1,4 @@
-"""The variants of the Vision Transformer, by timm's names: sizes, options of each kind, one row for each variant."""
+"""The variants of the Vision Transformer under timm's names: sizes, options of each kind, a row for each variant."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_huge_patch14_224": _row(_HUGE, 14, 224),
     "vit_giant_patch14_224": _row(_GIANT, 14, 224),
     "vit_gigantic_patch14_224": _row(_GIGANTIC, 14, 224),
-    # no class token: the mean of the patches
+    # no class token; mean of the patches
     "vit_medium_patch16_gap_240": _row(_MEDIUM, 16, 240, _GAP_NO_BIAS),
     "vit_medium_patch16_gap_256": _row(_MEDIUM, 16, 256, _GAP_NO_BIAS),
     "vit_medium_patch16_gap_384": _row(_MEDIUM, 16, 384, _GAP_NO_BIAS),
@@ -146,10 +146,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_huge_patch14_gap_224": _row(_HUGE, 14, 224, _GAP),
     "vit_huge_patch16_gap_448": _row(_HUGE, 16, 448, _GAP),
     "vit_giant_patch16_gap_224": _row(_GIANT, 16, 224, _GAP),
-    # means of the patches behind a class token: EVA (https://arxiv.org/abs/2211.07636)
+    # class token, but mean of the patches: EVA (https://arxiv.org/abs/2211.07636)
     "eva_large_patch14_196": _row(_LARGE, 14, 196, global_pool="avg"),
     "eva_large_patch14_336": _row(_LARGE, 14, 336, global_pool="avg"),
-    # CLIP (https://arxiv.org/abs/2103.00020) and its followers
+    # CLIP (https://arxiv.org/abs/2103.00020) and its successors
     "vit_xsmall_patch16_clip_224": _row(_size(256, 10, 4), 16, 224, _CLIP),
     "vit_medium_patch16_clip_224": _row(_MEDIUM, 16, 224, _CLIP),
     "vit_medium_patch32_clip_224": _row(_MEDIUM, 32, 224, _CLIP),
@@ -177,7 +177,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_huge_patch14_clip_quickgelu_224": _row(_HUGE, 14, 224, _CLIP, _QUICK),
     "vit_huge_patch14_clip_quickgelu_378": _row(_HUGE, 14, 378, _CLIP, _QUICK),
     "vit_gigantic_patch14_clip_quickgelu_224": _row(_GIGANTIC, 14, 224, _CLIP, _QUICK),
-    # SigLIP (https://arxiv.org/abs/2303.15343): a learned query reads the patches
+    # SigLIP (https://arxiv.org/abs/2303.15343): attention pooling
     "vit_base_patch16_siglip_224": _row(_BASE, 16, 224, _MAP),
     "vit_base_patch16_siglip_256": _row(_BASE, 16, 256, _MAP),
     "vit_base_patch16_siglip_384": _row(_BASE, 16, 384, _MAP),
@@ -194,7 +194,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_so400m_patch16_siglip_512": _row(_SO400M, 16, 512, _MAP, _TANH),
     "vit_giantopt_patch16_siglip_256": _row(_GIANTOPT, 16, 256, _MAP, _TANH),
     "vit_giantopt_patch16_siglip_384": _row(_GIANTOPT, 16, 384, _MAP, _TANH),
-    # SigLIP without the learned query, and PaliGemma (https://arxiv.org/abs/2407.07726)
+    # SigLIP without attention pooling, and PaliGemma (https://arxiv.org/abs/2407.07726)
     "vit_base_patch16_siglip_gap_224": _row(_BASE, 16, 224, _GAP),
     "vit_base_patch16_siglip_gap_256": _row(_BASE, 16, 256, _GAP),
     "vit_base_patch16_siglip_gap_384": _row(_BASE, 16, 384, _GAP),
@@ -226,7 +226,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_giant_patch14_dinov2": _row(_DINO_GIANT, 14, 518, layer_scale=1e-5),
     "vit_giant_patch14_reg1_tipsv2": _row(_DINO_GIANT, 14, 448, _tokens(1), layer_scale=1.0),
     "vit_giant_patch14_reg4_dinov2": _row(_DINO_GIANT, 14, 518, _tokens(4), layer_scale=1e-5),
-    # registers in the place of the class token; sizes between Ti and B by Ross Wightman
+    # registers instead of a class token; Ross Wightman's sizes between Ti and B
     "vit_dwee_patch16_reg1_gap_256": _row(_WEE, 16, 256, _regs(1), _DIFF),
     "vit_wee_patch16_reg1_gap_256": _row(_WEE, 16, 256, _regs(1)),
     "vit_dpwee_patch16_reg1_gap_256": _row(_PWEE, 16, 256, _regs(1), _DIFF_PARALLEL),
@@ -242,14 +242,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_betwixt_patch16_reg4_gap_256": _row(_BETWIXT, 16, 256, _regs(4)),
     "vit_betwixt_patch16_reg4_gap_384": _row(_BETWIXT, 16, 384, _regs(4)),
     "vit_base_patch16_reg4_gap_256": _row(_BASE, 16, 256, _tokens(4), class_token=False, global_pool="avg"),
-    # shape-optimized, https://arxiv.org/abs/2305.13035: registers with positions of their own
+    # shape-optimized, https://arxiv.org/abs/2305.13035; registers have positions
     "vit_so150m2_patch16_reg1_gap_256": _row(_SO150M2, 16, 256, _SO150_REG),
     "vit_so150m2_patch16_reg1_gap_384": _row(_SO150M2, 16, 384, _SO150_REG),
     "vit_so150m2_patch16_reg1_gap_448": _row(_SO150M2, 16, 448, _SO150_REG),
     "vit_so150m_patch16_reg4_gap_256": _row(_SO150M, 16, 256, _GAP, reg_tokens=4),
     "vit_so150m_patch16_reg4_gap_384": _row(_SO150M, 16, 384, _GAP, reg_tokens=4),
     "vit_so150m_patch16_reg4_map_256": _row(_SO150M, 16, 256, _MAP, reg_tokens=4),
-    # other blocks: https://arxiv.org/abs/2302.05442, https://arxiv.org/abs/2203.09795
+    # other kinds of blocks: https://arxiv.org/abs/2302.05442, https://arxiv.org/abs/2203.09795
     "vit_small_patch16_18x2_224": _row(_size(384, 18, 6), 16, 224, _THINGS),
     "vit_small_patch16_36x1_224": _row(_size(384, 36, 6), 16, 224, layer_scale=1e-5),
     "vit_base_patch16_rpn_224": _row(_BASE, 16, 224, _POST),
@@ -301,7 +301,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "deit3_large_patch16_224": _row(_LARGE, 16, 224, _DEIT3),
     "deit3_large_patch16_384": _row(_LARGE, 16, 384, _DEIT3),
     "deit3_huge_patch14_224": _row(_HUGE, 14, 224, _DEIT3),
-    # timm's own models for tests: a few milliseconds, yet every part
+    # timm's tiny models for tests
     "test_vit": _row(_size(64, 6, 2, 3), 16, 160, dynamic_image_size=True),
     "test_vit2": _row(
         _size(64, 8, 2, 3),

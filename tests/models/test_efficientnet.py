@@ -18,7 +18,7 @@ from jaxvision import tree
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.models.efficientnet import EfficientNet
-from jaxvision.models.efficientnet_plan import Row, Stage, repeated
+from jaxvision.models.efficientnet_plan import Row, Stage, repeat_rows
 from jaxvision.models.efficientnet_table import B_STAGES
 from jaxvision.models.layers.mode import train_view
 from jaxvision.weights.timm import timm_name, timm_shape, weights
@@ -343,7 +343,7 @@ def test_the_last_part_of_a_stage_is_repeated_first():
         (1.6, True, "553333"),
         (0.4, True, "533"),
     ]:
-        assert "".join(str(row.kernel) for row in repeated(rows, factor, nearest=nearest)) == wanted
+        assert "".join(str(row.kernel) for row in repeat_rows(rows, factor, nearest=nearest)) == wanted
 
 
 def test_without_classes_it_ends_in_pooled_features_and_a_head_may_come():

@@ -16,7 +16,8 @@ from support.reference import import_timm
 from jaxvision.errors import UserError
 from jaxvision.models.base import feature_indices
 from jaxvision.models.layers import norm
-from jaxvision.models.layers.conv import Conv, StdConv, convolve, same_padding
+from jaxvision.models.layers.conv import Conv, StdConv
+from jaxvision.models.layers.convolve import convolve, same_padding
 from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.norm import BatchNorm
 from jaxvision.models.layers.pool import (

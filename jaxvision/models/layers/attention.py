@@ -1,4 +1,4 @@
-"""Self-attention, fused where nobody looks and explicit where somebody does."""
+"""Attention layers. They use a fused kernel unless attention weights are requested or dropped out."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from jaxvision.platform import by_platform
 
 
 class Attend(nnx.Module):
-    """Softmax attention of queries over keys and values, which all layers of this file share.
+    """Softmax attention of queries over keys and values: the base class of all layers in this module.
 
     Args:
-      num_heads: of queries, keys and values.
-      attention_dropout: rate on the attention weights.
-      rngs: for dropout, the stream ``dropout``.
+      num_heads: number of heads.
+      attention_dropout: rate of dropout on the attention weights.
+      rngs: stream ``dropout``, if there is dropout.
 
     Attributes:
-      keep_weights: if True the weights [b, heads, n, n] are sown as ``weights``, an `nnx.Intermediate`. Ask for it by
-        ``nnx.view(model, keep_weights=True)`` and read them by ``nnx.capture(view, nnx.Intermediate)``.
+      keep_weights: if True, the layer sows its weights [b, heads, n, n] as ``weights``, an `nnx.Intermediate`. Set it
+        with ``nnx.view(model, keep_weights=True)`` and read the weights with ``nnx.capture(view, nnx.Intermediate)``.
     """
 
     def __init__(self, num_heads: int, *, attention_dropout: float = 0.0, rngs: nnx.Rngs):
@@ -36,51 +36,61 @@ class Attend(nnx.Module):
         self.deterministic = True
 
     def set_view(self, keep_weights: bool | None = None, deterministic: bool | None = None) -> None:
-        """Joins the training or evaluation view, and the view that keeps the weights."""
+        """Sets the modes in a view made by `nnx.view`."""
         if keep_weights is not None:
             self.keep_weights = keep_weights
         if deterministic is not None:
             self.deterministic = deterministic
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Returns values [b, heads, n, c], mixed by the weights of `q` and `k`, one row of tokens for each query."""
-        # The fused form never shows its weights: whoever keeps them, or drops some of them, pays for the explicit one.
+        """Returns the weighted sums of values for each query.
+
+        Args:
+          q: queries [b, heads, t, c].
+          k: keys [b, heads, s, c].
+          v: values [b, heads, s, c].
+
+        Returns:
+          [b, heads, t, c].
+        """
+        # A fused kernel does not return its weights, so keeping or dropping them needs the explicit form.
         if not self.keep_weights and (self.attn_drop.rate == 0 or self.deterministic):
             return self.attend_fused(q, k, v)
         weights = softmax_weights(q, k)
         if self.keep_weights:
-            self.sow(nnx.Intermediate, "weights", self.combined(weights))
-        return self.combined(self.attn_drop(weights)).astype(v.dtype) @ v
+            self.sow(nnx.Intermediate, "weights", self.combine(weights))
+        return self.combine(self.attn_drop(weights)).astype(v.dtype) @ v
 
     def attend_fused(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Returns what `attend` does, by the quickest way of the platform."""
-        # On CPU XLA has no fused kernel, and the heads-first products need no copies: 10 % of a ViT-B block.
+        """Returns the result of `attend`, computed in the way that is fastest on the platform."""
+        # XLA has no fused kernel on CPU. There, products with heads first need no copies, which saves 10 % of a ViT-B
+        # block.
         return by_platform(q, k, v, cpu=_attend, default=_attend_fused)
 
-    def combined(self, weights: jax.Array) -> jax.Array:
-        """Returns the weights that mix the values, of the softmax's."""
+    def combine(self, weights: jax.Array) -> jax.Array:
+        """Returns the weights of the values, computed from the softmax's. Here they are the same."""
         return weights
 
 
 class Attention(Attend):
     """Multi-head self-attention with one matrix for queries, keys and values.
 
-    Vaswani et al., "Attention Is All You Need", https://arxiv.org/abs/1706.03762. The columns of ``qkv`` are ordered
-    queries, keys, values, and within each head by head, as in timm.
+    Vaswani et al., "Attention Is All You Need", https://arxiv.org/abs/1706.03762. As in timm, the columns of ``qkv``
+    are queries, keys, values, and within each of them the heads.
 
     Args:
       features: d of the input [b, n, d].
-      num_heads: must divide `features`.
-      index: of the block; not used, for `DifferentialAttention` is.
-      qkv_bias: add a bias to queries, keys and values.
-      proj_bias: add a bias to the output projection.
-      qk_norm: of each head's queries and keys, as in ViT-22B; None builds none.
-      out_norm: of what the output projection sees, BEiT-3's sub-LN; None builds none.
+      num_heads: number of heads. It must divide `features`.
+      index: position of the block; ignored here, used by `DifferentialAttention`.
+      qkv_bias: whether queries, keys and values have a bias.
+      proj_bias: whether the output projection has a bias.
+      qk_norm: norm of each head's queries and keys, as in ViT-22B; None for no norm.
+      out_norm: norm before the output projection, BEiT-3's sub-LN; None for no norm.
       dropout: rate after the output projection.
       attention_dropout: rate on the attention weights.
-      dtype: of the computation; None takes the promotion of input and parameters. The softmax is float32 always.
+      dtype: of the computation; None for the promoted dtype of input and parameters. The softmax is always float32.
       param_dtype: of the parameters.
-      kernel_init: of both matrices.
+      kernel_init: initializer of both kernels.
       rngs: streams ``params`` and, for dropout, ``dropout``.
 
     Example:
@@ -118,67 +128,79 @@ class Attention(Attend):
         self.proj_drop = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the attended tokens [b, n, d]."""
+        """Returns the tokens [b, n, d] of `x` [b, n, d] after attention."""
         x = merge_heads(self.attend(*self._heads(x)))
         return self.proj_drop(self.proj(x if self.norm is None else self.norm(x)))
 
     def weights(self, x: jax.Array) -> jax.Array:
-        """Returns the attention weights [b, heads, n, n] of `x`, float32, before dropout; each row sums to 1."""
+        """Returns the attention weights of `x` [b, n, d]: float32 [b, heads, n, n], before dropout; rows sum to 1."""
         q, k, _ = self._heads(x)
-        return self.combined(softmax_weights(q, k))
+        return self.combine(softmax_weights(q, k))
 
     def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        # each [b, heads, n, head width]
+        """Returns queries, keys and values, each [b, heads, n, d / heads]."""
         b, n, d = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads).transpose(2, 0, 3, 1, 4)
         return (q if self.q_norm is None else self.q_norm(q)), (k if self.k_norm is None else self.k_norm(k)), v
 
 
 class Differential(Attend):
-    """The part that attention layers share which subtract one softmax from another.
+    """Differential attention, which subtracts one softmax from another: the base class of layers that use it.
 
-    Ye et al., "Differential Transformer", https://arxiv.org/abs/2410.05258: each head has two sets of queries and
-    keys, of half its width; its weights are ``softmax(q1 k1) - lambda softmax(q2 k2)``, where lambda is learned. What
-    comes out of each head is normalized.
+    Ye et al., "Differential Transformer", https://arxiv.org/abs/2410.05258. Each head has two sets of queries and keys,
+    of half the head's width. Its weights are ``softmax(q1 k1) - lambda softmax(q2 k2)``, where lambda is learned. The
+    output of each head is normalized.
     """
 
     def add_lambdas(self, features: int, index: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
-        """Gives the layer what makes lambda in block number `index`, and the norm of a head."""
+        """Adds the parameters of lambda and the norm of a head to the layer of block `index`."""
         if features // self.num_heads % 2:
-            raise UserError(f"differential attention halves its heads, whose width {features // self.num_heads} is odd")
+            raise UserError(
+                f"num_heads: got {self.num_heads} for a width of {features}, but differential attention needs heads of "
+                "an even width. Choose another num_heads or embed_dim."
+            )
         half = features // self.num_heads // 2
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * index)
-        # float32 always: they are exponents.
+        # Always float32, because they are exponents.
         self.lambda_q1 = nnx.Param(normal(0.1)(rngs.params(), (half,), jnp.float32))
         self.lambda_k1 = nnx.Param(normal(0.1)(rngs.params(), (half,), jnp.float32))
         self.lambda_q2 = nnx.Param(normal(0.1)(rngs.params(), (half,), jnp.float32))
         self.lambda_k2 = nnx.Param(normal(0.1)(rngs.params(), (half,), jnp.float32))
         self.sub_norm = RMSNorm(2 * half, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
-    def combined(self, weights: jax.Array) -> jax.Array:
-        """Returns the differences [b, heads, n, m] of [b, 2 heads, n, m]; rows of weights sum to 1 - lambda."""
+    def combine(self, weights: jax.Array) -> jax.Array:
+        """Returns the differences [b, heads, t, s] of weights [b, 2 heads, t, s]; their rows sum to 1 - lambda."""
         first = jnp.exp(jnp.sum(self.lambda_q1[...] * self.lambda_k1[...]))
         second = jnp.exp(jnp.sum(self.lambda_q2[...] * self.lambda_k2[...]))
         share = (first - second + self.lambda_init).astype(weights.dtype)
         return weights[:, 0::2] - share * weights[:, 1::2]
 
     def attend_fused(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Returns what `attend` does. Fused kernels take no values that are wider than the keys: none is used."""
-        return self.combined(softmax_weights(q, k)).astype(v.dtype) @ v
+        """Returns the result of `attend`. It uses no fused kernel, because values are wider than keys."""
+        return self.combine(softmax_weights(q, k)).astype(v.dtype) @ v
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Returns the mixed values [b, heads, n, c] of `q` and `k` [b, 2 heads, n, c / 2] and `v` [b, heads, n, c]."""
+        """Returns the weighted sums of values, normalized per head.
+
+        Args:
+          q: queries [b, 2 heads, n, c / 2].
+          k: keys [b, 2 heads, n, c / 2].
+          v: values [b, heads, n, c].
+
+        Returns:
+          [b, heads, n, c].
+        """
         return self.sub_norm(super().attend(q, k, v)) * (1 - self.lambda_init)
 
 
 class DifferentialAttention(Differential, Attention):
-    """Multi-head self-attention by the difference of two softmaxes; see `Differential`.
+    """Multi-head self-attention with the difference of two softmaxes; see `Differential`.
 
     Args:
       features: d of the input [b, n, d].
-      num_heads: must divide `features`, into an even width.
-      index: of the block, from 0: lambda begins at 0.2 in the first and rises towards 0.8.
-      **options: as of `Attention`, of which there is no `qk_norm` here.
+      num_heads: number of heads. It must divide `features` into an even width.
+      index: position of the block, from 0. Lambda starts at 0.2 in the first block and approaches 0.8 in later ones.
+      **options: other arguments of `Attention`, except `qk_norm`.
 
     Example:
       >>> attention = DifferentialAttention(8, 2, rngs=nnx.Rngs(0))
@@ -203,7 +225,7 @@ class DifferentialAttention(Differential, Attention):
         self.add_lambdas(features, index, **types)
 
     def weights(self, x: jax.Array) -> jax.Array:
-        """Returns the differences [b, heads, n, n] of two softmaxes of `x`, float32; rows sum to 1 - lambda."""
+        """Returns the differences of two softmaxes: float32 [b, heads, n, n]; rows sum to 1 - lambda."""
         return super().weights(x)
 
     def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -212,17 +234,17 @@ class DifferentialAttention(Differential, Attention):
 
 
 class AttentionPool(Attend):
-    """One learned query that attends to all tokens, then an MLP: pools [b, n, d] to [b, d].
+    """Pools tokens [b, n, d] to [b, d]: a learned query attends to all tokens, followed by an MLP.
 
-    Zhai et al., "Scaling Vision Transformers", https://arxiv.org/abs/2106.04560 (there: MAP head).
+    Zhai et al., "Scaling Vision Transformers", https://arxiv.org/abs/2106.04560, where it is called the MAP head.
 
     Args:
       features: d of the tokens.
-      num_heads: must divide `features`.
-      mlp_ratio: the MLP's hidden width as a multiple of `features`.
-      norm: of what the MLP sees.
-      activation: of the MLP.
-      dtype: of the computation; None takes the promotion of input and parameters.
+      num_heads: number of heads. It must divide `features`.
+      mlp_ratio: hidden width of the MLP as a multiple of `features`.
+      norm: norm before the MLP.
+      activation: activation of the MLP, as for `activate`.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of the parameters.
       rngs: stream ``params``.
 
@@ -260,7 +282,7 @@ class AttentionPool(Attend):
         return (x + self.mlp(self.norm(x)))[:, 0]
 
     def weights(self, x: jax.Array) -> jax.Array:
-        """Returns how much the query attends to each token of `x`, float32 [b, heads, 1, n]; rows sum to 1."""
+        """Returns the query's attention to each token of `x` [b, n, d]: float32 [b, heads, 1, n]; rows sum to 1."""
         q, k, _ = self._heads(x)
         return softmax_weights(q, k)
 
@@ -272,9 +294,9 @@ class AttentionPool(Attend):
 
 
 def check_heads(features: int, num_heads: int) -> None:
-    """Raises unless `num_heads` divides the width."""
+    """Raises an error unless `num_heads` divides `features`."""
     if features % num_heads:
-        raise UserError(f"num_heads {num_heads} does not divide the width {features}")
+        raise UserError(f"num_heads: got {num_heads}, expected a divisor of the width {features}.")
 
 
 def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
@@ -290,8 +312,8 @@ def merge_heads(x: jax.Array) -> jax.Array:
 
 
 def softmax_weights(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Returns the weights [b, heads, t, s], float32, of queries [b, heads, t, c] over keys [b, heads, s, c]."""
-    # Summed and normalized in float32 whatever the dtype, as jax.nn.dot_product_attention does.
+    """Returns the weights, float32 [b, heads, t, s], of queries [b, heads, t, c] over keys [b, heads, s, c]."""
+    # Sums and softmax are float32 for every dtype, as in jax.nn.dot_product_attention.
     logits = jnp.einsum("bkth,bksh->bkts", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits * q.shape[-1] ** -0.5)
 

@@ -1,4 +1,4 @@
-"""Stochastic depth: residual branches that sometimes do not happen."""
+"""Stochastic depth."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from flax import nnx
 
 
 class DropPath(nnx.Module):
-    """Drops a residual branch for whole samples, and scales what is kept by 1/(1 - rate).
+    """Sets a residual branch to zero for random samples, and scales the other samples by 1 / (1 - rate).
 
     Huang et al., "Deep Networks with Stochastic Depth", https://arxiv.org/abs/1603.09382
 
     Args:
       rate: probability of dropping a sample's branch, in [0, 1).
-      rngs: the stream ``dropout`` is forked, so the layer carries its own random state.
+      rngs: stream ``dropout``. The layer forks it, so that it has a random state of its own.
+
+    Attributes:
+      traced_rate: a traced rate that replaces `rate` while blocks with different rates share one compiled program.
+      deterministic: if True, nothing is dropped. The default.
 
     Example:
       >>> import jax.numpy as jnp
@@ -24,17 +28,17 @@ class DropPath(nnx.Module):
 
     def __init__(self, rate: float, *, rngs: nnx.Rngs):
         self.rate = rate
-        self.traced_rate = nnx.data(None)  # set where blocks of other rates share one program
+        self.traced_rate = nnx.data(None)
         self.deterministic = True
         self.rngs = rngs.dropout.fork() if rate > 0 else None
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """Joins the training or evaluation view."""
+        """Sets the mode in a view made by `nnx.view`."""
         if deterministic is not None:
             self.deterministic = deterministic
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `x` [b, ...] with samples dropped (training) or `x` itself (evaluation)."""
+        """Returns `x` [b, ...], in training with the branches of random samples dropped."""
         if self.rngs is None or self.deterministic:
             return x
         b = x.shape[0]
@@ -43,16 +47,17 @@ class DropPath(nnx.Module):
         return x * keep.astype(x.dtype) / kept
 
 
-def rates(total: float, n: int, *, last_gets_all: bool = True) -> list[float]:
-    """Returns a rate for each of `n` blocks, rising linearly from 0.
+def rates(total: float, n: int, *, reaches_total: bool = True) -> list[float]:
+    """Returns a rate of stochastic depth for each of `n` blocks, increasing linearly from 0.
 
     Args:
-      total: the rate towards which it rises.
+      total: the rate at the end.
       n: number of blocks.
-      last_gets_all: the last block gets `total` (ResNet, ViT); else ``total * (n - 1) / n`` (EfficientNet).
+      reaches_total: the last block has the rate `total` (ResNet, ViT); otherwise ``total * (n - 1) / n``
+        (EfficientNet).
 
     >>> rates(0.2, 3)
     [0.0, 0.1, 0.2]
     """
-    steps = max(n - 1, 1) if last_gets_all else n
+    steps = max(n - 1, 1) if reaches_total else n
     return [total * i / steps for i in range(n)]

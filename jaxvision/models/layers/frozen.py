@@ -1,4 +1,4 @@
-"""Leaves that no optimizer may touch."""
+"""The Variable type of frozen parameters."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from flax import nnx
 
 
 class Frozen(nnx.Variable):
-    """A parameter that is part of the model but not of training.
+    """A parameter of the model that is not trained.
 
-    It is not an `nnx.Param`, so ``nnx.Optimizer(model, tx, wrt=nnx.Param)`` and ``nnx.grad`` pass it by: it gets no
-    gradient and no optimizer state in anyone's loop. `jaxvision.train.partial.freeze` makes them.
+    It is not an `nnx.Param`, so in any training loop ``nnx.Optimizer(model, tx, wrt=nnx.Param)`` keeps no state for it
+    and ``nnx.grad`` computes no gradient. `jaxvision.freeze` converts parameters to this type.
     """

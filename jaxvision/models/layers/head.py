@@ -1,4 +1,4 @@
-"""The last layer."""
+"""The classifier: the last linear layer."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def linear_head(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> Any:
-    """Returns the layer from pooled features [b, features] to logits [b, num_classes], or nothing for 0 classes.
+    """Returns the layer from pooled features [b, features] to logits [b, num_classes], or None for 0 classes.
 
-    Assign it to an attribute of a module: that of no classes reads None there, and may be given a head later.
+    Assign the result to an attribute of a module. A head can be assigned to the same attribute later.
 
     Args:
-      features: width of its input.
-      num_classes: width of its output; 0 for a model that ends in its pooled features.
-      kernel_init: U(+-1/sqrt(features)), PyTorch's default.
-      bias_init: the same by default.
-      dtype: of the computation.
+      features: width of the input.
+      num_classes: width of the output; 0 for a model that returns its pooled features.
+      kernel_init: initializer of the kernel. Default: PyTorch's, U(+-1/sqrt(features)).
+      bias_init: initializer of the bias. Default: the same.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of kernel and bias.
-      rngs: the stream ``params``.
+      rngs: stream ``params``.
 
     Example:
       >>> linear_head(512, 10, rngs=nnx.Rngs(0)).kernel.shape
       (512, 10)
     """
     if num_classes == 0:
-        return nnx.data(None)  # a plain None would fix the attribute to be static for ever
+        return nnx.data(None)  # nnx would make an attribute with a plain None static for good
     return nnx.Linear(
         features,
         num_classes,

@@ -1,10 +1,10 @@
-"""Initial values, drawn in blocks of one size.
+"""Initializers of parameters, which draw random numbers in blocks of one shape.
 
-XLA compiles a random number generator anew for every shape, a third of a second each on a CPU: an EfficientNet would
-spend more time on being born than on its first epoch of a small data set. So numbers are drawn in blocks of one shape,
-which compile once, and put together by NumPy. Under `jax.jit` the same numbers come out of one call for each tensor.
+XLA compiles a random number generator for every shape, which takes a third of a second each on a CPU. The shapes of an
+EfficientNet would take longer than its first epoch on a small dataset. So numbers are drawn in blocks of one shape,
+which compile once, and NumPy assembles them. Under `jax.jit` one call per tensor returns the same numbers.
 
-And where nobody wants the numbers, none are drawn: see `shapes_only`.
+Within `shapes_only` no numbers are drawn.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _SHAPES_ONLY = contextvars.ContextVar("shapes only", default=False)
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
-    """Within it the initializers of this file return zeros that take no memory and no time.
+    """A context in which the initializers of this module return zeros that take no memory and no time.
 
-    A model of a thousand layers is so made in a fraction of a second. To trace it for its shapes would take several.
+    It builds a model of a thousand layers in a fraction of a second. `jax.eval_shape` would take several seconds.
 
     >>> with shapes_only():
     ...     kernel = normal(0.02)(jax.random.key(0), (1000, 1000, 1000))
@@ -55,7 +55,7 @@ def normal(stddev: float) -> Initializer:
 
 
 def truncated_normal(stddev: float) -> Initializer:
-    """Returns the initializer N(0, stddev^2) without what lies beyond two standard deviations.
+    """Returns the initializer N(0, stddev^2), truncated at two standard deviations.
 
     >>> bool(abs(truncated_normal(0.1)(jax.random.key(0), (100,))).max() <= 0.2)
     True
@@ -73,7 +73,7 @@ def uniform(bound: float) -> Initializer:
 
 
 def zeros(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Returns zeros, whatever the key.
+    """Returns zeros; `key` is ignored.
 
     >>> zeros(jax.random.key(0), (2,)).tolist()
     [0.0, 0.0]
@@ -82,7 +82,7 @@ def zeros(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32)
 
 
 def ones(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Returns ones, whatever the key.
+    """Returns ones; `key` is ignored.
 
     >>> ones(jax.random.key(0), (2,)).tolist()
     [1.0, 1.0]
@@ -91,7 +91,7 @@ def ones(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) 
 
 
 def constant(value: float) -> Initializer:
-    """Returns the initializer of one value, whatever the key.
+    """Returns the initializer that sets every element to `value`; it ignores the key.
 
     >>> constant(0.5)(None, (2,)).tolist()
     [0.5, 0.5]
@@ -102,7 +102,7 @@ def constant(value: float) -> Initializer:
 
 
 def halves(first: Initializer, second: Initializer) -> Initializer:
-    """Returns the initializer of a tensor whose last axis has two halves, each with its own.
+    """Returns an initializer that applies `first` and `second` to the two halves of the last axis.
 
     >>> halves(zeros, ones)(jax.random.key(0), (4,)).tolist()
     [0.0, 0.0, 1.0, 1.0]
@@ -119,7 +119,7 @@ def halves(first: Initializer, second: Initializer) -> Initializer:
 
 
 def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Returns values for a kernel [k, k, in, out]: N(0, 2 / (k k out)), He's for what goes out.
+    """Returns He's initial values for a kernel [k, k, in, out], by fan-out: N(0, 2 / (k k out)).
 
     >>> he_normal(jax.random.key(0), (3, 3, 8, 16)).shape
     (3, 3, 8, 16)
@@ -128,7 +128,7 @@ def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) ->
 
 
 def torch_default(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Returns values for a kernel [..., in, out]: U(+-1/sqrt(fan_in)), PyTorch's default for layers of any kind.
+    """Returns PyTorch's default initial values for a kernel [..., in, out]: U(+-1/sqrt(fan_in)).
 
     >>> bool(abs(torch_default(jax.random.key(0), (64, 10))).max() <= 1 / 8)
     True
@@ -146,10 +146,14 @@ def torch_default_bias(fan_in: int) -> Initializer:
 
 
 def streams(params: int, dropout: int) -> nnx.Rngs:
-    """Returns `nnx.Rngs` of two seeds that count without JAX; what layers fork from them is as usual.
+    """Returns an `nnx.Rngs` with the streams ``params`` and ``dropout``, whose counters are Python integers.
 
-    Each step of a counter that JAX traces costs a search through all that was traced before it: it made the shapes
-    of a ResNet-152 take four seconds instead of half a one.
+    The keys equal those of ``nnx.Rngs(params=params, dropout=dropout)``. In Flax's streams the counters are JAX arrays.
+    Tracing them made the shapes of a ResNet-152 take four seconds instead of half a second.
+
+    Args:
+      params: seed of the parameters.
+      dropout: seed of dropout and stochastic depth.
 
     >>> streams(0, 1).params().shape
     ()
@@ -194,7 +198,7 @@ def _block(draw: Callable[..., jax.Array], key: jax.Array, i: Any) -> jax.Array:
     return draw(jax.random.fold_in(key, i), (_BLOCK,))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))  # traced once for each shape, however deep the model
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))  # traced once per shape, not once per layer
 def _traced(draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ...], scale: float, dtype: Any) -> Any:
     n = math.prod(shape)
     values = jax.vmap(lambda i: _block(draw, key, i))(jnp.arange(-(-n // _BLOCK))).reshape(-1)[:n].reshape(shape)

@@ -1,4 +1,4 @@
-"""Convolutions that are made of several: of kernels of several sizes, or of the kernels of several experts."""
+"""Convolutions composed of several: with kernels of several sizes (MixConv), or with several experts (CondConv)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from jaxvision.models.layers.conv import Conv, convolve, padding_of
+from jaxvision.models.layers.conv import Conv
+from jaxvision.models.layers.convolve import convolve, padding_of
 from jaxvision.models.layers.init import uniform
 
 
 class MixConv(nnx.List):
-    """Convolutions of several sizes, each over its share of the channels.
+    """Convolutions with different kernel sizes, each over a part of the channels.
 
     Tan and Le, "MixConv: Mixed Depthwise Convolutional Kernels", https://arxiv.org/abs/1907.09595.
 
     Args:
-      in_features: channels of the input. Each convolution has the same number of them, and the first what is left over.
-      out_features: channels of the output, shared likewise.
-      kernel_sizes: the side of each convolution's kernel.
+      in_features: channels of the input. They are divided equally; the first convolution also takes the remainder.
+      out_features: channels of the output, divided in the same way.
+      kernel_sizes: k of each convolution's k x k kernel.
       groups: 1, or `in_features` for depthwise convolutions.
-      conv: makes a convolution from ``(in_features, out_features, kernel_size, groups=..., **options)``.
-      **options: for each convolution, such as ``stride``.
+      conv: function ``(in_features, out_features, kernel_size, groups=..., **options)`` that returns a convolution.
+      **options: passed to `conv`, such as ``stride``.
 
     Example:
       >>> import functools
@@ -47,8 +48,8 @@ class MixConv(nnx.List):
         **options: Any,
     ):
         if groups not in (1, in_features):
-            raise ValueError(f"groups is 1 or all {in_features} channels, but is {groups}")
-        ins, outs = (_shares(features, len(kernel_sizes)) for features in (in_features, out_features))
+            raise ValueError(f"groups: got {groups}, expected 1 or all {in_features} channels.")
+        ins, outs = (_split(features, len(kernel_sizes)) for features in (in_features, out_features))
         super().__init__(
             [
                 conv(c, d, k, groups=1 if groups == 1 else c, **options)
@@ -58,17 +59,18 @@ class MixConv(nnx.List):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the convolved images [b, h', w', out_features] of `x` [b, h, w, in_features]."""
-        ends = itertools.accumulate(_shares(x.shape[-1], len(self)))
+        ends = itertools.accumulate(_split(x.shape[-1], len(self)))
         parts = jnp.split(x, list(ends)[:-1], axis=-1)
         return jnp.concatenate([conv(part) for conv, part in zip(self, parts, strict=True)], axis=-1)
 
 
-def _shares(features: int, n: int) -> list[int]:
+def _split(features: int, n: int) -> list[int]:
+    """Returns `features` divided into `n` equal parts; the first also gets the remainder."""
     return [features // n + features % n, *[features // n] * (n - 1)]
 
 
 class CondConv(nnx.Module):
-    """A convolution whose kernel is mixed for each image, from those of several experts.
+    """A convolution whose kernel is, for each image, a weighted sum of the kernels of several experts.
 
     Yang et al., "CondConv: Conditionally Parameterized Convolutions for Efficient Inference",
     https://arxiv.org/abs/1904.04971.
@@ -77,14 +79,14 @@ class CondConv(nnx.Module):
       in_features: channels of the input.
       out_features: channels of the output.
       kernel_size: k of the k x k kernel.
-      experts: number of kernels. They are the rows of `weight`, in timm's order [out, in / groups, k, k].
+      experts: number of kernels. Each is a row of ``weight``, in timm's order [out, in / groups, k, k].
       stride: in both directions.
-      padding: ``"torch"`` or ``"same"``; see `Conv`.
-      groups: 1 is a dense convolution, `in_features` a depthwise one.
-      dtype: of the computation; None takes the promoted type of input and weight.
+      padding: ``"torch"`` or ``"same"``, as for `Conv`.
+      groups: 1 for a dense convolution, `in_features` for a depthwise one.
+      dtype: of the computation; None for the promoted dtype of input and weight.
       param_dtype: of the weight.
-      weight_init: of `weight`; by default each kernel is PyTorch's, U(+-1/sqrt(k * k * in_features / groups)).
-      rngs: the stream ``params``.
+      weight_init: initializer of ``weight``. Default: PyTorch's for each kernel, U(+-1/sqrt(k * k * in / groups)).
+      rngs: stream ``params``.
 
     Example:
       >>> conv = CondConv(8, 16, 3, experts=4, rngs=nnx.Rngs(0))
@@ -118,7 +120,7 @@ class CondConv(nnx.Module):
 
         Args:
           x: [b, h, w, in_features].
-          shares: factor of each expert's kernel for each image, [b, experts].
+          shares: [b, experts], the factor of each expert's kernel for each image.
         """
         x, weight, shares = dtypes.promote_dtype((x, self.weight[...], shares), dtype=self.dtype)
         k, _, c, d = self.kernel_shape

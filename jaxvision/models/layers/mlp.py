@@ -1,4 +1,4 @@
-"""The perceptrons of a transformer block, plain and gated."""
+"""Multilayer perceptrons of transformer blocks, plain and gated."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jaxvision.errors import unknown_name_error
 from jaxvision.models.layers.init import halves, normal, ones, zeros
 from jaxvision.models.layers.norm import Norm
 
-# timm truncates this at an absolute 2, which is a hundred standard deviations out: no truncation at all.
+# timm truncates at an absolute 2, which is a hundred standard deviations and therefore has no effect.
 linear_init = normal(0.02)
 
 
 def linear(features: int, out_features: int, **options: Any) -> nnx.Linear:
-    """Returns a linear layer that starts as timm's ViTs do: normal of 0.02, biases of zero.
+    """Returns a linear layer initialized as in timm's ViTs: kernel N(0, 0.02^2), bias zero.
 
     >>> linear(8, 4, rngs=nnx.Rngs(0))(jnp.zeros((1, 8))).tolist()
     [[0.0, 0.0, 0.0, 0.0]]
@@ -32,11 +32,12 @@ def activate(x: jax.Array, activation: str) -> jax.Array:
     """Returns `x` after an activation function, in the same shape.
 
     Args:
-      activation: ``"gelu"`` is the exact one, with the error function; ``"gelu_tanh"`` its approximation;
-        ``"quick_gelu"`` is x sigmoid(1.702 x), OpenAI's; ``"silu"`` is x sigmoid(x).
+      x: [...].
+      activation: ``"gelu"``, exact, with the error function; ``"gelu_tanh"``, its approximation; ``"quick_gelu"``,
+        OpenAI's x sigmoid(1.702 x); or ``"silu"``, x sigmoid(x).
 
     Raises:
-      UserError: no such activation.
+      UserError: unknown activation.
 
     >>> [round(float(activate(jnp.float32(1), name)), 4) for name in ("gelu", "gelu_tanh", "quick_gelu", "silu")]
     [0.8413, 0.8412, 0.8458, 0.7311]
@@ -54,18 +55,18 @@ def activate(x: jax.Array, activation: str) -> jax.Array:
 
 
 class Mlp(nnx.Module):
-    """Linear, activation, linear; dropout after each linear layer, as in the ViT paper.
+    """Linear, activation, linear, with dropout after each linear layer, as in the ViT paper.
 
     Args:
       features: d of the input and the output [..., d].
-      hidden_features: width in between.
-      activation: see `activate`. The default is the exact GELU.
-      use_bias: of both layers.
-      norm: of what the second layer sees, BEiT-3's sub-LN; None builds none.
+      hidden_features: width between the two linear layers.
+      activation: as for `activate`.
+      use_bias: whether the linear layers have biases.
+      norm: norm before the second layer, BEiT-3's sub-LN; None for no norm.
       dropout: rate after each of the two layers.
-      dtype: of the computation; None takes the promotion of input and parameters.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of the parameters.
-      kernel_init: of both matrices.
+      kernel_init: initializer of both kernels.
       rngs: streams ``params`` and, for dropout, ``dropout``.
 
     Example:
@@ -97,20 +98,20 @@ class Mlp(nnx.Module):
         self.drop2 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [..., d]."""
+        """Returns [..., d] for `x` [..., d]."""
         x = self.drop1(activate(self.fc1(x), self.activation))
         return self.drop2(self.fc2(x if self.norm is None else self.norm(x)))
 
 
 class GluMlp(nnx.Module):
-    """SwiGLU whose gate and value come out of one packed layer: ``fc2(silu(gate) * value)``.
+    """SwiGLU with one linear layer for both gate and value: ``fc2(silu(gate) * value)``.
 
     Shazeer, "GLU Variants Improve Transformer", https://arxiv.org/abs/2002.05202
 
     Args:
       features: d of the input and the output [..., d].
-      hidden_features: width of gate and value together; ``fc2`` sees half of it.
-      **options: as of `Mlp`.
+      hidden_features: width of gate and value together. ``fc2`` takes half of it.
+      **options: other arguments of `Mlp`.
 
     Example:
       >>> mlp = GluMlp(8, 32, rngs=nnx.Rngs(0))
@@ -134,7 +135,7 @@ class GluMlp(nnx.Module):
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         half = hidden_features // 2
         self.activation = activation
-        # timm starts the second half as it would start a gate, although here it is the value.
+        # timm initializes the second half like a gate, although it is the value.
         self.fc1 = linear(
             features,
             2 * half,
@@ -149,19 +150,19 @@ class GluMlp(nnx.Module):
         self.drop2 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [..., d]."""
+        """Returns [..., d] for `x` [..., d]."""
         gate, value = jnp.split(self.fc1(x), 2, axis=-1)
         x = self.drop1(activate(gate, self.activation) * value)
         return self.drop2(self.fc2(x if self.norm is None else self.norm(x)))
 
 
 class SwiGlu(nnx.Module):
-    """SwiGLU with a layer each for gate and value: ``fc2(silu(fc1_g) * fc1_x)``.
+    """SwiGLU with separate linear layers for gate and value: ``fc2(silu(fc1_g) * fc1_x)``.
 
     Args:
       features: d of the input and the output [..., d].
-      hidden_features: width of gate and of value.
-      **options: as of `Mlp`.
+      hidden_features: width of the gate and of the value.
+      **options: other arguments of `Mlp`.
 
     Example:
       >>> mlp = SwiGlu(8, 16, rngs=nnx.Rngs(0))
@@ -194,6 +195,6 @@ class SwiGlu(nnx.Module):
         self.drop2 = nnx.Dropout(dropout, deterministic=True, rngs=rngs if dropout else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns [..., d]."""
+        """Returns [..., d] for `x` [..., d]."""
         x = self.drop1(activate(self.fc1_g(x), self.activation) * self.fc1_x(x))
         return self.drop2(self.fc2(x if self.norm is None else self.norm(x)))

@@ -1,8 +1,8 @@
-"""The one switch between training and evaluation.
+"""Training and evaluation views of a model.
 
-No model takes a ``train=`` argument. A view shares the model's Variables and differs only in how its layers behave:
-dropout and stochastic depth act or not, BatchNorm uses the batch or its running statistics. There is
-no mutation, so there is no toggle to forget.
+Models have no ``train=`` argument. A view is a second module that shares the model's Variables and differs only in the
+mode of its layers: dropout and stochastic depth are on or off, and BatchNorm uses the statistics of the batch or the
+running ones. The original model is not modified.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def train_view(model: M, *, batch_norm_group: int | None = None) -> M:
-    """Returns a view of `model` that drops out, skips paths and updates BatchNorm statistics.
+    """Returns a view of `model` for training: dropout and stochastic depth on, BatchNorm statistics updated.
 
-    With `batch_norm_group`, BatchNorm normalizes so many images together, not the whole batch.
-    Frozen BatchNorm layers keep their statistics; dropout and stochastic depth act in frozen blocks, too.
+    Frozen BatchNorm layers keep their statistics. Dropout and stochastic depth are on in frozen blocks, too.
+
+    Args:
+      model: any model, or a module that contains one.
+      batch_norm_group: number of images that BatchNorm normalizes together. None: the whole batch.
 
     >>> import jaxvision
     >>> model = jaxvision.create_model("test_resnet", num_classes=10)
@@ -29,5 +32,5 @@ def train_view(model: M, *, batch_norm_group: int | None = None) -> M:
 
 
 def eval_view(model: M) -> M:
-    """Returns a view of `model` that computes the same logits for the same images, every time."""
+    """Returns a view of `model` for evaluation, which is deterministic: no dropout, running BatchNorm statistics."""
     return nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)

@@ -1,4 +1,4 @@
-"""Normalization, with PyTorch's arithmetic."""
+"""Normalization layers, with PyTorch's arithmetic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flax.nnx.nn import dtypes
 from jax import lax
 
 from jaxvision.errors import UserError
-from jaxvision.models.layers.init import constant, ones, zeros
+from jaxvision.models.layers.init import ones, zeros
 from jaxvision.platform import by_platform
 
 Norm = Callable[..., nnx.Module]  # (features, dtype=, param_dtype=, rngs=) -> a normalization over the last axis
@@ -21,20 +21,21 @@ Norm = Callable[..., nnx.Module]  # (features, dtype=, param_dtype=, rngs=) -> a
 class BatchNorm(nnx.Module):
     """Batch normalization over all axes but the last.
 
-    Under a sharded `jax.jit` the batch axis is the global batch, so statistics are synchronized over devices by
-    construction. The variance is computed in two passes, as PyTorch does, so that float32 results agree.
+    Under a sharded `jax.jit` the batch axis is the global batch, so statistics are synchronized over devices. The
+    variance is computed in two passes, as in PyTorch, so that float32 results agree.
 
     Args:
       features: c of the input [..., c].
-      epsilon: added to the variance. 1e-5; TF-ported models use 1e-3.
-      momentum: the weight of the old statistics, Flax's convention: PyTorch's 0.1 is 0.9 here.
-      dtype: of the computation; None takes the input's.
-      param_dtype: of scale and bias. Statistics are float32 always.
-      scale_init: initial scale; zeros for the last one of a residual branch.
+      epsilon: added to the variance. Models ported from TensorFlow use 1e-3.
+      momentum: weight of the old statistics, as in Flax: PyTorch's momentum of 0.1 is 0.9 here.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: of scale and bias. Statistics are always float32.
+      scale_init: initializer of the scale; zeros for the last norm of a residual branch.
+      rngs: stream ``params``.
 
     Attributes:
-      frozen: if True the statistics are used and kept in training, too; `train.partial` sets it.
-      group: images that are normalized together in training; None is the whole batch.
+      frozen: if True, the running statistics are used and kept in training as well. `jaxvision.freeze` sets it.
+      group: number of images that are normalized together in training; None for the whole batch.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class BatchNorm(nnx.Module):
         scale_init: Any = ones,
         rngs: nnx.Rngs,
     ):
-        # Not `nnx.BatchNorm`, which has the same arithmetic in training: it takes twice as long to build.
+        # `nnx.BatchNorm` has the same arithmetic in training, but takes twice as long to build.
         self.mean = nnx.BatchStat(zeros(None, (features,), jnp.float32))
         self.var = nnx.BatchStat(ones(None, (features,), jnp.float32))
         self.scale = nnx.Param(scale_init(rngs.params(), (features,), param_dtype))
@@ -59,21 +60,21 @@ class BatchNorm(nnx.Module):
         self.group: int | None = None
 
     def set_view(self, use_running_average: bool | None = None, batch_norm_group: int | None = None) -> None:
-        """Joins the training or evaluation view; a frozen layer stays in the latter."""
+        """Sets the mode in a view made by `nnx.view`. A frozen layer stays in evaluation mode."""
         if batch_norm_group is not None:
             self.group = batch_norm_group
         if use_running_average is not None:
             self.use_running_average = use_running_average or self.frozen
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the normalized `x`, in the same shape; in training the statistics move on."""
+        """Returns the normalized `x`, in the same shape. In training it also updates the statistics."""
         shape = (1,) * (x.ndim - 1) + (-1,)
         x, gain, bias = dtypes.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
         if not self.use_running_average:
             whole = x.shape
             if self.group is not None:
                 x, shape = _grouped(x, self.group), (1, *shape)
-            axes = tuple(range(x.ndim - len(whole), x.ndim - 1))  # of a group, or of all
+            axes = tuple(range(x.ndim - len(whole), x.ndim - 1))  # those of a group, or all
             exact = x.astype(_exact(x))
             mean = exact.mean(axes, keepdims=True)
             var = lax.square(exact - mean).mean(axes, keepdims=True)
@@ -81,30 +82,30 @@ class BatchNorm(nnx.Module):
                 old[...] = self.momentum * old[...] + (1 - self.momentum) * new.reshape(-1, new.shape[-1]).mean(0)
             gain = lax.rsqrt(var + self.epsilon) * gain.reshape(shape)
             return ((x - mean) * gain + bias.reshape(shape)).astype(x.dtype).reshape(whole)
-        # The statistics are constants here: one multiply-add for each number, as PyTorch does it. Worked out in
+        # The statistics are constants here: one multiply-add per number, as in PyTorch. The factors are computed in
         # float32, which matters in bfloat16.
         scale = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
         bias = self.bias[...] - self.mean[...] * scale
         affine = (scale.astype(x.dtype), bias.astype(x.dtype))
-        # XLA's CPU backend would take the root anew for each number.
+        # The barrier stops XLA's CPU backend from computing the root again for each number.
         scale, bias = by_platform(*affine, cpu=lambda *c: lax.optimization_barrier(c), default=lambda *c: c)
         return x * scale.reshape(shape) + bias.reshape(shape)
 
 
 class GroupNorm(nnx.GroupNorm):
-    """Normalization of each image over its pixels and the channels of a group.
+    """Group normalization: each image is normalized over its pixels and the channels of a group.
 
     Wu and He, "Group Normalization", https://arxiv.org/abs/1803.08494
 
     Args:
       features: c of the input [b, h, w, c].
       groups: number of groups.
-      group_size: channels of a group, in the place of their number.
+      group_size: channels per group; replaces `groups`.
       epsilon: added to the variance.
-      dtype: of the computation; None takes the promoted type of input and parameters.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of scale and bias.
-      scale_init: initial scale; zeros for the last one of a residual branch.
-      rngs: the stream ``params``.
+      scale_init: initializer of the scale; zeros for the last norm of a residual branch.
+      rngs: stream ``params``.
 
     Example:
       >>> norm = GroupNorm(64, group_size=16, rngs=nnx.Rngs(0))
@@ -138,16 +139,16 @@ class GroupNorm(nnx.GroupNorm):
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Normalization of each pixel, or token, over its channels.
+    """Layer normalization: each pixel, or token, is normalized over its channels.
 
     Ba et al., "Layer Normalization", https://arxiv.org/abs/1607.06450
 
     Args:
       features: c of the input [..., c].
-      epsilon: added to the variance; timm's layers that apply an activation, too, have 1e-5.
-      dtype: of the computation; None takes the promoted type of input and parameters.
+      epsilon: added to the variance.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of scale and bias.
-      rngs: the stream ``params``.
+      rngs: stream ``params``.
 
     Example:
       >>> LayerNorm(64, rngs=nnx.Rngs(0))(jnp.ones((1, 7, 7, 64))).shape
@@ -176,19 +177,19 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class RMSNorm(nnx.RMSNorm):
-    """Division of each pixel, or token, by the root of the mean square of its channels, and a scale; no bias.
+    """Root mean square normalization: each pixel, or token, is divided by the RMS of its channels, then scaled.
 
-    Zhang & Sennrich, "Root Mean Square Layer Normalization", https://arxiv.org/abs/1910.07467
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", https://arxiv.org/abs/1910.07467
 
     Args:
       features: c of the input [..., c].
       epsilon: added to the mean square.
-      dtype: of the computation; None takes the promoted type of input and parameters.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of the scale.
-      rngs: the stream ``params``.
+      rngs: stream ``params``.
 
     Example:
-      >>> x = jnp.array([[1.0, 7.0]])     # whose root mean square is 5
+      >>> x = jnp.array([[1.0, 7.0]])     # its root mean square is 5
       >>> bool(jnp.allclose(RMSNorm(2, rngs=nnx.Rngs(0))(x), x / 5))
       True
     """
@@ -206,19 +207,19 @@ class RMSNorm(nnx.RMSNorm):
 
 
 class EvoNormS0(nnx.Module):
-    """An activation and a normalization in one: ``x * sigmoid(v * x)`` by the standard deviation of its group.
+    """Activation and normalization in one layer: ``x * sigmoid(v * x)`` divided by the group's standard deviation.
 
     Liu et al., "Evolving Normalization-Activation Layers", https://arxiv.org/abs/2004.02967
 
     Args:
       features: c of the input [b, h, w, c].
       groups: number of groups.
-      group_size: channels of a group, in the place of their number.
+      group_size: channels per group; replaces `groups`.
       epsilon: added to the variance.
-      activation: False leaves only the scale and the bias of each channel, as in timm.
-      dtype: of the computation; None takes the promoted type of input and parameters.
+      activation: if False, the layer only scales and shifts each channel, as in timm.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of scale, bias and v.
-      rngs: not used.
+      rngs: not used; accepted because all norms are built by the same call.
 
     Example:
       >>> EvoNormS0(64)(jnp.ones((1, 7, 7, 64))).shape
@@ -243,7 +244,7 @@ class EvoNormS0(nnx.Module):
         self.v = nnx.Param(ones(None, (features,), param_dtype)) if activation else nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the activated and normalized `x`, in the same shape."""
+        """Returns `x` [b, h, w, c], activated and normalized."""
         x, scale, bias = _with_channels(x, self.scale, self.bias, dtype=self.dtype)
         if self.v is not None:
             b, h, w, c = x.shape
@@ -256,17 +257,17 @@ class EvoNormS0(nnx.Module):
 
 
 class FilterResponseNorm(nnx.Module):
-    """A normalization without a mean, and an activation with a learned threshold in the place of a ReLU's zero.
+    """Normalization by the RMS over the image, then a ReLU whose threshold is learned.
 
     Singh and Krishnan, "Filter Response Normalization Layer", https://arxiv.org/abs/1911.09737
 
     Args:
       features: c of the input [b, h, w, c].
-      epsilon: added to the mean of the squares.
-      activation: False leaves the threshold away.
-      dtype: of the computation; None takes the promoted type of input and parameters.
+      epsilon: added to the mean square.
+      activation: if False, there is no ReLU.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of scale, bias and tau.
-      rngs: not used.
+      rngs: not used; accepted because all norms are built by the same call.
 
     Example:
       >>> FilterResponseNorm(64)(jnp.ones((1, 7, 7, 64))).shape
@@ -289,7 +290,7 @@ class FilterResponseNorm(nnx.Module):
         self.tau = nnx.Param(zeros(None, (features,), param_dtype)) if activation else nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the normalized and activated `x`, in the same shape."""
+        """Returns `x` [b, h, w, c], normalized and activated."""
         x, scale, bias = _with_channels(x, self.scale, self.bias, dtype=self.dtype)
         mean_square = (x.astype(_exact(x)) ** 2).mean(axis=(1, 2), keepdims=True)
         x = x * lax.rsqrt(mean_square + self.epsilon).astype(x.dtype) * scale + bias
@@ -303,12 +304,14 @@ def _groups(features: int, groups: int, group_size: int | None) -> int:
     """Returns the number of groups."""
     groups = features // group_size if group_size else groups
     if features % groups or (group_size and features % group_size):
-        raise ValueError(f"{features} channels do not divide into groups")
+        raise ValueError(
+            f"groups: {features} channels cannot be divided into {group_size or groups}. Choose a divisor."
+        )
     return groups
 
 
 def _with_channels(x: jax.Array, *parameters: nnx.Param, dtype: Any) -> list[jax.Array]:
-    """Returns `x` [b, h, w, c] and parameters as [1, 1, 1, c], in one dtype."""
+    """Returns `x` [b, h, w, c] and the parameters as [1, 1, 1, c], all in one dtype."""
     x, *values = dtypes.promote_dtype((x, *(p[...] for p in parameters)), dtype=dtype)
     return [x, *(value.reshape(1, 1, 1, -1) for value in values)]
 
@@ -316,34 +319,12 @@ def _with_channels(x: jax.Array, *parameters: nnx.Param, dtype: Any) -> list[jax
 def _grouped(x: jax.Array, size: int) -> jax.Array:
     """Returns `x` [b, ...] as [b / size, size, ...]."""
     if x.shape[0] % size:
-        raise UserError(f"a batch of {x.shape[0]} images is not made of groups of {size} for BatchNorm")
+        raise UserError(
+            f"batch_norm_group: got {size} for a batch of {x.shape[0]} images. Choose a divisor of the batch size."
+        )
     return x.reshape(-1, size, *x.shape[1:])
 
 
 def _exact(x: jax.Array) -> Any:
-    """Returns the dtype in which statistics of `x` are taken: float32 at least."""
+    """Returns the dtype in which statistics of `x` are computed: float32 or wider."""
     return jnp.promote_types(x.dtype, jnp.float32)
-
-
-class LayerScale(nnx.Module):
-    """Multiplies a residual branch by a learned number per channel, near zero at first.
-
-    Touvron et al., "Going deeper with Image Transformers", https://arxiv.org/abs/2103.17239
-
-    Args:
-      features: d of the input [..., d].
-      init: the first value of all of ``gamma``, such as 1e-5.
-      param_dtype: of ``gamma``; the input's dtype is kept.
-
-    Example:
-      >>> scale = LayerScale(8, 1e-5)
-      >>> scale(jnp.ones((1, 5, 8))).shape
-      (1, 5, 8)
-    """
-
-    def __init__(self, features: int, init: float, *, param_dtype: Any = jnp.float32):
-        self.gamma = nnx.Param(constant(init)(None, (features,), param_dtype))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the scaled branch, in the shape and dtype of `x`."""
-        return x * self.gamma[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,4 +1,4 @@
-"""From an image to a sequence of patches."""
+"""Patch embedding: from an image to a sequence of tokens."""
 
 from __future__ import annotations
 
@@ -10,37 +10,33 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from jaxvision.errors import UserError
-from jaxvision.models.base import check_images
 from jaxvision.models.layers import sizes
 from jaxvision.models.layers.init import torch_default, torch_default_bias
 from jaxvision.models.layers.norm import Norm
 
-Size = int | tuple[int, int]  # a square's side, or (height, width)
-
 
 class PatchEmbed(nnx.Module):
-    """Cuts an image into patches and projects each to a token.
+    """Divides an image into patches and projects each patch to a token.
 
     Args:
-      image_size: of the images, in pixels.
-      patch_size: of a patch, in pixels; must divide `image_size`.
+      image_size: size of the images in pixels: an integer, or (height, width).
+      patch_size: size of a patch in pixels, in the same form. It must divide `image_size`.
       in_channels: c of the images.
       features: d of the tokens.
-      use_bias: of the projection.
-      norm: of the tokens; None builds none.
-      dynamic: accept images of any size that patches tile; `image_size` is then that of `grid_size` only.
-      ignore_remainder: accept an `image_size` that patches do not tile: the pixels at the right and at the bottom
-        that fill no patch are not looked at.
-      dtype: of the computation; None takes the promotion of input and parameters.
+      use_bias: whether the projection has a bias.
+      norm: norm of the tokens; None for no norm.
+      dynamic: accept images of any size that patches tile. `image_size` then only determines `grid_size`.
+      ignore_remainder: accept an `image_size` that patches do not tile. Pixels at the right and bottom that do not fill
+        a patch are ignored.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of the parameters.
       rngs: stream ``params``.
 
     Attributes:
-      grid_size: patches per column and per row.
-      num_patches: their product.
-      stride: pixels from one patch to the next, the larger one if two differ.
-      first_conv: path of the convolution that sees the image.
+      grid_size: number of rows and columns of patches.
+      num_patches: number of patches.
+      stride: pixels from one patch to the next; the larger one if height and width differ.
+      first_conv: path of the layer that takes the images.
 
     Raises:
       UserError: the patches do not tile the image.
@@ -53,8 +49,8 @@ class PatchEmbed(nnx.Module):
 
     def __init__(
         self,
-        image_size: Size,
-        patch_size: Size,
+        image_size: sizes.Size,
+        patch_size: sizes.Size,
         in_channels: int,
         features: int,
         *,
@@ -81,17 +77,17 @@ class PatchEmbed(nnx.Module):
         self.norm = nnx.data(None) if norm is None else norm(features, **types)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the patches per column and per row of images of `size` (h, w)."""
+        """Returns the rows and columns of patches of images of `size` (h, w)."""
         return size[0] // self.patch_size[0], size[1] // self.patch_size[1]
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the tokens [b, n, d] of `images` [b, h, w, c], row by row.
 
         Raises:
-          UserError: images of another size (or, if that is `dynamic`, of one that patches do not tile), or with
-            another number of channels, than the model was built for, or whole numbers.
+          UserError: the images have another size or number of channels than the layer was built for, or integer pixels;
+            with `dynamic`, patches do not tile the images.
         """
-        check_size(images, self.image_size, self.in_channels, self.dynamic)
+        sizes.check_images(images, self.in_channels, None if self.dynamic else self.image_size)
         if self.dynamic:
             sizes.check_divisible(images.shape[1:3], self.patch_size)
         x = self.proj(images)
@@ -101,14 +97,24 @@ class PatchEmbed(nnx.Module):
 
 
 class PatchProjection(nnx.Module):
-    """A convolution whose stride is its kernel size, computed as the one matrix product that it is.
+    """A convolution whose stride is its kernel size, computed as one matrix product.
 
-    ``kernel`` has a convolution's shape [p, p, c, d], so that weights and resampling treat it as one.
+    ``kernel`` has the shape of a convolution's kernel, [p, q, c, d], so that loading and resampling of weights treat it
+    as one.
+
+    Args:
+      patch_size: kernel size and stride: an integer, or (height, width).
+      in_channels: c of the images.
+      features: d of the output.
+      use_bias: whether to add a bias.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: of the parameters.
+      rngs: stream ``params``.
     """
 
     def __init__(
         self,
-        patch_size: Size,
+        patch_size: sizes.Size,
         in_channels: int,
         features: int,
         *,
@@ -119,7 +125,7 @@ class PatchProjection(nnx.Module):
     ):
         p, q = sizes.pair("patch_size", patch_size)
         c, d = in_channels, features
-        # timm leaves PyTorch's default for convolutions in place here, kernel and bias.
+        # As in timm, kernel and bias have PyTorch's default initial values for convolutions.
         self.kernel = nnx.Param(torch_default(rngs.params(), (p, q, c, d), param_dtype))
         self.bias = nnx.data(None)
         if use_bias:
@@ -127,7 +133,7 @@ class PatchProjection(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns [b, h // p, w // p, d] of `images` [b, h, w, c]."""
+        """Returns [b, h // p, w // q, d] for `images` [b, h, w, c]."""
         bias = None if self.bias is None else self.bias[...]
         images, kernel, bias = dtypes.promote_dtype((images, self.kernel[...], bias), dtype=self.dtype)
         p, q, c, d = kernel.shape
@@ -137,30 +143,19 @@ class PatchProjection(nnx.Module):
         return x if bias is None else x + bias.reshape(1, 1, 1, d)
 
 
-def check_size(images: jax.Array, size: tuple[int, int], in_channels: int, any_size: bool = False) -> None:
-    """Raises unless `images` are [b, *size, in_channels] floats; `any_size` takes them of any height and width."""
-    check_images(images, in_channels)
-    wanted = (*size, in_channels)
-    if not any_size and images.shape[1:] != wanted:
-        raise UserError(
-            f"images of shape {list(images.shape)} do not fit: this model takes "
-            f"[b, {', '.join(map(str, wanted))}]; resize them, or create the model with another image_size, or with "
-            "dynamic_image_size=True"
-        )
-
-
 def resize_grid(
     grid: jax.Array, old: tuple[int, int], new: tuple[int, int], interpolation: str = "bicubic"
 ) -> jax.Array:
-    """Returns embeddings of positions for another grid, [1, new rows * columns, d].
-
-    In float32 with half-pixel centers, as timm does it.
+    """Returns position embeddings resampled to another grid, in float32 with half-pixel centers, as in timm.
 
     Args:
       grid: [1, old rows * columns, d], row by row.
       old: rows and columns of `grid`.
-      new: those that are wanted.
-      interpolation: ``"bicubic"``, with antialiasing, or FlexiViT's ``"bilinear"``, without.
+      new: rows and columns of the result.
+      interpolation: ``"bicubic"``, with antialiasing; or ``"bilinear"`` without, as in FlexiViT.
+
+    Returns:
+      [1, new rows * columns, d].
 
     Example:
       >>> resize_grid(jnp.arange(4.0).reshape(1, 4, 1), (2, 2), (2, 3), "bilinear")[0, :, 0].tolist()

@@ -1,4 +1,4 @@
-"""Pooling of [b, h, w, c] feature maps, with PyTorch's borders."""
+"""Pooling of feature maps [b, h, w, c], with PyTorch's behavior at the borders."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxvision.errors import UserError, unknown_name_error
-from jaxvision.models.layers.conv import Padding, convolve, same_padding, shifts
+from jaxvision.models.layers.convolve import Padding, convolve, same_padding, shifts
 from jaxvision.platform import by_platform
 
-# What `global_pool` knows: how many channels it puts out for each that it is given.
+#: Kinds of `global_pool`, with the number of output channels per input channel.
 GLOBAL_POOLS = {"avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2, "": 1}
 
 
 def max_pool(x: jax.Array, *, stride: int = 2, padding: str = "torch") -> jax.Array:
-    """Returns the maxima of 3x3 windows at every `stride`-th pixel, [b, ceil(h / stride), ceil(w / stride), c].
+    """Returns the maxima of 3x3 windows.
 
     Args:
       x: [b, h, w, c].
       stride: 1 or 2.
-      padding: ``"torch"`` pads one pixel of -inf on each side, ``"zero"`` one of 0 (BiT); ``"same"`` pads with -inf as
-        TensorFlow does, the odd pixel at the bottom and right.
+      padding: ``"torch"`` pads one pixel of -inf on each side, ``"zero"`` one pixel of 0 (BiT). ``"same"`` pads -inf
+        like TensorFlow, with the odd pixel at the bottom and right.
+
+    Returns:
+      [b, ceil(h / stride), ceil(w / stride), c].
 
     >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     >>> max_pool(x)[0, :, :, 0].tolist()
@@ -32,8 +35,8 @@ def max_pool(x: jax.Array, *, stride: int = 2, padding: str = "torch") -> jax.Ar
     if padding == "zero":
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     pads = {"torch": ((1, 1), (1, 1)), "zero": ((0, 0), (0, 0)), "same": same_padding(x.shape[1:3], 3, stride)}[padding]
-    # On CPUs the gradient of reduce_window is nine times slower than that of nine shifted maxima. The two differ only
-    # in how they share a gradient among equal maxima; behind a ReLU those are zeros, which pass none on.
+    # On CPU the gradient of reduce_window takes nine times as long as that of nine shifted maxima. The two differ only
+    # in how equal maxima share a gradient. After a ReLU, equal maxima are zeros, whose gradient is zero.
     return by_platform(
         x,
         cpu=functools.partial(_shifted_max, stride=stride, pads=pads),
@@ -47,26 +50,28 @@ def _window_max(x: jax.Array, stride: int, pads: Padding) -> jax.Array:
 
 def _shifted_max(x: jax.Array, stride: int, pads: Padding) -> jax.Array:
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-    return functools.reduce(jnp.maximum, (seen for _, seen in shifts(x, 3, stride)))
+    return functools.reduce(jnp.maximum, (pixels for _, pixels in shifts(x, 3, stride)))
 
 
 def avg_pool(x: jax.Array) -> jax.Array:
-    """Returns the means of 2x2 tiles, [b, ceil(h / 2), ceil(w / 2), c].
+    """Returns the means of 2x2 tiles of `x` [b, h, w, c]: [b, ceil(h / 2), ceil(w / 2), c].
 
-    A tile that sticks out at the bottom or right is the mean of the pixels it has, as with PyTorch's
+    A tile that extends past the bottom or right border is the mean of its pixels inside the image, as in PyTorch's
     ``AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)``.
 
     >>> avg_pool(jnp.arange(9.0).reshape(1, 3, 3, 1))[0, :, :, 0].tolist()
     [[2.0, 3.5], [6.5, 8.0]]
     """
     b, h, w, c = x.shape
-    if h % 2 or w % 2:  # the border counts twice: the mean of a pixel and its copy is the pixel
+    if h % 2 or w % 2:  # repeat the border: the mean of a pixel and its copy is the pixel
         x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     return x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).mean(axis=(2, 4))
 
 
 def tile_pool(x: jax.Array) -> jax.Array:
-    """Returns the means of whole 2x2 tiles, [b, h // 2, w // 2, c]: an odd row or column at the end is left out.
+    """Returns the means of whole 2x2 tiles of `x` [b, h, w, c]: [b, h // 2, w // 2, c].
+
+    An odd row or column at the end is ignored.
 
     >>> tile_pool(jnp.arange(9.0).reshape(1, 3, 3, 1))[0, :, :, 0].tolist()
     [[2.0]]
@@ -77,14 +82,14 @@ def tile_pool(x: jax.Array) -> jax.Array:
 
 
 def blur_pool(x: jax.Array, *, stride: int = 2, border: str = "reflect") -> jax.Array:
-    """Returns every `stride`-th pixel of the image blurred by [1, 2, 1] / 4 both ways.
+    """Returns every `stride`-th pixel of the image after blurring by [1, 2, 1] / 4 in both directions.
 
     Zhang, "Making Convolutional Networks Shift-Invariant Again", https://arxiv.org/abs/1904.11486
 
     Args:
       x: [b, h, w, c].
       stride: 1 or 2.
-      border: ``"reflect"`` mirrors the image at its borders, ``"zero"`` continues it by zeros.
+      border: ``"reflect"`` extends the image by reflection, ``"zero"`` by zeros.
 
     Returns:
       [b, ceil(h / stride), ceil(w / stride), c].
@@ -101,7 +106,7 @@ def blur_pool(x: jax.Array, *, stride: int = 2, border: str = "reflect") -> jax.
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
-    """Returns the mean over the image, [b, c].
+    """Returns the means over the image: [b, h, w, c] -> [b, c].
 
     >>> global_avg_pool(jnp.ones((2, 7, 7, 5))).shape
     (2, 5)
@@ -110,12 +115,15 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
 
 
 def global_pool(x: jax.Array, kind: str = "avg") -> jax.Array:
-    """Returns what is left of the image for the head: [b, c], or [b, 2 c] for ``"catavgmax"``.
+    """Returns the features that the head takes, pooled over the image.
 
     Args:
       x: [b, h, w, c].
-      kind: ``"avg"``, ``"max"``, their mean ``"avgmax"``, both one after the other ``"catavgmax"``, or ``""`` for the
-        image as it is, [b, h, w, c].
+      kind: ``"avg"``; ``"max"``; ``"avgmax"``, the mean of the two; ``"catavgmax"``, the two concatenated; or ``""``,
+        which returns `x`.
+
+    Returns:
+      [b, c], or [b, 2 c] for ``"catavgmax"``, or [b, h, w, c] for ``""``.
 
     >>> x = jnp.arange(8.0).reshape(1, 2, 2, 2)
     >>> {kind: global_pool(x, kind).tolist() for kind in ("avg", "max", "avgmax")}
@@ -137,20 +145,22 @@ def global_pool(x: jax.Array, kind: str = "avg") -> jax.Array:
 
 
 def _global_max(x: jax.Array) -> jax.Array:
-    # The gradient of `max` asks which pixels equal the maximum. XLA may compute a pixel twice and round it differently;
-    # then none does, and the gradient is 0 / 0. So the pixel is picked, as in PyTorch.
+    # The gradient of `max` compares pixels with the maximum. XLA may compute a pixel twice and round it differently;
+    # then no pixel equals the maximum and the gradient is 0 / 0. So the pixel is selected by index, as in PyTorch.
     b, h, w, c = x.shape
     x = x.reshape(b, h * w, c)
     return jnp.take_along_axis(x, x.argmax(axis=1, keepdims=True), axis=1)[:, 0]
 
 
 def check_global_pool(kind: str, num_classes: int) -> None:
-    """Raises unless a convnet with a head of `num_classes` can pool by `kind`.
+    """Raises an error unless a convnet with `num_classes` classes can have the pooling `kind`.
 
     Raises:
-      UserError: an unknown kind, or no pooling in front of a head.
+      UserError: an unknown kind, or a head without pooling before it.
     """
     if kind not in GLOBAL_POOLS:
         raise unknown_name_error("global_pool", kind, GLOBAL_POOLS)
     if not kind and num_classes:
-        raise UserError("global_pool='' keeps the feature map, which a head cannot take: say num_classes=0, too")
+        raise UserError(
+            f"global_pool: got '' with {num_classes} classes, but the head needs pooled features. Set num_classes=0."
+        )

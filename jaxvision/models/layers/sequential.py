@@ -1,4 +1,4 @@
-"""Layers in a row."""
+"""A list of layers that is called as their composition."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from flax import nnx
 
 
 class Sequential(nnx.List):
-    """A list of layers and functions that is called as their composition.
+    """Layers and functions, applied one after the other.
 
-    Unlike `nnx.Sequential` it adds no level to the names of its leaves: they are ``downsample.0.kernel``, as timm's.
+    Unlike `nnx.Sequential` it adds no segment to parameter names, so they match timm's: ``downsample.0.kernel``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -20,7 +20,7 @@ class Sequential(nnx.List):
     """
 
     def __call__(self, x: Any) -> Any:
-        """Returns `x` passed through each layer in turn."""
+        """Returns `x` passed through each layer in order."""
         for layer in self:
             x = layer(x)
         return x

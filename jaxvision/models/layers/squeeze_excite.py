@@ -1,7 +1,7 @@
-"""Squeeze-and-excitation and its relatives: channels weighted by what the whole image holds.
+"""Squeeze-and-excitation and similar layers, which scale each channel by a gate computed from the whole image.
 
-Hu et al., "Squeeze-and-Excitation Networks", https://arxiv.org/abs/1709.01507. There are two classes of it because timm
-has two sets of names and of rules for the hidden width; the arithmetic is the same.
+Hu et al., "Squeeze-and-Excitation Networks", https://arxiv.org/abs/1709.01507. `SqueezeExcite` and
+`SqueezeExciteReduce` compute the same function. They differ in parameter names and hidden width, as in timm.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class SqueezeExcite(nnx.Module):
 
     Args:
       features: c.
-      ratio: of the hidden width to c; it is rounded to a multiple of 8.
-      dtype: of the computation; None takes the promoted type of input and parameters.
+      ratio: hidden width as a share of c; the width is rounded to a multiple of 8.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of the parameters.
-      kernel_init: of both 1x1 convolutions.
-      rngs: the stream ``params``.
+      kernel_init: initializer of the kernels of both 1x1 convolutions.
+      rngs: stream ``params``.
 
     Example:
       >>> gate = SqueezeExcite(256, rngs=nnx.Rngs(0))
@@ -64,8 +64,8 @@ class SqueezeExciteReduce(nnx.Module):
     Args:
       features: c.
       hidden: width between the two 1x1 convolutions.
-      activation: between them; an EfficientNet uses the block's own.
-      conv: makes a convolution from ``(in_features, out_features, kernel_size, use_bias=True)``.
+      activation: function between them. In an EfficientNet it is the activation of the block.
+      conv: function ``(in_features, out_features, kernel_size, use_bias=True)`` that returns a convolution.
 
     Example:
       >>> import functools
@@ -88,16 +88,16 @@ class SqueezeExciteReduce(nnx.Module):
 
 
 class EfficientChannelAttention(nnx.Module):
-    """Scales each channel of [b, h, w, c] by a gate that sees the means of its neighbors among the channels, too.
+    """Scales each channel of [b, h, w, c] by a gate computed from the means of this and neighboring channels.
 
     Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks",
     https://arxiv.org/abs/1910.03151
 
     Args:
-      features: c, by which the paper's rule sets the size of the neighborhood; any other input will do.
-      dtype: of the computation; None takes the promoted type of input and parameters.
+      features: c. It determines the number of neighbors by the paper's rule; inputs may have another c.
+      dtype: of the computation; None for the promoted dtype of input and parameters.
       param_dtype: of the parameters.
-      rngs: the stream ``params``.
+      rngs: stream ``params``.
 
     Example:
       >>> gate = EfficientChannelAttention(256, rngs=nnx.Rngs(0))
@@ -127,19 +127,19 @@ class EfficientChannelAttention(nnx.Module):
 
 
 class GlobalContext(nnx.Module):
-    """Scales each channel of [b, h, w, c] by a gate that sees a weighted mean over the image.
+    """Scales each channel of [b, h, w, c] by a gate computed from a weighted mean over the image.
 
     Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond",
-    https://arxiv.org/abs/1904.11492; the gate multiplies here, as in timm.
+    https://arxiv.org/abs/1904.11492. As in timm, the gate multiplies.
 
     Args:
       features: c.
       hidden: width between the two 1x1 convolutions of the gate.
-      activation: between them.
-      conv: makes a convolution from ``(in_features, out_features, kernel_size, use_bias=True)``.
-      dtype: of the norm's computation; None takes the promoted type of input and parameters.
+      activation: function between them.
+      conv: function ``(in_features, out_features, kernel_size, use_bias=True)`` that returns a convolution.
+      dtype: of the norm's computation; None for the promoted dtype of input and parameters.
       param_dtype: of the norm's parameters.
-      rngs: the stream ``params``, of the norm.
+      rngs: stream ``params``, for the norm.
 
     Example:
       >>> import functools

@@ -1,15 +1,15 @@
-"""Channel counts that hardware likes."""
+"""Rounding of channel counts."""
 
 from __future__ import annotations
 
 
 def make_divisible(value: float, divisor: int = 8, *, round_limit: float = 0.9) -> int:
-    """Returns the multiple of `divisor` nearest to `value`, at least one of them.
+    """Returns `value` rounded to a multiple of `divisor`, at least `divisor`.
 
     Args:
-      value: the width that was wanted.
-      divisor: what the width must be divisible by.
-      round_limit: the next multiple is taken where rounding would leave less than this share of `value`.
+      value: the desired number of channels.
+      divisor: the result is a multiple of it.
+      round_limit: rounds up instead if the result would be less than this share of `value`.
 
     Example:
       >>> make_divisible(32 * 1.1), make_divisible(17.4), make_divisible(17.9), make_divisible(17.9, round_limit=0.0)
