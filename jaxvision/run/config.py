@@ -151,7 +151,9 @@ def _mesh(given: ConfigDict, texts: dict[str, str]) -> ConfigDict:
     """Returns the mesh; an axis that only an override names is the last one."""
     axes = given.get("mesh", {"data": -1})
     if not isinstance(axes, Mapping | ConfigDict) or not (axes or any(key.startswith("mesh.") for key in texts)):
-        raise UserError(f"config.mesh: got {repr(axes).strip()}, expected axes and their sizes, such as {{'data': -1}}.")
+        raise UserError(
+            f"config.mesh: got {repr(axes).strip()}, expected axes and their sizes, such as {{'data': -1}}."
+        )
     overridden = {key.removeprefix("mesh."): texts.pop(key) for key in list(texts) if key.startswith("mesh.")}
     sizes = dict(axes.items()) | {
         axis: parse(overridden[axis], int) for axis in sorted(overridden, key=lambda axis: (*AXES, axis).index(axis))
