@@ -117,7 +117,7 @@ def gather_model(graph: nnx.GraphDef, state: nnx.State, shardings: Any) -> nnx.M
     """
 
     def evaluated(state: nnx.State) -> nnx.Module:
-        return evaluated_model(nnx.merge(graph, state))
+        return evaluated_model(nnx.merge(graph, state, copy=True))  # a copy: NNX without graph mode refuses aliases
 
     leaves = jax.jit(lambda state: nnx.state(evaluated(state)), out_shardings=shardings["model"])(state)
     return nnx.merge(nnx.graphdef(nnx.eval_shape(evaluated, state)), jax.tree.map(_gathered, leaves))

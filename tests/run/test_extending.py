@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,107 +13,15 @@ from types import ModuleType
 
 import pytest
 from ml_collections import ConfigDict
+from support.paths import ROOT
 from support.quick import quick, refused, start
 
 from jaxvision import run
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 
-#: The module that a user writes, one function or class of each kind.
-MODULE = '''
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from flax import nnx
-
-from jaxvision.data.digits import ArraySource
-from jaxvision.data.source import Splits
-from jaxvision.models import register_model
-from jaxvision.models.vit import VisionTransformer
-
-
-def stripes(*, count: int = 32, side: int = 16, contrast: float = 100.0) -> Splits:
-    """Returns images of horizontal and of vertical stripes.
-
-    Args:
-      count: images per part.
-      side: height and width in pixels.
-      contrast: difference between dark and bright stripes.
-    """
-    def part(seed):
-        rng = np.random.default_rng(seed)
-        labels = np.arange(count) % 2
-        wave = (np.arange(side) // 2 % 2) * contrast
-        images = np.where(labels[:, None, None], wave[None, None, :], wave[None, :, None])
-        images = (images + rng.integers(0, 50, (count, side, side))).astype(np.uint8)
-        return ArraySource(images[..., None], labels, classes=["horizontal", "vertical"], name="stripes")
-
-    return Splits(train=part(0), validation=part(1), test=part(2))
-
-
-@register_model
-def two_blocks(
-    *, num_classes=1000, in_channels=3, image_size=16, embed_dim: int = 32, dtype=None, param_dtype=jnp.float32, rngs
-):
-    """Returns a small Vision Transformer.
-
-    Args:
-      embed_dim: width of the tokens of two_blocks.
-    """
-    sizes = {"image_size": image_size, "patch_size": 8, "embed_dim": embed_dim, "depth": 2, "num_heads": 2}
-    types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-    return VisionTransformer(num_classes=num_classes, in_channels=in_channels, **sizes, **types)
-
-
-def noise(images: jax.Array, *, key: jax.Array, strength: float = 1.0) -> jax.Array:
-    """Adds noise.
-
-    Args:
-      strength: standard deviation, in 0 to 255.
-    """
-    return images + strength * jax.random.normal(key, images.shape)
-
-
-def focal(*, gamma: float = 2.0):
-    """Returns the focal loss.
-
-    Args:
-      gamma: exponent of the weight of easy images; 0 is the cross entropy.
-    """
-    def loss(logits, targets):
-        values = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return (1 - jnp.exp(-values)) ** gamma * values
-
-    return loss
-
-
-def worst_class(evaluation, *, scale: float = 1.0) -> float:
-    """Returns the accuracy of the worst class.
-
-    Args:
-      scale: factor on the result.
-    """
-    return scale * float(np.nanmin(evaluation.per_class))
-
-
-def signs(learning_rate, *, flip: bool = False):
-    """Returns sign descent.
-
-    Args:
-      flip: ascend instead.
-    """
-    return optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(learning_rate, flip_sign=not flip))
-
-
-def halving(learning_rate: float, *, steps: int, times: int = 2):
-    """Returns a schedule that halves the rate.
-
-    Args:
-      times: how often.
-    """
-    return lambda step: learning_rate * 0.5 ** (step * times // steps)
-'''
+#: The module that docs/extending.md shows, with one function of each kind.
+MODULE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), flags=re.DOTALL)[0]
 
 
 @pytest.fixture
