@@ -69,7 +69,7 @@ def test_the_prefix_can_be_dropped(model, x, kept) -> None:
 
 def test_layer_out_of_range(model, x) -> None:
     for layer in (DEPTH, -DEPTH - 1):
-        with pytest.raises(UserError, match=f"layer_idx {layer} is out of range: this model has 3 blocks, 0 to 2"):
+        with pytest.raises(UserError, match=f"layer_idx: got {layer}, expected a block from 0 to 2, or from -3 to -1"):
             model.get_attention_maps(x, layer_idx=layer)
 
 

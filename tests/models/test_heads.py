@@ -69,14 +69,14 @@ def test_a_head_is_all_that_changes(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "num_classes", "pool", "message"),
     [
-        ("test_resnet", 5, "", "say num_classes=0, too"),
+        ("test_resnet", 5, "", "Set num_classes=0"),
         ("test_resnet", 5, "token", "unknown global_pool 'token'"),
         ("resnetv2_18", 5, "mean", "unknown global_pool 'mean'"),
         ("test_efficientnet", 5, "avgmx", "did you mean 'avgmax'"),
         ("test_vit", 5, "mean", "unknown global_pool 'mean'"),
-        ("test_vit", 5, "map", "build the model with global_pool='map'"),
-        ("test_vit4", 5, "token", "class_token=False builds none"),
-        ("deit_tiny_distilled_patch16_224", 5, "avg", "a distilled model reads its class token"),
+        ("test_vit", 5, "map", "Create it with global_pool='map'"),
+        ("test_vit4", 5, "token", "got 'token' with class_token=False"),
+        ("deit_tiny_distilled_patch16_224", 5, "avg", "distilled: got global_pool='avg'"),
     ],
 )
 def test_a_pooling_that_cannot_be_had_changes_nothing(name: str, num_classes: int, pool: str, message: str) -> None:

@@ -139,7 +139,7 @@ def test_fresh_weights_are_like_timms(kind):
 def test_a_pruned_net_is_timms():
     theirs, ours = pair("ecaresnet50d_pruned", num_classes=10)
     assert_forward_is_timms(ours, theirs, 33)
-    with pytest.raises(UserError, match="depths that were left"):
+    with pytest.raises(UserError, match="a pruned network has fixed depths"):
         registry.build_abstract("ecaresnet50d_pruned", depths=(1, 1, 1, 1))
 
 
@@ -240,9 +240,9 @@ def test_dropout_acts_in_training_only():
         ({"antialias": "blurr"}, "did you mean 'blur'"),
         ({"stem_pool": "avg"}, "unknown stem_pool"),
         ({"global_pool": "mean"}, "unknown global_pool"),
-        ({"global_pool": ""}, "say num_classes=0, too"),
-        ({"groups": 32}, "neither groups nor a base_width"),
-        ({"depths": (1,) * 5}, "one for each stage"),
+        ({"global_pool": ""}, "Set num_classes=0"),
+        ({"groups": 32}, "a basic block does not have them"),
+        ({"depths": (1,) * 5}, "expected one for each stage"),
     ],
 )
 def test_choices_that_cannot_be_are_told(options, message):

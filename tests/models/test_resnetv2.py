@@ -180,7 +180,7 @@ def test_a_file_goes_out_and_in_and_its_head_may_be_another(tmp_path):
         ({"padding": "valid"}, "unknown padding"),
         ({"stem_pool": "max"}, "unknown stem_pool"),
         ({"global_pool": "mean"}, "unknown global_pool"),
-        ({"depths": (1,) * 5}, "one for each stage"),
+        ({"depths": (1,) * 5}, "expected one for each stage"),
     ],
 )
 def test_choices_that_cannot_be_are_told(options, message):

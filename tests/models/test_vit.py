@@ -223,14 +223,14 @@ def test_attention_dropout_drops_weights() -> None:
 
 
 def test_mistakes_are_told_in_one_line(x) -> None:
-    with pytest.raises(UserError, match=r"image_size 30 is not divisible by the patch size 16.*16 and 32"):
+    with pytest.raises(UserError, match=r"image_size: got 30, expected a multiple of the patch size 16\. .* 16 and 32"):
         registry.build_abstract("test_vit", image_size=30)
-    with pytest.raises(UserError, match="num_heads 3 does not divide the width 64"):
+    with pytest.raises(UserError, match="num_heads: got 3, expected a divisor of the width 64"):
         registry.build_abstract("test_vit", num_heads=3)
     model = registry.build_abstract("test_vit", image_size=32, dynamic_image_size=False)
-    with pytest.raises(UserError, match=r"images of shape \[2, 48, 48, 3\] do not fit.*\[b, 32, 32, 3\]"):
+    with pytest.raises(UserError, match=r"images: got shape \[2, 48, 48, 3\], expected \[b, 32, 32, 3\]"):
         model(jnp.zeros((2, 48, 48, 3)))
-    with pytest.raises(UserError, match="images of shape"):
+    with pytest.raises(UserError, match="images: got shape"):
         model(x[0])
     with pytest.raises(UserError, match="did you mean 'drop_path'"):
         registry.build_abstract("test_vit", drop_paths=0.1)

@@ -246,7 +246,7 @@ def test_images_of_any_size_are_timms(name, options) -> None:
         assert_close(logits, theirs(torch_x).detach())
         assert last.shape == (1, size[0] // 16, size[1] // 16, 48)
         assert class_attention(ours, x).shape == (1, size[0] // 16, size[1] // 16)
-    with pytest.raises(UserError, match=r"image_size \(40, 64\) is not divisible by the patch size 16"):
+    with pytest.raises(UserError, match=r"image_size: got \(40, 64\), expected a multiple of the patch size 16"):
         ours(jnp.zeros((1, 40, 64, 3)))
 
 
@@ -335,7 +335,9 @@ def test_pixels_that_fill_no_patch_are_ignored_where_timm_does() -> None:
     torch_x, x = images(2, 34, 34, 3)
     assert_close(jax.jit(lambda model, x: model(x))(ours, x), theirs(torch_x).detach())
     assert registry.build_abstract("vit_so400m_patch14_siglip_384", depth=1).grid_size == (27, 27)
-    with pytest.raises(UserError, match=r"image_size 384 is not divisible by the patch size 14.*378 and 392"):
+    with pytest.raises(
+        UserError, match=r"image_size: got 384, expected a multiple of the patch size 14\. .* 378 and 392"
+    ):
         registry.build_abstract("vit_so400m_patch14_siglip_378", image_size=384)
 
 
@@ -424,18 +426,21 @@ def test_lora_is_not_for_convnets() -> None:
     ("options", "message"),
     [
         ({"global_pool": "mean"}, "unknown global_pool 'mean'.*valid: , avg, avgmax, map, max, token"),
-        ({"class_token": False}, "global_pool 'token' reads the class token"),
+        ({"class_token": False}, "global_pool: got 'token' with class_token=False"),
         (
             {"distilled": True, "global_pool": "avg"},
-            "a distilled model reads its class token and its distillation token",
+            "distilled: got global_pool=",
         ),
         ({"activation": "relu"}, "unknown activation 'relu'"),
         ({"interpolation": "nearest"}, "unknown interpolation 'nearest'"),
         (
             {"image_size": (64, 60)},
-            r"image_size \(64, 60\) is not divisible by the patch size 16.*\(64, 48\) and \(80, 64\)",
+            r"image_size: got \(64, 60\), expected a multiple of the patch size 16\. .* \(64, 48\) and \(80, 64\)",
         ),
-        ({"patch_size": (16, 8, 4)}, r"patch_size is a whole number of pixels, 1 or more, or \(height, width\)"),
+        (
+            {"patch_size": (16, 8, 4)},
+            r"patch_size: got \(16, 8, 4\), expected pixels as an integer, .* \(height, width\)",
+        ),
         ({"block": "Block"}, "unknown argument of test_vit 'block'"),
     ],
 )

@@ -108,7 +108,7 @@ def test_weights_for_another_size_are_timms(tmp_path) -> None:
 
 
 def test_mistakes_are_told_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"image_size 80 is not divisible by the patch size 32.*64 and 96"):
+    with pytest.raises(UserError, match=r"image_size: got 80, expected a multiple of the patch size 32\. .* 64 and 96"):
         registry.build_abstract("vit_small_r26_s32_224", image_size=80)
     model = registry.build_abstract("vit_small_r26_s32_224", image_size=64)
     assert (model.grid_size, model.feature_info[0].stride, model.first_conv) == (
@@ -116,5 +116,5 @@ def test_mistakes_are_told_in_one_line() -> None:
         32,
         "patch_embed.backbone.stem.conv",
     )
-    with pytest.raises(UserError, match=r"images of shape \[1, 96, 96, 3\] do not fit"):
+    with pytest.raises(UserError, match=r"images: got shape \[1, 96, 96, 3\], expected"):
         model(jnp.zeros((1, 96, 96, 3)))

@@ -278,7 +278,7 @@ def test_batch_norm_in_groups() -> None:
     np.testing.assert_allclose(training(x), jnp.concatenate(parts), atol=1e-6)
     means = jnp.stack([part.mean((0, 1, 2)) for part in jnp.split(x, 4)])
     np.testing.assert_allclose(grouped.mean[...], 0.1 * means.mean(0), atol=1e-6)
-    with pytest.raises(UserError, match="a batch of 8 images is not made of groups of 3"):
+    with pytest.raises(UserError, match="batch_norm_group: got 3 for a batch of 8 images"):
         nnx.view(grouped, use_running_average=False, batch_norm_group=3)(x)
 
 
