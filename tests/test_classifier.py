@@ -1,4 +1,4 @@
-"""What is promised of a classifier that is saved, loaded and asked: mistakes are told, nothing is made up."""
+"""Classifiers: saving, loading, transforming images, and the errors of each."""
 
 from __future__ import annotations
 
@@ -15,57 +15,58 @@ from support.reference import import_timm
 
 from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.classifier import Classifier, exported, load_classifier, save_classifier
+from jaxvision.classifier import Classifier, find_export, load_classifier, save_classifier
 from jaxvision.create import create_model
+from jaxvision.data.image_path import FromWorkers
 from jaxvision.errors import UserError
 from jaxvision.run import program
 from jaxvision.weights.timm import load_timm, save_timm
 
 
-def test_a_vit_that_is_not_square_comes_back_as_it_was(tmp_path):
+def test_a_vit_for_oblong_images_is_saved_and_loaded(tmp_path):
     model = create_model("test_vit", num_classes=2, image_size=(96, 160), seed=1)
     save_classifier(tmp_path, Classifier(model, ("a", "b"), Preprocess(image_size=160)))
     again = load_classifier(tmp_path).model
     assert again.image_size == (96, 160)
     np.testing.assert_array_equal(again.pos_embed[...], model.pos_embed[...])
-    with pytest.raises(UserError, match=r"image_size is a number of pixels, the side of a square"):
+    with pytest.raises(UserError, match=r"expected a whole number of pixels, the side of a square"):
         load_classifier(tmp_path, image_size=(96, 160))
 
 
-def test_an_untrained_head_never_answers(tmp_path, capsys):
+def test_a_classifier_never_has_an_untrained_head(tmp_path, capsys):
     file, headless = tmp_path / "ten.safetensors", tmp_path / "none.safetensors"
     save_timm(create_model("test_resnet", num_classes=10), file)
     save_timm(create_model("test_resnet", num_classes=0), headless)
     assert len(load_classifier("test_resnet", checkpoint_path=file, num_classes=10).classes) == 10
-    with pytest.raises(UserError, match=r"has a head of 10 classes, not one of 7: another head is untrained"):
+    with pytest.raises(UserError, match=r"num_classes: got 7, but .* has a head of 10 classes"):
         load_classifier("test_resnet", checkpoint_path=file, num_classes=7)
-    with pytest.raises(UserError, match=r"has no head, not one of 7"):
+    with pytest.raises(UserError, match=r"num_classes: got 7, but .* has no head"):
         load_classifier("test_resnet", checkpoint_path=headless, num_classes=7)
     folder = save_classifier(
         tmp_path / "two", Classifier(create_model("test_resnet", num_classes=2), "ab", Preprocess())
     )
-    with pytest.raises(UserError, match=r"has a head of 10 classes, not one of 2"):
+    with pytest.raises(UserError, match=r"num_classes: got 2, but .* has a head of 10 classes"):
         load_classifier(folder, checkpoint_path=file)
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     command = ["predict", "-m", "test_resnet", "--checkpoint", str(headless), str(tmp_path / "a.png")]
     assert cli.main(command) == 2
-    assert "test_resnet has no head, so there is nothing to predict" in capsys.readouterr().err
+    assert "got test_resnet, which has no head, expected a classifier" in capsys.readouterr().err
 
 
-def test_every_class_has_one_name():
-    with pytest.raises(UserError, match=r"the model has 5 classes, but 2 have names"):
+def test_the_number_of_names_must_be_the_number_of_classes():
+    with pytest.raises(UserError, match=r"classes: got 2 names, expected the model's 5"):
         Classifier(create_model("test_resnet", num_classes=5), ("a", "b"), Preprocess())
 
 
-def test_what_timm_cannot_be_told_is_said(tmp_path, caplog):
+def test_options_that_timm_lacks_are_logged(tmp_path, caplog):
     model = create_model("test_resnet", num_classes=2, antialias="blur")
     with caplog.at_level(logging.WARNING):
         save_classifier(tmp_path, Classifier(model, ("a", "b"), Preprocess(image_size=64)))
-    assert "timm cannot be told of antialias='blur'" in caplog.text
+    assert "timm has no argument for antialias='blur'" in caplog.text
     assert load_classifier(tmp_path).model.options == model.options
 
 
-def test_gray_weights_take_gray_pictures(tmp_path):
+def test_a_model_for_gray_images_converts_images_to_gray(tmp_path):
     save_timm(create_model("test_resnet", num_classes=10), tmp_path / "m.safetensors")
     classifier = load_classifier("test_resnet", checkpoint_path=tmp_path / "m.safetensors", in_channels=1)
     images = classifier.images([Image.new("RGB", (70, 50))])
@@ -73,11 +74,11 @@ def test_gray_weights_take_gray_pictures(tmp_path):
     again = load_classifier(save_classifier(tmp_path / "gray", classifier))
     np.testing.assert_array_equal(again.model(again.images([Image.new("L", (70, 50))])), classifier.model(images))
     four = Classifier(create_model("test_resnet", num_classes=2, in_channels=4), ("a", "b"), Preprocess(image_size=64))
-    with pytest.raises(UserError, match=r"pictures have 3 channels, or 1; this model takes 4"):
+    with pytest.raises(UserError, match=r"this model takes 4 channels, but image files have 3 or 1"):
         four.images([Image.new("RGB", (70, 50))])
 
 
-def test_options_in_a_config_are_options_of_the_model(tmp_path):
+def test_an_export_may_only_state_options_of_the_model(tmp_path):
     folder = save_classifier(tmp_path, Classifier(create_model("test_resnet", num_classes=2), "ab", Preprocess()))
     config = json.loads((folder / "config.json").read_text())
     config["jaxvision_options"] = {"pretrained": True}
@@ -87,7 +88,7 @@ def test_options_in_a_config_are_options_of_the_model(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, np.uint8, bool, np.complex64, jnp.float8_e4m3fn, 3, "int8"])
-def test_parameters_are_floats(dtype):
+def test_the_dtype_of_parameters_must_be_floating_point(dtype):
     with pytest.raises(UserError, match=r"unknown dtype"):
         create_model("test_resnet", param_dtype=dtype)
 
@@ -95,35 +96,39 @@ def test_parameters_are_floats(dtype):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (None, {}, "asked for by its name"),
+        (None, {}, "expected a name such as 'resnet50.a1_in1k'"),
         ("x" * 500, {}, "unknown model"),
         ("", {}, "unknown model"),
         ("test_resnet", {"in_channels": None}, "in_channels: got None, expected an integer, 1 or more"),
-        ("test_resnet", {"seed": "a"}, "seed: got .*, expected an integer"),
-        ("test_resnet", {"freeze": 5}, "freeze is a list of regular expressions"),
-        ("test_resnet", {"checkpoint_path": 3}, "checkpoint_path is the path of a file"),
-        ("test_resnet", {"pretrained": True, "revision": 3}, "revision is the name of a branch"),
-        ("test_resnet", {"depths": (0, 1, 1, 1)}, "each of depths: got .*, expected an integer, 1 or more"),
-        ("test_resnet", {"stem_width": 0}, "stem_width: got .*, expected an integer, 1 or more"),
-        ("test_vit", {"depth": 0}, "depth: got .*, expected an integer, 1 or more"),
-        ("test_vit", {"num_heads": 0}, "num_heads: got .*, expected an integer, 1 or more"),
-        ("test_vit", {"reg_tokens": -1}, "reg_tokens: got .*, expected an integer, 0 or more"),
-        ("test_resnet", {"features_only": True, "out_indices": 1.5}, "the last 1.5 of them cannot be had"),
+        ("test_resnet", {"seed": "a"}, "seed: got 'a', expected an integer"),
+        ("test_resnet", {"freeze": 5}, "freeze: got 5, expected a list of regular expressions"),
+        ("test_resnet", {"checkpoint_path": 3}, "checkpoint_path: got 3, expected the path of a file"),
+        ("test_resnet", {"pretrained": True, "revision": 3}, "revision: got 3, expected the name of a branch"),
+        ("test_resnet", {"depths": (0, 1, 1, 1)}, "each of depths: got 0, expected an integer, 1 or more"),
+        ("test_resnet", {"stem_width": 0}, "stem_width: got 0, expected an integer, 1 or more"),
+        ("test_vit", {"depth": 0}, "depth: got 0, expected an integer, 1 or more"),
+        ("test_vit", {"num_heads": 0}, "num_heads: got 0, expected an integer, 1 or more"),
+        ("test_vit", {"reg_tokens": -1}, "reg_tokens: got -1, expected an integer, 0 or more"),
+        (
+            "test_resnet",
+            {"features_only": True, "out_indices": 1.5},
+            "out_indices: got 1.5, expected a number from 1 to 5",
+        ),
     ],
 )
-def test_impossible_values_are_told_in_one_line(name, options, message):
+def test_impossible_arguments(name, options, message):
     with pytest.raises(UserError) as error:
         create_model(name, **options)
     assert message in str(error.value)
 
 
-def test_numpys_numbers_are_numbers():
+def test_numbers_of_numpy_are_accepted():
     assert create_model("test_resnet", dropout=np.float32(0.1)).num_classes == 1000
     assert create_model("test_resnet", features_only=True, out_indices=np.int64(2)).out_indices == (3, 4)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnetv2_18", "test_vit", "test_efficientnet"])
-def test_a_head_that_cannot_be_leaves_the_model_as_it_was(name):
+def test_a_failed_reset_of_the_head_changes_nothing(name):
     model = create_model(name)
     before = (model.num_classes, model.options)
     with pytest.raises(UserError, match="num_classes: got -1, expected an integer, 0 or more"):
@@ -131,101 +136,104 @@ def test_a_head_that_cannot_be_leaves_the_model_as_it_was(name):
     assert (model.num_classes, model.options) == before
 
 
-def test_a_file_of_timms_is_of_a_model(tmp_path):
+def test_weight_files_need_a_model(tmp_path):
     features = create_model("test_resnet", features_only=True)
     for broken in (
         lambda: save_timm(features, tmp_path / "x.safetensors"),
         lambda: load_timm(features, tmp_path / "x"),
     ):
-        with pytest.raises(UserError, match="not of a FeatureExtractor: give its attribute `model`"):
+        with pytest.raises(UserError, match=r"got a FeatureExtractor, expected a model. Pass its attribute `model`"):
             broken()
 
 
 def test_equal_models_make_equal_files(tmp_path):
     model = create_model("test_vit", num_classes=2, image_size=(64, 96))
-    for i in range(8):  # safetensors itself writes two lines of metadata in either order
+    for i in range(8):  # safetensors itself writes the metadata in arbitrary order
         save_timm(model, tmp_path / f"{i}.safetensors")
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
-def test_a_weight_file_of_ours_brings_its_classes_and_its_transform(tmp_path):
+def test_a_weight_file_of_an_export_has_its_classes_and_transform(tmp_path):
     own = Preprocess(image_size=64, crop_pct=1.0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), interpolation="bilinear")
     model = create_model("test_resnet", num_classes=2, image_size=64)
     file = save_classifier(tmp_path / "export", Classifier(model, ("cat", "dog"), own)) / "model.safetensors"
     for options in ({}, {"num_classes": 2}):
         found = load_classifier("test_resnet", checkpoint_path=file, **options)
         assert (found.classes, found.preprocess) == (("cat", "dog"), own)
-    config = run.complete(
-        {"source": {"name": "digits"}, "model": {"name": "test_resnet", "checkpoint_path": str(file)}}
-    )
-    assert program.preprocess_of(config, 3, small=False) == own
+    sections = {"source": {"name": "digits"}, "model": {"name": "test_resnet", "checkpoint_path": str(file)}}
+    config = run.complete(sections | {"optimizer": {"learning_rate": 0.1}})
+    assert program.preprocess_of(config, FromWorkers(channels=3)) == own
     config.model.image_size = 96
-    assert program.preprocess_of(config, 3, small=False) == replace(own, image_size=96)
-    # Beside a file of another name, or of another architecture, config.json says nothing of it.
-    assert exported(file.rename(tmp_path / "export" / "other.safetensors"), "test_resnet") is None
-    assert exported(tmp_path / "export" / "model.safetensors", "resnet18") is None
+    assert program.preprocess_of(config, FromWorkers(channels=3)) == replace(own, image_size=96)
+    # config.json describes neither a file with another name nor another architecture.
+    assert find_export(file.rename(tmp_path / "export" / "other.safetensors"), "test_resnet") is None
+    assert find_export(tmp_path / "export" / "model.safetensors", "resnet18") is None
 
 
-def test_pictures_that_are_none_are_told(tmp_path):
+def test_images_that_are_no_images(tmp_path):
     model = create_model("test_resnet", num_classes=2, image_size=32)
     classifier = Classifier(model, ("a", "b"), Preprocess(image_size=32))
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     assert classifier.images(str(tmp_path / "a.png")).shape == (1, 32, 32, 3)
-    with pytest.raises(UserError, match="there is no picture"):
+    with pytest.raises(UserError, match="images: got an empty list"):
         classifier.images([])
-    with pytest.raises(UserError, match=r"PIL.Image.fromarray\(array\) makes one\); got ndarray"):
+    with pytest.raises(
+        UserError, match=r"got ndarray, expected a file or a Pillow image. PIL.Image.fromarray\(array\) makes one"
+    ):
         classifier.images([np.zeros((8, 8, 3), np.uint8)])
 
 
-def test_a_file_of_another_kind_is_not_written(tmp_path, capsys):
-    with pytest.raises(UserError, match=r"call the file model.safetensors, not .*model.pth"):
+def test_only_safetensors_files_are_written(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"got the file .*model.pth, expected the suffix .safetensors"):
         save_timm(create_model("test_resnet", num_classes=2), tmp_path / "model.pth")
     assert cli.main(["convert", "test_resnet", str(tmp_path / "out.pth")]) == 2
-    assert "name a folder" in capsys.readouterr().err
+    assert "expected a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_that_was_cut_off_is_not_taken_for_one(tmp_path):
-    """Weights of one export beside the classes of another are a model that answers, and is wrong."""
+def test_an_interrupted_export_is_an_error(tmp_path):
+    """The weights of one export with the classes of another would give wrong predictions."""
     for name, classes in (("old", ("a", "b")), ("new", ("x", "y"))):
         save_classifier(tmp_path / name, Classifier(create_model("test_resnet", num_classes=2), classes, Preprocess()))
     (tmp_path / "new" / "model.safetensors").replace(tmp_path / "old" / "model.safetensors")
-    with pytest.raises(UserError, match=r"config.json and model.safetensors are of two exports"):
+    with pytest.raises(UserError, match=r"config.json and model.safetensors belong to different exports"):
         load_classifier(tmp_path / "old")
-    save_timm(create_model("test_resnet", num_classes=2), tmp_path / "old" / "model.safetensors")  # by hand: all right
+    save_timm(
+        create_model("test_resnet", num_classes=2), tmp_path / "old" / "model.safetensors"
+    )  # written by hand, without a mark
     assert load_classifier(tmp_path / "old").classes == ("a", "b")
 
 
-def test_an_export_that_cannot_be_written_leaves_the_old_one(tmp_path):
+def test_a_failed_export_leaves_the_earlier_one(tmp_path):
     folder = save_classifier(
         tmp_path, Classifier(create_model("test_resnet", num_classes=2, seed=1), "ab", Preprocess())
     )
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UserError, match=r"the name of a class is not UTF-8: 'K\\udce4se'"):
+    with pytest.raises(UserError, match=r"classes: the name 'K\\udce4se' is not valid UTF-8"):
         save_classifier(
             folder, Classifier(create_model("test_resnet", num_classes=2), ("K\udce4se", "b"), Preprocess())
         )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_weights_for_other_pictures_are_told_of(tmp_path, caplog):
+def test_weights_for_other_channels_are_logged(tmp_path, caplog):
     save_timm(create_model("test_resnet", num_classes=2, in_channels=4), tmp_path / "four.safetensors")
     with caplog.at_level(logging.WARNING):
         create_model("test_resnet", checkpoint_path=tmp_path / "four.safetensors", num_classes=2)
-    assert "conv1.0.weight adapted from [16, 4, 3, 3] to [16, 3, 3, 3]" in caplog.text
+    assert "adapting conv1.0.weight from [16, 4, 3, 3] to [16, 3, 3, 3]" in caplog.text
 
 
-def test_pictures_are_not_made_for_a_model_that_is_not_square(tmp_path):
+def test_files_are_not_transformed_for_oblong_models(tmp_path):
     classifier = Classifier(create_model("test_vit", num_classes=2, image_size=(32, 64)), "ab", Preprocess())
-    with pytest.raises(UserError, match="this model takes 32 x 64 pixels, and pictures are made square"):
+    with pytest.raises(UserError, match="this model takes 32 x 64 pixels, but the transform makes square images"):
         classifier.images(Image.new("RGB", (40, 30)))
     config = json.loads((save_classifier(tmp_path, classifier) / "config.json").read_text())
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 64]
 
 
 @pytest.mark.timm
-def test_a_vit_of_timms_that_is_not_square_keeps_its_positions(tmp_path, caplog):
-    """As many patches as the architecture's own square has: nothing in the file says in which shape."""
+def test_a_vit_of_timms_for_oblong_images_keeps_its_positions(tmp_path, caplog):
+    """Its grid has as many positions as the architecture's own square, and the file does not state its shape."""
     from safetensors.torch import save_file
 
     theirs = import_timm().create_model("test_vit", img_size=(80, 320))
@@ -233,4 +241,4 @@ def test_a_vit_of_timms_that_is_not_square_keeps_its_positions(tmp_path, caplog)
     with caplog.at_level(logging.WARNING):
         ours = create_model("test_vit", image_size=(80, 320), checkpoint_path=tmp_path / "own.safetensors")
     np.testing.assert_array_equal(ours.pos_embed[...], theirs.pos_embed.detach().numpy())
-    assert "it is taken for 5 x 20, the model's" in caplog.text
+    assert "assuming that of the model, 5 x 20" in caplog.text

@@ -1,6 +1,6 @@
-"""What every architecture must do. A new one is found through the registry, and adds no line here.
+"""Properties of every architecture. The registry lists new ones, so this file does not change with them.
 
-Golden logits, names and shapes are in test_golden.py, timm's file format with real timm in test_weights.py.
+Golden logits, names and shapes are in test_golden.py, the file format with real timm in tests/weights.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def parameters(model: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("architecture", every_architecture())
-def test_another_head_changes_the_head_and_nothing_else(architecture: str) -> None:
+def test_another_number_of_classes_changes_only_the_head(architecture: str) -> None:
     model = abstract(architecture)
     many, few = parameters(model), parameters(abstract(architecture, num_classes=7))
     assert many.keys() == few.keys()
@@ -53,14 +53,14 @@ def test_another_head_changes_the_head_and_nothing_else(architecture: str) -> No
 
 
 @pytest.mark.parametrize("architecture", every_architecture())
-def test_every_leaf_is_matched_by_each_table(architecture: str) -> None:
+def test_every_table_covers_every_leaf(architecture: str) -> None:
     model = abstract(architecture)
     leaves = list(parameters(model))
     assert set(optim.decay_mask(model)) == set(leaves)
     assert set(optim.layer_scales(model, 0.5)) == set(leaves)
     for coarse in (False, True):
         groups = [(pattern, i) for i, pattern in enumerate(model.layer_groups(coarse=coarse))]
-        matched = tree.match(leaves, groups, default=len(groups))  # raises where a pattern matches nothing
+        matched = tree.match(leaves, groups, default=len(groups))  # raises if a pattern matches nothing
         head = {name for name, group in matched.items() if group == len(groups)}
         assert any(name.startswith(model.classifier_names) for name in head)
     shardings = jax.tree.leaves(state_shardings({"model": nnx.state(model)}, make_mesh()))
@@ -97,7 +97,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters(family: str) -> No
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(nnx.state(half, nnx.Param)))
     assert half.forward_features(images).dtype == jnp.bfloat16
     a, b = np.asarray(full(images)), np.asarray(half(images), np.float32)
-    # bfloat16 has 8 bits: a few per cent of the logits' scale after a dozen layers.
+    # bfloat16 has 8 bits: a few percent of the logits' scale after a dozen layers.
     assert np.abs(a - b).max() <= 0.05 * max(np.abs(a).max(), 1e-3) + 1e-3
 
 
@@ -105,7 +105,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters(family: str) -> No
 def test_gradients_are_finite_and_reach_every_parameter(family: str) -> None:
     model = train_view(create_model(TINY[family], num_classes=5, image_size=64, drop_path=0.1))
     images = jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
-    # The last scale of a residual branch starts at zero and hides what is before it: give it a value.
+    # The last scale of a residual branch starts at zero, which makes the gradients before it zero.
     for path, leaf in nnx.iter_graph(model):
         if isinstance(leaf, nnx.Param) and path[-1] in ("scale", "gamma"):
             leaf[...] = jnp.ones_like(leaf[...])
@@ -122,7 +122,7 @@ def test_gradients_are_finite_and_reach_every_parameter(family: str) -> None:
     grads = gradient(params, rest)
     for name, g in zip(tree.names(grads), jax.tree.leaves(grads), strict=True):
         assert np.isfinite(g).all(), name
-        # A bias in front of BatchNorm, or of keys in a softmax, has a gradient of zero but for rounding.
+        # The gradient of a bias before BatchNorm, or of the keys of a softmax, is zero except for rounding.
         assert np.abs(g).max() > 0, name
 
 
@@ -143,7 +143,7 @@ def test_one_trace_serves_every_call(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_timms_file_gives_the_same_bits_back(family: str, tmp_path: Path) -> None:
+def test_a_saved_file_loads_bit_for_bit(family: str, tmp_path: Path) -> None:
     model = create_model(TINY[family], num_classes=5, seed=1)
     save_timm(model, tmp_path / "model.safetensors")
     again = load_timm(abstract(TINY[family], num_classes=5), tmp_path / "model.safetensors")
@@ -156,8 +156,8 @@ def test_timms_file_gives_the_same_bits_back(family: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_freezing_is_for_anyone(family: str) -> None:
-    """A loop that knows nothing of freezing leaves frozen leaves, and frozen statistics, alone."""
+def test_frozen_leaves_stay_frozen_in_any_loop(family: str) -> None:
+    """A plain training loop changes neither frozen parameters nor frozen statistics."""
     import optax
 
     model = create_model(TINY[family], num_classes=5, image_size=32, freeze_backbone=True,
@@ -208,7 +208,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(family: str) -> None:
         ("deit_tiny_distilled_patch16_224", {"image_size": 64}),
     ],
 )
-def test_an_export_of_another_shape_is_read_by_timm_and_by_us(architecture: str, options: dict, tmp_path: Path) -> None:
+def test_timm_reads_an_export_of_another_shape(architecture: str, options: dict, tmp_path: Path) -> None:
     import torch
 
     model = create_model(architecture, num_classes=4, in_channels=1, **options)
@@ -231,19 +231,19 @@ def test_an_export_of_another_shape_is_read_by_timm_and_by_us(architecture: str,
         ({"image_size": 64.0}, "image_size: got 64.0, expected an integer, 1 or more"),
         ({"in_channels": 0}, "in_channels: got 0, expected an integer, 1 or more"),
         ({"freeze_layers": -1}, "freeze_layers: got -1, expected an integer, 0 or more"),
-        ({"dropout": "0.1"}, "dropout is a probability in \\[0, 1\\), got '0.1'"),
+        ({"dropout": "0.1"}, "dropout: got '0.1', expected a probability in \\[0, 1\\)"),
     ],
 )
-def test_values_of_another_kind_are_told(family: str, options: dict, message: str) -> None:
+def test_arguments_of_the_wrong_type(family: str, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         create_model(TINY[family], **options)
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_images_of_another_kind_are_told(family: str) -> None:
+def test_images_of_the_wrong_shape_or_dtype(family: str) -> None:
     model = create_model(TINY[family])
     size = model.image_size
-    with pytest.raises(UserError, match=r"takes \[b, h, w, 3\], channels last"):
+    with pytest.raises(UserError, match=r"expected \[b, h, w, 3\]. Put the channels last"):
         model(jnp.zeros((1, 3, size, size)))
     with pytest.raises(UserError, match=r"images: got uint8, expected normalized floats"):
         model(jnp.zeros((1, size, size, 3), jnp.uint8))
