@@ -224,7 +224,7 @@ def test_missing_levels_are_errors(out_indices: Any, message: str) -> None:
 
 
 def test_options_that_contradict_each_other_are_errors() -> None:
-    with pytest.raises(UserError, match="needs features_only=True"):
+    with pytest.raises(UserError, match="Pass features_only=True"):
         jaxvision.create_model("test_resnet", out_indices=2)
     with pytest.raises(UserError, match="a classifier has a head"):
         jaxvision.load_classifier("test_resnet", features_only=True)

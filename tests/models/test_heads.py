@@ -152,7 +152,7 @@ def test_dropout_before_the_head_is_a_vits() -> None:
     from jaxvision.models import create_resnet, create_vit
 
     assert create_vit({"architecture": "test_vit", "head_dropout": 0.1}).head_drop.rate == 0.1
-    with pytest.raises(UserError, match="head_dropout is a probability"):
+    with pytest.raises(UserError, match="head_dropout: got 1, expected a probability"):
         jaxvision.create_model("test_vit", head_dropout=1)
     with pytest.raises(UserError, match="unknown argument of test_resnet 'head_dropout'; did you mean 'dropout'"):
         jaxvision.create_model("test_resnet", head_dropout=0.1)

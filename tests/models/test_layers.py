@@ -300,7 +300,12 @@ def test_pools_and_levels_that_cannot_be_are_told():
         check_global_pool("mean", 0)
     with pytest.raises(UserError, match="Set num_classes=0"):
         check_global_pool("", 10)
-    for indices, message in ((6, "the last 6"), (0, "the last 0"), ([1, 5], "there is no 5"), ([-6], "there is no -6")):
+    for indices, message in (
+        (6, "got 6, expected a number from 1 to 5"),
+        (0, "got 0, expected a number from 1 to 5"),
+        ([1, 5], "got the level 5, expected"),
+        ([-6], "got the level -6, expected"),
+    ):
         with pytest.raises(UserError, match=message):
             feature_indices(indices, 5)
 

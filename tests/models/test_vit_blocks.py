@@ -418,7 +418,7 @@ def test_lora_finds_attention_and_mlp(name) -> None:
 
 
 def test_lora_is_not_for_convnets() -> None:
-    with pytest.raises(UserError, match="LoRA is for ViTs"):
+    with pytest.raises(UserError, match="which is not a ViT"):
         add_lora(random_model("test_resnet"), rngs=nnx.Rngs(0))
 
 
