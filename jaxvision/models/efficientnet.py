@@ -70,6 +70,7 @@ class EfficientNet(Model):
       rngs: streams ``params`` and ``dropout``.
 
     Example:
+      >>> from jaxvision.models.efficientnet_plan import Row
       >>> model = EfficientNet(stages=(Row("ds", 1, 3, 1, 16),), num_classes=10, rngs=nnx.Rngs(0))
       >>> model(jnp.zeros((2, 32, 32, 3))).shape, model.forward_features(jnp.zeros((2, 32, 32, 3))).shape
       ((2, 10), (2, 16, 16, 1280))
