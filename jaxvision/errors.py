@@ -1,4 +1,4 @@
-"""What a user did wrong, in one line.
+"""Errors that a user can fix, reported in one line.
 
 Everything that a user can trigger (a misspelled name, a file that is not there, weights of another
 architecture) raises :class:`UserError`. The consoles (`main`, `cli`) print its text as one line and
@@ -15,11 +15,11 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the message says what was got, what was wanted, what to do."""
+    """An error that the user can fix. The message has what was given, what was expected, and the fix."""
 
 
 class Preempted(Exception):
-    """A run was told to stop, by SIGTERM. What it did is saved; the same command goes on."""
+    """A run was stopped by SIGTERM and has saved its state. The same command resumes it."""
 
     #: Exit status, EX_TEMPFAIL of sysexits.h: launchers start such a run again.
     STATUS = 75
@@ -51,7 +51,7 @@ def unknown_name_error(what: str, name: str, valid: Iterable[str]) -> UserError:
       valid: what would have been accepted. A short list is given whole, a long one by its nearest members.
 
     Example:
-      >>> str(unknown("optimizer", "adamv", ["sgd", "adamw", "lamb"]))
+      >>> str(unknown_name_error("optimizer", "adamv", ["sgd", "adamw", "lamb"]))
       "unknown optimizer 'adamv'; did you mean 'adamw'? (valid: adamw, lamb, sgd)"
     """
     valid = sorted(set(valid))
@@ -65,7 +65,7 @@ def missing_package_error(package: str, purpose: str, extra: str) -> MissingPack
     """Returns the error for an optional package that is not installed.
 
     Example:
-      >>> str(missing_package("datasets", "reading the hub's data sets", "huggingface"))
+      >>> str(missing_package_error("datasets", "reading the hub's data sets", "huggingface"))
       "reading the hub's data sets needs the package 'datasets'; in the checkout: pip install '.[huggingface]'"
     """
     return MissingPackage(f"{purpose} needs the package {package!r}; in the checkout: pip install '.[{extra}]'")
@@ -73,13 +73,13 @@ def missing_package_error(package: str, purpose: str, extra: str) -> MissingPack
 
 @contextmanager
 def disk_errors_as_user_errors(folder: Path) -> Iterator[None]:
-    """Makes a user's error of a disk that is full, or cannot be written to.
+    """Turns the errors of a full or read-only disk into a `UserError`.
 
     Args:
       folder: what is being written, where the error itself does not name the file.
 
     Example:
-      >>> with told_of_the_disk(Path("runs/x")):
+      >>> with disk_errors_as_user_errors(Path("runs/x")):
       ...     raise OSError(errno.ENOSPC, "No space left on device")
       Traceback (most recent call last):
       ...
