@@ -27,7 +27,7 @@ from jaxvision.weights.timm import save_timm
         (["--config.model.name=resnet51"], "did you mean 'resnet50'"),
         (["--config.model.name=resnet50.a9_in1k"], "valid: a1_in1k"),
         (["--config.source.name=digit"], "did you mean 'digits'"),
-        (["--config.model.image_size=17"], "not divisible by the patch size 4"),
+        (["--config.model.image_size=17"], "expected a multiple of the patch size 4"),
         (["--config.model.patch_sise=4"], "Did you mean model.patch_size"),
         (["--config.optimizer.name=adamv"], "did you mean 'adamw'"),
         (["--config.schedule.name=cosin"], "did you mean 'cosine'"),
