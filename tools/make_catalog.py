@@ -1,13 +1,13 @@
-"""Writes what jaxvision knows of timm's weights: jaxvision/weights/catalog.json and imagenet1k.txt.
+"""Writes the catalog of timm's weights and the classes of ImageNet: jaxvision/weights/catalog.json and imagenet1k.txt.
 
-Facts only, from an installed timm (PyTorch is needed to import it), for every architecture of timm's modules that hold
-our families, whether jaxvision has it yet or not:
+Every fact is from an installed timm, which needs PyTorch. The catalog has each architecture of the timm modules with
+our families, also those that jaxvision does not have:
 
     python tools/make_catalog.py [--results results-imagenet.csv] [--costs benchmark-infer-amp-nchw-....csv]
 
-Run it again when timm publishes new weights. Accuracies and multiply-adds stand in the folder results/ of timm's
-repository, not in its package: those in `--results` and `--costs` are put over those that the catalog holds.
-Multiply-adds that timm publishes nowhere are counted, by jaxvision.model_info.
+Run it again when timm publishes new weights. timm's package has no accuracies and multiply-adds; they are in the folder
+results/ of its repository. Numbers in `--results` and `--costs` replace those in the catalog, and all others are kept.
+Multiply-adds that timm does not publish are counted by jaxvision.model_info.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jaxvision.models import registry  # noqa: E402
 
 MODULES = ["resnet", "vision_transformer", "deit", "vision_transformer_hybrid", "efficientnet", "resnetv2"]
 WEIGHTS = ROOT / "jaxvision" / "weights"
-# WordNet's first word names two classes each of these times; a list of labels should not.
+# WordNet's first word names two classes in each of these cases; labels must be unique.
 RENAMED = {
     "n02012849": "crane (bird)",
     "n03126707": "crane (machine)",
@@ -40,7 +40,7 @@ RENAMED = {
 
 
 def published(results: Path | None) -> dict[str, dict[str, list[float]]]:
-    """Returns {name: {image size: [top-1, top-5]}} of ImageNet-1k."""
+    """Returns {name: {image size: [top-1, top-5]}} on ImageNet-1k, in percent."""
     found = collections.defaultdict(dict, {name: row["accuracy"] for name, row in kept().items()})
     for row in table(results):
         found[row["model"]][row["img_size"]] = [float(row["top1"]), float(row["top5"])]
@@ -48,10 +48,10 @@ def published(results: Path | None) -> dict[str, dict[str, list[float]]]:
 
 
 def multiply_adds(costs: Path | None) -> dict[str, dict[str, int]]:
-    """Returns {architecture: {image size: multiply-adds of one image}} as timm publishes them."""
+    """Returns {architecture: {image size: multiply-adds per image}}, as published by timm."""
     found: dict[str, dict[str, int]] = collections.defaultdict(dict)
     for name, row in kept().items():
-        # timm tells hundredths of 1e9: a finer number was counted here.
+        # timm publishes hundredths of 1e9; a finer number was counted by jaxvision.
         found[name.partition(".")[0]] |= {size: macs for size, macs in row["macs"].items() if macs % 10_000_000 == 0}
     for row in table(costs):
         if row["infer_gmacs"]:
@@ -61,7 +61,7 @@ def multiply_adds(costs: Path | None) -> dict[str, dict[str, int]]:
 
 
 def count(costs: dict[str, dict[str, int]], architecture: str, num_classes: int, sizes: set[int]) -> None:
-    """Adds the multiply-adds that timm does not publish, of an architecture that jaxvision has."""
+    """Adds multiply-adds that timm does not publish to `costs`, if jaxvision has the architecture."""
     for size in sorted(sizes):
         if str(size) not in costs[architecture] and architecture in registry.architectures():
             model = registry.build_abstract(architecture, num_classes=num_classes, image_size=size)
@@ -69,7 +69,7 @@ def count(costs: dict[str, dict[str, int]], architecture: str, num_classes: int,
 
 
 def table(path: Path | None) -> list[dict[str, str]]:
-    """Returns the rows of a CSV file, none without one."""
+    """Returns the rows of a CSV file; an empty list for None."""
     if path is None:
         return []
     with path.open(encoding="utf-8") as file:
@@ -77,12 +77,12 @@ def table(path: Path | None) -> list[dict[str, str]]:
 
 
 def kept() -> dict[str, dict[str, Any]]:
-    """Returns the rows of the catalog as it is."""
+    """Returns the rows of the present catalog."""
     return json.loads((WEIGHTS / "catalog.json").read_text(encoding="utf-8"))["weights"]
 
 
 def parameters(timm: Any, name: str, cfg: Any) -> int:
-    """Returns the number of parameters of a model with the classes and the image size of its weights."""
+    """Returns the number of parameters of a model with the number of classes and the image size of its weights."""
     import torch
 
     with torch.device("meta"):
@@ -91,7 +91,7 @@ def parameters(timm: Any, name: str, cfg: Any) -> int:
 
 
 def row(cfg: Any, params: int, accuracy: dict[str, list[float]], macs: dict[str, int]) -> dict[str, Any]:
-    """Returns the catalog's row of one of timm's pretrained configurations."""
+    """Returns the row for one of timm's pretrained configurations."""
     test_size = cfg.test_input_size or cfg.input_size
     for c, h, w in (cfg.input_size, test_size):
         assert (c, h) == (3, w), f"{cfg.architecture}.{cfg.tag} is not trained on square RGB images"
@@ -118,15 +118,14 @@ def row(cfg: Any, params: int, accuracy: dict[str, list[float]], macs: dict[str,
     if cfg.url and not cfg.hf_hub_id:
         found |= {"url": cfg.url, "filename": cfg.url.rsplit("/", 1)[-1]}
     if any("quickgelu" in note.lower() for note in cfg.notes or ()) and "quickgelu" not in cfg.architecture:
-        found["activation"] = "quick_gelu"  # timm lists the weights under an architecture of exact GELU, too
+        found["activation"] = "quick_gelu"  # timm also lists the weights under an architecture with exact GELU
     return found
 
 
 def rows(timm: Any, accuracies: dict[str, Any], costs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the rows by name, each architecture's default tag first.
+    """Returns the rows by name, with the default tag of each architecture first.
 
-    A tag without weights is left out, unless it is its architecture's default: then it still says how images are
-    prepared.
+    A tag without weights is omitted, unless it is the default: its row has the transform of the architecture's images.
     """
     found = {}
     counts: dict[tuple[Any, ...], int] = {}
@@ -145,7 +144,7 @@ def rows(timm: Any, accuracies: dict[str, Any], costs: dict[str, Any]) -> dict[s
 
 
 def class_names() -> list[str]:
-    """Returns a line "synset name" for each class of ImageNet-1k."""
+    """Returns the lines of imagenet1k.txt, "synset name" for each class."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
@@ -168,7 +167,7 @@ def main() -> None:
 
     timm = import_timm()
     found = rows(timm, published(arguments.results), multiply_adds(arguments.costs))
-    # A line for each set of weights: a change is a line in the diff.
+    # One line per set of weights, so that a diff shows each change.
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
     text = f'{{"timm": {json.dumps(timm.__version__)}, "weights": {{\n{lines}\n}}}}\n'
     (WEIGHTS / "catalog.json").write_text(text, encoding="utf-8")

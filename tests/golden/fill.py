@@ -1,7 +1,7 @@
-"""Weights and images out of a seed and a name: the same numbers in every process, on every machine, for ever.
+"""Weights and images from a seed and a name, identical in every process, on every machine and with every NumPy.
 
-Golden logits can so be kept without keeping weights. Only the raw bits of a counter-based generator are used, because
-those are what NumPy promises not to change.
+They make it possible to store golden logits without the weights. Only the raw bits of a counter-based generator are
+used, because NumPy guarantees that they never change.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 
 
 def uniform(name: str, shape: tuple[int, ...], *, seed: int = 0) -> np.ndarray:
-    """Returns float32 numbers of `shape`, uniform in [-1, 1), that depend on nothing but name, shape and seed."""
+    """Returns float32 numbers of `shape`, uniform in [-1, 1), which depend only on name, shape and seed."""
     key = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "little")
     n = math.prod(shape)
     bits = np.random.Philox(key=key).random_raw((n + 1) // 2).astype("<u8").view("<u4")[:n]
-    # 24 bits fill the mantissa of a float32: each step below is exact.
+    # 24 bits fill the mantissa of a float32, so each step below is exact.
     return (((bits >> np.uint32(8)).astype(np.float32) - np.float32(2**23)) * np.float32(2**-23)).reshape(shape)
 
 
@@ -26,11 +26,11 @@ def tensor(name: str, shape: tuple[int, ...], *, power: int = 0, seed: int = 0) 
     """Returns float32 values for timm's tensor `name`.
 
     Args:
-      name: the key in timm's state dict.
-      shape: of the tensor in PyTorch's layout.
-      power: of a running variance, which is 2 ** power on average. Training makes it the variance of what the norm
-        sees; anything else, and a deep net either forgets the image or multiplies its rounding errors.
-      seed: of everything.
+      name: the key in timm's state_dict.
+      shape: shape of the tensor in PyTorch's layout.
+      power: exponent of a running variance, which is 2 ** power on average. It must be close to the variance of the
+        norm's input, as after training. Otherwise a deep network loses the image or amplifies rounding errors.
+      seed: seed of the numbers. Default: 0.
     """
     u = uniform(name, shape, seed=seed)
     last = name.rsplit(".", 1)[-1]
@@ -40,18 +40,18 @@ def tensor(name: str, shape: tuple[int, ...], *, power: int = 0, seed: int = 0) 
         return np.float32(0.2) * u
     if last == "weight" and len(shape) == 1:  # the scale of a norm
         return np.float32(1) + np.float32(0.3) * u
-    if last == "weight" and len(shape) == 2 and "conv" in name:  # CondConv's experts, flat: the fan is not known
+    if last == "weight" and len(shape) == 2 and "conv" in name:  # CondConv's flattened experts, of unknown fan-in
         return np.float32(0.1 * math.sqrt(3)) * u
     if last == "weight":
         return np.float32(math.sqrt(3 / math.prod(shape[1:]))) * u
-    # Tokens and positions are as small as in training, where the epsilon of the first norm makes a difference.
+    # Tokens and positions are as small as in training, so that the epsilon of the first norm matters.
     return np.float32(0.02) * u if "token" in name or "embed" in name else u
 
 
 def images(shape: tuple[int, int, int, int], *, seed: int = 0) -> np.ndarray:
-    """Returns float32 images [b, h, w, c] of unit variance: four by four fields of color under noise.
+    """Returns float32 images [b, h, w, c] of unit variance: 4 by 4 fields of color with noise.
 
-    Of noise alone a deep net sees the mean, which is the same in every image.
+    Noise alone would not do: a deep network averages it, and the mean is the same in every image.
     """
     b, h, w, c = shape
     fields = uniform("fields", (b, 4, 4, c), seed=seed)[:, np.arange(h) * 4 // h][:, :, np.arange(w) * 4 // w]
@@ -59,6 +59,6 @@ def images(shape: tuple[int, int, int, int], *, seed: int = 0) -> np.ndarray:
 
 
 def digest(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
-    """Returns what tells one list of tensors from another, whatever their order."""
+    """Returns a hash of the names and shapes of tensors, independent of their order."""
     lines = sorted(f"{name} {list(shape)}" for name, shape in shapes)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

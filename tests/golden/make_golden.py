@@ -1,9 +1,10 @@
-"""Writes tests/golden/golden.json: logits of real timm, for weights and images made by `fill`.
+"""Writes tests/golden/golden.json: timm's logits for the weights and images of `fill`.
 
     python tests/golden/make_golden.py [ARCHITECTURE ... | --all]
 
-Without names the rows that are missing are made, on all cores, and with ``--all`` every row anew, which takes an hour;
-stopped, it goes on. Needs PyTorch and timm (the extra ``reference``). Run it when an architecture is added.
+Without names, it adds the missing rows, on all cores. With ``--all`` it computes every row again, which takes an hour.
+Run it again after an interruption, and when an architecture is added. It needs PyTorch and timm (the extra
+``reference``).
 """
 
 from __future__ import annotations
@@ -35,51 +36,55 @@ from jaxvision.models import registry  # noqa: E402
 from jaxvision.weights import catalog  # noqa: E402
 
 BATCH, KEPT = 2, 16
-# timm gives this one its epsilon only together with its weights.
+# timm sets the epsilon of this one only together with its weights.
 OPTIONS = {"fbnetc_100": {"bn_eps": 1e-3}}
-LARGEST = (
-    400e6  # parameters; above it a ViT keeps two blocks, and a convnet, of which timm changes no depth, a small image
-)
+# With more parameters, a ViT is reduced to two blocks, and a convnet, whose depth timm cannot change, to small images.
+LARGEST = 400e6
 SMALLER = 256
 
 
 def sizes(architecture: str) -> list[int]:
-    """Returns the sides of the images: the one it was made for, and of a kind that stands for others a small one, too.
+    """Returns the sides of the images: the architecture's own and, for a representative of its kind, a small one.
 
-    The small one is odd for a convnet, so that every padding and pooling rule shows, and gives a ViT 4 by 4 patches.
+    The small one is odd for a convnet, to show every rule of padding and pooling, and gives a ViT 4 by 4 patches.
     """
     row, native = registry.variant(architecture), catalog.lookup(architecture).image_size
     patch = row.arguments.get("patch_size", 16)
     if parameters(architecture) > LARGEST:
-        native = min(native, 16 * patch if row.family == "vit" else SMALLER)
+        native = min(native, 16 * patch if has_fixed_size(architecture) else SMALLER)
     if architecture not in KINDS:
         return [native]
-    if row.family == "vit":
+    if has_fixed_size(architecture):
         return [native, 4 * patch if 8 <= patch <= 32 else 64]
     return [native, 64 if row.arguments.get("antialias") == "avg" else 75]
 
 
+def has_fixed_size(architecture: str) -> bool:
+    """Returns whether the model accepts only images of one size, as a ViT does."""
+    return registry.variant(architecture).build.has_fixed_image_size
+
+
 @cache
 def parameters(architecture: str) -> int:
-    """Returns their number."""
+    """Returns the number of parameters."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(registry.build_abstract(architecture), nnx.Param)))
 
 
 def golden(case: tuple[str, int]) -> dict[str, Any]:
     """Returns the row of one architecture and image size.
 
-    It holds the first logits of each image and the norm of all, in float64 so that they are free of rounding; how far
-    PyTorch's own float32 is from them, in standard deviations; and the power of two of each running variance.
+    It has the first logits of each image and the norm of all, computed in float64; the error of PyTorch in float32, in
+    standard deviations; and the power of two of each running variance.
     """
     import torch
 
     torch.set_num_threads(1)
     architecture, size = case
     shallow: dict[str, Any] = {}
-    if registry.variant(architecture).family == "vit" and parameters(architecture) > LARGEST:
+    if has_fixed_size(architecture) and parameters(architecture) > LARGEST:
         shallow = {"depth": 2}
     theirs = shallow | OPTIONS.get(architecture, {})
-    if registry.variant(architecture).family == "vit":
+    if has_fixed_size(architecture):
         theirs["img_size"] = size
     with without_initialization():
         model = import_timm().create_model(architecture, num_classes=1000, **theirs).eval().double()
@@ -111,14 +116,14 @@ def golden(case: tuple[str, int]) -> dict[str, Any]:
 
 
 def fit_variance(module: Any, inputs: tuple[Any, ...], *, powers: dict[str, int], name: str) -> None:
-    """Multiplies a norm's running variance by the power of two that brings it next to the variance of its input."""
+    """Multiplies a running variance by the power of two that brings it closest to the variance of the norm's input."""
     mean = module.running_mean.view(1, -1, 1, 1)
     powers[name] = round(math.log2(float((inputs[0] - mean).square().mean())))
     module.running_var.mul_(2.0 ** powers[name])
 
 
 def shapes(architecture: str) -> str:
-    """Returns a digest of the names and shapes of all of a timm model's tensors."""
+    """Returns a hash of the names and shapes of all tensors of a timm model."""
     import torch
 
     with torch.device("meta"):
@@ -132,7 +137,7 @@ def shapes(architecture: str) -> str:
 
 @contextmanager
 def without_initialization() -> Iterator[None]:
-    """Within it PyTorch draws no random numbers: they would all be overwritten, and take most of the time."""
+    """Keeps PyTorch from drawing initial values, which takes most of the time. All of them are overwritten."""
     import torch
 
     names = ("normal_", "uniform_", "erfinv_", "bernoulli_")
@@ -173,7 +178,7 @@ def row_name(architecture: str, size: int) -> str:
 
 
 def write(file: Path, digests: dict[str, str], rows: dict[str, dict[str, Any]]) -> None:
-    """Writes the numbers to `file`, an architecture a line."""
+    """Writes the numbers to `file`, one line per row."""
     contents = {"timm": import_timm().__version__, "shapes": digests, "golden": rows}
     temporary = file.with_suffix(".tmp")
     temporary.write_text(

@@ -1,4 +1,4 @@
-"""jaxvision.weights.adapt against real timm, and against arithmetic done by hand."""
+"""Adapting weights, compared with timm and with values computed by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_position_grid_is_timms(old, new, prefix):
     np.testing.assert_array_equal(got[:, :prefix], pos_embed[:, :prefix])
 
 
-def test_position_grid_that_fits_is_left_alone():
+def test_an_unchanged_grid_returns_the_same_array():
     pos_embed = noise(1, 5, 8)
     assert adapt.position_grid(pos_embed, 5, prefix=1) is pos_embed
 
@@ -48,8 +48,8 @@ def test_position_grid_keeps_the_dtype():
 
 
 @pytest.mark.parametrize(("tokens", "wanted"), [(1 + 6, 1 + 9), (1 + 9, 1 + 8), (1 + 9, 0)])
-def test_a_grid_that_is_no_square_is_an_error(tokens, wanted):
-    with pytest.raises(UserError, match="not a square grid"):
+def test_a_grid_that_is_not_a_square(tokens, wanted):
+    with pytest.raises(UserError, match="are not a square grid"):
         adapt.position_grid(noise(1, tokens, 4), wanted, prefix=1)
 
 
@@ -74,6 +74,6 @@ def test_input_channels_by_hand():
     assert adapt.input_channels(weight, 3) is weight
 
 
-def test_sums_of_half_precision_weights_are_taken_in_float32():
+def test_half_precision_weights_are_summed_in_float32():
     weight = np.asarray([2048, 1, 1], np.float16).reshape(1, 3, 1, 1)  # in float16, 2048 + 1 is 2048
     assert adapt.input_channels(weight, 1).item() == 2050

@@ -1,4 +1,4 @@
-"""A small model trained with timm in PyTorch gives the same answer here, for each of 10,000 pictures new to it."""
+"""A small model trained with timm in PyTorch makes the same predictions in jaxvision, on 10,000 test images."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ import jaxvision
 from jaxvision import cli
 from jaxvision.data.source import open_source
 
-SIZE = 64  # of what the models see; CIFAR-10's pictures are resized to 67 and cropped, by both sides' own transform
+SIZE = 64  # both libraries resize the images of CIFAR-10 to 67 pixels and crop them, each with its own transform
 
 
 def read(source):
-    """Returns the pictures of a source, as Pillow opens them, and their labels."""
+    """Returns the images of a source, opened by Pillow, and their labels."""
     examples = source.__getitems__(range(len(source)))
-    pictures = [Image.open(io.BytesIO(example["image"])).convert("RGB") for example in examples]
-    return pictures, np.array([example["label"] for example in examples])
+    images = [Image.open(io.BytesIO(example["image"])).convert("RGB") for example in examples]
+    return images, np.array([example["label"] for example in examples])
 
 
-def train(timm, name, pictures, labels, *, epochs, batch_size=128, learning_rate=2e-3):
+def train(timm, name, images, labels, *, epochs, batch_size=128, learning_rate=2e-3):
     """Returns timm's model, its moving average and its optimizer after a short training on one thread."""
     import torch
     from timm.utils import ModelEmaV3
@@ -39,7 +39,7 @@ def train(timm, name, pictures, labels, *, epochs, batch_size=128, learning_rate
     average = ModelEmaV3(model, decay=0.99)
     config = timm.data.resolve_data_config({"img_size": SIZE}, model=model)
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
-    x = torch.tensor(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
+    x = torch.tensor(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
     y = torch.tensor(labels)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
     order = torch.cat([torch.randperm(len(x)) for _ in range(math.ceil(epochs))])[: int(epochs * len(x))]
@@ -48,8 +48,8 @@ def train(timm, name, pictures, labels, *, epochs, batch_size=128, learning_rate
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
         flipped = torch.where((torch.rand(batch_size) < 0.5).view(-1, 1, 1, 1), x[rows].flip(3), x[rows]).float() / 255
-        images = torch.nn.functional.interpolate(flipped, size=SIZE, mode=config["interpolation"], antialias=True)
-        loss = torch.nn.functional.cross_entropy(model((images - mean) / std), y[rows])
+        resized = torch.nn.functional.interpolate(flipped, size=SIZE, mode=config["interpolation"], antialias=True)
+        loss = torch.nn.functional.cross_entropy(model((resized - mean) / std), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -58,7 +58,7 @@ def train(timm, name, pictures, labels, *, epochs, batch_size=128, learning_rate
 
 
 def save(name, model, average, optimizer, folder):
-    """Returns {what: file} of the forms in which a checkpoint of timm comes."""
+    """Returns {kind: file} for each form of timm's checkpoints."""
     import torch
     from safetensors.torch import save_file
     from timm.utils import CheckpointSaver
@@ -74,8 +74,8 @@ def save(name, model, average, optimizer, folder):
     }
 
 
-def timm_logits(timm, name, path, pictures):
-    """Returns what timm says of the pictures: its model, its loader of weights, its transform."""
+def timm_logits(timm, name, path, images):
+    """Returns the logits of timm, with its own model, loader of weights and transform."""
     import torch
 
     size = {"img_size": SIZE} if "vit" in name else {}
@@ -83,21 +83,21 @@ def timm_logits(timm, name, path, pictures):
     config = timm.data.resolve_data_config({"img_size": SIZE}, model=model)
     transform = timm.data.create_transform(**config)
     with torch.inference_mode():
-        parts = [torch.stack([transform(p) for p in pictures[i : i + 500]]) for i in range(0, len(pictures), 500)]
+        parts = [torch.stack([transform(p) for p in images[i : i + 500]]) for i in range(0, len(images), 500)]
         return torch.cat([model(part) for part in parts]).numpy()
 
 
-def our_logits(name, path, pictures):
-    """Returns what we say of them, by the functions that a user calls."""
+def our_logits(name, path, images):
+    """Returns the logits of jaxvision, by its public functions."""
     classifier = jaxvision.load_classifier(name, checkpoint_path=path, image_size=SIZE)
     model = jaxvision.create_model(name, checkpoint_path=path, image_size=SIZE)
     forward = jax.jit(lambda model, images: model(images))
-    parts = [forward(model, classifier.images(pictures[i : i + 500])) for i in range(0, len(pictures), 500)]
+    parts = [forward(model, classifier.images(images[i : i + 500])) for i in range(0, len(images), 500)]
     return np.concatenate([np.asarray(part) for part in parts])
 
 
 def evaluated(name, path, data_dir, folder, labels, capsys):
-    """Returns top-1 and the predicted classes of ``jaxvision evaluate``, which writes down what was wrong."""
+    """Returns top-1 and the predicted classes of ``jaxvision evaluate``, which writes a table of its mistakes."""
     capsys.readouterr()
     command = ["evaluate", "-m", name, "--checkpoint", str(path), "--image-size", str(SIZE), "--data", "tfds", "--json"]
     options = ["--option", "dataset=cifar10", "--option", f"data_dir={data_dir}", "--batch-size", "250"]
@@ -114,37 +114,37 @@ def evaluated(name, path, data_dir, folder, labels, capsys):
 @pytest.mark.shared
 @pytest.mark.timm
 @pytest.mark.parametrize(("name", "epochs"), [("test_resnet", 2.0), ("test_vit", 4.0), ("test_efficientnet", 2.0)])
-def test_a_checkpoint_of_timm_evaluates_to_the_same_answers(name, epochs, shared, tmp_path, capsys):
+def test_a_checkpoint_of_timm_makes_the_same_predictions(name, epochs, shared, tmp_path, capsys):
     timm = import_timm()
     import torch
 
     data_dir = shared / "data" / "tfds"
     splits = open_source("tfds", dataset="cifar10", data_dir=str(data_dir))
-    pictures, labels = read(splits.part("test"))
+    images, labels = read(splits.part("test"))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         files = save(name, *train(timm, name, *read(splits.part("train")), epochs=epochs), tmp_path)
-        theirs = {what: timm_logits(timm, name, path, pictures) for what, path in files.items()}
+        theirs = {what: timm_logits(timm, name, path, images) for what, path in files.items()}
     finally:
         torch.set_num_threads(threads)
     for what, path in files.items():
         top1, predictions = evaluated(name, path, data_dir, tmp_path / what, labels, capsys)
-        ours, wanted = our_logits(name, path, pictures), theirs[what]
+        ours, wanted = our_logits(name, path, images), theirs[what]
         gaps = np.diff(np.sort(wanted)[:, -2:])[:, 0]
         with capsys.disabled():
             print(
                 f"\n{name}, {what}: {(wanted.argmax(1) == labels).sum()} of {len(labels)} right in timm, "
-                f"{(predictions == labels).sum()} here; {(predictions != wanted.argmax(1)).sum()} answers differ; "
+                f"{(predictions == labels).sum()} here; {(predictions != wanted.argmax(1)).sum()} predictions differ; "
                 f"logits differ by at most {np.abs(ours - wanted).max() / wanted.std():.1e} of their standard "
                 f"deviation; the closest call was {gaps.min() / wanted.std():.1e} of it"
             )
-        assert (wanted.argmax(1) == labels).mean() > 0.45  # it has learnt: chance is 0.1
+        assert (wanted.argmax(1) == labels).mean() > 0.45  # the model has learned: chance is 0.1
         np.testing.assert_array_equal(predictions, wanted.argmax(1), what)
         np.testing.assert_array_equal(ours.argmax(1), predictions, what)
         assert round(top1 * len(labels)) == (wanted.argmax(1) == labels).sum()
         assert np.abs(ours - wanted).max() <= 1e-4 * wanted.std()
-    # The average is another model than the last step's: were it left aside, the first file would tell.
+    # The moving average makes other predictions than the last step, so the first file shows whether it is loaded.
     first, second, third = theirs.values()
     assert (first.argmax(1) != second.argmax(1)).any()
     np.testing.assert_array_equal(second, third)
