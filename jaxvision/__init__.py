@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxvision.lazy import lazy_names
 
 if TYPE_CHECKING:
     from jaxvision.analysis.cost import model_info
@@ -57,16 +58,20 @@ _HOME = {
     "weights.listing": ("list_models",),
     "weights.timm": ("load_timm", "save_timm"),
 }
+_MODULES = (
+    "analysis",
+    "augment",
+    "checkpoint",
+    "create",
+    "data",
+    "eval",
+    "models",
+    "parallel",
+    "plan",
+    "report",
+    "run",
+    "train",
+    "weights",
+)
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(import_module(f"jaxvision.{module}"), name)
-    if name in ("analysis", "augment", "checkpoint", "create", "data", "eval", "models", "report", "train", "weights"):
-        return import_module(f"jaxvision.{name}")
-    raise AttributeError(f"module 'jaxvision' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOME, modules=_MODULES)

@@ -31,7 +31,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
-from support.paths import shared_folder
+from support.paths import TESTS, shared_folder
 from support.reference import have_timm
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -55,6 +55,35 @@ ON_REQUEST = {
 }
 
 
+#: The files of `pytest -m fast`: the contract, layers, tables and errors.
+FAST = {
+    "test_contract.py",
+    "test_classifier.py",
+    "augment/test_augment_host.py",
+    "data/test_sources.py",
+    "eval/test_metrics.py",
+    "models/test_layers.py",
+    "models/test_registry.py",
+    "parallel/test_mesh_text.py",
+    "parallel/test_state_bytes.py",
+    "plan/test_collectives.py",
+    "plan/test_roofline.py",
+    "plan/test_search.py",
+    "plan/test_traffic.py",
+    "project/test_imports.py",
+    "project/test_public_names.py",
+    "report/test_report_sections.py",
+    "run/test_config.py",
+    "run/test_user_errors.py",
+    "train/test_loss.py",
+    "train/test_schedule.py",
+    "weights/test_adapt.py",
+    "weights/test_catalog.py",
+    "weights/test_damaged_files.py",
+    "weights/test_listing.py",
+}
+
+
 def have_slurm() -> bool:
     """Returns whether jobs can be submitted here."""
     return shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
@@ -67,12 +96,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(f"--{marker}", action="store_true", help=f"add {adds}" + (f"; needs {needs}" if needs else ""))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out tests that nobody asked for, and skips those that were asked for and cannot run here."""
+    """Deselects tests whose flag is not given, and skips those whose flag is given but that cannot run here."""
     asked = {marker for marker in ON_REQUEST if config.getoption("--all") or config.getoption(f"--{marker}")}
     can_run = {marker: ON_REQUEST[marker][1]() for marker in asked}
     kept, left_out = [], []
     for item in items:
+        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).as_posix() in FAST:
+            item.add_marker(pytest.mark.fast)
         markers = [marker for marker in ON_REQUEST if item.get_closest_marker(marker)]
         if not asked.issuperset(markers):
             left_out.append(item)

@@ -5,8 +5,9 @@ Names are imported on first use, so that worker processes, which import this pac
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxvision.lazy import lazy_names
 
 if TYPE_CHECKING:
     from jaxvision.augment.host import decode, eval_transform, train_crop
@@ -35,13 +36,4 @@ _HOME = {
     "rand_augment": ("RandAugment",),
 }
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxvision.lazy import lazy_names
 
 if TYPE_CHECKING:
     from jaxvision.parallel.accelerators import check_accelerator
@@ -38,13 +39,4 @@ _HOME = {
     "rules": ("Rules", "largest_axis", "make_rules", "state_bytes", "state_shardings"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(import_module(f"jaxvision.parallel.{module}"), name)
-    raise AttributeError(f"module 'jaxvision.parallel' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -160,7 +160,7 @@ def test_streamed_crops_are_those_of_their_keys(tmp_path):
             rng = np.random.Generator(np.random.Philox(key=key))
             expected = host.train_crop(pictures.source[int(numbers[row])]["image"], 16, rng, **CROP)
             np.testing.assert_array_equal(batch["image"][row], expected)
-    later = list(pictures.train_batches(start_step=2, stop_step=4, **options))  # a run that goes on
+    later = list(pictures.train_batches(start_step=2, stop_step=4, **options))  # a resumed run
     for a, b in zip(batches[2:], later, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])

@@ -19,6 +19,7 @@ ROW = {
     "errors": 0,
     "platform": 0,
     "extend": 0,
+    "lazy": 0,
     "models": 1,
     "augment": 1,
     "report": 1,
