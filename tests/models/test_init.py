@@ -78,7 +78,7 @@ def test_shapes_alone_are_those_of_the_model(architecture: str):
 
 
 def test_shapes_alone_take_no_memory():  # benchmarks/start.py says how quick they are
-    before = sum(x.nbytes for x in jax.live_arrays())
+    before = jax.live_arrays()  # kept alive, so that none of them is collected in between
     model = registry.build_abstract("resnetrs420")
-    assert sum(x.nbytes for x in jax.live_arrays()) == before
+    assert {id(x) for x in jax.live_arrays()} == {id(x) for x in before}
     assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) > 190e6
