@@ -9,15 +9,16 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from support.compile_flags import LEAST_EFFORT
+
 # These must be set before JAX starts. Eight fake devices let a laptop test sharding.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compilation takes most of the suite's time, and most programs run once: compile them with the least effort. The tests
 # of tests/project/test_default_optimization.py run representative ones again as users do.
-LEAST_EFFORT = os.environ.get("JAXVISION_TEST_OPTIMIZATION", "least") == "least"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8",
-        *(["--xla_backend_optimization_level=0"] if LEAST_EFFORT else []),
+        *(LEAST_EFFORT if os.environ.get("JAXVISION_TEST_OPTIMIZATION", "least") == "least" else []),
         os.environ.get("XLA_FLAGS", ""),
     ]
 )

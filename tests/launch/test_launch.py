@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from support.compile_flags import xla_flags
 from support.paths import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -44,8 +45,7 @@ def losses(workdir: Path) -> list[tuple[str, int, float]]:
 
 
 def environment() -> dict[str, str]:
-    quick = "--xla_backend_optimization_level=0"  # and one device per process instead of conftest's eight
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "XLA_FLAGS": quick}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "XLA_FLAGS": xla_flags()}
 
 
 def wait_for(text: str, file: Path, seconds: float = 600) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from support.compile_flags import LEAST_EFFORT
 from support.paths import ROOT, TESTS
 
 STEP = [
@@ -23,7 +24,7 @@ LAYERS = ["models/test_layers.py"]
 
 @pytest.mark.parametrize("tests", [STEP, MODELS, LAYERS], ids=["step", "models", "layers"])
 def test_at_the_default_optimization(tests: list[str]) -> None:
-    flags = " ".join(x for x in os.environ["XLA_FLAGS"].split() if "optimization_level" not in x)
+    flags = " ".join(x for x in os.environ["XLA_FLAGS"].split() if x not in LEAST_EFFORT)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *(str(TESTS / test) for test in tests)],
         cwd=ROOT,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.compile_flags import xla_flags
 from support.paths import ROOT
 
 from jaxvision.create import create_model
@@ -22,8 +23,7 @@ QUICK = ["--config", "configs/quickstart.py:resnet", "--config.data.batch_size=1
 
 def environment() -> dict[str, str]:
     paths = os.pathsep.join([str(ROOT), *(p for p in sys.path if p)])
-    quick_to_compile = "--xla_backend_optimization_level=0"  # and one device each, not conftest's eight
-    return {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": quick_to_compile}
+    return {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": xla_flags()}
 
 
 def test_ctrl_c_while_the_step_is_compiled_ends_in_one_line(tmp_path: Path) -> None:

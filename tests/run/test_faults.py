@@ -20,11 +20,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from support.compile_flags import xla_flags
 from support.paths import ROOT, TESTS
 
 from jaxvision.errors import Preempted
 
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
 TIMING = {"time", "images_per_second", "step_seconds", "data_wait"}
 
 
@@ -46,7 +46,7 @@ class Job:
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"XLA_FLAGS": f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count={devices}"},
+                env=os.environ | {"XLA_FLAGS": xla_flags(devices)},
             )
 
     def wait(self, timeout: float = 600) -> int:
