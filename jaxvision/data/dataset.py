@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxvision.augment import host
+from jaxvision.augment.decoding import BadImage
+from jaxvision.augment.host import check_crop
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.image_path import FromMemory, FromWorkers, ImagePath
 from jaxvision.data.order import batch_indices, eval_indices, eval_steps, process_rows
@@ -134,7 +135,7 @@ class Dataset(ABC):
     def _why_corrupt(self, index: int) -> str:
         try:
             to_pixels(self.source[index]["image"])
-        except (host.BadImage, OSError) as e:
+        except (BadImage, OSError) as e:
             return str(e)
         return "the first attempt to read it failed"
 
@@ -153,7 +154,7 @@ class StreamedDataset(Dataset):
         self, *, batch_size, image_size, seed, start_step, stop_step, crop=None, workers=None, process=(0, 1)
     ):  # fmt: skip
         if crop is not None:
-            host.check_crop(**crop)
+            check_crop(**crop)
         rows = process_rows(batch_size, process)
         task = ReadTrainBatch(self.source, batch_size, rows, self.channels, seed, image_size, crop)
         yield from self._recording(run_ahead(task, start_step, stop_step, workers))
@@ -192,7 +193,7 @@ class StoredDataset(Dataset):
         self, *, batch_size, image_size, seed, start_step, stop_step, crop=None, workers=None, process=(0, 1)
     ):  # fmt: skip
         if crop is not None:
-            host.check_crop(**crop)
+            check_crop(**crop)
         rows = process_rows(batch_size, process)
         for step in range(start_step, stop_step):
             yield self._batch(batch_indices(len(self), batch_size, seed=seed, step=step)[1][rows])
@@ -265,7 +266,7 @@ def _store(source: Source, shape: tuple[int, ...], **options: Any) -> StoredData
             labels[i] = example["label"]
             try:
                 pixels = to_pixels(example["image"])
-            except host.BadImage:
+            except BadImage:
                 corrupt.append(i)
                 continue
             if pixels.shape != shape:
@@ -280,5 +281,5 @@ def _store(source: Source, shape: tuple[int, ...], **options: Any) -> StoredData
 def _pixels_or_none(source: Source, index: int) -> np.ndarray | None:
     try:
         return to_pixels(source[index]["image"])
-    except (host.BadImage, OSError):
+    except (BadImage, OSError):
         return None

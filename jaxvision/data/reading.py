@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxvision.augment import host
+from jaxvision.augment.decoding import decode
 from jaxvision.data.source import Example, Source
 from jaxvision.errors import UserError
 
@@ -40,4 +40,4 @@ def to_pixels(image: bytes | np.ndarray) -> np.ndarray:
     Raises:
       BadImage: the file is damaged or not an image.
     """
-    return image if isinstance(image, np.ndarray) else np.asarray(host.decode(image))
+    return image if isinstance(image, np.ndarray) else np.asarray(decode(image))

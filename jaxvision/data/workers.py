@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxvision.augment import host
+from jaxvision.augment.decoding import BadImage
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.order import batch_indices, crop_rng, eval_indices
 from jaxvision.data.reading import check_labels, read_examples
@@ -89,7 +90,7 @@ def _read_batch(
                 raise example
             labels[row] = example["label"]
             images[row] = transform(int(row), example["image"])
-        except (host.BadImage, OSError):
+        except (BadImage, OSError):
             mask[row] = False
     check_labels(source, indices, labels)
     return {"image": images, "label": labels, "index": indices.astype(np.int32), "mask": mask}

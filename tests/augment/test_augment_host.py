@@ -11,120 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from support import reference
-from support.images import encode, scene
+from support.images import encode, exif, scene
 
 from jaxvision.augment import host, on_device
+from jaxvision.augment.decoding import Box, decode
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.weights import catalog
-
-
-def exif(orientation):
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    return tags
-
-
-# --- decoding
-
-
-def test_decode_of_an_rgb_png_is_lossless():
-    np.testing.assert_array_equal(np.asarray(host.decode(encode(scene()))), scene())
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"])
-def test_decode_reads_the_usual_formats(kind):
-    picture = host.decode(encode(scene(), kind))
-    assert (picture.mode, picture.size) == ("RGB", (160, 120))
-    assert np.abs(np.asarray(picture).astype(int) - scene()).mean() < 12
-
-
-def test_decode_repeats_grayscale():
-    gray = scene(channels=1)[..., 0]
-    np.testing.assert_array_equal(np.asarray(host.decode(encode(gray))), np.repeat(gray[..., None], 3, -1))
-
-
-def test_decode_keeps_the_upper_8_of_16_bits():
-    deep = (scene(channels=1)[..., 0].astype(np.uint16) << 8) + 77
-    expected = np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, -1)
-    np.testing.assert_array_equal(np.asarray(host.decode(encode(deep))), expected)
-    np.testing.assert_array_equal(np.asarray(host.decode(encode(deep, "TIFF"))), expected)
-
-
-def test_decode_refuses_floats_whose_range_nobody_knows():
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((4, 5), 0.5, np.float32)).save(buffer, "TIFF")
-    with pytest.raises(host.BadImage, match="unknown range"):
-        host.decode(buffer.getvalue())
-
-
-def test_decode_of_black_and_white():
-    bits = Image.fromarray(scene(channels=1)[..., 0]).convert("1")
-    assert set(np.unique(np.asarray(host.decode(encode(bits))))) == {0, 255}
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_decode_drops_transparency_and_keeps_the_color_below(mode):
-    alpha = Image.fromarray(scene(channels=1, seed=1)[..., 0])
-    picture = Image.fromarray(scene())
-    if mode == "RGBA":
-        expected = scene()
-        picture.putalpha(alpha)
-    elif mode == "LA":
-        gray = picture.convert("L")
-        expected = np.repeat(np.asarray(gray)[..., None], 3, -1)
-        picture = Image.merge("LA", (gray, alpha))
-    else:  # a palette with a transparent entry
-        picture = picture.quantize(16)
-        expected = np.asarray(picture.convert("RGB"))
-        picture.info["transparency"] = bytes(range(16))
-    np.testing.assert_array_equal(np.asarray(host.decode(encode(picture))), expected)
-
-
-def test_decode_of_cmyk():
-    cmyk = Image.fromarray(scene()).convert("CMYK")
-    picture = np.asarray(host.decode(encode(cmyk, "TIFF")))
-    np.testing.assert_array_equal(picture, scene())  # Pillow's CMYK of an RGB picture has no black, so it comes back
-    jpeg = np.asarray(host.decode(encode(cmyk, "JPEG", quality=95)))
-    assert np.abs(jpeg.astype(int) - scene()).mean() < 4
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_decode_turns_by_exif(orientation):
-    upright = np.asarray(host.decode(encode(scene(), "PNG", exif=exif(orientation))))
-    # EXIF 2.32, tag 0x0112: where the stored picture's row 0 and column 0 are seen
-    stored = scene()
-    expected = {
-        1: stored,
-        2: stored[:, ::-1],
-        3: stored[::-1, ::-1],
-        4: stored[::-1],
-        5: stored.transpose(1, 0, 2),
-        6: stored.transpose(1, 0, 2)[:, ::-1],
-        7: stored.transpose(1, 0, 2)[::-1, ::-1],
-        8: stored.transpose(1, 0, 2)[::-1],
-    }[orientation]
-    np.testing.assert_array_equal(upright, expected)
-    np.testing.assert_array_equal(host._upright(stored, orientation), expected)
-
-
-@pytest.mark.parametrize("data", [b"", b"<html>404 not found</html>", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\n"])
-def test_bytes_that_are_not_an_image(data):
-    for read in (host.decode, lambda d: host.train_crop(d, 32, np.random.default_rng(0))):
-        with pytest.raises(host.BadImage, match="image"):
-            read(data)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
-def test_a_truncated_image(kind, share):
-    whole = encode(scene(), kind)
-    data = whole[: int(len(whole) * share)]
-    for read in (host.decode, lambda d: host.train_crop(d, 32, np.random.default_rng(0))):
-        with pytest.raises(host.BadImage, match="image"):
-            read(data)
-
 
 # --- evaluation
 
@@ -195,7 +89,7 @@ def test_eval_transform_equals_timm(crop_mode, interpolation):
 def test_eval_transform_equals_timm_on_photographs(crop_mode, shared):
     timm = reference.import_timm()
     for i, path in enumerate(sorted((shared / "data" / "photos").iterdir())):
-        picture = host.decode(path.read_bytes())
+        picture = decode(path.read_bytes())
         preprocess = Preprocess(
             image_size=(224, 288)[i % 2],
             crop_pct=(0.875, 0.9, 0.95, 1.0)[i % 4],
@@ -263,7 +157,7 @@ def test_every_transform_of_the_catalog_equals_timms():
     large = Image.fromarray(scene(900, 900))
     for preprocess, config in shapes.values():
         to, size = preprocess.resize_to, preprocess.image_size
-        ours = {what: (host.decode(data), theirs) for what, (data, theirs) in files.items()}
+        ours = {what: (decode(data), theirs) for what, (data, theirs) in files.items()}
         for w, h in [(to + 1, to), (to, to - 1), (size - 1, size + 1)]:
             ours[f"a pixel off, {w} x {h}"] = (large.crop((0, 0, w, h)),) * 2
         for what, (picture, theirs) in ours.items():
@@ -302,7 +196,7 @@ def test_every_transform_of_the_catalog_equals_timms_on_photographs(shared):
     for i, (preprocess, config) in enumerate(shapes.values()):
         path = files[i % len(files)]
         expected = timm.data.create_transform(**config, normalize=False)(Image.open(path).convert("RGB"))
-        got = host.eval_transform(host.decode(path.read_bytes()), preprocess)
+        got = host.eval_transform(decode(path.read_bytes()), preprocess)
         np.testing.assert_array_equal(got, expected.permute(1, 2, 0).numpy(), f"{shape_of(preprocess)} {path.name}")
 
 
@@ -381,7 +275,7 @@ class Fixed:
     """A generator that always chooses one box; rows, columns, height and width in pixels of the upright picture."""
 
     def __init__(self, monkeypatch, box):
-        monkeypatch.setattr(host, "random_box", lambda *_, **__: host.Box(*box))
+        monkeypatch.setattr(host, "random_box", lambda *_, **__: Box(*box))
 
 
 # what differs from Pillow's own decoding and resizing of the same box is rounding, the fast chroma and the filter
@@ -396,7 +290,7 @@ def test_train_crop_shows_what_pillow_shows(monkeypatch, box, subsampling, progr
     Fixed(monkeypatch, box)
     got = host.train_crop(data, 64, np.random.default_rng(0)).astype(int)
     top, left, h, w = box
-    crop = host.decode(data).crop((left, top, left + w, top + h))
+    crop = decode(data).crop((left, top, left + w, top + h))
     expected = np.asarray(crop.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(got - expected).mean() < 1.5
 
@@ -407,7 +301,7 @@ def test_train_crop_does_not_shift(monkeypatch, box):
     Fixed(monkeypatch, box)
     got = host.train_crop(data, 64, np.random.default_rng(0)).astype(int)
     top, left, h, w = box
-    crop = host.decode(data).crop((left, top, left + w, top + h))
+    crop = decode(data).crop((left, top, left + w, top + h))
     expected = np.asarray(crop.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
     for shift in [(0, 1), (1, 0), (0, -1), (-1, 0)]:  # a pixel to any side fits far worse
         moved = np.abs(np.roll(got, shift, (0, 1)) - expected)[2:-2, 2:-2].mean()
@@ -424,30 +318,6 @@ def test_train_crop_turns_by_exif(monkeypatch, orientation):
     assert np.abs(got - expected).mean() < 1.5
 
 
-def test_rows_above_the_cut_are_the_decoders_own():
-    import simplejpeg
-
-    data = encode(scene(480, 640), "JPEG", quality=92, subsampling=2)
-    frame = host._jpeg_frame(data)
-    assert frame[1:] == (True, 480, 640, 1)
-    box = host.Box(30, 50, 200, 160)
-    pixels, where = host._decode_box(data, frame, box, 150)
-    assert where == box
-    assert pixels.shape[0] == 262
-    whole = simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=True)
-    np.testing.assert_array_equal(pixels[:230], whole[:230])
-
-
-def test_scaled_decoding_reads_no_more_pixels_than_the_crop_needs():
-    data = encode(scene(960, 1280), "JPEG")
-    frame = host._jpeg_frame(data)
-    for side, least in [(900, 8), (450, 4), (230, 2), (150, 1)]:
-        pixels, box = host._decode_box(data, frame, host.Box(0, 0, side, side), 112)
-        assert pixels.shape[1] == 1280 // least
-        assert box.height >= 112
-        assert box.width >= 112
-
-
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "I;16"])
 def test_train_crop_of_other_kinds(mode):
     picture = Image.fromarray(scene(200, 300, smooth=True))
@@ -458,7 +328,7 @@ def test_train_crop_of_other_kinds(mode):
     data = encode(picture, "JPEG" if mode in ("L", "CMYK") else "PNG")
     whole = {"scale": (1.0, 1.0), "ratio": (1.5, 1.5)}
     got = host.train_crop(data, 64, np.random.default_rng(0), **whole)
-    expected = np.asarray(host.decode(data).resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
+    expected = np.asarray(decode(data).resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
     assert got.dtype == np.uint8
     assert got.shape == (64, 64, 3)
     assert np.abs(got - expected).mean() < 1.5

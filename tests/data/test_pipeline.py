@@ -18,6 +18,7 @@ from support.images import encode, scene
 from support.paths import ROOT
 
 from jaxvision.augment import host
+from jaxvision.augment.decoding import decode
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data import order
 from jaxvision.data.dataset import StoredDataset, StreamedDataset, open_dataset
@@ -170,7 +171,7 @@ def test_without_a_crop_the_middle_is_taken(tmp_path):
     pictures = photos(photo_folder(tmp_path))
     options = {"batch_size": 3, "image_size": 16, "seed": 5, "workers": 0, "start_step": 0, "stop_step": 1}
     (batch,) = pictures.train_batches(crop=None, **options)
-    picture = host.decode(pictures.source[int(batch["index"][1])]["image"])
+    picture = decode(pictures.source[int(batch["index"][1])]["image"])
     expected = host.eval_transform(picture, Preprocess(image_size=16, crop_pct=1.0))
     np.testing.assert_array_equal(batch["image"][1], expected)
 
@@ -196,7 +197,7 @@ def test_evaluation_of_streamed_pictures(tmp_path):
     images = np.concatenate([batch["image"] for batch in batches])
     assert index[mask].tolist() == list(range(n))
     for i in range(n):
-        expected = host.eval_transform(host.decode(pictures.source[i]["image"]), preprocess)
+        expected = host.eval_transform(decode(pictures.source[i]["image"]), preprocess)
         np.testing.assert_array_equal(images[i], expected)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from support.images import encode, scene
 
-from jaxvision.augment import host
+from jaxvision.augment.decoding import decode
 from jaxvision.data import huggingface
 from jaxvision.data.folder import open_test_folder
 from jaxvision.data.source import SOURCES, open_source, stratified_split
@@ -106,7 +106,7 @@ def test_a_folder_with_parts(tmp_path):
     example = train[7]
     assert example["label"] == 1
     assert train.where(7) == str(tmp_path / "train" / "cat" / "2.png")
-    np.testing.assert_array_equal(np.asarray(host.decode(example["image"])), picture(12))
+    np.testing.assert_array_equal(np.asarray(decode(example["image"])), picture(12))
 
 
 def test_parts_may_be_spelled_in_other_ways(tmp_path):
@@ -239,7 +239,7 @@ def test_parquet_rows_in_any_order(tmp_path, struct):
     for i in (6, 0, 5, 3):
         for source in (train, copy):
             example = source[i]
-            np.testing.assert_array_equal(np.asarray(host.decode(example["image"])), picture(i))
+            np.testing.assert_array_equal(np.asarray(decode(example["image"])), picture(i))
             assert example["label"] == train.labels[i]
     assert len(test) == 1
     before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir())
@@ -400,11 +400,11 @@ def test_tfds_reads_a_prepared_folder_without_tensorflow(tmp_path):
         for i in (5, 0, 7):
             example = source[i]
             assert example["label"] == i % 3
-            np.testing.assert_array_equal(np.asarray(host.decode(example["image"])), picture(i))
+            np.testing.assert_array_equal(np.asarray(decode(example["image"])), picture(i))
     many = train.__getitems__([3, 1])
     assert [example["label"] for example in many] == [0, 1]
     assert many[0]["image"] == train[3]["image"]
-    np.testing.assert_array_equal(np.asarray(host.decode(validation[1]["image"])), picture(9))
+    np.testing.assert_array_equal(np.asarray(decode(validation[1]["image"])), picture(9))
     assert validation.where(1) == "tfds tiny train[80%:][1]"
 
 
@@ -438,7 +438,7 @@ def test_cifar10(shared):
     assert [len(train), len(validation), len(test)] == [49_000, 1_000, 10_000]
     assert train.classes[:3] == ["airplane", "automobile", "bird"]
     example = test[9_999]
-    assert host.decode(example["image"]).size == (32, 32)
+    assert decode(example["image"]).size == (32, 32)
     assert 0 <= example["label"] < 10
 
 
