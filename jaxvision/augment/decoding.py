@@ -26,7 +26,7 @@ def decode(data: bytes) -> Image.Image:
       data: the bytes of a file, in any format that Pillow reads.
 
     Raises:
-      BadImage: not an image, or a damaged one.
+      BadImage: `data` is not an image, or is a damaged one.
 
     Example:
       >>> buffer = io.BytesIO()
@@ -42,7 +42,7 @@ def decode(data: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError as e:
         raise BadImage(str(e)) from e
-    # Pillow's plugins raise all of these on damaged files, and more classes than they document.
+    # Pillow's plugins raise all of these for damaged files, although they document only a few.
     except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, OverflowError, EOFError) as e:
         if isinstance(e, Image.UnidentifiedImageError):
             raise BadImage(f"not an image that Pillow can read ({len(data)} bytes)") from e
@@ -50,10 +50,10 @@ def decode(data: bytes) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":  # Pillow clips at 0 and 255: values in [0, 1] would turn black
-        raise BadImage("an image of floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if image.mode == "F":  # Pillow clips to 0 and 255, which would turn values in [0, 1] black
+        raise BadImage("floating-point image with an unknown range of values; save it with 8 or 16 bits per channel")
     if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow's own conversion clips 16 bits at 255: nearly every pixel would turn white.
+        # Pillow's own conversion clips 16 bits to 255, which would turn nearly every pixel white.
         high = np.asarray(image.convert("I")).clip(0, 65535) >> 8
         image = Image.fromarray(high.astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
@@ -74,10 +74,10 @@ class JpegFrame(NamedTuple):
     """The frame header of a JPEG."""
 
     offset: int  # of the frame header in the file
-    baseline: bool  # coded row by row, so that the last rows can be left out
+    baseline: bool  # coded row by row, so the last rows can be skipped
     height: int
     width: int
-    orientation: int  # EXIF, 1 to 8; above 4 rows and columns are swapped
+    orientation: int  # EXIF, 1 to 8; above 4, rows and columns are swapped
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -87,20 +87,20 @@ class JpegFrame(NamedTuple):
 
 def jpeg_frame(data: bytes) -> JpegFrame | None:
     """Returns the frame of a complete grayscale or color JPEG, or None for any other data."""
-    # A file without end marker may be cut short, and the fast decoder would fill the missing part with gray.
+    # A file without an end marker may be truncated, and the fast decoder would fill the missing part with gray.
     if data[:2] != b"\xff\xd8" or data.rfind(b"\xff\xd9", -64) < 0:
         return None
-    orientation, at = 1, 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xE1 and data[at + 4 : at + 8] == b"Exif":
+    orientation, i = 1, 2
+    while i + 10 <= len(data) and data[i] == 0xFF:
+        marker = data[i + 1]
+        if marker == 0xE1 and data[i + 4 : i + 8] == b"Exif":
             orientation = _orientation(data)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width, channels = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8], data[at + 9]
-            # CMYK (four channels) and files with their height after the pixels (here 0) are left to Pillow.
-            known = marker in (0xC0, 0xC1, 0xC2) and channels in (1, 3) and height and width
-            return JpegFrame(at, marker != 0xC2, height, width, orientation) if known else None
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
+            height, width, channels = data[i + 5] << 8 | data[i + 6], data[i + 7] << 8 | data[i + 8], data[i + 9]
+            # Pillow decodes CMYK (four channels) and files that store their height after the pixels (0 here).
+            is_supported = marker in (0xC0, 0xC1, 0xC2) and channels in (1, 3) and height and width
+            return JpegFrame(i, marker != 0xC2, height, width, orientation) if is_supported else None
+        i += 2 + (data[i + 2] << 8 | data[i + 3])
     return None
 
 
@@ -114,26 +114,29 @@ def _orientation(data: bytes) -> int:
 
 
 def decode_jpeg_box(data: bytes, frame: JpegFrame, box: Box, size: int) -> tuple[np.ndarray, Box]:
-    """Returns pixels that contain `box`, scaled down no further than to `size`, and the position of `box` in them."""
+    """Returns pixels that contain `box`, scaled down to no less than `size`, and the position of `box` in them."""
     import simplejpeg
 
     height, width = frame.height, frame.width
-    below = box.top + box.height + 32  # blocks and the color filter extend beyond the box
-    if frame.baseline and frame.orientation == 1 and below < height:
-        # With a smaller height in the header the decoder stops early.
-        height = below
+    bottom = box.top + box.height + 32  # blocks and the color filter extend beyond the box
+    if frame.baseline and frame.orientation == 1 and bottom < height:
+        # A smaller height in the header makes the decoder stop early.
+        height = bottom
         data = b"".join((data[: frame.offset + 5], height.to_bytes(2, "big"), data[frame.offset + 7 :]))
     shrink = min(box.height, box.width) / size
-    # 1/2, 1/4 and 1/8 save time; other fractions between 1 and 1/2 cost more than they save.
-    least = (math.ceil(height / shrink), math.ceil(width / shrink), 2.0) if shrink >= 2 else (0, 0, 1.0)
+    # Decoding at 1/2, 1/4 or 1/8 saves time. Fractions between 1/2 and 1 cost more than they save.
+    if shrink >= 2:
+        min_height, min_width, min_factor = math.ceil(height / shrink), math.ceil(width / shrink), 2.0
+    else:
+        min_height, min_width, min_factor = 0, 0, 1.0
     pixels = simplejpeg.decode_jpeg(
         data,
-        min_height=least[0],
-        min_width=least[1],
-        min_factor=least[2],
+        min_height=min_height,
+        min_width=min_width,
+        min_factor=min_factor,
         fastdct=True,
         fastupsample=True,
-        strict=False,  # otherwise the remaining rows are an error
+        strict=False,  # strict decoding raises an error for the rows that are left
     )
     y, x = pixels.shape[0] / height, pixels.shape[1] / width
     if frame.orientation > 4:
@@ -145,7 +148,7 @@ def decode_jpeg_box(data: bytes, frame: JpegFrame, box: Box, size: int) -> tuple
 
 
 def to_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns a view of `pixels` [h, w, c] that is upright, by the EXIF orientation 1 to 8."""
+    """Returns an upright view of `pixels` [h, w, c] with the EXIF orientation 1 to 8."""
     if orientation > 4:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -38,7 +38,7 @@ def eval_transform(image: Image.Image | np.ndarray | bytes, preprocess: Preproce
     if isinstance(image, np.ndarray):
         check_image(image)
         channels = image.shape[-1]
-        # Pillow has no images of 2 or of 13 channels, but each channel alone is a grayscale image.
+        # Pillow has no images of 2 or 13 channels, so each channel is resized as a grayscale image.
         planes = [image] if channels == 3 else [np.ascontiguousarray(image[..., c]) for c in range(channels)]
         layers = [Image.fromarray(plane) for plane in planes]
     else:
@@ -56,7 +56,7 @@ def eval_transform(image: Image.Image | np.ndarray | bytes, preprocess: Preproce
 
 
 def _pad(pixels: np.ndarray, size: int, fill: Sequence[int]) -> np.ndarray:
-    """Returns `pixels` [h, w, c] in the middle of at least [size, size, c]."""
+    """Returns `pixels` [h, w, c] centered in a canvas of at least [size, size, c] of the color `fill`."""
     h, w, c = pixels.shape
     dh, dw = max(size - h, 0), max(size - w, 0)
     if not dh and not dw:
@@ -75,10 +75,10 @@ def random_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Returns a random part of an image: the rectangle of RandomResizedCrop.
+    """Returns the random rectangle that RandomResizedCrop cuts out of an image.
 
-    Szegedy et al., "Going Deeper with Convolutions", https://arxiv.org/abs/1409.4842. Takes the first of ten
-    random rectangles that fits, else the largest centered rectangle of an allowed shape.
+    Szegedy et al., "Going Deeper with Convolutions", https://arxiv.org/abs/1409.4842. Returns the first of ten random
+    rectangles that fits, else the largest centered rectangle of an allowed shape.
 
     Args:
       height: of the image, in pixels.
@@ -117,11 +117,11 @@ def train_crop(
 ) -> np.ndarray:
     """Decodes an image and returns a random part of it, resized to uint8 [size, size, c]: RandomResizedCrop.
 
-    Of a JPEG only what the crop needs is decoded: no row below the crop, and at 1/2, 1/4 or 1/8 of the size if the crop
-    is that much larger than `size`. Grayscale, transparency, rotation and other formats are treated as in `decode`.
+    Decodes only what the crop needs of a JPEG: no rows below the crop, and at 1/2, 1/4 or 1/8 of its size if the crop
+    is that much larger than `size`. Treats grayscale, transparency, rotation and other formats as `decode` does.
 
-    The last step of the resize, by a factor less than 2, uses OpenCV without antialiasing, so the result is slightly
-    sharper than Pillow's.
+    OpenCV does the last step of the resize, by a factor below 2, without antialiasing. The result is slightly sharper
+    than Pillow's.
 
     Args:
       image: the bytes of a file, or uint8 [h, w, c].
@@ -133,7 +133,7 @@ def train_crop(
         or bicubic, drawn for each image.
 
     Raises:
-      BadImage: not an image, or a damaged one.
+      BadImage: `image` is not an image, or is a damaged one.
 
     Example:
       >>> image = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
@@ -147,7 +147,7 @@ def train_crop(
         box = random_box(*frame.upright, rng, scale=scale, ratio=ratio)
         try:
             pixels, box = decode_jpeg_box(image, frame, box, size)
-        except ValueError:  # damaged, or a kind of JPEG that only Pillow decodes
+        except ValueError:  # damaged, or a variant of JPEG that only Pillow decodes
             pixels = np.asarray(decode(image))
     else:
         pixels = np.asarray(decode(image))
@@ -179,7 +179,7 @@ def check_image(image: np.ndarray) -> None:
 def _cv2() -> Any:
     import cv2
 
-    # Processes decode images in parallel, so threads within one of them only compete.
+    # Worker processes already decode in parallel, so threads within each would only compete for cores.
     cv2.setNumThreads(0)
     return cv2
 
@@ -191,7 +191,7 @@ def _resize_box(pixels: np.ndarray, box: Box, size: int, interpolation: str) -> 
     crop = np.ascontiguousarray(crop) if min(pixels.strides) < 0 or pixels.strides[0] < pixels.strides[1] else crop
     h, w, c = crop.shape
     shrink = min(h, w) // size
-    if shrink >= 2:  # averages first, as the scaled decoding of a JPEG does
+    if shrink >= 2:  # averages blocks of pixels first, as scaled JPEG decoding does
         crop = cv2.resize(crop, (w // shrink, h // shrink), interpolation=cv2.INTER_AREA)
     flag = {
         "nearest": cv2.INTER_NEAREST,
