@@ -18,9 +18,9 @@ def test_decode_of_an_rgb_png_is_lossless():
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"])
 def test_decode_reads_the_usual_formats(kind):
-    picture = decoding.decode(encode(scene(), kind))
-    assert (picture.mode, picture.size) == ("RGB", (160, 120))
-    assert np.abs(np.asarray(picture).astype(int) - scene()).mean() < 12
+    image = decoding.decode(encode(scene(), kind))
+    assert (image.mode, image.size) == ("RGB", (160, 120))
+    assert np.abs(np.asarray(image).astype(int) - scene()).mean() < 12
 
 
 def test_decode_repeats_grayscale():
@@ -35,7 +35,7 @@ def test_decode_keeps_the_upper_8_of_16_bits():
     np.testing.assert_array_equal(np.asarray(decoding.decode(encode(deep, "TIFF"))), expected)
 
 
-def test_decode_refuses_floats_whose_range_nobody_knows():
+def test_decode_rejects_floats_of_unknown_range():
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 5), 0.5, np.float32)).save(buffer, "TIFF")
     with pytest.raises(decoding.BadImage, match="unknown range"):
@@ -50,33 +50,33 @@ def test_decode_of_black_and_white():
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_decode_drops_transparency_and_keeps_the_color_below(mode):
     alpha = Image.fromarray(scene(channels=1, seed=1)[..., 0])
-    picture = Image.fromarray(scene())
+    image = Image.fromarray(scene())
     if mode == "RGBA":
         expected = scene()
-        picture.putalpha(alpha)
+        image.putalpha(alpha)
     elif mode == "LA":
-        gray = picture.convert("L")
+        gray = image.convert("L")
         expected = np.repeat(np.asarray(gray)[..., None], 3, -1)
-        picture = Image.merge("LA", (gray, alpha))
+        image = Image.merge("LA", (gray, alpha))
     else:  # a palette with a transparent entry
-        picture = picture.quantize(16)
-        expected = np.asarray(picture.convert("RGB"))
-        picture.info["transparency"] = bytes(range(16))
-    np.testing.assert_array_equal(np.asarray(decoding.decode(encode(picture))), expected)
+        image = image.quantize(16)
+        expected = np.asarray(image.convert("RGB"))
+        image.info["transparency"] = bytes(range(16))
+    np.testing.assert_array_equal(np.asarray(decoding.decode(encode(image))), expected)
 
 
 def test_decode_of_cmyk():
     cmyk = Image.fromarray(scene()).convert("CMYK")
-    picture = np.asarray(decoding.decode(encode(cmyk, "TIFF")))
-    np.testing.assert_array_equal(picture, scene())  # Pillow's CMYK of an RGB picture has no black, so it comes back
+    image = np.asarray(decoding.decode(encode(cmyk, "TIFF")))
+    np.testing.assert_array_equal(image, scene())  # Pillow's CMYK of RGB has no black, so it is lossless
     jpeg = np.asarray(decoding.decode(encode(cmyk, "JPEG", quality=95)))
     assert np.abs(jpeg.astype(int) - scene()).mean() < 4
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_decode_turns_by_exif(orientation):
+def test_decode_applies_the_exif_orientation(orientation):
     upright = np.asarray(decoding.decode(encode(scene(), "PNG", exif=exif(orientation))))
-    # EXIF 2.32, tag 0x0112: where the stored picture's row 0 and column 0 are seen
+    # EXIF 2.32, tag 0x0112: the sides on which row 0 and column 0 of the stored image are displayed
     stored = scene()
     expected = {
         1: stored,
@@ -109,7 +109,7 @@ def test_a_truncated_image(kind, share):
             read(data)
 
 
-def test_rows_above_the_cut_are_the_decoders_own():
+def test_shortening_a_jpeg_keeps_the_rows_above():
     import simplejpeg
 
     data = encode(scene(480, 640), "JPEG", quality=92, subsampling=2)
@@ -126,8 +126,8 @@ def test_rows_above_the_cut_are_the_decoders_own():
 def test_scaled_decoding_reads_no_more_pixels_than_the_crop_needs():
     data = encode(scene(960, 1280), "JPEG")
     frame = decoding.jpeg_frame(data)
-    for side, least in [(900, 8), (450, 4), (230, 2), (150, 1)]:
+    for side, shrink in [(900, 8), (450, 4), (230, 2), (150, 1)]:
         pixels, box = decoding.decode_jpeg_box(data, frame, decoding.Box(0, 0, side, side), 112)
-        assert pixels.shape[1] == 1280 // least
+        assert pixels.shape[1] == 1280 // shrink
         assert box.height >= 112
         assert box.width >= 112
