@@ -118,10 +118,10 @@ def decode_jpeg_box(data: bytes, frame: JpegFrame, box: Box, size: int) -> tuple
     import simplejpeg
 
     height, width = frame.height, frame.width
-    bottom = box.top + box.height + 32  # blocks and the color filter extend beyond the box
-    if frame.baseline and frame.orientation == 1 and bottom < height:
+    last_row = box.top + box.height + 32  # blocks and the color filter extend beyond the box
+    if frame.baseline and frame.orientation == 1 and last_row < height:
         # A smaller height in the header makes the decoder stop early.
-        height = bottom
+        height = last_row
         data = b"".join((data[: frame.offset + 5], height.to_bytes(2, "big"), data[frame.offset + 7 :]))
     shrink = min(box.height, box.width) / size
     # Decoding at 1/2, 1/4 or 1/8 saves time. Fractions between 1/2 and 1 cost more than they save.
