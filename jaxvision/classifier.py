@@ -16,6 +16,7 @@ from PIL.Image import Image
 
 from jaxvision import extend
 from jaxvision.augment import host, on_device
+from jaxvision.augment.decoding import decode
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.create import create_model
 from jaxvision.errors import UserError
@@ -119,7 +120,7 @@ def _open_image(source: Any) -> Image:
             "PIL.Image.fromarray(array) makes one."
         )
     try:
-        return host.decode(Path(source).read_bytes())
+        return decode(Path(source).read_bytes())
     except OSError as e:
         raise UserError(f"cannot read {source}: {e}") from e
     except UserError as e:

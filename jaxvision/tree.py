@@ -1,8 +1,8 @@
 """Names of leaves, and ordered (pattern, value) tables over them.
 
-One idea serves freezing, weight decay, layer-wise learning rates and sharding: a list of rows
-``(pattern, value)``. A leaf's name is its path with dots (``blocks.0.attn.qkv.kernel``); a pattern is a regular
-expression anchored at the start of the name; the first row that matches gives the value.
+Freezing, weight decay, layer-wise learning rates and sharding all use a list of rows ``(pattern, value)``. The name of
+a leaf is its path with dots, such as ``blocks.0.attn.qkv.kernel``. A pattern is a regular expression anchored at the
+start of the name. The first row that matches gives the value.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def _segment(entry: Any) -> str:
 
 
 def _is_variable(x: Any) -> bool:
-    # A Flax Variable is itself a pytree node with one child. It is the leaf here: its child has no name of its own.
+    # A Flax Variable is a pytree node with one child. It counts as the leaf, because the child has no name.
     return hasattr(x, "get_raw_value") or (hasattr(x, "raw_value") and hasattr(x, "type"))
 
 
 def names(tree: Any) -> list[str]:
-    """Returns the names of the leaves of a pytree (or of an `nnx.State`), in the tree's own order.
+    """Returns the names of the leaves of a pytree (or an `nnx.State`), in the order of the tree.
 
     >>> names({"conv1": {"kernel": 1.0}, "fc": {"bias": 2.0, "kernel": 3.0}})
     ['conv1.kernel', 'fc.bias', 'fc.kernel']
@@ -51,7 +51,7 @@ def names(tree: Any) -> list[str]:
 
 
 def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Returns `tree` with ``fn(name, leaf, *leaves_of_rest)`` in the place of each leaf; Variables are leaves.
+    """Returns `tree` with each leaf replaced by ``fn(name, leaf, *leaves_of_rest)``. A Variable counts as a leaf.
 
     >>> map_named(lambda name, x: name.endswith("bias"), {"bias": 1.0, "kernel": 2.0})
     {'bias': True, 'kernel': False}
@@ -70,15 +70,15 @@ def match(
     """Returns ``{name: value}`` from the first row of `table` whose pattern matches the start of the name.
 
     Args:
-      leaf_names: dotted names, as `names` gives them.
+      leaf_names: dotted names, as returned by `names`.
       table: ordered rows (pattern, value).
-      default: value for a name that no row matches; without it such a name is an error.
-      unused_ok: accept a row that matches no name. By default that is an error, because a
-        misspelled pattern would otherwise freeze, decay or shard nothing and say nothing.
-      what: how messages call the table, such as ``"freeze"``.
+      default: value for a name that no row matches. Without it such a name is an error.
+      unused_ok: accept a row that matches no name. By default that is an error, because a misspelled pattern would
+        silently have no effect.
+      what: name of the table in messages, such as ``"freeze"``.
 
     Raises:
-      UserError: a pattern is not a regular expression, matches nothing, or a name is matched by no row.
+      UserError: a pattern is not a regular expression or matches no name, or no row matches a name.
 
     Example:
       >>> match(["blocks.0.kernel", "head.bias"], [(r"blocks", 0.1), (r"head", 1.0)])
@@ -87,7 +87,7 @@ def match(
     try:
         compiled = [(re.compile(pattern), value) for pattern, value in table]
     except re.error as e:
-        raise UserError(f"{what}: {e.pattern!r} is not a regular expression: {e}") from e
+        raise UserError(f"{what}: got {e.pattern!r}, which is not a regular expression: {e}.") from e
     used = [False] * len(compiled)
     result: dict[str, T] = {}
     for name in leaf_names:
@@ -97,12 +97,12 @@ def match(
                 result.setdefault(name, value)
         if name not in result:
             if default is _RAISE:
-                raise UserError(f"{what}: no pattern matches {name!r}; end the table with a row for '.*'")
+                raise UserError(f"{what}: no pattern matches {name!r}. End the table with a row for '.*'.")
             result[name] = default
     if not unused_ok:
         for (pattern, _), was_used in zip(compiled, used, strict=True):
             if not was_used:
                 close = nearest(pattern.pattern, leaf_names)
-                hint = f"; the nearest is {close[0]!r}" if close else ""
-                raise UserError(f"{what}: the pattern {pattern.pattern!r} matches no parameter{hint}")
+                hint = f" The nearest name is {close[0]!r}." if close else ""
+                raise UserError(f"{what}: the pattern {pattern.pattern!r} matches no parameter.{hint}")
     return result

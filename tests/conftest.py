@@ -60,6 +60,7 @@ ON_REQUEST = {
 FAST = {
     "test_contract.py",
     "test_classifier.py",
+    "augment/test_augment_decoding.py",
     "augment/test_augment_host.py",
     "data/test_sources.py",
     "eval/test_metrics.py",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from jaxvision.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from jaxvision.augment.host import decode, eval_transform, train_crop
+    from jaxvision.augment.decoding import decode
+    from jaxvision.augment.host import eval_transform, train_crop
     from jaxvision.augment.mixing import mix
     from jaxvision.augment.on_device import augment_batch, normalize, prepare_eval
     from jaxvision.augment.preprocess import Preprocess
@@ -29,7 +30,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "host": ("decode", "eval_transform", "train_crop"),
+    "decoding": ("decode",),
+    "host": ("eval_transform", "train_crop"),
     "mixing": ("mix",),
     "on_device": ("augment_batch", "normalize", "prepare_eval"),
     "preprocess": ("Preprocess",),

@@ -1,4 +1,4 @@
-"""Random changes of the values of one image [h, w, c], inside jit: color and erasing."""
+"""Random color changes and random erasing of one image [h, w, c], inside jit."""
 
 from __future__ import annotations
 

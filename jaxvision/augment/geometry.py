@@ -1,4 +1,4 @@
-"""Random and fixed geometry of one image [h, w, c], inside jit: resize, crop, flip."""
+"""Geometric transforms of one image [h, w, c], inside jit: resize, crop, flip."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jaxvision.errors import unknown_name_error
 
 
 def resize_and_crop(image: jax.Array, preprocess: Preprocess) -> jax.Array:
-    """Returns an image resized and cropped for evaluation, with the pixels of `host.eval_transform`.
+    """Returns an image resized and cropped for evaluation, with the same pixels as `host.eval_transform`.
 
-    An image that already has its size costs nothing, because shapes are constants of the program.
+    An image that already has the right size costs nothing, because shapes are constants of the program.
 
     Args:
       image: float32 [h, w, c], whole numbers in 0 to 255.
@@ -41,7 +41,7 @@ def resize_and_crop(image: jax.Array, preprocess: Preprocess) -> jax.Array:
 
 
 def resize(image: jax.Array, height: int, width: int, *, interpolation: str) -> jax.Array:
-    """Returns an image resized to [height, width, c], with Pillow's pixels.
+    """Returns an image resized to [height, width, c], with the same pixels as Pillow's resize.
 
     Args:
       image: float32 [h, w, c], whole numbers in 0 to 255.
@@ -50,7 +50,7 @@ def resize(image: jax.Array, height: int, width: int, *, interpolation: str) -> 
       interpolation: ``"bicubic"`` or ``"bilinear"``.
     """
     h, w, _ = image.shape
-    # Pillow resizes one axis at a time and rounds in between. Weights of 22 bits keep sums within an int32.
+    # Pillow resizes one axis at a time and rounds in between. With weights of 22 bits the sums fit into an int32.
     if width != w:
         image = _round_22(jnp.einsum("ow,hwc->hoc", _weights(w, width, interpolation), image.astype(jnp.int32)))
     if height != h:
@@ -66,7 +66,7 @@ def _weights(size: int, new_size: int, interpolation: str) -> np.ndarray:
     """Returns the weight of each source pixel in each new pixel, int32 [new_size, size], in units of 2**-22."""
     check_interpolation(interpolation)
     zoom = size / new_size
-    stretch = max(zoom, 1.0)  # shrinking widens the filter, so that every pixel counts
+    stretch = max(zoom, 1.0)  # shrinking widens the filter, so that every pixel contributes
     reach = {"bilinear": 1, "bicubic": 2}[interpolation] * stretch
     weights = np.zeros((new_size, size), np.int32)
     for i in range(new_size):
@@ -83,7 +83,7 @@ def _weights(size: int, new_size: int, interpolation: str) -> np.ndarray:
 
 
 def check_interpolation(interpolation: str) -> None:
-    """Raises `UserError` unless images can be interpolated in this way on the device."""
+    """Raises `UserError` unless the device can interpolate images in this way."""
     if interpolation not in ("bilinear", "bicubic"):
         raise unknown_name_error("interpolation on the device", interpolation, ("bilinear", "bicubic"))
 
@@ -103,7 +103,7 @@ def random_box(
     h, w, top, left = random_rectangles(jax.random.uniform(key, (32,)), height, width, area=scale, ratio=ratio)
     fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
     first = jnp.argmax(fits)
-    # If none of the ten fits, takes the largest centered rectangle of an allowed shape.
+    # Used if none of the ten fits: the largest centered rectangle of an allowed shape.
     central_w = min(width, round(height * ratio[1]))
     central_h = min(height, round(width / ratio[0]))
     central = (height - central_h) // 2, (width - central_w) // 2, central_h, central_w
@@ -151,7 +151,7 @@ def random_resized_crop(
 
 
 def resize_box(image: jax.Array, box: jax.Array, *, size: int, interpolation: str) -> jax.Array:
-    """Returns the part (top, left, height, width) of an image [h, w, c], resized to [size, size, c], whole numbers."""
+    """Returns the part (top, left, height, width) of an image [h, w, c], resized to [size, size, c] and rounded."""
     c = image.shape[-1]
     corner, sides = box[:2].astype(jnp.float32), box[2:].astype(jnp.float32)
     zoom = size / sides
@@ -160,5 +160,5 @@ def resize_box(image: jax.Array, box: jax.Array, *, size: int, interpolation: st
 
 
 def random_flip(image: jax.Array, key: jax.Array, *, probability: float, axis: int = 1) -> jax.Array:
-    """Returns an image [h, w, c], flipped with this probability along `axis`: 1 is left-right, 0 is upside down."""
+    """Returns an image [h, w, c], flipped with this probability along `axis`: 1 is left-right, 0 is upside-down."""
     return jnp.where(jax.random.uniform(key) < probability, jnp.flip(image, axis), image)

@@ -6,67 +6,18 @@ Transforms that keep the shape (flip, color, erasing, mixing, normalization) are
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from jaxvision.augment.decoding import Box, decode, decode_jpeg_box, jpeg_frame
 from jaxvision.augment.preprocess import Preprocess, crop_offset
 from jaxvision.errors import UserError, unknown_name_error
 
 TRAIN_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "lanczos", "random")
-
-
-class BadImage(UserError):
-    """Bytes that are not an image, or a damaged image."""
-
-
-def decode(data: bytes) -> Image.Image:
-    """Decodes an image file to RGB, upright.
-
-    Applies the EXIF rotation, repeats grayscale over the channels, drops transparency and keeps the color below it (as
-    Pillow's ``convert("RGB")``), keeps the upper 8 of 16 bits, and takes the first frame of an animation.
-
-    Args:
-      data: the bytes of a file, in any format that Pillow reads.
-
-    Raises:
-      BadImage: not an image, or a damaged one.
-
-    Example:
-      >>> buffer = io.BytesIO()
-      >>> Image.new("L", (4, 3), 7).save(buffer, "PNG")
-      >>> image = decode(buffer.getvalue())
-      >>> image.mode, image.size, image.getpixel((0, 0))
-      ('RGB', (4, 3), (7, 7, 7))
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except BadImage:
-        raise
-    except Image.DecompressionBombError as e:
-        raise BadImage(str(e)) from e
-    # Pillow's plugins raise all of these on damaged files, and more classes than they document.
-    except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, OverflowError, EOFError) as e:
-        if isinstance(e, Image.UnidentifiedImageError):
-            raise BadImage(f"not an image that Pillow can read ({len(data)} bytes)") from e
-        raise BadImage(f"damaged image: {e}") from e
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":  # Pillow clips at 0 and 255: values in [0, 1] would turn black
-        raise BadImage("an image of floating-point numbers of unknown range; save it with 8 or 16 bits")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow's own conversion clips 16 bits at 255: nearly every pixel would turn white.
-        high = np.asarray(image.convert("I")).clip(0, 65535) >> 8
-        image = Image.fromarray(high.astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def eval_transform(image: Image.Image | np.ndarray | bytes, preprocess: Preprocess) -> np.ndarray:
@@ -87,7 +38,7 @@ def eval_transform(image: Image.Image | np.ndarray | bytes, preprocess: Preproce
     if isinstance(image, np.ndarray):
         check_image(image)
         channels = image.shape[-1]
-        # Pillow has no images of 2 or of 13 channels, but each channel alone is a grayscale image.
+        # Pillow has no images of 2 or 13 channels, so each channel is resized as a grayscale image.
         planes = [image] if channels == 3 else [np.ascontiguousarray(image[..., c]) for c in range(channels)]
         layers = [Image.fromarray(plane) for plane in planes]
     else:
@@ -105,7 +56,7 @@ def eval_transform(image: Image.Image | np.ndarray | bytes, preprocess: Preproce
 
 
 def _pad(pixels: np.ndarray, size: int, fill: Sequence[int]) -> np.ndarray:
-    """Returns `pixels` [h, w, c] in the middle of at least [size, size, c]."""
+    """Returns `pixels` [h, w, c] centered in a canvas of at least [size, size, c] of the color `fill`."""
     h, w, c = pixels.shape
     dh, dw = max(size - h, 0), max(size - w, 0)
     if not dh and not dw:
@@ -116,15 +67,6 @@ def _pad(pixels: np.ndarray, size: int, fill: Sequence[int]) -> np.ndarray:
     return canvas
 
 
-class Box(NamedTuple):
-    """A rectangle of pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
 def random_box(
     height: int,
     width: int,
@@ -133,10 +75,10 @@ def random_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Returns a random part of an image: the rectangle of RandomResizedCrop.
+    """Returns the random rectangle that RandomResizedCrop cuts out of an image.
 
-    Szegedy et al., "Going Deeper with Convolutions", https://arxiv.org/abs/1409.4842. Takes the first of ten
-    random rectangles that fits, else the largest centered rectangle of an allowed shape.
+    Szegedy et al., "Going Deeper with Convolutions", https://arxiv.org/abs/1409.4842. Returns the first of ten random
+    rectangles that fits, else the largest centered rectangle of an allowed shape.
 
     Args:
       height: of the image, in pixels.
@@ -175,11 +117,11 @@ def train_crop(
 ) -> np.ndarray:
     """Decodes an image and returns a random part of it, resized to uint8 [size, size, c]: RandomResizedCrop.
 
-    Of a JPEG only what the crop needs is decoded: no row below the crop, and at 1/2, 1/4 or 1/8 of the size if the crop
-    is that much larger than `size`. Grayscale, transparency, rotation and other formats are treated as in `decode`.
+    Decodes only what the crop needs of a JPEG: no rows below the crop, and at 1/2, 1/4 or 1/8 of its size if the crop
+    is that much larger than `size`. Treats grayscale, transparency, rotation and other formats as `decode` does.
 
-    The last step of the resize, by a factor less than 2, uses OpenCV without antialiasing, so the result is slightly
-    sharper than Pillow's.
+    OpenCV does the last step of the resize, by a factor below 2, without antialiasing. The result is slightly sharper
+    than Pillow's.
 
     Args:
       image: the bytes of a file, or uint8 [h, w, c].
@@ -191,7 +133,7 @@ def train_crop(
         or bicubic, drawn for each image.
 
     Raises:
-      BadImage: not an image, or a damaged one.
+      BadImage: `image` is not an image, or is a damaged one.
 
     Example:
       >>> image = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
@@ -201,11 +143,11 @@ def train_crop(
     check_crop(scale, ratio, interpolation)
     if isinstance(image, np.ndarray):
         pixels, box = image, random_box(image.shape[0], image.shape[1], rng, scale=scale, ratio=ratio)
-    elif frame := _jpeg_frame(image):
+    elif frame := jpeg_frame(image):
         box = random_box(*frame.upright, rng, scale=scale, ratio=ratio)
         try:
-            pixels, box = _decode_box(image, frame, box, size)
-        except ValueError:  # damaged, or a kind of JPEG that only Pillow decodes
+            pixels, box = decode_jpeg_box(image, frame, box, size)
+        except ValueError:  # damaged, or a variant of JPEG that only Pillow decodes
             pixels = np.asarray(decode(image))
     else:
         pixels = np.asarray(decode(image))
@@ -233,96 +175,11 @@ def check_image(image: np.ndarray) -> None:
         raise UserError(f"image: got {image.dtype} {list(image.shape)}, expected uint8 [h, w, c].")
 
 
-class _Frame(NamedTuple):
-    """The frame header of a JPEG."""
-
-    offset: int  # of the frame header in the file
-    baseline: bool  # coded row by row, so that the last rows can be left out
-    height: int
-    width: int
-    orientation: int  # EXIF, 1 to 8; above 4 rows and columns are swapped
-
-    @property
-    def upright(self) -> tuple[int, int]:
-        """Height and width of the upright image."""
-        return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
-
-
-def _jpeg_frame(data: bytes) -> _Frame | None:
-    """Returns the frame of a complete grayscale or color JPEG, or None for any other data."""
-    # A file without end marker may be cut short, and the fast decoder would fill the missing part with gray.
-    if data[:2] != b"\xff\xd8" or data.rfind(b"\xff\xd9", -64) < 0:
-        return None
-    orientation, at = 1, 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xE1 and data[at + 4 : at + 8] == b"Exif":
-            orientation = _orientation(data)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width, channels = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8], data[at + 9]
-            # CMYK (four channels) and files with their height after the pixels (here 0) are left to Pillow.
-            known = marker in (0xC0, 0xC1, 0xC2) and channels in (1, 3) and height and width
-            return _Frame(at, marker != 0xC2, height, width, orientation) if known else None
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return None
-
-
-def _orientation(data: bytes) -> int:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(0x0112, 1)
-    except (OSError, ValueError, SyntaxError):
-        return 1
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _decode_box(data: bytes, frame: _Frame, box: Box, size: int) -> tuple[np.ndarray, Box]:
-    """Returns pixels that contain `box`, scaled down no further than to `size`, and the position of `box` in them."""
-    import simplejpeg
-
-    height, width = frame.height, frame.width
-    below = box.top + box.height + 32  # blocks and the color filter extend beyond the box
-    if frame.baseline and frame.orientation == 1 and below < height:
-        # With a smaller height in the header the decoder stops early.
-        height = below
-        data = b"".join((data[: frame.offset + 5], height.to_bytes(2, "big"), data[frame.offset + 7 :]))
-    shrink = min(box.height, box.width) / size
-    # 1/2, 1/4 and 1/8 save time; other fractions between 1 and 1/2 cost more than they save.
-    least = (math.ceil(height / shrink), math.ceil(width / shrink), 2.0) if shrink >= 2 else (0, 0, 1.0)
-    pixels = simplejpeg.decode_jpeg(
-        data,
-        min_height=least[0],
-        min_width=least[1],
-        min_factor=least[2],
-        fastdct=True,
-        fastupsample=True,
-        strict=False,  # otherwise the remaining rows are an error
-    )
-    y, x = pixels.shape[0] / height, pixels.shape[1] / width
-    if frame.orientation > 4:
-        y, x = x, y
-    pixels = _upright(pixels, frame.orientation)
-    top, left = int(box.top * y), int(box.left * x)
-    bottom, right = math.ceil((box.top + box.height) * y), math.ceil((box.left + box.width) * x)
-    return pixels, Box(top, left, bottom - top, right - left)
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns a view of `pixels` [h, w, c] that is upright, by the EXIF orientation 1 to 8."""
-    if orientation > 4:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
-
-
 @functools.cache
 def _cv2() -> Any:
     import cv2
 
-    # Processes decode images in parallel, so threads within one of them only compete.
+    # Worker processes already decode in parallel, so threads within each would only compete for cores.
     cv2.setNumThreads(0)
     return cv2
 
@@ -334,7 +191,7 @@ def _resize_box(pixels: np.ndarray, box: Box, size: int, interpolation: str) -> 
     crop = np.ascontiguousarray(crop) if min(pixels.strides) < 0 or pixels.strides[0] < pixels.strides[1] else crop
     h, w, c = crop.shape
     shrink = min(h, w) // size
-    if shrink >= 2:  # averages first, as the scaled decoding of a JPEG does
+    if shrink >= 2:  # averages blocks of pixels first, as scaled JPEG decoding does
         crop = cv2.resize(crop, (w // shrink, h // shrink), interpolation=cv2.INTER_AREA)
     flag = {
         "nearest": cv2.INTER_NEAREST,

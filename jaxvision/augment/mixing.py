@@ -30,8 +30,8 @@ def mix(
       key: a JAX key, one for the batch.
       mask: bool [b], False for padding. An image whose partner is padding is not changed.
       mixup: alpha of the Beta distribution of mixup (https://arxiv.org/abs/1710.09412); 0 is off.
-      cutmix: alpha of the Beta distribution of cutmix (https://arxiv.org/abs/1905.04899); 0 is off. The share of an
-        image in its target is the share of its pixels that are kept.
+      cutmix: alpha of the Beta distribution of cutmix (https://arxiv.org/abs/1905.04899); 0 is off. The weight of an
+        image's own target is the share of its pixels that are kept.
       probability: of mixing.
       switch: probability of cutmix if both are on.
       mode: draws once for the ``"batch"``, for each ``"pair"`` of mirrored images, or for each image (``"elem"``).
@@ -57,7 +57,7 @@ def mix(
         positions = jnp.zeros_like(positions)
     elif mode == "pair":
         positions = jnp.minimum(positions, b - 1 - positions)
-    # Without the barrier the compiler draws an image's numbers again for each of its pixels.
+    # Without the barrier the compiler recomputes an image's random numbers for each of its pixels.
     drawn = jax.lax.optimization_barrier(jax.vmap(draw, out_axes=(0, 0, 1))(positions))
     is_cutmix, share, (top, bottom, left, right) = drawn
     share = jnp.where(mask[::-1], share, 1.0)

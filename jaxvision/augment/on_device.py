@@ -1,13 +1,13 @@
 """Augmentation and normalization of batches on the device, inside jit.
 
-`augment_batch` prepares a training batch and `prepare_eval` an evaluation batch. The parts are functions of one image
-[h, w, c] and a key, and `jax.vmap` applies them to a batch. Under a sharded `jax.jit` each device therefore works on
-its own images, and the result does not depend on the number of devices.
+`augment_batch` prepares a training batch and `prepare_eval` an evaluation batch. Each operation is a function of one
+image [h, w, c] and a key, and `jax.vmap` applies it to a batch. Under a sharded `jax.jit` each device therefore works
+on its own images, and the result does not depend on the number of devices.
 
 Every random choice is a function of (seed, step, index). The key of an image is
-``fold_in(fold_in(key(seed), step), index)`` with its index in the dataset, and each kind of choice folds a number of
-its own into that key, so any image of any step can be drawn again alone. Mixup and cutmix, which join two images of a
-batch, are drawn by position in the batch instead.
+``fold_in(fold_in(key(seed), step), index)`` with its index in the dataset, and each kind of choice folds a different
+number into that key. The augmentation of any image in any step can therefore be reproduced without the rest of its
+batch. Mixup and cutmix, which combine two images of a batch, depend on the position in the batch instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from jaxvision.extend import call, resolve
 
 # The number that each kind of choice folds into an image's key. Changing one changes the images of an old seed.
 _CROP, _PAD, _FLIP, _FLIP_VERTICAL, _COLOR, _RAND_AUGMENT, _ERASE = range(7)
-# Those of a batch's choices are above every int32, so no index of an image equals them.
+# The numbers for choices of the whole batch are above every int32, so no image index equals them.
 _MIX, _OWN = 2**31, 2**31 + 1
 
 
@@ -231,12 +231,11 @@ def _crop_and_color(
 
 
 def augmentation_function(name: str | Callable[..., jax.Array] | None) -> Callable[..., jax.Array] | None:
-    """Returns your own augmentation that `name` stands for, or None for None.
+    """Returns the augmentation function that `name` refers to, or None if `name` is None.
 
     It is called as ``fn(images, key=key, **options)`` inside the train step, after the built-in augmentation and before
-    normalization. ``images`` is float32 [b, h, w, c] in 0 to 255, ``key`` is a JAX key of the step, and the options are
-    its other keyword arguments, which become keys of the config's section ``augment``. It returns images of the same
-    shape.
+    normalization. ``images`` is float32 [b, h, w, c] in 0 to 255 and ``key`` is a JAX key of the step. Its other
+    keyword arguments become keys of the config's section ``augment``. It returns images of the same shape.
 
     Args:
       name: a callable or ``"package.module:function"``; or None.
@@ -269,13 +268,13 @@ def _apply_own(images: jax.Array, step_key: jax.Array, name: Any, options: Mappi
 
 
 def prepare_eval(batch: Mapping[str, jax.Array], *, preprocess: Preprocess, resize: bool) -> jax.Array:
-    """Returns the images of an evaluation batch as the model takes them, float32 [b, image_size, image_size, c].
+    """Returns the images of an evaluation batch, ready for the model: float32 [b, image_size, image_size, c].
 
     Args:
       batch: ``image`` uint8 [b, h, w, c].
       preprocess: the evaluation transform.
-      resize: True resizes and crops the images as they are in the dataset. False only normalizes images that come from
-        `host.eval_transform`.
+      resize: True resizes, crops and normalizes images of the dataset. False only normalizes images that were resized
+        by `host.eval_transform`.
 
     Raises:
       UserError: mean and std do not fit the channels.

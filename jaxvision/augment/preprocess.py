@@ -110,6 +110,6 @@ def crop_offset(length: int, size: int) -> int:
 def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
     """Raises `UserError` unless `mean` and `std` have equal lengths and every std is above zero."""
     if len(mean) != len(std) or not len(mean):
-        raise UserError(f"mean and std: got {len(mean)} and {len(std)} numbers, expected one of each for each channel.")
+        raise UserError(f"mean and std: got {len(mean)} and {len(std)} numbers, expected one of each per channel.")
     if min(std) <= 0:
         raise UserError(f"std: got {tuple(std)}, expected numbers above 0.")

@@ -45,7 +45,7 @@ class RandAugment:
         uniformly from 0 to `magnitude`.
       max_magnitude: drawn magnitudes are clipped to 0 and this.
       increasing: each operation grows stronger with the magnitude ("inc1"). By default Posterize and Solarize grow
-        weaker, and Color, Contrast, Brightness and Sharpness go from 0.1 (faint) over 1 (unchanged, at 5) to 1.9.
+        weaker, and Color, Contrast, Brightness and Sharpness go from 0.1 (faint) through 1 (unchanged, at 5) to 1.9.
 
     Raises:
       UserError: a value is out of range.
@@ -180,7 +180,7 @@ def apply(image: jax.Array, op: jax.Array | int, argument: jax.Array | float, fi
       [155.0, 155.0, 155.0]
     """
     h, w, _ = image.shape
-    # Without the barrier the compiler computes an entry of the table again for each pixel that looks it up.
+    # Without the barrier the compiler recomputes an entry of the table for each pixel that looks it up.
     image = _look_up(image, jax.lax.optimization_barrier(_table(image, op, argument)))
     degenerate = jnp.where(op == OPS.index("Color"), gray(image), smooth(image))
     blends = (op == OPS.index("Color")) | (op == OPS.index("Sharpness"))

@@ -1,7 +1,6 @@
 """A source that is ready to be read: kept in memory, or streamed by workers.
 
-Both kinds make the same batches of the same images in the same order; see `jaxvision.data.image_path` for what differs
-on the device.
+Both kinds yield the same images in the same order. See `jaxvision.data.image_path` for what differs on the device.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxvision.augment import host
+from jaxvision.augment.decoding import BadImage
+from jaxvision.augment.host import check_crop
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.image_path import FromMemory, FromWorkers, ImagePath
 from jaxvision.data.order import batch_indices, eval_indices, eval_steps, process_rows
@@ -22,8 +22,8 @@ from jaxvision.data.source import Source
 from jaxvision.data.workers import Batch, ReadEvalBatch, ReadTrainBatch, run_ahead
 from jaxvision.errors import UserError
 
-_PROBES = 16  # images that show whether all have one shape
-_CHUNK = 512  # examples read at once where a whole dataset is read
+_PROBES = 16  # images that are checked for a common shape before the whole dataset is read
+_CHUNK = 512  # examples per read when a whole dataset is read
 
 
 class Dataset(ABC):
@@ -32,7 +32,7 @@ class Dataset(ABC):
     Args:
       source: the images.
       max_corrupt: number of damaged images that are skipped; one more is an error.
-      log: called with a message about each of the first few.
+      log: called with a message about each of the first five damaged images.
 
     Attributes:
       corrupt: the damaged images found so far, index -> (name, reason).
@@ -57,7 +57,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
-        """Returns one image as it is in the source, uint8 [h, w, c]."""
+        """Returns one decoded image, neither cropped nor resized: uint8 [h, w, c]."""
 
     @abstractmethod
     def train_batches(
@@ -76,9 +76,9 @@ class Dataset(ABC):
 
         Args:
           batch_size: images per batch, over all processes.
-          image_size: side in pixels that the model takes.
+          image_size: side of the model's input, in pixels.
           seed: of the order and of the crops.
-          start_step: the first step; that of the checkpoint in a run that resumes.
+          start_step: the first step; in a resumed run, the step of the checkpoint.
           stop_step: one past the last step.
           crop: options of `jaxvision.augment.host.train_crop`, for workers. None resizes the shorter side and crops
             the middle. A dataset in memory leaves cropping to the device.
@@ -134,7 +134,7 @@ class Dataset(ABC):
     def _why_corrupt(self, index: int) -> str:
         try:
             to_pixels(self.source[index]["image"])
-        except (host.BadImage, OSError) as e:
+        except (BadImage, OSError) as e:
             return str(e)
         return "the first attempt to read it failed"
 
@@ -153,7 +153,7 @@ class StreamedDataset(Dataset):
         self, *, batch_size, image_size, seed, start_step, stop_step, crop=None, workers=None, process=(0, 1)
     ):  # fmt: skip
         if crop is not None:
-            host.check_crop(**crop)
+            check_crop(**crop)
         rows = process_rows(batch_size, process)
         task = ReadTrainBatch(self.source, batch_size, rows, self.channels, seed, image_size, crop)
         yield from self._recording(run_ahead(task, start_step, stop_step, workers))
@@ -173,7 +173,7 @@ class StoredDataset(Dataset):
     """Images of one shape, decoded once and kept in memory.
 
     Args:
-      source: where they come from.
+      source: the source of the images.
       images: uint8 [n, h, w, c].
       labels: int32 [n].
     """
@@ -192,7 +192,7 @@ class StoredDataset(Dataset):
         self, *, batch_size, image_size, seed, start_step, stop_step, crop=None, workers=None, process=(0, 1)
     ):  # fmt: skip
         if crop is not None:
-            host.check_crop(**crop)
+            check_crop(**crop)
         rows = process_rows(batch_size, process)
         for step in range(start_step, stop_step):
             yield self._batch(batch_indices(len(self), batch_size, seed=seed, step=step)[1][rows])
@@ -234,11 +234,11 @@ def open_dataset(
       (359, 8, 8, 1)
     """
     n = len(source)
-    if passed_over := getattr(source, "passed_over", 0):
-        files = "1 file that is not an image" if passed_over == 1 else f"{passed_over:,} files that are not images"
-        log(f"{source.name}: ignored {files}, judging by the file name")
+    if ignored := getattr(source, "ignored", 0):
+        files = "1 file that is not an image" if ignored == 1 else f"{ignored:,} files that are not images"
+        log(f"{source.name}: ignored {files}, by the file name extension")
     streamed = StreamedDataset(source, max_corrupt=max_corrupt, log=log)
-    # A few images from all over the dataset show whether to try: reading a million photographs would take long.
+    # Checks a few images first, because reading a million photographs only to find two shapes would take long.
     probes = [_pixels_or_none(source, int(i)) for i in np.unique(np.linspace(0, n - 1, _PROBES).astype(int))]
     shapes = {pixels.shape for pixels in probes if pixels is not None}
     if not shapes:
@@ -252,7 +252,7 @@ def open_dataset(
 
 
 def _store(source: Source, shape: tuple[int, ...], **options: Any) -> StoredDataset | None:
-    """Returns the whole source in memory; None if an image has another shape."""
+    """Returns the whole source in memory, or None if an image has another shape."""
     n = len(source)
     images, labels = np.zeros((n, *shape), np.uint8), np.zeros(n, np.int32)
     corrupt = []
@@ -265,7 +265,7 @@ def _store(source: Source, shape: tuple[int, ...], **options: Any) -> StoredData
             labels[i] = example["label"]
             try:
                 pixels = to_pixels(example["image"])
-            except host.BadImage:
+            except BadImage:
                 corrupt.append(i)
                 continue
             if pixels.shape != shape:
@@ -280,5 +280,5 @@ def _store(source: Source, shape: tuple[int, ...], **options: Any) -> StoredData
 def _pixels_or_none(source: Source, index: int) -> np.ndarray | None:
     try:
         return to_pixels(source[index]["image"])
-    except (host.BadImage, OSError):
+    except (BadImage, OSError):
         return None

@@ -1,4 +1,4 @@
-"""Images in arrays, and scikit-learn's handwritten digits: 1,797 scans that need no download."""
+"""A source of images in arrays, and scikit-learn's 1,797 handwritten digits, which need no download."""
 
 from __future__ import annotations
 

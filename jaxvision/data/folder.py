@@ -28,17 +28,17 @@ class FolderSource:
       labels: int [n].
       classes: names of the classes, in the order of their numbers.
       name: for messages.
-      passed_over: number of other files in the folder, which are not images by their extension.
+      ignored: number of other files in the folder, whose extension is not that of an image.
     """
 
     def __init__(
-        self, files: Sequence[str], labels: Sequence[int], *, classes: Sequence[str], name: str, passed_over: int = 0
+        self, files: Sequence[str], labels: Sequence[int], *, classes: Sequence[str], name: str, ignored: int = 0
     ):
         self.files = list(files)
         self.labels = np.asarray(labels, np.int32)
         self.classes = list(classes)
         self.name = name
-        self.passed_over = passed_over
+        self.ignored = ignored
 
     def __len__(self) -> int:
         return len(self.files)
@@ -67,32 +67,38 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
     """
     root = Path(data_dir)
     if not root.is_dir():
-        raise UserError(f"no such folder: {data_dir}; set --config.source.data_dir to the folder of your images")
+        raise UserError(
+            f"source.data_dir: got {data_dir!r}, expected a folder that exists. Set --config.source.data_dir to the "
+            "folder of your images."
+        )
     parts = part_folders(root)
     if parts and "train" not in parts:
-        raise UserError(f"{root} has {', '.join(p.name for p in parts.values())} but no folder 'train'")
+        found = ", ".join(folder.name for folder in parts.values())
+        raise UserError(f"{root}: got only {found}, expected also a folder 'train'. Add one with the training images.")
     if set(parts) <= {"train"}:
         folder = parts.get("train", root)
-        whole = _read(folder, _classes(folder), "folder")
-        kept, held = stratified_split(whole.labels, test_fraction, seed=split_seed)
+        images = _read(folder, _classes(folder), "folder")
+        kept, held = stratified_split(images.labels, test_fraction, seed=split_seed)
         if not len(held):
-            raise UserError(f"{root}: one image per class leaves none to test on; add images")
-        return Splits(train=_take(whole, kept, "train"), test=_take(whole, held, "held out"))
-    classes = _classes(parts["train"])
-    found = {part: _classes(folder) for part, folder in parts.items()}
-    for part, there in found.items():
-        if strangers := sorted(set(there) - set(classes)):
             raise UserError(
-                f"{parts[part]} has the class {strangers[0]!r}, which {parts['train']} has not "
-                f"({len(strangers)} such classes)"
+                f"{root}: got one image per class, expected at least two, one of them for testing. Add images."
             )
-    return Splits(**{part: _read(folder, classes, part, only=found[part]) for part, folder in parts.items()})
+        return Splits(train=_take(images, kept, "train"), test=_take(images, held, "held out"))
+    classes = _classes(parts["train"])
+    classes_of = {part: _classes(folder) for part, folder in parts.items()}
+    for part, names in classes_of.items():
+        if unknown := sorted(set(names) - set(classes)):
+            raise UserError(
+                f"{parts[part]}: got the class {unknown[0]!r}{_and_more(unknown)}, expected only classes of "
+                f"{parts['train']}. Rename the folder or move it away."
+            )
+    return Splits(**{part: _read(folder, classes, part, only=classes_of[part]) for part, folder in parts.items()})
 
 
 def part_folders(root: Path) -> dict[str, Path]:
     """Returns the folders of `root` that are parts of a dataset: ``train`` and so on, in any spelling of `PARTS`."""
-    there = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_dir()}
-    return {part: there[name] for part, names in PARTS.items() for name in reversed(names) if name in there}
+    folders = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_dir()}
+    return {part: folders[name] for part, names in PARTS.items() for name in reversed(names) if name in folders}
 
 
 def open_test_folder(data_dir: str | Path, classes: Sequence[str], part: str = "test") -> FolderSource:
@@ -109,36 +115,41 @@ def open_test_folder(data_dir: str | Path, classes: Sequence[str], part: str = "
     root = Path(data_dir)
     parts = part_folders(root)
     if parts and not set(_classes(root)) <= set(classes):
-        part = next((whole for whole, names in PARTS.items() if part.lower() in names), part)
+        part = next((name for name, spellings in PARTS.items() if part.lower() in spellings), part)
         if part not in parts:
-            there = ", ".join(f"{name} ({folder.name}/)" for name, folder in parts.items())
-            raise UserError(f"{root} has no part {part!r}; there are {there}")
+            valid = ", ".join(f"{name} ({folder.name}/)" for name, folder in parts.items())
+            raise UserError(f"{root}: got the part {part!r}, expected one of {valid}. Choose one of them.")
         root = parts[part]
     found = _classes(root)
-    if strangers := [name for name in found if name not in classes]:
-        known = ", ".join(list(classes)[:8]) + (f" and {len(classes) - 8:,} more" if len(classes) > 8 else "")
-        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+    if unknown := [name for name in found if name not in classes]:
+        known = ", ".join(list(classes)[:8]) + _and_more(classes, shown=8)
         raise UserError(
-            f"{root}: the model does not know the class {strangers[0]!r}{more}, only {known}; rename the folder, or "
-            f"move it away"
+            f"{root}: got the class {unknown[0]!r}{_and_more(unknown)}, expected the classes of the model: {known}. "
+            "Rename the folder or move it away."
         )
     return _read(root, classes, root.name, only=found)
+
+
+def _and_more(names: Sequence[str], *, shown: int = 1) -> str:
+    return f" and {len(names) - shown:,} more" if len(names) > shown else ""
 
 
 def _classes(folder: Path) -> list[str]:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
-        raise UserError(f"{folder} has no folders; it needs one for each class, with the images inside")
+        raise UserError(
+            f"{folder}: got no folders, expected one for each class. Move the images of each class into one."
+        )
     for name in classes:
-        if any("\ud800" <= character <= "\udfff" for character in name):  # how Python represents other bytes
-            raise UserError(f"{folder}: the name of the folder {name!r} is not UTF-8; rename it")
+        if any("\ud800" <= character <= "\udfff" for character in name):  # Python decodes invalid UTF-8 to these
+            raise UserError(f"{folder}: got the folder name {name!r}, expected UTF-8. Rename the folder.")
     return classes
 
 
 def _read(folder: Path, classes: Sequence[str], name: str, *, only: Sequence[str] | None = None) -> FolderSource:
     files: list[str] = []
     labels: list[int] = []
-    passed_over = 0
+    ignored = 0
     for label, class_ in enumerate(classes):
         if only is not None and class_ not in only:
             continue
@@ -151,14 +162,14 @@ def _read(folder: Path, classes: Sequence[str], name: str, *, only: Sequence[str
             else:
                 other[ending or os.path.basename(path)] += 1
         if len(files) == before:
-            kinds = f" (but files of the kinds {', '.join(sorted(other))})" if other else ""
-            raise UserError(f"the class folder {folder / class_} has no images{kinds}; fill it or remove it")
-        passed_over += other.total()
-    return FolderSource(files, labels, classes=classes, name=f"{folder} ({name})", passed_over=passed_over)
+            kinds = f" (only {', '.join(sorted(other))})" if other else ""
+            raise UserError(f"{folder / class_}: got no images{kinds}, expected at least one. Add images or remove it.")
+        ignored += other.total()
+    return FolderSource(files, labels, classes=classes, name=f"{folder} ({name})", ignored=ignored)
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Yields the files below a folder in sorted order, without hidden ones; follows links."""
+    """Yields the files below a folder in sorted order, except hidden ones. Follows links."""
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -172,5 +183,5 @@ def _take(source: FolderSource, rows: np.ndarray, part: str) -> FolderSource:
         source.labels[rows],
         classes=source.classes,
         name=f"{source.name}, {part}",
-        passed_over=source.passed_over if part == "train" else 0,
+        ignored=source.ignored if part == "train" else 0,
     )

@@ -1,4 +1,4 @@
-"""Parquet datasets of the Hugging Face hub, local or downloaded, without the package `datasets`."""
+"""Parquet datasets of the Hugging Face hub, local or downloaded, read without the package `datasets`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from jaxvision.errors import UserError, unknown_name_error
 class ParquetSource:
     """Rows of parquet files with an image and a label.
 
-    A parquet file is read by row groups of hundreds of images. The image column is therefore copied once into an Arrow
-    file that is mapped into memory, which gives random access to the rows and is shared by the workers.
+    A parquet file can only be read by row groups of hundreds of images. The image column is therefore copied once into
+    an Arrow file, which is mapped into memory. It gives random access to the rows, and the workers share it.
 
     Args:
       files: Arrow files, in order, from `_arrow_copy`.
@@ -72,12 +72,12 @@ def open_huggingface(
     Args:
       path: a folder with files such as ``data/train-00000-of-00004.parquet``, or the name of a dataset on the hub,
         such as ``"uoft-cs/cifar10"``, which is then downloaded into the hub's cache.
-      folder: the folder within `path` if a dataset has several (the hub calls them configurations).
+      folder: the folder within `path`, if the dataset has several (the hub calls them configurations).
       image: column of the images: bytes, or a struct with ``bytes``.
       label: column of the class numbers or names.
-      train: the part to train on: files whose name or folder begins with this.
-      validation: the part to choose on; None for none.
-      test: the part to report on; None for none.
+      train: the part for training: files whose name or folder begins with this.
+      validation: the part for choosing the best checkpoint. None: no validation.
+      test: the part for the final evaluation. None: no test.
       revision: revision of the dataset on the hub. None: the newest.
       cache_dir: folder for the copies of the image columns, which are as large as the files. None:
         ``~/.cache/jaxvision/parquet``.
@@ -91,7 +91,7 @@ def open_huggingface(
     root = root / (folder or "")
     files = sorted(root.rglob("*.parquet"))
     if not files:
-        raise UserError(f"{root} has no parquet files")
+        raise UserError(f"{root}: got no parquet files, expected at least one. Check source.path and source.folder.")
     named = {"train": train, "validation": validation, "test": test}
     chosen = {part: _files_of(name, files, root) for part, name in named.items() if name}
     columns = {part: [_labels(file, image, label) for file in chosen[part]] for part in chosen}
@@ -109,14 +109,17 @@ def open_huggingface(
 
 
 def _files_of(part: str, files: Sequence[Path], root: Path) -> list[Path]:
-    within = {file: file.relative_to(root) for file in files}
-    found = [file for file, to in within.items() if to.name.startswith(part) or to.parent.name.startswith(part)]
+    found = [file for file in files if any(x.startswith(part) for x in file.relative_to(root).parts[-2:])]
     if not found:
-        raise UserError(f"{root} has no parquet files of the part {part!r}; there are: {_some(files)}")
-    folders = sorted({str(within[file].parent) for file in found})
+        raise UserError(
+            f"{root}: got no parquet files of the part {part!r}, only {_some(files)}. Set source.train, "
+            "source.validation and source.test to the parts of the dataset, or to None."
+        )
+    folders = sorted({str(file.relative_to(root).parent) for file in found})
     if len(folders) > 1:
         raise UserError(
-            f"{root} has the part {part!r} in several folders: {_short(folders)}; say which by --config.source.folder"
+            f"{root}: got the part {part!r} in several folders: {_short(folders)}. Choose one with "
+            "--config.source.folder."
         )
     return found
 
@@ -133,16 +136,22 @@ def _labels(file: Path, image: str, label: str) -> np.ndarray:
                     raise unknown_name_error(f"column of {file}", column, table.schema_arrow.names)
             values = table.read(columns=[label]).column(0)
     except (pa.ArrowException, OSError) as e:
-        raise UserError(f"{file} cannot be read as parquet: {e}") from e
+        raise UserError(f"{file}: cannot be read as parquet ({e}). Repair or remove the file.") from e
     if values.null_count:
         row = next(i for i, value in enumerate(values) if not value.is_valid)
-        raise UserError(f"{file}: row {row} has no {label!r} ({values.null_count} such rows)")
+        raise UserError(
+            f"{file}: row {row} has no {label!r}, expected a label in every row. Remove the {values.null_count} rows "
+            "without one."
+        )
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         return values.to_numpy().astype(object)
     if not pa.types.is_integer(values.type):
-        raise UserError(f"{file}: {label!r} holds {values.type}, but a class is a number or a name")
+        raise UserError(
+            f"{file}: got {values.type} in the column {label!r}, expected the numbers or names of classes. Set "
+            "source.label to another column."
+        )
     return values.to_numpy()
 
 
@@ -152,16 +161,19 @@ def _classes(columns: Sequence[np.ndarray], files: dict[str, list[Path]], label:
         return sorted(set().union(*(column.tolist() for column in columns)))
     import pyarrow.parquet as pq
 
-    said = {part: _class_names(pq.read_schema(of[0]).metadata, label) for part, of in files.items()}
-    names = next((names for names in said.values() if names), None)
-    for part, other in said.items():
+    names_of = {part: _class_names(pq.read_schema(of[0]).metadata, label) for part, of in files.items()}
+    names = next((names for names in names_of.values() if names), None)
+    for part, other in names_of.items():
         if other and other != names:
-            raise UserError(f"the {part} files name other classes ({_short(other)}) than the others ({_short(names)})")
+            raise UserError(
+                f"source.{part}: got the classes {_short(other)}, expected those of the other parts: {_short(names)}. "
+                "Choose parts with the same classes."
+            )
     return names or [str(i) for i in range(max(int(column.max(initial=-1)) for column in columns) + 1)]
 
 
 def _arrow_copy(file: Path, image: str, cache: Path) -> Path:
-    """Returns an Arrow file with the images of a parquet file, made if it does not exist."""
+    """Returns an Arrow file with the images of a parquet file; creates it if it does not exist."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -182,7 +194,10 @@ def _arrow_copy(file: Path, image: str, cache: Path) -> Path:
                 writer.write_batch(pa.record_batch([images.cast(pa.large_binary())], schema=schema))
         part.replace(copy)  # atomic: the copy is complete or missing
     except (pa.ArrowException, OSError, KeyError) as e:
-        raise UserError(f"the images of {file} could not be copied to {cache}: {e}") from e
+        raise UserError(
+            f"{file}: cannot copy the images to {cache}: {e}. Check source.image, and set source.cache_dir to a folder "
+            "with enough space."
+        ) from e
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -193,13 +208,16 @@ def _fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"no such folder: {name} (nor is it a name on the hub, which is OWNER/NAME)")
+        raise UserError(
+            f"source.path: got {name!r}, expected a folder that exists, or the name of a dataset on the Hugging Face "
+            "hub: OWNER/NAME. Check the path."
+        )
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns="*.parquet"))
-    except Exception as e:  # no network, no such dataset, offline mode: the hub's library has a class for each
+    except Exception as e:  # huggingface_hub raises many classes: no network, no such dataset, offline mode
         raise UserError(
-            f"the dataset {name!r} could not be fetched ({type(e).__name__}); without a network, "
-            f"give the folder of its parquet files as --config.source.path"
+            f"source.path: cannot download the dataset {name!r} ({type(e).__name__}). Check the name and the network. "
+            "Without a network, set --config.source.path to the folder of its parquet files."
         ) from e
 
 

@@ -1,11 +1,11 @@
-"""The two ways an image reaches the model, and everything on the device that differs between them.
+"""The two ways in which images reach the model, and what the device does in each.
 
 `FromMemory`: a dataset of small images of one shape is decoded once and kept in memory. Whole images go to the device,
 which crops and resizes them inside the jitted step. `FromWorkers`: worker processes read, decode, crop and resize, and
 the device receives images of the model's size.
 
-`jaxvision.data.dataset.open_dataset` chooses between them; its datasets say which one they take as `image_path`. A plan
-makes one from shapes alone.
+`jaxvision.data.dataset.open_dataset` chooses between them; a dataset has its choice as the attribute `image_path`. A
+plan creates one from shapes alone.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class FromMemory:
         return self.shape[-1]
 
     def shape_on_arrival(self, image_size: int) -> tuple[int, int, int]:
-        """Returns (h, w, c) of an image when it arrives on the device; `image_size` is the model's."""
+        """Returns (h, w, c) of an image when it arrives on the device; `image_size` is that of the model."""
         return self.shape
 
     def crop_pct(self, published: float) -> float:
-        """Returns the share of the side that the evaluation crop keeps: all of it, because the images are small."""
+        """Returns the share of the side that the evaluation crop keeps: 1, because the images are small."""
         return 1.0
 
     def augment(self, batch: Mapping[str, jax.Array], **options: Any) -> tuple[jax.Array, jax.Array]:
@@ -49,7 +49,7 @@ class FromMemory:
         return on_device.augment_batch(batch, **options)
 
     def prepare_eval(self, batch: Mapping[str, jax.Array], preprocess: Preprocess) -> jax.Array:
-        """Returns the images of an evaluation batch as the model takes them, float32 [b, h, w, c]."""
+        """Returns the images of an evaluation batch, ready for the model: float32 [b, h, w, c]."""
         return on_device.prepare_eval(batch, preprocess=preprocess, resize=True)
 
 
@@ -64,11 +64,11 @@ class FromWorkers:
     channels: int = 3
 
     def shape_on_arrival(self, image_size: int) -> tuple[int, int, int]:
-        """Returns (h, w, c) of an image when it arrives on the device; `image_size` is the model's."""
+        """Returns (h, w, c) of an image when it arrives on the device; `image_size` is that of the model."""
         return (image_size, image_size, self.channels)
 
     def crop_pct(self, published: float) -> float:
-        """Returns the share of the side that the evaluation crop keeps: that of the weights."""
+        """Returns the share of the side that the evaluation crop keeps: the published one."""
         return published
 
     def augment(self, batch: Mapping[str, jax.Array], **options: Any) -> tuple[jax.Array, jax.Array]:
@@ -76,7 +76,7 @@ class FromWorkers:
         return on_device.augment_batch(batch, **{**options, "crop": "none"})  # the workers have cropped
 
     def prepare_eval(self, batch: Mapping[str, jax.Array], preprocess: Preprocess) -> jax.Array:
-        """Returns the images of an evaluation batch as the model takes them, float32 [b, h, w, c]."""
+        """Returns the images of an evaluation batch, ready for the model: float32 [b, h, w, c]."""
         return on_device.prepare_eval(batch, preprocess=preprocess, resize=False)
 
 
@@ -84,12 +84,12 @@ ImagePath = FromMemory | FromWorkers
 
 
 def batch_shapes(path: ImagePath, *, batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a batch on its arrival.
+    """Returns the shapes of a batch when it arrives on the device.
 
     Args:
-      path: of the images.
+      path: how the images reach the model.
       batch_size: images in the batch.
-      image_size: side in pixels that the model takes.
+      image_size: side of the model's input, in pixels.
 
     >>> batch_shapes(FromWorkers(), batch_size=8, image_size=224)["image"].shape
     (8, 224, 224, 3)
@@ -100,6 +100,6 @@ def batch_shapes(path: ImagePath, *, batch_size: int, image_size: int) -> dict[s
 
 
 def blank_batch(path: ImagePath, *, batch_size: int, image_size: int) -> dict[str, np.ndarray]:
-    """Returns a batch of zeros, to compile with; arguments as for `batch_shapes`."""
+    """Returns a batch of zeros for compilation; the arguments are those of `batch_shapes`."""
     shapes = batch_shapes(path, batch_size=batch_size, image_size=image_size)
     return {key: np.zeros(x.shape, x.dtype) for key, x in shapes.items()}

@@ -1,7 +1,7 @@
-"""The order of the images: which ones are in batch number n, as a pure function.
+"""The order of the images: a pure function from the seed and the number of a batch to its images.
 
-The position in the data is therefore the number of the step. A run that resumes needs no state of a reader, and any
-batch can be drawn again.
+The step number alone determines the position in the dataset. A resumed run needs no reader state, and any batch can be
+reproduced.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from jaxvision.errors import UserError
 
 
-@functools.lru_cache(maxsize=2)  # a batch may touch two epochs, and sorting a million numbers at each step takes time
+@functools.lru_cache(maxsize=2)  # a batch may span two epochs, and sorting a million numbers at each step takes time
 def epoch_order(n: int, *, seed: int, epoch: int) -> np.ndarray:
     """Returns the indices 0 to n - 1 in the order of one epoch, int64 [n], read-only.
 
@@ -28,7 +28,7 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def crop_rng(seed: int, *, epoch: int, index: int) -> np.random.Generator:
-    """Returns the generator of one image's random crop in one epoch, whatever process reads it.
+    """Returns the generator of one image's random crop in one epoch, the same in every process.
 
     Its key differs from all keys of `epoch_order`.
     """
@@ -75,7 +75,7 @@ def process_rows(batch_size: int, process: tuple[int, int]) -> slice:
     """Returns the rows of a batch that process (index, count) reads.
 
     Raises:
-      UserError: the processes do not divide the batch.
+      UserError: the batch size is not a multiple of the number of processes.
 
     >>> process_rows(8, (1, 2))
     slice(4, 8, None)

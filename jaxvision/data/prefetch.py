@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Number of batches that wait on the devices while one is used.
+#: Number of batches that wait on the devices while another one is used.
 AHEAD = 2
 
 
 def prefetch(batches: Iterable[T], place: Callable[[T], Any], *, ahead: int = AHEAD) -> Generator[Any, None, None]:
-    """Yields ``place(batch)`` for each batch, started `ahead` batches before it is needed.
+    """Yields ``place(batch)`` for each batch, called `ahead` batches before it is needed.
 
-    Placing on a device returns before the copy is done, so one batch is copied during the step of another. Closing the
-    generator closes `batches`.
+    Placing a batch on a device returns before the copy has finished, so the copy overlaps with the steps on earlier
+    batches. Closing the generator closes `batches`.
 
     >>> list(prefetch(range(4), lambda x: 10 * x))
     [0, 10, 20, 30]

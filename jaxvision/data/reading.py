@@ -1,4 +1,4 @@
-"""Examples of a source, read and checked."""
+"""Reading and checking of the examples of a source."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxvision.augment import host
+from jaxvision.augment.decoding import decode
 from jaxvision.data.source import Example, Source
 from jaxvision.errors import UserError
 
 
 def read_examples(source: Source, indices: Sequence[int]) -> list[Example | OSError]:
-    """Returns the examples at `indices`; an example that cannot be read is represented by its error."""
-    if hasattr(source, "__getitems__"):  # cheaper, for sources that offer it
+    """Returns the examples at `indices`, with the error in place of an example that cannot be read."""
+    if hasattr(source, "__getitems__"):  # faster, for sources that have it
         return list(source.__getitems__(indices))
     found: list[Example | OSError] = []
     for index in indices:
@@ -25,7 +25,7 @@ def read_examples(source: Source, indices: Sequence[int]) -> list[Example | OSEr
 
 
 def check_labels(source: Source, indices: np.ndarray, labels: np.ndarray) -> None:
-    """Raises `UserError` if a label, of the example with the index in the same place, names no class."""
+    """Raises `UserError` if one of `labels`, those of the examples at `indices`, is not the number of a class."""
     wrong = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))
     if len(wrong):
         where, label, n = source.where(int(indices[wrong[0]])), labels[wrong[0]], len(source.classes)
@@ -40,4 +40,4 @@ def to_pixels(image: bytes | np.ndarray) -> np.ndarray:
     Raises:
       BadImage: the file is damaged or not an image.
     """
-    return image if isinstance(image, np.ndarray) else np.asarray(host.decode(image))
+    return image if isinstance(image, np.ndarray) else np.asarray(decode(image))

@@ -32,9 +32,9 @@ class Example(TypedDict):
 class Source(Protocol):
     """Examples by index.
 
-    Worker processes receive a copy by pickle, so an example must not depend on which ones were read before. An example
-    that cannot be read raises `OSError`; it is then counted as damaged and skipped. A source that reads several
-    examples at once faster than one by one also has ``__getitems__(indices) -> list[Example]``.
+    Worker processes receive a pickled copy, so an example must not depend on which ones were read before. Raise
+    `OSError` for an example that cannot be read; it is then counted as damaged and skipped. A source that reads several
+    examples faster together than one by one also has ``__getitems__(indices) -> list[Example]``.
 
     Attributes:
       name: for messages.
@@ -77,13 +77,13 @@ class Splits(NamedTuple):
         Raises:
           UserError: there is no such part.
         """
-        there = {key: source for key, source in self._asdict().items() if source is not None}
-        if name not in there:
-            raise unknown_name_error("part of the data", name, there)
-        return there[name]
+        parts = {key: source for key, source in self._asdict().items() if source is not None}
+        if name not in parts:
+            raise unknown_name_error("part of the dataset", name, parts)
+        return parts[name]
 
 
-# A module is imported when its source is opened: reading a folder needs neither pyarrow nor tensorflow_datasets.
+# Imported when the source is opened, because reading a folder needs neither pyarrow nor tensorflow_datasets.
 SOURCES = {
     "digits": "jaxvision.data.digits:open_digits",
     "folder": "jaxvision.data.folder:open_folder",
@@ -113,7 +113,7 @@ def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
       **options: keyword arguments of the source's function.
 
     Raises:
-      UserError: no such source or option, or the dataset is missing or wrong.
+      UserError: no such source or option, or the dataset is missing or invalid.
 
     Example:
       >>> splits = open_source("digits")
@@ -136,7 +136,7 @@ def check(source: Source, part: str) -> None:
     """Checks a part of a dataset that has just been opened.
 
     Raises:
-      UserError: no images, fewer than two classes, or a label that is no number of a class.
+      UserError: no images, fewer than two classes, or a label that is not the number of a class.
     """
     if len(source) == 0:
         raise UserError(f"{source.name}: got no images in the part {part!r}, expected at least one. Check the source.")
@@ -147,7 +147,7 @@ def check(source: Source, part: str) -> None:
             i = int(wrong[0])
             raise UserError(
                 f"{source.where(i)}: got the label {int(labels[i])}, expected 0 to {len(source.classes) - 1} for "
-                f"{len(source.classes)} classes; so have {len(wrong) - 1} more images of {source.name}. Fix the labels "
+                f"{len(source.classes)} classes. Number of such labels in {source.name}: {len(wrong)}. Fix the labels "
                 "or the classes."
             )
     if len(source.classes) < 2:

@@ -19,7 +19,7 @@ class TfdsSource:
 
     Args:
       builder: from TFDS.
-      split: in the notation of TFDS, such as ``"train[:98%]"``.
+      split: in TFDS's notation, such as ``"train[:98%]"``.
       image_key, label_key: names of the features.
     """
 
@@ -32,8 +32,11 @@ class TfdsSource:
             with _quiet():
                 self._data = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
         except (ValueError, AssertionError, KeyError, AttributeError) as e:
-            there = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
-            raise UserError(f"tfds {builder.name}: no split {split!r}; there are: {there}") from e
+            valid = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
+            raise UserError(
+                f"tfds {builder.name}: got the split {split!r}, expected one of {valid}. Set source.train, "
+                "source.validation and source.test to those, or to None."
+            ) from e
         self._image, self._label = image_key, label_key
         self.classes = list(builder.info.features[label_key].names)
         self.name = f"tfds {builder.name} {split}"
@@ -46,7 +49,7 @@ class TfdsSource:
         return {"image": example[self._image], "label": int(example[self._label])}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Returns several examples, five times as fast as one by one because files are read in parallel."""
+        """Returns several examples. Reads them in parallel, five times as fast as one by one."""
         examples = self._data.__getitems__(list(indices))
         return [{"image": example[self._image], "label": int(example[self._label])} for example in examples]
 
@@ -65,14 +68,15 @@ def open_tfds(
     """Returns the parts of a dataset of TensorFlow Datasets.
 
     Args:
-      dataset: its name, such as ``"cifar10"`` or ``"imagenet2012"``, with version or config if need be.
+      dataset: its name, such as ``"cifar10"`` or ``"imagenet2012"``, optionally with a config and a version.
       data_dir: folder of prepared datasets. None: ``~/tensorflow_datasets``, the default of TFDS.
-      train: the split to train on, in the notation of TFDS: ``"train"``, ``"train[:98%]"``.
-      validation: the split to choose on; None for none.
-      test: the split to report on; None for none.
+      train: the split for training, in TFDS's notation: ``"train"``, ``"train[:98%]"``.
+      validation: the split for choosing the best checkpoint. None: no validation.
+      test: the split for the final evaluation. None: no test.
 
     Raises:
-      UserError: no such dataset or split, or it is not prepared and TensorFlow, which prepares it, is not installed.
+      UserError: no such dataset or split, or the dataset is not prepared and TensorFlow, which prepares it, is not
+        installed.
     """
     try:
         with _quiet():
@@ -83,24 +87,28 @@ def open_tfds(
                 builder = _prepared(dataset, data_dir)
     except tfds.core.DatasetNotFoundError as e:
         raise UserError(
-            f"source.dataset: got {dataset!r}, expected a dataset of TFDS or one in {_folder(data_dir)}."
+            f"source.dataset: got {dataset!r}, expected a dataset of TFDS or one in {_folder(data_dir)}. Check "
+            "the name and source.data_dir."
         ) from e
     except (AssertionError, ValueError) as e:  # no such version, or an invalid name
         if isinstance(e, UserError):
             raise
-        raise UserError(f"tfds cannot open {dataset!r} in {_folder(data_dir)}: {str(e).splitlines()[0]}") from e
+        raise UserError(
+            f"source.dataset: cannot open {dataset!r} in {_folder(data_dir)}: {str(e).splitlines()[0]}. Check the name "
+            "and source.data_dir."
+        ) from e
     if builder.info.file_format not in tfds.core.FileFormat.with_random_access():
         raise UserError(
-            f"tfds {dataset} is prepared in {builder.data_path} as {builder.info.file_format.value}, which takes "
-            f"TensorFlow to read. Convert it once, with TensorFlow (in the checkout: pip install '.[tfds]'): "
+            f"tfds {dataset}: got the format {builder.info.file_format.value} in {builder.data_path}, expected "
+            "array_record, which needs no TensorFlow. Run pip install '.[tfds]' in the checkout, and convert it: "
             f"tfds convert_format --dataset_version_dir={builder.data_path} --out_file_format=array_record "
             f"--out_dir=NEW_FOLDER"
         )
     if builder.info.supervised_keys is None:
-        raise UserError(f"tfds {dataset}: it has no pairs of image and label")
+        raise UserError(f"tfds {dataset}: got a dataset without (image, label) pairs. Choose one for classification.")
     image_key, label_key = builder.info.supervised_keys[:2]
     if not hasattr(builder.info.features[label_key], "names"):
-        raise UserError(f"tfds {dataset}: {label_key!r} is not a class label; jaxvision trains classifiers")
+        raise UserError(f"tfds {dataset}: {label_key!r} is not a class label. Choose a dataset for classification.")
 
     def part(split: str | None) -> TfdsSource | None:
         return None if not split else TfdsSource(builder, split, image_key=image_key, label_key=label_key)
@@ -114,20 +122,20 @@ def _prepared(dataset: str, data_dir: str | None) -> Any:
 
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"tfds {dataset} is not prepared in {_folder(data_dir)}. Set --config.source.data_dir to where it is, or "
-            f"prepare it once with TensorFlow: pip install '.[tfds]' in the checkout, and run this again"
+            f"tfds {dataset}: not prepared in {_folder(data_dir)}. Set --config.source.data_dir to its folder, or "
+            "prepare it with TensorFlow: run pip install '.[tfds]' in the checkout, then the same command again."
         )
     builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
     _hide_accelerators()
     try:
         builder.download_and_prepare()
     except Exception as e:  # network, disk or license; the message of TFDS says which
-        raise UserError(f"tfds {dataset} could not be downloaded and prepared: {e}") from e
+        raise UserError(f"tfds {dataset}: cannot download and prepare the dataset: {e}") from e
     return builder
 
 
 def _hide_accelerators() -> None:
-    """Hides the accelerators from TensorFlow, which would reserve the whole memory of a GPU."""
+    """Hides the accelerators from TensorFlow, which would otherwise reserve all memory of the GPUs."""
     import tensorflow
 
     for kind in ("GPU", "TPU"):

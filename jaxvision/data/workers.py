@@ -1,8 +1,8 @@
 """Batches made by worker processes, which read, decode and crop ahead of the step.
 
-Workers import this module and unpickle its tasks, so neither it nor what it imports may import JAX. They are spawned,
-not forked, because JAX's threads would not survive a fork. A script that trains with workers therefore guards its main
-part with ``if __name__ == "__main__":``, as always with Python's multiprocessing.
+Workers import this module and unpickle its tasks, so neither it nor the modules it imports may import JAX. They are
+spawned instead of forked, because JAX's threads would not survive a fork. A script that trains with workers must
+therefore guard its main part with ``if __name__ == "__main__":``, as always with Python's multiprocessing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxvision.augment import host
+from jaxvision.augment.decoding import BadImage
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.order import batch_indices, crop_rng, eval_indices
 from jaxvision.data.reading import check_labels, read_examples
@@ -78,7 +79,7 @@ def _read_batch(
     shape: tuple[int, ...],
     transform: Callable[[int, bytes | np.ndarray], np.ndarray],
 ) -> Batch:
-    """Returns a batch whose mask leaves out padding (index -1) and damaged images."""
+    """Returns a batch whose mask is False for padding (index -1) and damaged images."""
     labels = np.zeros(len(indices), np.int32)
     mask = indices >= 0
     images = np.zeros((len(indices), *shape), np.uint8)
@@ -89,7 +90,7 @@ def _read_batch(
                 raise example
             labels[row] = example["label"]
             images[row] = transform(int(row), example["image"])
-        except (host.BadImage, OSError):
+        except (BadImage, OSError):
             mask[row] = False
     check_labels(source, indices, labels)
     return {"image": images, "label": labels, "index": indices.astype(np.int32), "mask": mask}
@@ -99,7 +100,7 @@ def run_ahead(task: Callable[[int], Batch], start: int, stop: int, workers: int 
     """Yields ``task(i)`` for i in start, ..., stop - 1, computed ahead by Grain's worker processes.
 
     Args:
-      task: one of this module.
+      task: `ReadTrainBatch` or `ReadEvalBatch`.
       start: the first number.
       stop: one past the last number.
       workers: number of processes; 0 uses two threads of this process. None: one for each core, at most 16, and 0 on
@@ -109,15 +110,15 @@ def run_ahead(task: Callable[[int], Batch], start: int, stop: int, workers: int 
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        # Grain reads absl's flags when it starts workers, and fails in a program that has not parsed any. This selects
-        # their defaults. A program that does parse its flags is not affected.
+        # Grain reads absl's flags when it starts workers, and fails in a program that has not parsed any. This uses
+        # their defaults. A program that parses its flags is not affected.
         flags.FLAGS.mark_as_parsed()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = (min(cores, 16) if cores > 2 else 0) if workers is None else workers
     if stop <= start:
         return
     steps = grain.MapDataset.range(start, stop).map(task)
-    # An element is a whole batch, so the buffers are short.
+    # An element is a whole batch, so a few suffice.
     options = grain.ReadOptions(num_threads=2 if count == 0 else 1, prefetch_buffer_size=4 if count == 0 else 1)
     batches = steps.to_iter_dataset(options)
     if count:
@@ -126,12 +127,12 @@ def run_ahead(task: Callable[[int], Batch], start: int, stop: int, workers: int 
     iterator = iter(batches)
     try:
         yield from iterator
-    finally:  # also after an interruption: ends the workers and frees the memory that they share
+    finally:  # stops the workers and frees their shared memory, also after an interrupt
         iterator.close()
 
 
 def _start_worker(index: int, count: int) -> None:
-    # Ctrl-C reaches every process of the terminal. Only the main process handles it, and then ends its workers.
+    # Ctrl-C reaches every process of the terminal. Only the main process handles it, and then stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -117,13 +117,13 @@ def _itself(model: nnx.Module) -> nnx.Module:
 
 
 def _open_data(data: str, split: str, classes: Sequence[str], options: dict[str, Any]) -> tuple[Any, Sequence[str]]:
-    """Returns one part of a folder or source, and the model's classes as that dataset spells them."""
+    """Returns one part of a folder or source, and the model's classes in the spelling of that dataset."""
     folder = Path(data)
     if folder.is_dir():
         if options:
             raise UserError(f"{data}: a folder takes no option {min(options)!r}. Options are for sources. Remove it.")
         found = {path.name for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir()}
-        names = _as_dataset_spells(classes, found)
+        names = _in_dataset_spelling(classes, found)
         return open_test_folder(data, names, split), names
     if data not in source.SOURCES and ":" not in data:
         raise UserError(
@@ -131,10 +131,10 @@ def _open_data(data: str, split: str, classes: Sequence[str], options: dict[str,
             "Check the path."
         )
     part: Any = source.open_source(data, **options).part(split)
-    return part, _as_dataset_spells(classes, part.classes)
+    return part, _in_dataset_spelling(classes, part.classes)
 
 
-def _as_dataset_spells(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:
+def _in_dataset_spelling(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:
     """Returns ImageNet's classes as WordNet identifiers if the dataset uses those, else `classes`."""
     by_wordnet = tuple(classes) == imagenet.class_names() and not set(found).isdisjoint(imagenet.synsets())
     return imagenet.synsets() if by_wordnet else classes
@@ -143,14 +143,19 @@ def _as_dataset_spells(classes: Sequence[str], found: Collection[str]) -> Sequen
 def _check_classes(part: Any, names: Sequence[str], log: Callable[[str], None]) -> None:
     """Raises if the classes of a dataset are not those of the model; logs a warning if only their names differ."""
     if len(part.classes) != len(names):
-        raise UserError(f"{part.name}: got {len(part.classes)} classes, but the model has {len(names)}.")
+        raise UserError(
+            f"{part.name}: got {len(part.classes)} classes, expected {len(names)}, as in the model. Choose a dataset "
+            "with the model's classes."
+        )
     pairs = zip(part.classes, names, strict=True)
     differing = [f"{i} is {a!r} in the data, {b!r} in the model" for i, (a, b) in enumerate(pairs) if a != b]
     if not differing:
         return
-    # Names may differ ("3" and "class 3"), but the same names in another order are a mistake.
+    # The spelling may differ ("3" and "class 3"), but the same names in another order are a mistake.
     if set(part.classes) == set(names):
-        raise UserError(f"{part.name} numbers the model's classes in another order: {differing[0]}.")
+        raise UserError(
+            f"{part.name}: got the model's classes in another order: {differing[0]}. Number them in the model's order."
+        )
     log(f"classes are compared by number, but their names differ: {differing[0]}")
 
 

@@ -66,7 +66,7 @@ class Evaluation:
 
 
 def metric_function(name: str | Callable[..., float] | None) -> Callable[..., float] | None:
-    """Returns your own function that `name` stands for, or None for None.
+    """Returns the metric function that `name` refers to, or None if `name` is None.
 
     Args:
       name: a callable or ``"package.module:function"``, called with an `Evaluation` and the other keys of the config's
@@ -129,7 +129,7 @@ def summarize(
 ) -> Evaluation:
     """Returns the evaluation of n images.
 
-    Sums are computed in float64 on the host, so that the mean over 50,000 images keeps all its digits.
+    Computes sums in float64 on the host, because float32 would lose digits in the mean over 50,000 images.
 
     Args:
       label: [n] class numbers.

@@ -29,7 +29,7 @@ def describe(
     notes: Sequence[str] = (),
     **facts: Any,
 ) -> report.Report:
-    """Returns the report of an evaluation: metrics, the most confident mistakes, and where the model looked.
+    """Returns the report of an evaluation: metrics, the most confident mistakes, and explanations.
 
     Args:
       classifier: the evaluated model.
@@ -37,7 +37,7 @@ def describe(
       images: the images it was evaluated on.
       mistakes: number of mistakes to show, the most confident first.
       explanations: number of images to explain. Up to half of them are mistakes.
-      notes: sentences to print on the page.
+      notes: remarks at the head of the page.
       **facts: further fields of `jaxvision.report.Report`.
     """
     wrong = result.mistakes(mistakes)
@@ -57,7 +57,7 @@ def describe(
 
 
 def _rows_to_explain(result: Evaluation, wrong: np.ndarray, n: int) -> list[int]:
-    """Returns up to `n` rows: the first mistakes, then correct predictions from all over the dataset."""
+    """Returns up to `n` rows: the first mistakes, then correct predictions spread over the dataset."""
     right = np.flatnonzero(result.prediction == result.label)
     if len(right):
         right = right[np.linspace(0, len(right) - 1, min(n, len(right))).astype(int)]
@@ -68,7 +68,7 @@ def _rows_to_explain(result: Evaluation, wrong: np.ndarray, n: int) -> list[int]
 def _explanations(
     classifier: Classifier, result: Evaluation, images: Dataset, rows: Sequence[int]
 ) -> tuple[list[report.LabeledImage], list[str]]:
-    """Returns the explained images, and a note if the model's last map is too small to explain anything."""
+    """Returns the explained images, and a note if the model's last feature map is too small for explanations."""
     if not rows:
         return [], []
     preprocess = classifier.preprocess
@@ -77,8 +77,8 @@ def _explanations(
     maps = np.asarray(jax.jit(explain)(classifier.model, inputs))
     _, h, w = maps.shape
     if min(h, w) < 3:
-        where = f"at {preprocess.image_size} pixels its last map is {h} x {w}"
-        return [], [f"Where the model looked is not shown: {where}."]
+        size = preprocess.image_size
+        return [], [f"No explanations: at {size} pixels the model's last feature map is only {h} x {w}."]
     cards = []
     for row, image, heat in zip(rows, pixels, maps, strict=True):
         size = max(image.shape[0], 128)
@@ -124,8 +124,8 @@ def write_mistakes(folder: str | Path, classes: Sequence[str], result: Evaluatio
 
 def headline(result: Evaluation) -> dict[str, float]:
     """Returns the metrics without ``count``, and without ``top5`` if there are five classes or fewer."""
-    left_out = {"count", "top5"} if result.classes <= 5 else {"count"}
-    return {key: value for key, value in result.scalars().items() if key not in left_out}
+    omitted = {"count", "top5"} if result.classes <= 5 else {"count"}
+    return {key: value for key, value in result.scalars().items() if key not in omitted}
 
 
 def notes_on(data: Mapping[str, Dataset]) -> list[str]:

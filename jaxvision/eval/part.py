@@ -42,9 +42,9 @@ def evaluate_part(
 
     Args:
       images: from `jaxvision.data.open_dataset`.
-      state: of the model or of training, as the step takes it.
-      name: of the part, such as ``"test"``; for progress and messages.
-      step_of: returns the step, from `make_eval_step`, for images that reach the model in a given way.
+      state: state of the model or of training, whichever the step takes.
+      name: name of the part, such as ``"test"``, for progress and messages.
+      step_of: (image path) -> the step, from `make_eval_step`, for images that reach the model in this way.
       mesh: the devices.
       preprocess: the evaluation transform.
       batch_size: images per step, over all devices.
@@ -77,7 +77,7 @@ def evaluate_part(
 
 
 def share_damaged(images: Dataset) -> None:
-    """Records on every process the damaged images that any process has met, so that process 0 can report them.
+    """Records the damaged images of all processes on every process, so that process 0 can report them.
 
     All processes must call it.
 
@@ -89,5 +89,6 @@ def share_damaged(images: Dataset) -> None:
     mine = np.array(sorted(images.corrupt), np.int32)
     most = int(np.max(multihost_utils.process_allgather(np.int32(len(mine)))))
     if most:
-        met = np.asarray(multihost_utils.process_allgather(np.pad(mine, (0, most - len(mine)), constant_values=-1)))
-        images.record_corrupt(np.unique(met[met >= 0]).tolist())
+        padded = np.pad(mine, (0, most - len(mine)), constant_values=-1)
+        gathered = np.asarray(multihost_utils.process_allgather(padded))
+        images.record_corrupt(np.unique(gathered[gathered >= 0]).tolist())

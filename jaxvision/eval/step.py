@@ -1,4 +1,4 @@
-"""The evaluation step: compiled once, over padded and masked batches, so that every image counts exactly once."""
+"""The evaluation step. It is compiled once, for padded batches whose mask ensures that every image counts once."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def make_eval_step(
     """Returns the function (state, batch) -> predictions of the batch.
 
     Args:
-      graph: structure of what `state` is the state of: a model, or an object that `model_of` takes a model from.
+      graph: structure of a model, or of an object that contains a model. `state` holds its values.
       mesh: the devices. The batch is split over its batch axes.
-      prepare: from the batch of the pipeline to images float [b, h, w, c], normalized.
+      prepare: (batch) -> images float [b, h, w, c], normalized.
       loss: (logits [b, classes], labels [b]) -> [b].
       probabilities: how logits become probabilities, for the confidence: ``"softmax"``, or ``"sigmoid"`` for a model
         that was trained with the sigmoid loss.
-      model_of: from the merged object to the model. For a training state use
-        ``jaxvision.train.state.evaluated_model`` (the averaged weights) or ``lambda state: state.model``.
+      model_of: (merged object) -> model. For a training state use ``jaxvision.train.state.evaluated_model`` (the
+        averaged weights) or ``lambda state: state.model``.
 
     Returns:
       The step, compiled at its first call. Its batch has ``"label"``, ``"index"`` and ``"mask"`` [b] and what `prepare`
-      reads. Its result is a dictionary of arrays [b], replicated, so that each process has all of them.
+      reads. Its result is a dictionary of arrays [b], replicated to all processes.
 
     Raises:
       UserError: `probabilities` is unknown.
@@ -69,7 +69,7 @@ def make_eval_step(
         model = eval_view(model_of(nnx.merge(graph, state)))
         logits = model(prepare(batch)).astype(jnp.float32)  # type: ignore[operator]
         _, classes = logits.shape
-        # Of equal logits top_k takes the lower class, as argmax does.
+        # Among equal logits top_k takes the lowest class, as argmax does.
         _, best = jax.lax.top_k(logits, min(5, classes))
         prediction = best[:, 0]
         return {
@@ -127,8 +127,8 @@ def evaluate_batches(step: EvalStep, state: nnx.State, batches: Iterable[Batch],
     parts: list[dict[str, np.ndarray]] = []
     running = None
     for batch in batches:
-        # One step is queued while the results of the one before it are fetched: the device never waits, and never
-        # holds more than two batches.
+        # The next step is queued before the results of the previous one are fetched. The device never waits, and
+        # holds at most two batches.
         running, done = step(state, batch), running
         if done is not None:
             parts.append(_without_padding(done))

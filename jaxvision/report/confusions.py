@@ -49,7 +49,7 @@ def confusions_section(predictions: Predictions) -> Markup:
 def _strengths(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns each cell's fraction of its row, and the strength of its color; both [k, k], 0 to 1.
 
-    Mistakes are scaled by the most frequent one. Otherwise those of an accurate model would be invisible.
+    Mistakes are scaled by the most frequent one, because those of an accurate model would otherwise be invisible.
     """
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     correct = np.eye(len(counts), dtype=bool)
@@ -89,7 +89,7 @@ def _matrix_image(predictions: Predictions) -> Markup:
     _, strengths = _strengths(counts)
     strengths = np.sqrt(strengths)  # makes single mistakes among hundreds of classes visible
     correct = np.eye(k, dtype=bool)
-    # Classes that share a pixel show the strongest of their cells, because anything smaller than a pixel disappears.
+    # A pixel of several classes shows the strongest of their cells, so that single mistakes stay visible.
     pool = max(k // _IMAGE_SIDE, 1)
     levels = _max_pool(np.where(~correct & (counts > 0), 128 + np.floor(127 * strengths), 0), pool)
     np.fill_diagonal(levels, _max_pool(np.where(correct, np.ceil(127 * strengths), 0), pool).diagonal())

@@ -1,4 +1,4 @@
-"""The messages of a run: a live progress bar on a terminal, a plain line now and then in a log."""
+"""The messages of a run: a live progress bar on a terminal, or plain lines at intervals in a log."""
 
 from __future__ import annotations
 

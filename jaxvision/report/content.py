@@ -1,4 +1,4 @@
-"""The contents of a report: what a run hands over to be shown."""
+"""The contents of a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LabeledImage:
 
     Attributes:
       image: uint8 [h, w, 3], [h, w, 1] or [h, w].
-      overlay: the same image under a heat map, same type and shapes; only for explanations.
+      overlay: the same image under a heat map, of the same type and shape; only for explanations.
       true: the correct class, as a name or as an index into `Report.classes`. None: unknown.
       predicted: the predicted class, as a name or as an index into `Report.classes`. None: unknown.
       confidence: probability of the predicted class, 0 to 1. None: unknown.

@@ -66,7 +66,7 @@ class MetricsWriter:
         if tensorboard:
             from tensorboardX import SummaryWriter  # imported here because it imports PyTorch if that is installed
 
-            # The trainer warns about values that are not finite itself.
+            # The trainer itself warns about values that are not finite.
             logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
             # TensorBoard hides the events from purge_step on. A new run hides all events of an earlier one.
             purge = 0 if resume_step is None else resume_step + 1
@@ -89,7 +89,9 @@ class MetricsWriter:
         """
         if clash := set(values) & set(_KEYS):
             reserved = ", ".join(_KEYS)
-            raise ValueError(f"metrics: got the reserved names {sorted(clash)}. Rename them; reserved are {reserved}.")
+            raise ValueError(
+                f"metrics: got the reserved names {sorted(clash)}. Rename them. The reserved names are {reserved}."
+            )
         if self._file is None or (split, step) in self._written:
             return
         self._written.add((split, step))

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that works offline and loads nothing."""
+"""The report of a run: one HTML file that works offline and loads no other files."""
 
 from __future__ import annotations
 

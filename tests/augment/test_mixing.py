@@ -31,7 +31,7 @@ def numbered(b=8, h=12, w=16):
 def test_mixup_blends_with_the_mirrored_sample(mode):
     images, targets = numbered()
     mixed, soft = run_mix(images, targets, jax.random.key(0), mixup=0.8, mode=mode)
-    share = np.diagonal(soft)  # what of its own label a sample keeps
+    share = np.diagonal(soft)  # the weight of each sample's own label
     np.testing.assert_allclose(soft, share[:, None] * targets + (1 - share)[:, None] * targets[::-1], atol=1e-6)
     s = share[:, None, None, None]
     np.testing.assert_allclose(mixed, s * images + (1 - s) * images[::-1], atol=1e-5)
@@ -59,7 +59,7 @@ def test_shares_are_beta_distributed(alpha):
     u, v = jax.random.uniform(jax.random.key(0), (2, 4096))
     shares = np.asarray(mixing.symmetric_beta(u, v, alpha))
     expected = stats.beta(alpha, alpha).rvs(4096, random_state=0)
-    # float32 ends where scipy still has numbers between 1 and 1 - 1e-7
+    # Rounded, because float32 has no numbers between 1 - 6e-8 and 1.
     assert stats.ks_2samp(shares.round(4), expected.round(4)).pvalue > 1e-3
 
 
@@ -76,7 +76,7 @@ def test_switch_and_probability():
     assert (np.diagonal(soft)[same] == 1).all()
 
 
-def test_a_sample_without_a_partner_stays_as_it_is():
+def test_a_sample_without_a_partner_is_unchanged():
     images, targets = numbered(b=4)
     mask = jnp.array([True, True, True, False])
     for options in ({"mixup": 1.0, "cutmix": 1.0, "switch": 0.0}, {"mixup": 1.0, "cutmix": 1.0, "switch": 1.0}):
@@ -89,7 +89,7 @@ def test_a_sample_without_a_partner_stays_as_it_is():
 @pytest.mark.timm
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_equals_timms(kind, monkeypatch):
-    """The share and the rectangle that we drew, given to timm."""
+    """Passes our share and our rectangle to timm."""
     import torch
 
     reference.import_timm()

@@ -1,4 +1,4 @@
-"""jaxvision.augment.on_device: a whole batch, by the user's options."""
+"""jaxvision.augment.on_device: whole batches, with the options of a config."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def everything():
     return jax.jit(functools.partial(on_device.augment_batch, seed=11, **EVERYTHING))
 
 
-def test_all_is_off_by_default():
+def test_everything_is_off_by_default():
     batch = image_batch(IMAGES)
     images, targets = on_device.augment_batch(batch, seed=0, step=0, num_classes=10, image_size=16, mean=MEAN, std=STD)
     np.testing.assert_allclose(images, (IMAGES / 255 - np.array(MEAN)) / STD, atol=1e-6)
@@ -51,12 +51,12 @@ def test_all_is_off_by_default():
 
 
 def assert_same_images(got, expected):
-    """Equal but for pixels that stood on the edge between two levels, where a compiler's rounding decides."""
+    """Compares all but the few pixels between two levels, which each compiled program may round differently."""
     different = np.abs(np.asarray(got) - np.asarray(expected)) > 1e-4
     assert different.mean() < 1e-3
 
 
-def test_any_sample_of_any_step_can_be_drawn_again():
+def test_any_sample_of_any_step_can_be_reproduced():
     batch = image_batch(IMAGES)
     images, targets = everything()(batch, step=5)
     for i in (0, 7):  # in a batch of copies of itself
@@ -104,7 +104,7 @@ def test_the_result_does_not_depend_on_the_number_of_devices():
         ({"std": (0.5, 0.5, 0.0)}, "std: got .*, expected numbers above 0"),
     ],
 )
-def test_options_that_make_no_sense(wrong, message):
+def test_invalid_options(wrong, message):
     options = {"num_classes": 10, "image_size": 16, "mean": MEAN, "std": STD} | wrong
     with pytest.raises(UserError, match=message):
         on_device.augment_batch(image_batch(IMAGES[:2]), seed=0, step=0, **options)
@@ -119,12 +119,12 @@ def test_color_needs_one_or_three_channels():
         on_device.augment_batch(many, seed=0, step=0, color_jitter=0.4, **options)
 
 
-def test_preprocess_is_data():
+def test_preprocess_can_be_replaced():
     assert replace(Preprocess(), crop_pct=1.0).resized_shape(32, 32) == (224, 224)
 
 
 def darken(images, *, key, by=0.5):
-    """An augmentation of the user's own: black with probability `by`, one draw per image."""
+    """A user's augmentation: each image turns black with probability `by`."""
     b = images.shape[0]
     return images * (jax.random.uniform(key, (b, 1, 1, 1)) >= by)
 
@@ -147,7 +147,7 @@ def test_a_users_augmentation_runs_before_normalization_and_erasing():
     assert erased.any(axis=(1, 2)).all()
 
 
-def test_a_users_augmentation_gets_no_wrong_options():
+def test_a_users_augmentation_with_wrong_options_or_shapes():
     run = functools.partial(
         on_device.augment_batch, image_batch(IMAGES), seed=0, step=0, num_classes=10, image_size=16, mean=MEAN, std=STD
     )

@@ -20,27 +20,25 @@ SCENE = scene(32, 40)
 FILL = (124, 116, 104)
 
 
-def pillow_op(name, argument, picture):
-    """The operation, in Pillow's words."""
-    w, h = picture.size
+def pillow_op(name, argument, image):
+    """Applies the operation with Pillow."""
+    w, h = image.size
 
     def affine(*matrix):
-        return picture.transform(
-            picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL
-        )
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL)
 
     return {
-        "AutoContrast": lambda: ImageOps.autocontrast(picture),
-        "Equalize": lambda: ImageOps.equalize(picture),
-        "Invert": lambda: ImageOps.invert(picture),
-        "Posterize": lambda: picture.point([i & ~(2 ** (8 - int(argument)) - 1) for i in range(256)] * 3),
-        "Solarize": lambda: ImageOps.solarize(picture, argument),
-        "SolarizeAdd": lambda: picture.point([min(i + argument, 255) if i < 128 else i for i in range(256)] * 3),
-        "Contrast": lambda: ImageEnhance.Contrast(picture).enhance(argument),
-        "Brightness": lambda: ImageEnhance.Brightness(picture).enhance(argument),
-        "Color": lambda: ImageEnhance.Color(picture).enhance(argument),
-        "Sharpness": lambda: ImageEnhance.Sharpness(picture).enhance(argument),
-        "Rotate": lambda: picture.rotate(argument, Image.Resampling.BILINEAR, fillcolor=FILL),
+        "AutoContrast": lambda: ImageOps.autocontrast(image),
+        "Equalize": lambda: ImageOps.equalize(image),
+        "Invert": lambda: ImageOps.invert(image),
+        "Posterize": lambda: image.point([i & ~(2 ** (8 - int(argument)) - 1) for i in range(256)] * 3),
+        "Solarize": lambda: ImageOps.solarize(image, argument),
+        "SolarizeAdd": lambda: image.point([min(i + argument, 255) if i < 128 else i for i in range(256)] * 3),
+        "Contrast": lambda: ImageEnhance.Contrast(image).enhance(argument),
+        "Brightness": lambda: ImageEnhance.Brightness(image).enhance(argument),
+        "Color": lambda: ImageEnhance.Color(image).enhance(argument),
+        "Sharpness": lambda: ImageEnhance.Sharpness(image).enhance(argument),
+        "Rotate": lambda: image.rotate(argument, Image.Resampling.BILINEAR, fillcolor=FILL),
         "ShearX": lambda: affine(1, argument, 0, 0, 1, 0),
         "ShearY": lambda: affine(1, 0, 0, argument, 1, 0),
         "TranslateX": lambda: affine(1, 0, argument * w, 0, 1, 0),
@@ -74,14 +72,14 @@ def jitted_apply():
 
 @pytest.mark.parametrize("name", ra.OPS)
 def test_each_operation_gives_pillows_pixels(name):
-    faint = (scene(32, 40, seed=3) // 3 + 40).astype(np.uint8)  # leaves room at both ends
+    faint = (scene(32, 40, seed=3) // 3 + 40).astype(np.uint8)  # uses neither the lowest nor the highest values
     flat = np.full((32, 40, 3), 99, np.uint8)
     for pixels in (SCENE, faint, flat):
         for argument in ARGUMENTS[name]:
             got = np.asarray(jitted_apply()(pixels.astype(np.float32), ra.OPS.index(name), float(argument)))
             expected = np.asarray(pillow_op(name, argument, Image.fromarray(pixels))).astype(np.float32)
-            # A product next to a whole number can fall to its other side, with Pillow as with us: a level, rarely.
-            # (Pillow's AutoContrast puts some products that are whole numbers a level too low.)
+            # Rarely, a product close to a whole number is rounded to a different level than in Pillow. Pillow's
+            # AutoContrast rounds some whole products one level too low.
             different = np.abs(got - expected)
             assert different.max() <= 1, (name, argument)
             allowed = 0.02 if name == "AutoContrast" else 0.003
@@ -96,7 +94,7 @@ def test_operations_on_one_channel():
         got = np.asarray(apply(gray.astype(np.float32), ra.OPS.index(name), argument))
         three = Image.fromarray(np.repeat(gray, 3, -1))
         expected = np.asarray(pillow_op(name, argument, three))[..., :1].astype(np.float32)
-        if name == "Rotate":  # three channels are filled with another color
+        if name == "Rotate":  # the fill color of three channels differs
             got, expected = got[9:-9, 9:-9], expected[9:-9, 9:-9]
         assert np.abs(got - expected).max() <= 1, name
 
@@ -148,7 +146,7 @@ def test_rand_augment_probability_and_number():
     run = jax.jit(jax.vmap(lambda key: ra.rand_augment(image, key, one, FILL)))
     results = np.asarray(run(jax.random.split(jax.random.key(1), 320)))
     untouched = (results == image).all(axis=(1, 2, 3)).mean()
-    assert abs(untouched - 0.25) < 0.08  # two operations, each done half of the time
+    assert abs(untouched - 0.25) < 0.08  # two operations, each applied with probability 1/2
 
 
 @pytest.mark.parametrize(
@@ -165,6 +163,6 @@ def test_timms_notation(text, expected):
 
 
 @pytest.mark.parametrize("text", ["augmix-m3", "rand-m", "rand-x3", "rand-tweights", "rand-n0", "rand-p2.0"])
-def test_notation_that_makes_no_sense(text):
+def test_invalid_notation(text):
     with pytest.raises(UserError, match="RandAugment"):
         ra.RandAugment.parse(text)

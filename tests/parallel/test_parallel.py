@@ -153,7 +153,7 @@ def test_fully_sharded_table() -> None:
     [
         (
             [(r"conv\.kernal", P("data")), (r".*", P())],
-            r"kernal' matches no parameter; the nearest is 'conv.kernel'",
+            r"kernal' matches no parameter\. The nearest name is 'conv\.kernel'",
         ),
         ([(r"conv", P())], "no pattern matches 'bn.bias'"),
         (

@@ -79,7 +79,7 @@ def test_without_libtpu(capsys: pytest.CaptureFixture, file: Path, monkeypatch: 
     assert cli.main(["plan", "--config", str(file), "--topology", "v5e:2x4"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: compiling for a TPU needs the package 'libtpu'; in the checkout: pip install '.[tpu]'\n"
+        == "error: compiling for a TPU needs the package 'libtpu'. Install it in the checkout: pip install '.[tpu]'\n"
     )
 
 

@@ -42,7 +42,7 @@ def test_a_run_writes_all_its_files(finished: Path) -> None:
     }  # fmt: skip
     page = (finished / "report.html").read_text()
     assert "test_resnet" in page
-    assert "Where the model looked is not shown: at 32 pixels its last map is 1 x 1." in page
+    assert "No explanations: at 32 pixels the model's last feature map is only 1 x 1." in page
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert {"train", "test"} == {line["split"] for line in lines}
     assert {"loss", "grad_norm", "learning_rate", "accuracy", "images_per_second"} <= set(lines[0])
@@ -61,7 +61,7 @@ def test_mistakes_are_sorted_by_confidence(finished: Path) -> None:
 def test_classes_are_compared_by_name(finished: Path, capsys: pytest.CaptureFixture) -> None:
     classifier = load_classifier(finished)
     backwards = replace(classifier, classes=classifier.classes[::-1])
-    with pytest.raises(UserError, match="numbers the model's classes in another order: 0 is '0' in the data, '9'"):
+    with pytest.raises(UserError, match="got the model's classes in another order: 0 is '0' in the data, '9'"):
         evaluate(backwards, "digits", quiet=True)
     evaluate(replace(classifier, classes=tuple(f"digit {i}" for i in range(10))), "digits")
     assert "their names differ: 0 is '0' in the data, 'digit 0' in the model" in " ".join(

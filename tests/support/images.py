@@ -26,6 +26,13 @@ def encode(image, kind="PNG", **options):
     return buffer.getvalue()
 
 
+def exif(orientation):
+    """Returns metadata with the EXIF orientation 1 to 8, for `encode`."""
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
 def image_batch(images, *, labels=None, index=None, mask=None):
     """Returns a batch of images [b, h, w, c] with labels, indices and mask, on the device."""
     import jax.numpy as jnp

@@ -161,7 +161,7 @@ def test_freeze_errors() -> None:
         freeze(model, layers=8)
     with pytest.raises(UserError, match=r"model\.freeze_layers: got -1, expected 1 to 7"):
         freeze(model, layers=-1)
-    with pytest.raises(UserError, match=r"'block.0' matches no parameter; the nearest is 'blocks.0"):
+    with pytest.raises(UserError, match=r"'block.0' matches no parameter\. The nearest name is 'blocks\.0"):
         freeze(model, patterns=["block.0"])
     with pytest.raises(UserError, match="not a regular expression"):
         freeze(model, patterns=["("])
