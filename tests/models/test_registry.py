@@ -100,7 +100,7 @@ def test_defaults_of_the_base_class() -> None:
     groups = tree.match(names, [(pattern, 0) for pattern in model.layer_groups()], default=1)
     assert groups == {"conv.bias": 0, "conv.kernel": 0, "head.bias": 1, "head.kernel": 1}
     assert model.no_weight_decay() == ()
-    with pytest.raises(UserError, match="has one pooling only"):
+    with pytest.raises(UserError, match="supports only one pooling"):
         model.reset_classifier(4, rngs=nnx.Rngs(1), global_pool="max")
     with pytest.raises(UserError, match="no levels of features"):
         FeatureExtractor(model)
