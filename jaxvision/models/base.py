@@ -183,7 +183,7 @@ class Model(nnx.Module):
         sizes.require_int("num_classes", num_classes, 0)
         if global_pool is not None:
             raise UserError(
-                f"global_pool: got {global_pool!r}, but {type(self).__name__} supports only one pooling. Omit it."
+                f"global_pool: got {global_pool!r}, but {type(self).__name__} supports only one pooling. Use None."
             )
         for path in self.classifier_names:
             *owners, attribute = path.split(".")

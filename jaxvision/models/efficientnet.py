@@ -36,7 +36,7 @@ class EfficientNet(Model):
     """EfficientNet: a stem, stages of blocks, a 1x1 convolution and a linear head.
 
     Args:
-      stages: table of stages, each a `Row` or a tuple of several.
+      stages: table of stages, each a `Row` or a tuple of several rows.
       width: factor of the channels of all rows, of the stem and of the head's convolution.
       depth: factor of the number of blocks of all stages, or a sequence with one factor for each stage.
       round_depth: round the number of blocks to the nearest integer instead of up.
