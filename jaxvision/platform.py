@@ -29,10 +29,11 @@ def by_platform(*args: Any, cpu: Callable[..., Any], default: Callable[..., Any]
 
 @contextlib.contextmanager
 def compiled_for(platform: str) -> Iterator[None]:
-    """While this lasts, what is traced is for one platform, ``"cpu"``, ``"tpu"`` or ``"gpu"``, and takes its way only.
+    """Traces for one platform, ``"cpu"``, ``"tpu"`` or ``"gpu"``: `by_platform` keeps that implementation only.
 
-    A choice that is left open costs memory where only a part of the intermediate values is kept for the backward pass:
-    the way that is not taken leaves zeros in the place of what it would have kept, which no device shares with another.
+    Without it, both implementations are in the program until XLA selects one. Under rematerialization this costs
+    memory: the backward pass keeps zeros in place of the intermediate values of the implementation that is not
+    selected, and these buffers are not shared.
 
     >>> with compiled_for("tpu"):
     ...     by_platform(1, cpu=lambda x: x + 1, default=lambda x: x + 2)

@@ -152,7 +152,7 @@ def check(source: Source, part: str) -> None:
             )
     if len(source.classes) < 2:
         raise UserError(
-            f"{source.name}: got the one class {source.classes[0]!r}, expected two or more. In a folder of images each "
+            f"{source.name}: got the classes {list(source.classes)}, expected two or more. In a folder of images each "
             "class is a folder; check that source.data_dir is not one level too high or too deep."
         )
 

@@ -32,7 +32,7 @@ class FeatureInfo(NamedTuple):
 
 
 def run_in_order(name: str, blocks: Sequence[Any], x: jax.Array) -> jax.Array:
-    """Returns `x` passed through each block in order. The default of `Model.run_blocks`, which also gets their name."""
+    """Returns `x` passed through each block in order: the default `Model.run_blocks`. It ignores `name`."""
     del name
     for block in blocks:
         x = block(x)
@@ -64,19 +64,19 @@ class Model(nnx.Module):
       first_conv: path of the convolution that takes the images, such as ``"conv1"``. When weights are loaded, its
         kernel is adapted to `in_channels`. ``""``: there is no such convolution.
       feature_info: name, channels and stride of each level that `forward_intermediates` returns.
-      options: ((argument, value), ...) that differ from the architecture's row in the registry and change the model's
+      options: pairs (argument, value) that differ from the architecture's row in the registry and change the model's
         structure. `registry.build` sets it, and an export stores it.
       table_only: constructor arguments that are classes or functions, such as a kind of block. Only a row of the
         registry can set them.
-      block_pattern: regular expression, anchored at the start, of the names of the parameters that lie in the blocks
-        passed to `run_blocks`, such as ``r"blocks\.\d+\."``. ``""``: the model does not call `run_blocks`.
+      block_pattern: regular expression, anchored at the start, of the names of the parameters in the blocks passed
+        to `run_blocks`, such as ``r"blocks\.\d+\."``. ``""``: the model does not call `run_blocks`.
       tensor_rules: rows (pattern, spec over the mesh axis ``"tensor"``) for tensor parallelism. The first row that
         matches a parameter's name applies; a parameter that no row matches is replicated.
       explanation: ``"attention rollout"``, which needs a method `get_attention_maps`, or ``"Grad-CAM"``.
-      has_fixed_image_size: whether parameters depend on `image_size`, which may then be (height, width).
+      has_fixed_image_size: whether parameters depend on `image_size`. If so, it may be (height, width).
       default_feature_levels: how many of the last levels a `FeatureExtractor` returns by default; None for all.
       options_unknown_to_timm: constructor arguments that timm's constructors do not take.
-      run_blocks: function (name, blocks, x) -> x that runs a row of blocks. In training,
+      run_blocks: function (name, blocks, x) -> x that runs consecutive blocks. In training,
         `jaxvision.train.blocks.Blocks` may replace it.
 
     Example:
@@ -134,7 +134,7 @@ class Model(nnx.Module):
         Args:
           images: float [b, h, w, in_channels], normalized.
         """
-        raise self._lacks("forward_features")
+        raise self._undefined_error("forward_features")
 
     def forward_head(self, features: jax.Array, pre_logits: bool = False) -> jax.Array:
         """Returns the logits [b, num_classes] of `features`.
@@ -143,7 +143,7 @@ class Model(nnx.Module):
           features: the result of `forward_features`.
           pre_logits: return the pooled features [b, num_features] that the classifier takes instead.
         """
-        raise self._lacks("forward_head")
+        raise self._undefined_error("forward_head")
 
     def forward_intermediates(
         self,
@@ -165,9 +165,9 @@ class Model(nnx.Module):
           ``(forward_features(images), maps)``, or ``maps``: a list of [b, h / stride, w / stride, channels].
 
         Raises:
-          UserError: no such level, or the images do not fit the model.
+          UserError: a level does not exist, or the images do not fit the model.
         """
-        raise self._lacks("forward_intermediates")
+        raise self._undefined_error("forward_intermediates")
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
         """Replaces the head by a newly initialized one, in place; the other parameters are kept.
@@ -178,17 +178,21 @@ class Model(nnx.Module):
           global_pool: pooling before the head, as for the constructor. None keeps the current pooling.
 
         Raises:
-          UserError: the model cannot have this pooling. The model is unchanged then.
+          UserError: the model does not support this pooling. The model is then unchanged.
         """
         sizes.require_int("num_classes", num_classes, 0)
         if global_pool is not None:
-            raise UserError(f"global_pool: got {global_pool!r}, but {type(self).__name__} has one pooling only.")
+            raise UserError(
+                f"global_pool: got {global_pool!r}, but {type(self).__name__} supports only one pooling. Use None."
+            )
         for path in self.classifier_names:
             *owners, attribute = path.split(".")
             owner = functools.reduce(getattr, owners, self)
             head = getattr(owner, attribute)
             if not isinstance(head, nnx.Linear | None):
-                raise self._lacks("reset_classifier", f", and {path} is a {type(head).__name__}, not an nnx.Linear")
+                raise self._undefined_error(
+                    "reset_classifier", f", and {path} is a {type(head).__name__}, not an nnx.Linear"
+                )
             width = self.num_features if head is None else head.in_features
             types = {} if head is None else {"dtype": head.dtype, "param_dtype": head.param_dtype}
             setattr(owner, attribute, linear_head(width, num_classes, **types, rngs=rngs))
@@ -196,13 +200,13 @@ class Model(nnx.Module):
 
     def cut(self, level: int) -> None:
         """Removes, in place, the layers after a level of `feature_info`, except the head. For `FeatureExtractor`."""
-        raise self._lacks("cut")
+        raise self._undefined_error("cut")
 
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
         """Returns one regular expression of parameter names for each group of layers, in forward order.
 
         Names that no pattern matches form the last group, the head. Layer-wise learning rates, partial freezing and the
-        table of costs use these groups. By default, everything except the head is one group.
+        cost table use these groups. By default, everything except the head is one group.
 
         Args:
           coarse: return a group per stage instead of a group per block.
@@ -214,7 +218,7 @@ class Model(nnx.Module):
         """Returns the names of parameters without weight decay, in addition to those with fewer than two axes."""
         return ()
 
-    def _lacks(self, method: str, why: str = "") -> UserError:
+    def _undefined_error(self, method: str, why: str = "") -> UserError:
         return UserError(f"{type(self).__name__}: the class does not define {method}{why}. Define it in the class.")
 
 
@@ -231,8 +235,9 @@ def feature_indices(indices: int | Sequence[int] | None, n: int, *, what: str = 
         from the end.
       n: number of levels.
       what: name of the argument, for messages.
+
     Raises:
-      UserError: there is no such level.
+      UserError: the level does not exist.
 
     >>> feature_indices(None, 3), feature_indices(2, 3), feature_indices([-1, 0], 3)
     ((0, 1, 2), (1, 2), (0, 2))

@@ -33,10 +33,10 @@ from jaxvision.models.layers.width import make_divisible
 
 
 class EfficientNet(Model):
-    """A stem, stages of blocks, a 1x1 convolution, a linear head.
+    """EfficientNet: a stem, stages of blocks, a 1x1 convolution and a linear head.
 
     Args:
-      stages: table of stages: one or several `Row`s for each.
+      stages: table of stages, each a `Row` or a tuple of several rows.
       width: factor of the channels of all rows, of the stem and of the head's convolution.
       depth: factor of the number of blocks of all stages, or a sequence with one factor for each stage.
       round_depth: round the number of blocks to the nearest integer instead of up.
@@ -46,27 +46,27 @@ class EfficientNet(Model):
       stem_features: channels of the stem.
       stem_kernel: side of the stem's kernel.
       head_features: channels of the head's convolution; 0 for none.
-      divisor: all channel counts except a block's inner one are multiples of it; see `make_divisible`.
-      round_limit: for the same channel counts; see `make_divisible`.
+      divisor: all channel counts except those inside a block are multiples of it; see `make_divisible`.
+      round_limit: limit for rounding the same channel counts down; see `make_divisible`.
       group_size: channels per group of the spatial convolutions. None: depthwise, or dense in fused blocks.
       activation: ``"silu"``, ``"relu"`` or ``"relu6"``.
       norm: ``"batch"``, ``"group"``, ``"layer"`` or ``"evo"``.
       norm_group_size: channels per group of ``"group"`` and ``"evo"``.
       gate: ``"se"`` for squeeze-and-excitation, ``"gc"`` for `GlobalContext`.
-      blur: whether an image is halved by blurring after the convolution instead of by a stride.
-      pruned: for a pruned network, for each stage: the channels of its output, and the inner and squeezed channels of
-        each of its blocks. They replace those derived from `stages`.
+      blur: whether to downsample with a blur after the convolution instead of a strided convolution.
+      pruned: channel counts of a pruned network, which replace those derived from `stages`. For each stage: the
+        channels of its output, then the inner and squeezed channels of each of its blocks.
       padding: ``"torch"``, or ``"same"`` for weights ported from TensorFlow.
-      epsilon: of the norms; 1e-3 for weights ported from TensorFlow.
+      epsilon: added to the variance in norms; 1e-3 for weights ported from TensorFlow.
       global_pool: ``"avg"``, ``"max"``, ``"avgmax"`` (their mean), ``"catavgmax"`` (both), or ``""`` for none, which
         needs `num_classes` of 0.
       num_classes: width of the logits; 0 to return pooled features instead.
       in_channels: channels of the images.
-      image_size: side of the images for which the weights were trained. It is stored only; any size is accepted.
-      dropout: rate before the head.
-      drop_path: stochastic depth. The rate of block i of n, counted from 0, is ``drop_path * i / n``.
-      dtype: of the computation; None for the promoted dtype of images and parameters.
-      param_dtype: of the parameters. BatchNorm statistics are always float32.
+      image_size: side of the images for which the weights were trained. Informative only: the model accepts any size.
+      dropout: dropout rate before the head.
+      drop_path: stochastic depth rate. That of block i of n, counted from 0, is ``drop_path * i / n``.
+      dtype: dtype of the computation; None for the promoted dtype of images and parameters.
+      param_dtype: dtype of the parameters. BatchNorm statistics are always float32.
       rngs: streams ``params`` and ``dropout``.
 
     Example:
@@ -79,8 +79,8 @@ class EfficientNet(Model):
     classifier_names = ("classifier",)
     first_conv = "conv_stem"
     block_pattern = r"blocks\.\d+\.\d+\."
-    # Each device computes some of a block's expanded channels, squeeze-and-excitation included. The blocks of the first
-    # stage do not expand.
+    # Each device computes some of a block's expanded channels, including their squeeze-and-excitation. The blocks of
+    # the first stage do not expand.
     tensor_rules = (
         (r"blocks\.0\.", PartitionSpec()),
         (r"blocks\.\d+\.\d+\.conv_(pw|dw|exp)\.kernel", PartitionSpec(None, None, None, "tensor")),
@@ -183,7 +183,7 @@ class EfficientNet(Model):
         norm: bool = False,
         intermediates_only: bool = False,
     ) -> Any:
-        """Returns the features and, for each level of `feature_info`, the last map of its resolution.
+        """Returns the features and, for each level of `feature_info`, the last map at its resolution.
 
         Args:
           images: float [b, h, w, in_channels], normalized.
@@ -195,7 +195,7 @@ class EfficientNet(Model):
           ``(forward_features(images), maps)``, or ``maps``: a list of [b, h / stride, w / stride, channels].
 
         Raises:
-          UserError: no such level, or the images do not fit the model.
+          UserError: a level does not exist, or the images do not fit the model.
         """
         sizes.check_images(images, self.in_channels)
         wanted = [self.levels[i] for i in feature_indices(indices, len(self.levels))]
@@ -240,7 +240,7 @@ class EfficientNet(Model):
     def layer_groups(self, coarse: bool = False) -> tuple[str, ...]:
         """Returns patterns of parameter names in forward order: the stem, then each block (each stage if `coarse`).
 
-        As in timm, the head's convolution belongs to the last of them.
+        As in timm, the head's convolution belongs to the last group.
         """
         if coarse:
             groups = [rf"blocks\.{i}\." for i in range(len(self.blocks))]
@@ -252,7 +252,7 @@ class EfficientNet(Model):
 
 
 def _levels(stem: int, shapes: list[list[Shape]]) -> tuple[tuple[int, ...], tuple[FeatureInfo, ...]]:
-    """Returns the stages that are the last of their resolution (the stem is 0), and the `FeatureInfo` of each."""
+    """Returns the last stage at each resolution (the stem is stage 0), and the `FeatureInfo` of each."""
     ends, infos, stride = [], [], 2
     if shapes[0][0].reduction > 1:
         ends.append(0)

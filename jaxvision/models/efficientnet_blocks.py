@@ -38,11 +38,11 @@ class Parts:
       norm_kind: a key of `NORMS`.
       norm_group_size: channels per group of ``"group"`` and ``"evo"``.
       gate_kind: ``"se"`` or ``"gc"``.
-      has_blur: whether an image is halved by blurring instead of by a stride.
+      has_blur: whether to downsample with a blur instead of a strided convolution.
       padding: ``"torch"`` or ``"same"``, as for `Conv`.
-      epsilon: of the norms.
-      dtype: of the computation; None for the promoted dtype of images and parameters.
-      param_dtype: of the parameters.
+      epsilon: added to the variance in norms.
+      dtype: dtype of the computation; None for the promoted dtype of images and parameters.
+      param_dtype: dtype of the parameters.
       rngs: streams ``params`` and ``dropout``.
     """
 
@@ -62,7 +62,7 @@ class Parts:
     def conv(self, in_features: int, out_features: int, kernel_size: int | tuple[int, ...], **options: Any) -> Any:
         """Returns a convolution; the options are those of `Conv`.
 
-        Initial values have the fan-out of one group, as in TensorFlow.
+        The kernel is initialized by the fan-out of one group, as in TensorFlow.
         """
         if isinstance(kernel_size, tuple):
             return MixConv(in_features, out_features, kernel_size, conv=self.conv, **options)
@@ -73,7 +73,7 @@ class Parts:
         return Conv(in_features, out_features, kernel_size, kernel_init=init, **options, **common)
 
     def spatial(self, shape: Shape, in_features: int, out_features: int) -> Any:
-        """Returns the k x k convolution of a block. If a blur halves the image, its stride is 1."""
+        """Returns the k x k convolution of a block. Its stride is 1 if a blur downsamples."""
         stride = 1 if self.has_blur else shape.stride
         return self.conv(in_features, out_features, shape.kernel, stride=stride, groups=shape.groups)
 
@@ -82,7 +82,7 @@ class Parts:
         return blurred if self.has_blur and shape.stride > 1 else unchanged
 
     def router(self, in_features: int, experts: int) -> nnx.Linear:
-        """Returns the layer from pooled features [b, in_features] to a logit for each expert [b, experts]."""
+        """Returns the layer from pooled features [b, in_features] to the logits of the experts [b, experts]."""
         init = uniform((in_features + experts) ** -0.5)
         return nnx.Linear(in_features, experts, kernel_init=init, bias_init=zeros, **self._types())
 
@@ -259,12 +259,12 @@ class CondConvResidual(Block):
 
     def branch(self, x: jax.Array) -> jax.Array:
         """Returns the output of the branch, [b, h / stride, w / stride, features]."""
-        shares = jax.nn.sigmoid(self.routing_fn(global_avg_pool(x)))
-        y = self.activation(self.bn1(self.conv_pw(x, shares)))
-        y = self.activation(self.bn2(self.conv_dw(y, shares)))
+        routing = jax.nn.sigmoid(self.routing_fn(global_avg_pool(x)))
+        y = self.activation(self.bn1(self.conv_pw(x, routing)))
+        y = self.activation(self.bn2(self.conv_dw(y, routing)))
         if self.se is not None:
             y = self.se(y)
-        return self.bn3(self.conv_pwl(y, shares))
+        return self.bn3(self.conv_pwl(y, routing))
 
 
 class EdgeResidual(Block):

@@ -16,17 +16,18 @@ from jaxvision.models.layers.width import make_divisible
 
 @dataclass(frozen=True)
 class Row:
-    """A stage of equal blocks, or a part of a stage.
+    """A stage of identical blocks, or a part of a stage.
 
     Attributes:
       block: a key of `BLOCKS`.
       repeats: number of blocks, before the network's depth factor.
-      kernel: side of the spatial convolution's kernel. Several sides divide the channels among them (MixConv).
-      stride: of the first block of a stage.
+      kernel: side of the spatial convolution's kernel. With several sides, each applies to a part of the channels
+        (MixConv).
+      stride: stride of the first block of the stage. The other blocks have stride 1.
       features: channels of the output, before the network's width factor.
-      expand: inner channels per input channel of a block.
-      squeeze_excite: hidden width of squeeze-and-excitation as a share of the block's input; 0 for none.
-      shortcut: whether blocks have shortcuts where shapes allow it.
+      expand: expansion ratio, the inner channels per input channel of a block.
+      squeeze_excite: hidden width of squeeze-and-excitation as a fraction of the block's input channels; 0 for none.
+      shortcut: whether blocks whose input and output have the same shape have a shortcut.
       activation: a key of `ACTIVATIONS`. None: the network's.
       splits: number of convolutions that replace the 1x1 convolution before, and the one after, the spatial convolution
         (MixConv).
@@ -64,17 +65,17 @@ class Shape:
     Attributes:
       block: a key of `BLOCKS`.
       kernel: as in `Row`.
-      stride: of the spatial convolution.
+      stride: stride of the spatial convolution.
       in_features: channels of the input.
       inner: channels that the spatial convolution takes; in a fused block, channels that the last convolution takes.
       features: channels of the output.
       hidden: hidden width of squeeze-and-excitation; 0 for none.
-      groups: of the spatial convolution.
+      groups: number of groups of the spatial convolution.
       shortcut: whether the input is added to the output.
       activation: a key of `ACTIVATIONS`.
       splits: as in `Row`.
       experts: as in `Row`.
-      drop_path: rate of stochastic depth, if there is a shortcut.
+      drop_path: stochastic depth rate, if there is a shortcut.
     """
 
     block: str
@@ -136,7 +137,7 @@ def plan_blocks(
             source = in_features * (4 if starts else 1)
             expanded = scaled(row.expand_from) if row.expand_from else source
             inner = source if row.block in ("ds", "dsa") else make_divisible(expanded * expand)
-            # Relative to the block's input, not to the expanded channels.
+            # `squeeze_excite` is relative to the block's input, not to the expanded channels.
             share = row.squeeze_excite / expand / (4 if starts else 1)
             hidden = hidden_width(inner * share) if share else 0
             if pruned is not None:
@@ -172,7 +173,7 @@ def repeat_rows(stage: Stage, factor: float, *, nearest: bool = False) -> list[R
 
     Args:
       stage: one or several rows.
-      factor: of the number of blocks.
+      factor: multiplier of the number of blocks.
       nearest: round the number to the nearest integer instead of up.
 
     >>> rows = repeat_rows((Row("ir", 1, 5, 2, 40), Row("ir", 3, 3, 1, 40)), 1.1)
@@ -183,7 +184,7 @@ def repeat_rows(stage: Stage, factor: float, *, nearest: bool = False) -> list[R
     old = sum(row.repeats for row in rows)
     new = max(1, round(old * factor)) if nearest else math.ceil(old * factor)
     counts = []
-    for row in reversed(rows):  # as in timm, the first row gets what rounding leaves
+    for row in reversed(rows):  # as in timm, the first row gets the remainder
         counts.append(max(1, round(row.repeats / old * new)))
         old, new = old - row.repeats, new - counts[-1]
     return [row for row, n in zip(rows, reversed(counts), strict=True) for _ in range(n)]

@@ -210,7 +210,7 @@ def _edgetpu_v2(features: Sequence[int], group_size: int = 64) -> tuple[Stage, .
 
 
 # Channels of the pruned B1 to B3 (Aflalo et al., "Knapsack Pruning with Inner Distillation",
-# https://arxiv.org/abs/2002.08258): for each stage those of its output, then the inner and squeezed ones of each block.
+# https://arxiv.org/abs/2002.08258): for each stage its output, then the inner and squeezed channels of each block.
 PRUNED_B1 = (
     (16, (32, 16), (8, 4)),
     (12, (48, 62, 48), (4, 6, 6)),

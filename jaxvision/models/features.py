@@ -26,7 +26,7 @@ class FeatureExtractor(nnx.Module):
       feature_info: name, channels and stride of each returned map.
 
     Raises:
-      UserError: the model has no such level.
+      UserError: the model does not have one of the levels.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,7 +57,7 @@ class FeatureExtractor(nnx.Module):
         self.model = model
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        """Returns one map for each selected level, the finest first.
+        """Returns one map for each selected level, finest first.
 
         Args:
           images: float [b, h, w, c], normalized.

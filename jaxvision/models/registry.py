@@ -42,7 +42,7 @@ class Variant:
 
 
 _VARIANTS: dict[str, Variant] = {}
-# Arguments that do not belong in `Model.options`: they have attributes of their own, or do not change the structure.
+# Arguments that are not stored in `Model.options`: they have their own attributes or do not change the structure.
 _COMMON = {
     "num_classes",
     "in_channels",
@@ -54,7 +54,7 @@ _COMMON = {
     "dtype",
     "param_dtype",
 }
-# What a builder has to accept, because every caller may pass it.
+# Arguments that every builder has to accept, because any caller may pass them.
 _REQUIRED = ("num_classes", "in_channels", "image_size", "rngs")
 
 
@@ -125,7 +125,7 @@ def unregister_model(name: str) -> None:
     """Removes a model that `register_model` added.
 
     Raises:
-      UserError: there is no such model, or it is built in.
+      UserError: the model does not exist, or it is built in.
     """
     if variant(name).module is None:
         raise UserError(f"unregister_model: {name!r} is a built-in model, expected one of your own.")
@@ -158,7 +158,7 @@ def variant(architecture: str) -> Variant:
     """Returns the row of `architecture`.
 
     Raises:
-      UserError: no such architecture; the message names the nearest.
+      UserError: the architecture is unknown. The message suggests the nearest names.
     """
     if architecture not in _VARIANTS:
         raise unknown_name_error("model", architecture, _VARIANTS)
@@ -198,7 +198,7 @@ def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
       **overrides: arguments of the architecture's class; they take precedence over the architecture's own.
 
     Raises:
-      UserError: unknown architecture or argument, or a user's model that is not complete.
+      UserError: the architecture or an argument is unknown, or a user's model is incomplete.
 
     Example:
       >>> model = build("test_resnet", num_classes=10, rngs=nnx.Rngs(0))
@@ -245,10 +245,10 @@ def build_abstract(architecture: str, **overrides: Any) -> Model:
 
 
 def check_options(what: str, got: Iterable[str], valid: Iterable[str]) -> None:
-    """Raises the error for the first name in `got` that is not in `valid`.
+    """Raises an error for the first name in `got` that is not in `valid`.
 
     Raises:
-      UserError: the message says `what` is unknown and names the nearest valid names.
+      UserError: a name is unknown. The message contains `what` and the nearest valid names.
     """
     valid = list(valid)
     for name in got:

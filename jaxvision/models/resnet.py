@@ -5,8 +5,8 @@ convolution of a bottleneck ("v1.5"). Attributes have timm's names.
 
 The letter at the end of a name stands for a stem of He et al., "Bag of Tricks for Image Classification with
 Convolutional Neural Networks", https://arxiv.org/abs/1812.01187. ``c``, ``s``, ``d`` and ``t`` replace the 7x7
-convolution by three 3x3 convolutions. ``d`` and ``t`` also pool in the shortcut, and the first convolution of ``t`` is
-narrower.
+convolution with three 3x3 convolutions. ``d`` and ``t`` also pool in the shortcut, and the first convolution of ``t``
+is narrower.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Kept = Sequence[tuple[int, Sequence[tuple[int, int]]]]
 
 
 class ResNet(Model):
-    """A stem, stages of residual blocks, a linear head.
+    """ResNet: a stem, stages of residual blocks and a linear head.
 
     Args:
       depths: number of blocks in each stage.
@@ -39,10 +39,10 @@ class ResNet(Model):
       widths: width of each stage's blocks. The output of a bottleneck is four times as wide.
       stem_width: None for one 7x7 convolution with 64 channels; n for three 3x3 convolutions with n, n and 2 n channels
         (ResNet-D).
-      tiered_stem: whether the first of the three convolutions has only 3/4 n channels.
+      tiered_stem: whether the first of these three convolutions has only 3/4 n channels.
       stem_pool: layer that halves the stem's output: ``"max"`` for a max pool, ``"conv"`` for a strided 3x3 convolution
         (ResNet-RS).
-      groups: of a bottleneck's 3x3 convolution (ResNeXt).
+      groups: number of groups of a bottleneck's 3x3 convolution (ResNeXt).
       base_width: channels per group where `widths` is 64; 64 in a plain ResNet.
       gate: layer that scales the channels of each branch: ``"se"``, ``"se4"`` with a wider hidden layer, ``"eca"``, or
         None.
@@ -52,20 +52,20 @@ class ResNet(Model):
       norm: ``"batch"`` or ``"group"``.
       narrow_first: divisor of the width of a block's first convolution (SENet-154: 2).
       shortcut_kernel: side of the kernel of a strided convolution in a shortcut (SENet-154: 3).
-      kept: for a pruned network, for each stage: the channels of its output, and for each of its blocks the channels
-        after the first and the second convolution.
+      kept: channel counts of a pruned network. For each stage: the channels of its output, then for each of its blocks
+        the channels after the first and the second convolution.
       num_classes: width of the logits; 0 to return pooled features instead.
       in_channels: channels of the images.
-      image_size: side of the images for which the weights were trained. It is stored only; any size is accepted.
+      image_size: side of the images for which the weights were trained. Informative only: the model accepts any size.
       global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for none; see `layers.pool`.
-      dropout: rate before the head.
-      drop_path: rate of stochastic depth of the last block. It increases linearly from 0 at the first block.
-      dtype: of the computation; None for the promoted dtype of images and parameters.
-      param_dtype: of the parameters. BatchNorm statistics are always float32.
+      dropout: dropout rate before the head.
+      drop_path: stochastic depth rate of the last block. It increases linearly from 0 at the first block.
+      dtype: dtype of the computation; None for the promoted dtype of images and parameters.
+      param_dtype: dtype of the parameters. BatchNorm statistics are always float32.
       rngs: streams ``params`` and ``dropout``.
 
     Raises:
-      UserError: an unknown choice, or choices that contradict each other.
+      UserError: an argument has an unknown value or contradicts another one.
 
     Example:
       >>> model = ResNet(depths=(1, 1, 1, 1), block="basic", num_classes=10, rngs=nnx.Rngs(0))
@@ -229,7 +229,7 @@ class ResNet(Model):
           ``(forward_features(images), maps)``, or ``maps``: a list of [b, h / stride, w / stride, channels].
 
         Raises:
-          UserError: no such level, or the images do not fit the model.
+          UserError: a level does not exist, or the images do not fit the model.
 
         Example:
           >>> from jaxvision.models import registry

@@ -21,11 +21,11 @@ from jaxvision.models.layers.sequential import Sequential
 from jaxvision.models.layers.squeeze_excite import EfficientChannelAttention, SqueezeExcite
 
 
-def _halve_by_means(x: jax.Array) -> jax.Array:
+def _even_tile_pool(x: jax.Array) -> jax.Array:
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise UserError(
-            f"images: antialias='avg' halves maps with even sides, but one is {x.shape[1]} x {x.shape[2]}. Use images "
-            "whose sides are multiples of 32."
+            f"images: antialias='avg' needs feature maps with even sides, but one is {x.shape[1]} x {x.shape[2]}. "
+            "Use images whose sides are multiples of 32."
         )
     return tile_pool(x)
 
@@ -36,9 +36,9 @@ GATES: dict[str, Callable[..., nnx.Module]] = {
     "se4": functools.partial(SqueezeExcite, ratio=1 / 4, kernel_init=he_normal),  # ResNet-RS
     "eca": EfficientChannelAttention,
 }
-# Antialiased downsampling: the functions that end the stem, and the function after the 3x3 convolution of a block.
+# Antialiased downsampling: the functions at the end of the stem, and the function after a block's 3x3 convolution.
 ANTIALIASES: dict[str, tuple[Sequence[Callable[[jax.Array], jax.Array]], Callable[[jax.Array], jax.Array]]] = {
-    "avg": ([tile_pool], _halve_by_means),
+    "avg": ([tile_pool], _even_tile_pool),
     "blur": ([functools.partial(max_pool, stride=1), blur_pool], blur_pool),
 }
 
@@ -107,8 +107,8 @@ class BasicBlock(nnx.Module):
       parts: creates the layers.
       in_features: channels of the input.
       width: channels of the output.
-      stride: of the first convolution and of the shortcut.
-      drop_path: rate of stochastic depth.
+      stride: stride of the first convolution and of the shortcut.
+      drop_path: stochastic depth rate.
     """
 
     expansion = 1
@@ -143,8 +143,8 @@ class Bottleneck(nnx.Module):
       parts: creates the layers.
       in_features: channels of the input.
       width: a quarter of the output's channels.
-      stride: of the 3x3 convolution and of the shortcut.
-      drop_path: rate of stochastic depth.
+      stride: stride of the 3x3 convolution and of the shortcut.
+      drop_path: stochastic depth rate.
       kept: channels after each of the three convolutions in a pruned network; they replace those derived from `width`.
     """
 

@@ -7,7 +7,7 @@ from typing import Any
 from jaxvision.models import registry
 from jaxvision.models.resnet import ResNet
 
-# Channels in the pruned networks: of each stage's output, and of its blocks after the first and second convolution.
+# Channels of the pruned networks: for each stage its output, then for each block the first and second convolution.
 # Aflalo et al., "Knapsack Pruning with Inner Distillation", https://arxiv.org/abs/2002.08258
 # fmt: off
 KEPT_50: tuple[Any, ...] = (

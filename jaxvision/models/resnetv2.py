@@ -1,8 +1,8 @@
-"""ResNetV2: residual networks with the norm before the convolution, including BiT, and the stem of the hybrid ViTs.
+"""ResNetV2: residual networks with the norm before the convolution, including BiT and the backbones of hybrid ViTs.
 
 He et al., "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027, with the stride on the 3x3
 convolution. Kolesnikov et al., "Big Transfer (BiT)", https://arxiv.org/abs/1912.11370, with group normalization and
-standardized kernels. Attributes have timm's names.
+weight standardization. Attributes have timm's names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Head(nnx.Module):
       features: channels that the convolution takes.
       num_classes: width of the logits; 0 for no convolution.
       pool: a key of `GLOBAL_POOLS`.
-      dropout: rate before the convolution.
+      dropout: dropout rate before the convolution.
       **options: ``dtype``, ``param_dtype`` and ``rngs``, as for `Conv`.
     """
 
@@ -65,7 +65,7 @@ class Head(nnx.Module):
 
 
 class ResNetV2(Model):
-    """A stem, stages of residual blocks, a norm, a head.
+    """ResNetV2: a stem, stages of residual blocks, a norm and a head.
 
     Args:
       depths: number of blocks in each stage. There may be fewer than four stages.
@@ -74,23 +74,23 @@ class ResNetV2(Model):
       block: ``"preact_bottleneck"``, ``"preact_basic"``, or ``"bottleneck"``, which ends in an activation.
       stem: ``"plain"``, ``"deep"`` or ``"tiered"``, as for `Stem`.
       stem_pool: padding of the stem's max pool: ``"torch"``, ``"zero"`` (BiT) or ``"same"`` (hybrid ViTs).
-      conv: ``"plain"``, or ``"std"`` for standardized kernels.
-      padding: of the convolutions: ``"torch"``, or ``"same"`` for TensorFlow's.
+      conv: ``"plain"``, or ``"std"`` for weight standardization.
+      padding: padding of the convolutions: ``"torch"``, or ``"same"`` for TensorFlow's.
       norm: ``"batch"``, ``"group"``, ``"evo"`` or ``"filter_response"``.
       avg_down: whether a shortcut that changes the shape is an average pool and a 1x1 convolution (ResNet-D) instead of
         a strided 1x1 convolution.
       num_classes: width of the logits; 0 to return pooled features instead.
       in_channels: channels of the images.
-      image_size: side of the images for which the weights were trained. It is stored only; any size is accepted.
+      image_size: side of the images for which the weights were trained. Informative only: the model accepts any size.
       global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for a map of logits.
-      dropout: rate before the head.
-      drop_path: rate of stochastic depth of the last block. It increases linearly from 0 at the first block.
-      dtype: of the computation; None for the promoted dtype of images and parameters.
-      param_dtype: of the parameters. BatchNorm statistics are always float32.
+      dropout: dropout rate before the head.
+      drop_path: stochastic depth rate of the last block. It increases linearly from 0 at the first block.
+      dtype: dtype of the computation; None for the promoted dtype of images and parameters.
+      param_dtype: dtype of the parameters. BatchNorm statistics are always float32.
       rngs: streams ``params`` and ``dropout``.
 
     Raises:
-      UserError: an unknown choice.
+      UserError: an argument has an unknown value.
 
     Example:
       >>> model = ResNetV2(depths=(1, 1), widths=(128, 256), num_classes=10, rngs=nnx.Rngs(0))
@@ -178,7 +178,7 @@ class ResNetV2(Model):
           ``(forward_features(images), maps)``, or ``maps``: a list of [b, h / stride, w / stride, channels].
 
         Raises:
-          UserError: no such level, or the images do not fit the model.
+          UserError: a level does not exist, or the images do not fit the model.
         """
         sizes.check_images(images, self.in_channels)
         x = self.stem.before_pool(images)

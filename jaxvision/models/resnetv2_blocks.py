@@ -39,12 +39,12 @@ class Parts:
     Attributes:
       rngs: streams ``params`` and ``dropout``.
       conv_kind: a key of `CONVS`.
-      padding: of every convolution, as for `Conv`.
+      padding: padding of every convolution, as for `Conv`.
       norm_kind: a key of `NORMS`.
       avg_down: whether a shortcut that changes the shape is an average pool and a 1x1 convolution instead of a strided
         1x1 convolution.
-      dtype: of the computation; None for the promoted dtype of images and parameters.
-      param_dtype: of the parameters.
+      dtype: dtype of the computation; None for the promoted dtype of images and parameters.
+      param_dtype: dtype of the parameters.
     """
 
     rngs: nnx.Rngs
@@ -61,7 +61,7 @@ class Parts:
         return CONVS[self.conv_kind](in_features, out_features, kernel_size, **options, **self._common)
 
     def norm(self, features: int) -> Any:
-        """Returns a norm. Where a block has an activation, it applies `activation` to the norm's output."""
+        """Returns a norm. A block that has an activation after the norm applies `activation` to its output."""
         return NORMS[self.norm_kind][0](features, **self._common)
 
     @property
@@ -81,8 +81,8 @@ class Shortcut(nnx.Module):
       parts: creates the layers.
       in_features: channels of the input.
       features: channels of the output.
-      stride: of the convolution, or of the average pool before it.
-      normalize: whether a norm follows, as in blocks that end in a norm.
+      stride: stride of the convolution, or of the average pool before it.
+      normalize: whether a norm follows, for blocks that end in a norm.
     """
 
     def __init__(self, parts: Parts, in_features: int, features: int, *, stride: int, normalize: bool):
@@ -131,9 +131,9 @@ class PreActBottleneck(nnx.Module):
       parts: creates the layers.
       in_features: channels of the input.
       features: channels of the output. The 3x3 convolution has a quarter of them.
-      stride: of the 3x3 convolution and of the shortcut.
-      first: whether the block is the first of its stage, so that its shortcut has a convolution.
-      drop_path: rate of stochastic depth.
+      stride: stride of the 3x3 convolution and of the shortcut.
+      first: whether the block is the first of its stage. If so, its shortcut has a convolution.
+      drop_path: stochastic depth rate.
     """
 
     def __init__(

@@ -46,33 +46,34 @@ class VisionTransformer(Model):
       num_heads: attention heads per block. It must divide `embed_dim`.
       mlp_ratio: hidden width of the MLPs as a multiple of `embed_dim`.
       layer_scale: initial value of a LayerScale on each residual branch; None for no LayerScale.
-      class_token: whether a class token precedes the patches.
-      distilled: whether there are DeiT's distillation token and its head.
+      class_token: whether to put a class token before the patches.
+      distilled: whether to add DeiT's distillation token and its head.
       reg_tokens: number of register tokens between class token and patches (https://arxiv.org/abs/2309.16588).
-      no_embed_class: whether only patches, and not the tokens before them, have position embeddings.
+      no_embed_class: add position embeddings to the patches only, not to the tokens before them.
       pre_norm: normalize the tokens before the first block, as in CLIP. The patch embedding then has no bias.
       final_norm: normalize the tokens after the last block, or the pooled features.
-      fc_norm: apply the final norm after pooling instead of before. None: for ``"avg"``, ``"max"`` and ``"avgmax"``.
+      fc_norm: apply the final norm after pooling instead of before. None: if `global_pool` is ``"avg"``, ``"max"`` or
+        ``"avgmax"``.
       pool_include_prefix: include the tokens before the patches in the pooling.
-      dynamic_image_size: accept images of any size that patches tile. Position embeddings are resampled to the size.
-      ignore_remainder: accept an `image_size` that patches do not tile. The remaining pixels are ignored.
+      dynamic_image_size: accept images of any size that `patch_size` divides. Position embeddings are resampled.
+      ignore_remainder: accept an `image_size` that `patch_size` does not divide. The remaining pixels are ignored.
       interpolation: how weights for another patch size or grid are resampled when they are loaded: ``"bicubic"``, or
         ``"bilinear"`` without antialiasing, as in FlexiViT.
       embed: class that converts images to tokens, such as `PatchEmbed`.
       block: class of the blocks, such as `vit_blocks.Block`, or a partial of one.
       norm: class of all norms, such as `LayerNorm`.
-      activation: of the MLPs: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"`` or ``"silu"``.
-      dropout: rate after the position embedding and after every linear layer except ``qkv`` and the head.
-      head_dropout: rate before the head.
-      attention_dropout: rate on the attention weights.
-      drop_path: rate of stochastic depth of the last block. It increases linearly from 0 at the first block.
-      dtype: of the computation, such as ``jnp.bfloat16``; None for the promoted dtype of images and parameters.
-      param_dtype: of the parameters.
+      activation: activation of the MLPs: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"`` or ``"silu"``.
+      dropout: dropout rate after the position embedding and after every linear layer except ``qkv`` and the head.
+      head_dropout: dropout rate before the head.
+      attention_dropout: dropout rate on the attention weights.
+      drop_path: stochastic depth rate of the last block. It increases linearly from 0 at the first block.
+      dtype: dtype of the computation, such as ``jnp.bfloat16``; None for the promoted dtype of images and parameters.
+      param_dtype: dtype of the parameters.
       rngs: streams ``params`` and ``dropout``.
 
     Raises:
-      UserError: `patch_size` does not divide `image_size`, `num_heads` does not divide `embed_dim`, or an unknown or
-        impossible choice.
+      UserError: `patch_size` does not divide `image_size`, `num_heads` does not divide `embed_dim`, or an argument has
+        an unknown value or contradicts another one.
 
     Example:
       >>> model = VisionTransformer(image_size=32, embed_dim=64, depth=2, num_heads=2, rngs=nnx.Rngs(0))
@@ -242,7 +243,7 @@ class VisionTransformer(Model):
     def forward_features(self, images: jax.Array) -> jax.Array:
         """Returns the tokens [b, n, d] after the last block, including prefix tokens.
 
-        They are normalized, unless the norm follows the pooling (`fc_norm`) or there is none.
+        The tokens are normalized, unless the norm follows the pooling (`fc_norm`) or there is no norm.
 
         Args:
           images: float [b, h, w, c], normalized.
@@ -259,12 +260,13 @@ class VisionTransformer(Model):
         norm: bool = False,
         intermediates_only: bool = False,
     ) -> Any:
-        """Returns the features and the outputs of some blocks as maps.
+        """Returns the features and the outputs of selected blocks as feature maps.
 
         Args:
           images: float [b, h, w, c], normalized.
           indices: None for all blocks, a number n for the last n, or positions (negative ones count from the end).
-          return_prefix_tokens: return (map, prefix tokens [b, prefix, d]) instead of each map, if there are any.
+          return_prefix_tokens: return pairs (map, prefix tokens [b, prefix, d]) instead of maps, if there are
+            prefix tokens.
           norm: apply the final norm to each map, if it precedes the pooling.
           intermediates_only: return the list of maps only. Later blocks are then not computed.
 
@@ -272,7 +274,7 @@ class VisionTransformer(Model):
           ``(forward_features(images), maps)``, or ``maps``: a list of [b, grid rows, grid columns, d].
 
         Raises:
-          UserError: no such block, or the images do not fit the model.
+          UserError: a block does not exist, or the images do not fit the model.
 
         Example:
           >>> from jaxvision.models import registry
@@ -282,22 +284,22 @@ class VisionTransformer(Model):
           ((1, 5, 64), [(1, 2, 2, 64), (1, 2, 2, 64)])
         """
 
-        def final(x: jax.Array) -> jax.Array:
+        def final_norm(x: jax.Array) -> jax.Array:
             return x if self.norm is None else self.norm(x)
 
         wanted = feature_indices(indices, len(self.blocks))
         last = max(wanted, default=-1) if intermediates_only else len(self.blocks) - 1
         x = self.embed(images)
-        kept: dict[int, jax.Array] = {}
+        outputs: dict[int, jax.Array] = {}
         for i in range(last + 1):
             x = self.blocks[i](x)
             if i in wanted:
-                kept[i] = final(x) if norm else x
+                outputs[i] = final_norm(x) if norm else x
         b, p = x.shape[0], self.num_prefix_tokens
-        maps: list[Any] = [y[:, p:].reshape(b, *self.grid_of(images), -1) for _, y in sorted(kept.items())]
+        maps: list[Any] = [y[:, p:].reshape(b, *self.grid_of(images), -1) for _, y in sorted(outputs.items())]
         if return_prefix_tokens and p:
-            maps = [(image, y[:, :p]) for image, (_, y) in zip(maps, sorted(kept.items()), strict=True)]
-        return maps if intermediates_only else (final(x), maps)
+            maps = [(x, y[:, :p]) for x, (_, y) in zip(maps, sorted(outputs.items()), strict=True)]
+        return maps if intermediates_only else (final_norm(x), maps)
 
     def pool(self, features: jax.Array) -> jax.Array:
         """Returns `features` [b, n, d] pooled by `global_pool`: [b, d], or the features themselves for ``""``."""
@@ -330,12 +332,12 @@ class VisionTransformer(Model):
         Args:
           num_classes: width of the logits; 0 removes the head.
           rngs: stream ``params``.
-          global_pool: another pooling. As in timm, the norm keeps its place before or after the pooling. Changing from
-            ``"map"`` removes the attention pooling and its weights; changing to ``"map"`` is not possible. None keeps
-            the current pooling.
+          global_pool: new pooling; None keeps the current one. As in timm, the norm keeps its place before or after the
+            pooling. Changing from ``"map"`` removes the attention pooling and its weights. Changing to ``"map"`` is
+            not possible.
 
         Raises:
-          UserError: the model cannot have this pooling. The model is unchanged then.
+          UserError: the model does not support this pooling. The model is then unchanged.
         """
         sizes.require_int("num_classes", num_classes, 0)
         if global_pool is not None:
@@ -348,7 +350,7 @@ class VisionTransformer(Model):
             if global_pool != "map":
                 self.attn_pool = nnx.data(None)
             self.global_pool = global_pool
-            # The default place of the norm depends on the pooling at construction, so an export has to state it.
+            # The default of fc_norm depends on the pooling at construction, so an export has to store its value.
             self.options = with_options(self, global_pool=global_pool, fc_norm=self.fc_norm is not None)
         self.num_classes = num_classes
         for name in self.classifier_names:
@@ -377,11 +379,11 @@ class VisionTransformer(Model):
     def get_attention_maps(self, images: jax.Array, layer_idx: int = -1, drop_prefix: bool = False) -> jax.Array:
         """Returns the attention weights of one block.
 
-        They are the weights before attention dropout. Later blocks are not computed. The method works inside `jax.jit`.
+        Attention dropout is not applied to them. Later blocks are not computed. The method works inside `jax.jit`.
 
         Args:
           images: float [b, h, w, c], normalized.
-          layer_idx: position of the block, from 0; negative positions count from the last.
+          layer_idx: index of the block, from 0; negative indices count from the end.
           drop_prefix: leave out the tokens before the patches (class, distillation, registers), as queries and as keys.
             Rows are not rescaled, so each sums to the share of attention that patches receive, less than 1.
 
@@ -393,7 +395,7 @@ class VisionTransformer(Model):
           [b, 2 heads, n, n].
 
         Raises:
-          UserError: no such block, or the images do not fit the model.
+          UserError: a block does not exist, or the images do not fit the model.
 
         Example:
           >>> from jaxvision.models import registry

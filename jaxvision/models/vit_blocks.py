@@ -1,7 +1,7 @@
 """The blocks of Vision Transformers, from tokens [b, n, d] to tokens [b, n, d].
 
-`VisionTransformer` builds every kind of block by the same call, from the `Parts` that all blocks of a model share. The
-method ``block.weights(x)`` returns a block's attention weights.
+`VisionTransformer` builds every kind of block by the same call, ``block(parts, index=..., drop_path=...)``, where
+`parts` creates the layers. ``block.weights(x)`` returns the attention weights of a block.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ class Parts:
         return LayerScale(self.embed_dim, self.layer_scale, param_dtype=self.param_dtype)
 
     def drop_path(self, rate: float) -> DropPath:
-        """Returns stochastic depth for a branch."""
+        """Returns the stochastic depth layer of a branch."""
         return DropPath(rate, rngs=self.rngs)
 
     def dropout_layer(self) -> nnx.Dropout:
-        """Returns dropout for a block that contains linear layers directly."""
+        """Returns a dropout layer, for blocks that contain their linear layers directly."""
         return nnx.Dropout(self.dropout, deterministic=True, rngs=self.rngs if self.dropout else None)
 
 
@@ -90,7 +90,7 @@ class Block(nnx.Module):
     Args:
       parts: creates the layers.
       index: position of the block, from 0.
-      drop_path: rate of stochastic depth of each branch.
+      drop_path: stochastic depth rate of each branch.
       attention: attention class, such as `Attention`, or a partial of one.
       mlp: MLP class, such as `Mlp`, or a partial of one.
 
@@ -174,8 +174,8 @@ class ParallelScalingBlock(Attend):
     Args:
       parts: creates the layers.
       index: position of the block, from 0.
-      drop_path: rate of stochastic depth.
-      qkv_bias: whether queries, keys and values have a bias. Without it only the MLP's hidden layer has one.
+      drop_path: stochastic depth rate.
+      qkv_bias: whether the input projection has a bias. If not, only its MLP part has one.
       qk_norm: norm of each head's queries and keys; None for no norm.
     """
 

@@ -1,8 +1,9 @@
 """Hybrid Vision Transformers, whose tokens are patches of a convnet's feature map.
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929, with a ResNetV2 that has
-standardized kernels; weights by Steiner et al., "How to train your ViT?", https://arxiv.org/abs/2106.10270. The image
-encoder of MobileCLIP is by Vasu et al., https://arxiv.org/abs/2311.17049.
+- Models with a ResNetV2 with weight standardization: Dosovitskiy et al., "An Image is Worth 16x16 Words",
+  https://arxiv.org/abs/2010.11929. Their weights: Steiner et al., "How to train your ViT?",
+  https://arxiv.org/abs/2106.10270.
+- The image encoder of MobileCLIP: Vasu et al., "MobileCLIP", https://arxiv.org/abs/2311.17049.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ from jaxvision.models.resnetv2 import ResNetV2
 from jaxvision.models.resnetv2_blocks import Parts, Stem
 from jaxvision.models.vit import VisionTransformer
 
-# A network from images [b, h, w, c] to maps, its stride, its output channels, and the path of its first convolution.
+# A network from images [b, h, w, c] to feature maps, its stride, its output channels, its first convolution's path.
 Backbone = tuple[nnx.Module, int, int, str]
 
 
 class HybridEmbed(nnx.Module):
-    """Projects each patch of a convnet's feature map to a token; replaces `PatchEmbed` and has its attributes.
+    """Projects each patch of a convnet's feature map to a token, with the interface of `PatchEmbed`.
 
     Args:
       image_size: size of the images in pixels: an integer, or (height, width).
       patch_size: size of a patch in pixels of the feature map, in the same form.
-      in_channels: c of the images.
-      features: d of the tokens.
+      in_channels: channels c of the images.
+      features: width d of the tokens.
       backbone: function ``(in_channels, dtype=..., param_dtype=..., rngs=...)`` that returns a `Backbone`.
-      project: whether patches are projected. If not, each pixel of the map is a token.
+      project: whether to project the patches. If not, each pixel of the map is a token.
       use_bias: whether the projection has a bias.
-      dynamic: accept images of any size that patches tile.
-      ignore_remainder: accept an `image_size` that patches do not tile.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of the parameters.
+      dynamic: accept images of any size that the patches divide evenly.
+      ignore_remainder: accept an `image_size` that the patches do not divide evenly.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of the parameters.
       rngs: stream ``params``.
 
     Raises:
-      UserError: the patches do not tile the image.
+      UserError: the patches do not divide the image evenly.
 
     Example:
       >>> embed = HybridEmbed(64, 8, 3, 16, backbone=stem, rngs=nnx.Rngs(0))
@@ -77,7 +78,7 @@ class HybridEmbed(nnx.Module):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         module, stride, channels, first_conv = backbone(in_channels, **types)
         p, q = sizes.pair("patch_size", patch_size)
-        self.pixels = (stride * p, stride * q)  # image pixels per token
+        self.pixels = (stride * p, stride * q)  # height and width of a token in image pixels
         if not ignore_remainder:
             sizes.check_divisible(image_size, self.pixels)
         self.backbone: Any = module
@@ -112,7 +113,7 @@ class HybridEmbed(nnx.Module):
 
 
 def resnetv2(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbone:
-    """Returns a ResNetV2 with the norms after the convolutions, standardized kernels and TensorFlow's padding."""
+    """Returns a ResNetV2 with norms after the convolutions, weight standardization and TensorFlow's padding."""
     net = ResNetV2(
         depths=depths,
         block="bottleneck",
@@ -124,7 +125,7 @@ def resnetv2(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbo
         **types,
     )
     for stage in net.stages:
-        for block in stage.blocks:  # as in timm's ViTs, each branch is initially zero
+        for block in stage.blocks:  # as in timm's hybrid ViTs, each branch is initially zero
             width = block.norm3.scale.shape
             block.norm3.scale = nnx.Param(zeros(None, width, types["param_dtype"]))
     _, channels, stride = net.feature_info[-1]
@@ -132,7 +133,7 @@ def resnetv2(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbo
 
 
 def stem(in_channels: int, **types: Any) -> Backbone:
-    """Returns the stem of the network that `resnetv2` returns."""
+    """Returns the stem of `resnetv2` without its stages."""
     module = Stem(Parts(padding="same", **types), in_channels, 64, pool="same", normalize=True)
     shape = module.conv.kernel.shape
     module.conv.kernel = nnx.Param(torch_default(types["rngs"].params(), shape, types["param_dtype"]))
@@ -149,13 +150,13 @@ def resnet(in_channels: int, *, depths: Sequence[int], **types: Any) -> Backbone
 
 
 def conv_stem(in_channels: int, **types: Any) -> Backbone:
-    """Returns MobileCLIP's stem: three convolutions whose windows do not overlap."""
+    """Returns MobileCLIP's stem: three convolutions with non-overlapping windows."""
     first = ConvNormAct(in_channels, 192, 4, **types)
-    return Sequential([first, ConvNormAct(192, 192, 2, **types), Tiles(192, 768, 2, **types)]), 16, 768, "0.conv"
+    return Sequential([first, ConvNormAct(192, 192, 2, **types), PatchConv(192, 768, 2, **types)]), 16, 768, "0.conv"
 
 
-class Tiles(nnx.Module):
-    """A convolution whose stride is its kernel size."""
+class PatchConv(nnx.Module):
+    """A convolution whose stride equals its kernel size."""
 
     def __init__(self, in_features: int, features: int, kernel_size: int, *, use_bias: bool = True, **types: Any):
         self.conv = PatchProjection(kernel_size, in_features, features, use_bias=use_bias, **types)
@@ -165,8 +166,8 @@ class Tiles(nnx.Module):
         return self.conv(x)
 
 
-class ConvNormAct(Tiles):
-    """A convolution whose stride is its kernel size, then BatchNorm and GELU."""
+class ConvNormAct(PatchConv):
+    """A convolution whose stride equals its kernel size, then BatchNorm and GELU."""
 
     def __init__(self, in_features: int, features: int, kernel_size: int, **types: Any):
         super().__init__(in_features, features, kernel_size, use_bias=False, **types)

@@ -1,4 +1,4 @@
-"""The variants of the Vision Transformer under timm's names: sizes, options of each kind, a row for each variant."""
+"""The variants of the Vision Transformer under timm's names: sizes, options of each kind and a row for each variant."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Adapting weights to another number of input channels, another patch size or another grid of positions.
 
-Each function maps an array to an array by timm's arithmetic, so that an adapted model starts from the same values.
+The arithmetic is timm's, so an adapted model starts from the same values.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def input_channels(weight: np.ndarray, channels: int) -> np.ndarray:
     """Returns the first convolution's weight for images with another number of channels.
 
     A single channel gets the sum over the old channels, so that a gray image gives the same activations as three equal
-    channels. Otherwise the old channels are repeated in order, cut to the new number and scaled by old/new, so that the
-    activations keep their scale.
+    channels. Otherwise the old channels are repeated in order, truncated to the new number and scaled by old/new, so
+    that the activations keep their scale.
 
     Args:
       weight: [out, old, h, w], PyTorch's layout, of any floating-point dtype. The arithmetic is float32.
@@ -48,8 +48,8 @@ def input_channels(weight: np.ndarray, channels: int) -> np.ndarray:
 def patch_kernel(weight: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
     """Returns the patch projection's weight for patches of another size, as in FlexiViT.
 
-    The new kernel is the old one times the pseudo-inverse of the resize. Projecting a resized patch by it gives the
-    token of the original patch, as far as any kernel can.
+    The new kernel is the old one times the pseudo-inverse of the resize. Projecting a resized patch with it gives
+    the token of the original patch, as closely as any kernel can.
 
     Source: Beyer et al., "FlexiViT", https://arxiv.org/abs/2212.08013, section 3.4.
 
@@ -69,7 +69,7 @@ def patch_kernel(weight: np.ndarray, size: tuple[int, int], interpolation: str =
     if tuple(old) == tuple(size):
         return weight
     n = math.prod(old)
-    # The resize of each pixel alone: [new h * w, old h * w].
+    # Column i is the resized image of pixel i alone: [new h * w, old h * w].
     matrix = np.asarray(resize_grid(jnp.eye(n)[None], (old[0], old[1]), size, interpolation)[0], np.float64)
     # PyTorch's cutoff of singular values for a float32 matrix.
     inverse = np.linalg.pinv(matrix, rcond=max(matrix.shape) * float(np.finfo(np.float32).eps))
@@ -91,7 +91,7 @@ def position_grid(
     Args:
       pos_embed: [1, prefix + old rows * columns, d], the grid row by row.
       tokens: new length, prefix + new rows * columns.
-      prefix: number of tokens in front that are not patches (class token, distillation token, registers).
+      prefix: number of tokens before the patches (class token, distillation token, registers).
       old: rows and columns of `pos_embed`. Default: a square.
       new: new rows and columns. Default: a square.
       interpolation: as in `resize_grid`.
@@ -100,7 +100,7 @@ def position_grid(
       [1, tokens, d] with the dtype of `pos_embed`; `pos_embed` itself if the grid is unchanged.
 
     Raises:
-      UserError: a grid without given rows and columns is not a square.
+      UserError: `old` or `new` is not given, and the grid is not a square.
 
     Example:
       >>> position_grid(np.zeros((1, 1 + 14 * 14, 192), np.float32), 1 + 24 * 24, prefix=1).shape

@@ -1,4 +1,4 @@
-"""The catalog of published weights: one row for every weight tag of timm's for our architectures.
+"""The catalog of published weights: one row for every weight tag that timm publishes for these architectures.
 
 ``tools/make_catalog.py`` writes ``catalog.json`` from an installed timm. Every row is complete, and nothing is derived
 from another row: two tags of one architecture may differ in crop, mean, license and number of classes.
@@ -20,7 +20,7 @@ from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models import registry
 from jaxvision.models.base import Model
 
-# Licenses that need no note to the user. All others get one: `Entry.license_note`.
+# Licenses that need no note to the user. For all others see `Entry.license_note`.
 _FREE_LICENSES = frozenset({"apache-2.0", "bsd-3-clause", "mit"})
 
 
@@ -30,25 +30,26 @@ class Entry:
 
     Attributes:
       architecture: name of the model, without the tag.
-      tag: name of the weights; ``""`` where timm has none.
+      tag: name of the weights; ``""`` if timm has none.
       hub_id: repository on the Hugging Face hub; None if the weights are not there.
       url: address of weights that are not on the hub, a PyTorch pickle.
       filename: name of the file in the repository, or of the pickle.
-      sha256: of the file, in hexadecimal digits; None if unknown.
+      sha256: SHA-256 digest of the file, in hexadecimal digits; None if unknown.
       num_classes: size of the head in the file; 0 for a backbone without a head.
       image_size: side of the images in the last phase of training, in pixels.
       test_image_size: side at which timm evaluates; larger than `image_size` for many convnets.
-      crop_pct, test_crop_pct: share of the resized image's side that the crop keeps, at either size.
+      crop_pct, test_crop_pct: fraction of the resized image's side that the crop keeps, at `image_size` and at
+        `test_image_size`.
       crop_mode, interpolation, mean, std: see `Preprocess`.
-      license: of the weights, not of the code.
-      classifier: dotted names of the layers that are the head: the model's ``classifier_names``. Empty for a model from
-        `jaxvision.register_model`.
-      first_conv: dotted name of the convolution that sees the image.
+      license: license of the weights, not of the code.
+      classifier: dotted names of the layers that form the head: the model's ``classifier_names``. Empty for a model
+        from `jaxvision.register_model`.
+      first_conv: dotted name of the convolution that takes the images.
       activation: ``"quick_gelu"`` for weights that were trained with it although timm also lists them under an
         architecture with exact GELU. Otherwise None: the architecture's own.
       params: number of parameters, including the head of these weights; None if unknown.
-      macs: multiply-adds per image by image size, including those of attention itself. Published by timm in hundredths
-        of 1e9, or else counted by `model_info`. Empty if unknown.
+      macs: multiply-adds per image by image size, including attention itself. The number that timm publishes,
+        rounded to 1e7, or else the count of `model_info`. Empty if unknown.
       accuracy: published ImageNet-1k (top-1, top-5) in percent by image size; may be empty.
     """
 
@@ -87,7 +88,7 @@ class Entry:
 
     @property
     def rated_size(self) -> int:
-        """The image size that `top1`, `top5` and ``macs[rated_size]`` are for: timm's evaluation size if published."""
+        """The image size of `top1`, `top5` and ``macs[rated_size]``: timm's test size if its accuracy is known."""
         return self.test_image_size if self.test_image_size in self.accuracy or not self.accuracy else self.image_size
 
     @property
@@ -107,7 +108,7 @@ class Entry:
 
     @property
     def test_preprocess(self) -> Preprocess:
-        """The transform of timm's published accuracy."""
+        """The evaluation transform at the test size, with which timm measures its accuracy."""
         return self._preprocess(self.test_image_size, self.test_crop_pct)
 
     def _preprocess(self, image_size: int, crop_pct: float) -> Preprocess:
@@ -155,13 +156,13 @@ def lookup(name: str | Callable[..., Model]) -> Entry:
     """Returns the row of ``"architecture.tag"``, or of an architecture's default tag.
 
     Args:
-      name: timm's name. Without a tag it stands for the tag that timm loads by default. timm's prefixes ``timm/``,
+      name: timm's name. Without a tag, the row of the tag that timm loads by default. timm's prefixes ``timm/``,
         ``hf_hub:timm/`` and ``hf-hub:timm/`` are accepted. For a model from outside jaxvision: its registered name, the
         class or function that builds it, or ``"package.module:function"``. An architecture without published weights
         has a row too.
 
     Raises:
-      UserError: an unknown architecture or tag, or a function that cannot be imported.
+      UserError: the architecture or the tag is unknown, or a function cannot be imported.
 
     Example:
       >>> lookup("resnet50").name, lookup("hf_hub:timm/resnet50.a1_in1k").name
@@ -175,7 +176,7 @@ def lookup(name: str | Callable[..., Model]) -> Entry:
     if re.search(r"[^\w.-]", name):
         raise UserError(
             f"model: got {name[:300]!r}, expected a name such as 'resnet50.a1_in1k'. Pass a weight file as "
-            "checkpoint_path, beside the name."
+            "checkpoint_path, in addition to the name."
         )
     architecture, dot, tag = name.partition(".")
     known = registry.architectures()
@@ -193,7 +194,7 @@ def lookup(name: str | Callable[..., Model]) -> Entry:
 
 
 def _register(name: str | Callable[..., Model]) -> str:
-    """Returns the name by which the registry has a model from outside jaxvision, which is registered if need be."""
+    """Returns the registered name of a model from outside jaxvision. Registers the model if it is not yet."""
     if isinstance(name, str):
         if name not in registry.architectures():
             registry.register_model(extend.resolve("model", name, {}), name=name)
@@ -208,7 +209,7 @@ def _register(name: str | Callable[..., Model]) -> str:
 
 
 def _own_entry(architecture: str) -> Entry:
-    """Returns a row without weights, with the sizes that the builder has by default."""
+    """Returns a row without weights, with the default sizes of the builder."""
     row = registry.variant(architecture)
     defaults = {key: parameter.default for key, parameter in registry.keyword_parameters(row.build).items()}
     defaults |= row.arguments
@@ -222,8 +223,8 @@ def entries(architecture: str | None = None) -> list[Entry]:
     """Returns the rows of an architecture, or all rows of the catalog.
 
     Args:
-      architecture: its default row comes first; the list is empty if it is not in the catalog. Default: all rows, also
-        those of architectures that jaxvision does not have.
+      architecture: name of the architecture. Its default row comes first; the list is empty if it is not in the
+        catalog. Default: all rows, including those of architectures that jaxvision does not have.
 
     Example:
       >>> [entry.tag for entry in entries("resnet152")][:3]

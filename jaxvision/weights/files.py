@@ -1,4 +1,4 @@
-"""Opening a weight file, and safetensors files both ways."""
+"""Opening weight files, and reading and writing safetensors files."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def open_weights(source: str | Path | WeightFile) -> WeightFile:
 
     Args:
       source: a safetensors file, or a PyTorch pickle of a state_dict or of a checkpoint that nests one as timm's
-        trainer does (``state_dict_ema`` is preferred to ``state_dict``). A folder stands for the ``model.safetensors``
-        in it. A file that is already open is returned as it is.
+        trainer does (``state_dict_ema`` is preferred to ``state_dict``). For a folder, the ``model.safetensors`` in
+        it. An open file is returned unchanged.
 
     Raises:
-      UserError: no such file, a truncated one, one of another format, or a pickle that holds more than tensors.
+      UserError: the file is missing, truncated or of another format, or it is a pickle of more than tensors.
 
     Example:
       >>> import tempfile
@@ -69,10 +69,10 @@ def _is_pickle(file: BinaryIO) -> bool:
 
 
 def find_file(path: str | Path) -> Path:
-    """Returns the path of an existing weight file; for a folder that of the ``model.safetensors`` in it.
+    """Returns the path of an existing weight file; for a folder, that of the ``model.safetensors`` in it.
 
     Raises:
-      UserError: there is no such file.
+      UserError: the file does not exist.
     """
     path = Path(path).expanduser()
     try:
@@ -90,8 +90,8 @@ class SafetensorsFile(WeightFile):
     """A safetensors file, mapped into memory.
 
     Args:
-      path: of the file.
-      file: the same, open for reading. It may be closed afterwards.
+      path: the file.
+      file: the same file, open for reading. It may be closed afterwards.
 
     Raises:
       SafetensorError: the header is damaged, or tensors lie outside the file.
@@ -121,12 +121,12 @@ class SafetensorsFile(WeightFile):
         start, end = self._ranges[name]
         start -= start % mmap.PAGESIZE
         if end > start and hasattr(mmap, "MADV_DONTNEED"):
-            # Mapped pages that were read count as memory of this process until it releases them.
+            # Mapped pages that were read count toward the memory of this process until it releases them.
             self._bytes.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, in full or not at all. Equal tensors and metadata give equal bytes.
+    """Writes a safetensors file atomically. Equal tensors and metadata give equal bytes.
 
     Raises:
       OSError, SafetensorError: the file cannot be written. An earlier file at `path` is unchanged.
@@ -141,7 +141,7 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: M
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sorts the metadata in a file's header: safetensors writes them in arbitrary order."""
+    """Sorts the metadata in a file's header, because safetensors writes it in arbitrary order."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -18,19 +18,18 @@ logger = logging.getLogger(__name__)
 def fetch(source: Entry | str, *, revision: str | None = None) -> Path:
     """Returns the local path of a weight file, and downloads it if the hub's cache does not have it.
 
-    A cached file is used without a network request: loading works offline and gives the same weights every time. An
-    interrupted download is continued. The variables ``HF_HUB_OFFLINE``, ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_TOKEN``
+    A cached file is used without a network request, so loading works offline and always gives the same weights. An
+    interrupted download resumes. The variables ``HF_HUB_OFFLINE``, ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_TOKEN``
     are respected.
 
     Args:
       source: a row of the catalog, or a repository with weights in timm's format, such as ``"timm/resnet50.a1_in1k"``.
-        From a repository without a safetensors file, ``pytorch_model.bin`` is taken, as in timm; reading it needs
-        torch.
+        If the repository has no safetensors file, ``pytorch_model.bin`` is used, as in timm; reading it needs torch.
       revision: branch, tag or commit of the repository. Default: its main branch.
 
     Raises:
-      UserError: there are no published weights, no such repository, revision or file, no connection to the hub, or the
-        file does not have the sha256 that the catalog states.
+      UserError: there are no published weights, the repository, revision or file does not exist, the hub cannot be
+        reached, or the file does not have the SHA-256 digest in the catalog.
     """
     if not isinstance(source, Entry):
         return _from_hub(source, "model.safetensors", revision)
@@ -74,11 +73,8 @@ def _check_sha256(path: Path, source: Entry) -> None:
 def _from_hub(repository: str, filename: str, revision: str | None) -> Path:
     if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
         raise UserError(f"revision: got {revision[:300]!r}, expected a branch, a tag or a commit of the repository.")
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import LocalEntryNotFoundError
-    except ImportError as e:
-        raise missing_package_error("huggingface_hub", "fetching weights", "huggingface") from e
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     filenames = list(dict.fromkeys((filename, "pytorch_model.bin")))
     for name in filenames:
@@ -104,7 +100,7 @@ def _download(repository: str, filenames: list[str], revision: str | None) -> Pa
     try:
         for name in filenames:
             try:
-                # A small request first: without a network it fails at once, while a download would try again and again.
+                # A small request first: without a network it fails at once, while a download would keep retrying.
                 url = huggingface_hub.hf_hub_url(repository, name, revision=revision)
                 huggingface_hub.get_hf_file_metadata(url, timeout=10)
             except EntryNotFoundError:
@@ -127,7 +123,7 @@ def _download(repository: str, filenames: list[str], revision: str | None) -> Pa
 
 
 def _from_url(source: Entry) -> Path:
-    """Returns the path of a pickle that is not on the hub, in the folder where torch and timm keep such files."""
+    """Returns the path of a pickle that is not on the hub, in the folder where torch and timm store such files."""
     try:
         import torch  # needed to read the file, so checked before gigabytes are downloaded
     except ImportError as e:
@@ -148,7 +144,7 @@ def _from_url(source: Entry) -> Path:
 
 
 def _download_url(url: str, path: Path) -> None:
-    """Downloads a file, and continues an earlier download that was interrupted."""
+    """Downloads a file. Resumes an earlier download that was interrupted."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -156,14 +152,14 @@ def _download_url(url: str, path: Path) -> None:
     part = path.with_name(f"{path.name}.incomplete")
     path.parent.mkdir(parents=True, exist_ok=True)
     logger.info("downloading %s", url)
-    have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    downloaded = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={downloaded}-"} if downloaded else {})
     with urllib.request.urlopen(request, timeout=10) as response:
         length = response.headers.get("Content-Length")
-        continued = response.status == 206  # otherwise the server sends the file from its start
-        with part.open("ab" if continued else "wb") as file:
+        resumed = response.status == 206  # otherwise the server sends the file from the start
+        with part.open("ab" if resumed else "wb") as file:
             shutil.copyfileobj(response, file, 2**20)
-    if length is not None and part.stat().st_size != int(length) + (have if continued else 0):
+    if length is not None and part.stat().st_size != int(length) + (downloaded if resumed else 0):
         raise OSError("the connection was closed; run the command again to continue the download")
     part.replace(path)
 

@@ -29,21 +29,21 @@ def list_models(
     max_macs: str | float | None = None,
     sort: str = "name",
 ) -> list[str]:
-    """Returns names of models, models from `jaxvision.register_model` included.
+    """Returns the names of models, including those from `jaxvision.register_model`.
 
     License, size and accuracy of an architecture are those of its default weights, which
     ``create_model(name, pretrained=True)`` loads. `jaxvision.weights.catalog.lookup` returns the numbers.
 
     Args:
-      pattern: a shell pattern, or several of which one must match. It applies to the architecture or, with
+      pattern: a shell pattern, or several, of which one must match. It applies to the architecture or, with
         `pretrained`, to ``architecture.tag``, where a pattern without a dot matches every tag. Default: all names.
       family: a family such as ``"resnet"``, ``"vit"`` or ``"efficientnet"``. Default: all families.
       pretrained: list ``architecture.tag`` for every published set of weights, instead of architectures.
       license: a shell pattern of the weights' license, such as ``"apache-2.0"`` or ``"cc-*"``. Default: all licenses.
-      max_params: largest number of parameters, as a number or a text such as ``"30M"``. Default: no limit.
-      max_macs: largest number of multiply-adds per image, as a number or a text such as ``"4G"``. The numbers are
-        timm's; for models without a published number they are counted by `jaxvision.model_info`. Those of attention
-        itself are included. Default: no limit.
+      max_params: largest number of parameters, as a number or a string such as ``"30M"``. Default: no limit.
+      max_macs: largest number of multiply-adds per image, as a number or a string such as ``"4G"``. The numbers are
+        timm's; where timm has none, `jaxvision.model_info` counts them. They include attention itself. Default: no
+        limit.
       sort: ``"name"`` (numbers in names sort as numbers), ``"top1"`` (best published ImageNet-1k accuracy first),
         ``"params"`` or ``"macs"`` (smallest first). Models without the number come last.
 
@@ -51,7 +51,7 @@ def list_models(
       The sorted names.
 
     Raises:
-      UserError: an unknown family, license or order, or a limit that is not a number.
+      UserError: the family, license or order is unknown, or a limit is not a number.
 
     Example:
       >>> list_models("resnet1*", max_params="15M")
@@ -79,7 +79,7 @@ def list_models(
             most = _parse_number(f"max_{what}", limit)
             rows = {name: e for name, e in rows.items() if (n := SORTS[what](e)) is not None and n <= most}
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    if pretrained:  # as in timm, a pattern without a dot also finds it within the tags
+    if pretrained:  # as in timm, a pattern without a dot matches every tag
         patterns += [f"{each}.*" for each in patterns if "." not in each]
     names = [name for name in rows if any(fnmatch.fnmatchcase(name, each) for each in patterns)]
     names.sort(key=_natural_order)

@@ -16,8 +16,8 @@ from jaxvision.weights.weight_file import WeightFile, without_wrappers
 
 logger = logging.getLogger(__name__)
 
-# Keys under which a checkpoint keeps its weights, preferred first: the averages of timm's trainer, the plain weights,
-# the encoder of I-JEPA.
+# Keys under which a checkpoint stores its weights, preferred first: the moving averages of timm's trainer, the plain
+# weights, the encoder of I-JEPA.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "encoder")
 
 
@@ -28,7 +28,7 @@ class PickleFile(WeightFile):
       path: a pickle of a state_dict, or of a checkpoint that nests one as timm's trainer does.
 
     Raises:
-      UserError: torch is not installed, the file is damaged, it holds more than tensors, or it holds none.
+      UserError: torch is not installed, the file is damaged, or it contains no tensors or more than tensors.
     """
 
     def __init__(self, path: Path):
@@ -51,7 +51,7 @@ class PickleFile(WeightFile):
 
     def tensor(self, name: str) -> np.ndarray:
         x = self._tensors[name].detach()
-        if self.dtypes[name] == "BF16":  # torch cannot convert it: numpy has this dtype only through ml_dtypes
+        if self.dtypes[name] == "BF16":  # torch cannot convert it, because numpy has this dtype only through ml_dtypes
             return x.contiguous().view(self._int16).numpy().view(ml_dtypes.bfloat16)
         return x.numpy()
 
@@ -63,7 +63,7 @@ def _load(path: Path) -> Any:
     import torch
 
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's trainer saves its flags in one
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's trainer saves its flags in a Namespace
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # files of PyTorch 1.5 and older cannot be mapped

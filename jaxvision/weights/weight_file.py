@@ -1,4 +1,4 @@
-"""The interface of an open weight file: names, shapes and dtypes at once, each tensor on request."""
+"""The interface of an open weight file: names, shapes and dtypes are known; tensors are read on request."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 from jaxvision.errors import UserError
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-# torch.compile and DistributedDataParallel, in either order, put these in front of every name that they save.
+# torch.compile and DistributedDataParallel, in either order, add these prefixes to every name that they save.
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 
 
 class WeightFile(ABC):
-    """An open weight file. `jaxvision.weights.files.open_weights` returns one; no tensor has been read yet.
+    """An open weight file. `jaxvision.weights.files.open_weights` returns one. `tensor` reads tensors.
 
     Attributes:
       path: the file.
@@ -43,7 +43,7 @@ class WeightFile(ABC):
 
 
 def without_wrappers(tensors: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Returns `tensors` by their names without the prefixes of torch.compile and DistributedDataParallel.
+    """Returns `tensors` without the prefixes of torch.compile and DistributedDataParallel in their names.
 
     Raises:
       UserError: two names are equal without their prefixes.
@@ -60,7 +60,7 @@ def without_wrappers(tensors: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def first_names(names: Iterable[str], n: int = 3) -> str:
-    """Returns the first `n` names as text, with the number of the others.
+    """Returns the first `n` names as text, with the number of omitted ones.
 
     >>> first_names("abcde")
     'a, b, c, and 2 more'

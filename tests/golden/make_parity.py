@@ -36,8 +36,8 @@ tests accept five times that error, but at least 1e-5 and at most 1e-4. The larg
 ({worst_name}), the median {median}. For {closer} of {n} architectures jaxvision's error is at most PyTorch's.
 
 For architectures of more than 400 million parameters, marked \\*, a ViT is reduced to two blocks and 16 by 16 patches,
-and a convolutional network sees at most 256 pixels. The names and shapes of all tensors are compared for the full model
-of every architecture.
+and the images of a convolutional network to at most 256 pixels. The names and shapes of all tensors are compared for
+the full model of every architecture.
 
 To repeat the tests and generate this page ({minutes:.0f} minutes on two cores):
 

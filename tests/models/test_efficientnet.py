@@ -1,4 +1,4 @@
-"""What is special to EfficientNets, against real timm with the same weights. What all share: test_contract.py."""
+"""EfficientNets compared with timm, with the same weights. test_contract.py tests what all families share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def channels_last(tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """A tiny net with blocks of one kind: as timm writes its stages and arguments, and as we do."""
+    """A tiny network with blocks of one kind: its stages and arguments in timm and in jaxvision."""
 
     theirs: list[list[str]]
     ours: tuple[Stage, ...]
@@ -39,7 +39,7 @@ class Case:
     our_options: dict[str, Any] = field(default_factory=dict)
 
     def pair(self, *, num_classes: int = 10, drop_path: float = 0.0, pool: str = "avg") -> tuple[Any, Any]:
-        """Returns both nets, with the same random weights."""
+        """Returns timm's network and ours, with the same random weights."""
         import_timm()
         import torch
         from timm.models.efficientnet import EfficientNet as TimmEfficientNet
@@ -59,14 +59,14 @@ class Case:
 
 
 def timm_norm(name: str, **options: Any) -> Any:
-    """Returns the function that fetches one of timm's norms, which are not there to be had before timm is imported."""
+    """Returns a function that returns one of timm's norms, so that timm is imported only when a test runs."""
 
-    def fetch() -> Any:
+    def make() -> Any:
         import timm.layers
 
         return functools.partial(getattr(timm.layers, name), **options)
 
-    return fetch
+    return make
 
 
 def relu6() -> Any:
@@ -148,11 +148,11 @@ CASES = {
 }
 
 
-# Maps of 30, 15, 8 and 4 pixels: the two rules of padding differ where the side is even, and round where it is odd.
-# Logits of the full nets are in test_golden.py.
+# The maps have 30, 15, 8 and 4 pixels: the two padding rules differ for even sides, and odd sides test the rounding.
+# test_golden.py tests the logits of the full networks.
 @pytest.mark.timm
 @pytest.mark.parametrize("case", CASES)
-def test_every_feature_map_and_the_logits_are_timms(case):
+def test_feature_maps_and_logits_match_timm(case):
     theirs, ours = CASES[case].pair()
     size = 30
     tensor, array = images(2, size, size, 3)
@@ -177,11 +177,11 @@ def test_every_feature_map_and_the_logits_are_timms(case):
 
 @pytest.mark.timm
 @pytest.mark.parametrize("case", CASES)
-def test_a_training_step_has_timms_gradients_and_statistics(case):
+def test_training_step_matches_timm(case):
     theirs, ours = CASES[case].pair()
     tensor, array = images(4, 32, 32, 3)
     theirs.train()
-    averaged = {}  # name of a BatchNorm -> how many numbers each of its means is of
+    averaged = {}  # name of a BatchNorm -> number of values per mean
     for name, module in theirs.named_modules():
         if hasattr(module, "running_var"):
             module.register_forward_hook(
@@ -203,10 +203,10 @@ def test_a_training_step_has_timms_gradients_and_statistics(case):
 
     grads, (logits, statistics) = step(params, rest)
     assert_close(logits, out.detach())
-    # A ReLU whose input is zero but for rounding passes the gradient on in one net and not in the other.
+    # Where rounding changes the sign of a ReLU's input, only one of the networks passes the gradient.
     assert_gradients_close(grads, theirs, 1e-4)
 
-    # PyTorch keeps the unbiased variance, Flax the one that it normalizes with: they differ by n / (n - 1).
+    # PyTorch stores the unbiased variance, Flax the biased one. They differ by a factor of n / (n - 1).
     after, before = theirs.state_dict(), dict(zip(tree.names(rest), jax.tree.leaves(rest), strict=True))
     for name, got in zip(tree.names(statistics), jax.tree.leaves(statistics), strict=True):
         reference = after[timm_name(name)].numpy()
@@ -218,7 +218,7 @@ def test_a_training_step_has_timms_gradients_and_statistics(case):
 
 @pytest.mark.timm
 @pytest.mark.parametrize("pool", ["max", "avgmax", "catavgmax", ""])
-def test_the_head_pools_as_timms(pool):
+def test_global_pooling_matches_timm(pool):
     theirs, ours = CASES["mbconv"].pair(num_classes=10 if pool else 0, pool=pool)
     tensor, array = images(2, 32, 32, 3)
     assert_close(jax.jit(lambda model, x: model(x))(ours, array), channels_last(theirs(tensor)))
@@ -227,7 +227,7 @@ def test_the_head_pools_as_timms(pool):
     assert nnx.eval_shape(lambda m, x: m(x), ours, array).shape[-1] == (3 if pool else theirs(tensor).shape[1])
 
 
-def test_a_map_without_pooling_takes_no_head():
+def test_global_pool_errors():
     with pytest.raises(UserError, match="num_classes=0"):
         registry.build_abstract("test_efficientnet", global_pool="")
     with pytest.raises(UserError, match="did you mean 'avgmax'"):
@@ -235,7 +235,7 @@ def test_a_map_without_pooling_takes_no_head():
 
 
 @pytest.mark.timm
-def test_levels_are_chosen_as_in_timm():
+def test_feature_indices_match_timm():
     theirs, ours = CASES["tensorflow"].pair()
     tensor, array = images(1, 30, 30, 3)
     chosen = (None, 2, [0, -1], (3,))
@@ -255,7 +255,7 @@ def test_levels_are_chosen_as_in_timm():
     "name",
     ["efficientnet_b1_pruned", "mixnet_xl", "tinynet_d", "mobilenetv2_110d", "mobilenetv1_125", "efficientnet_h_b5"],
 )
-def test_names_shapes_and_shortcuts_are_timms(name):
+def test_names_shapes_and_shortcuts_match_timm(name):
     timm = import_timm()
     import torch
 
@@ -267,16 +267,16 @@ def test_names_shapes_and_shortcuts_are_timms(name):
     assert [tuple(info) for info in ours.feature_info] == [
         (info["module"], info["num_chs"], info["reduction"]) for info in theirs.feature_info
     ]
-    for mine, their in zip(ours.blocks, theirs.blocks, strict=True):
-        assert [block.has_shortcut for block in mine] == [block.has_skip for block in their]
-        rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in their]  # nn.Identity where it is zero
-        np.testing.assert_allclose([block.drop_path.rate for block in mine], rates)
+    for our_stage, their_stage in zip(ours.blocks, theirs.blocks, strict=True):
+        assert [block.has_shortcut for block in our_stage] == [block.has_skip for block in their_stage]
+        rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in their_stage]  # nn.Identity for a rate of zero
+        np.testing.assert_allclose([block.drop_path.rate for block in our_stage], rates)
 
 
 @pytest.mark.timm
 @pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("name", ["test_efficientnet", "efficientnet_b0", "mobilenetv1_100", "efficientnet_cc_b0_4e"])
-def test_layer_groups_are_timms(name, coarse):
+def test_layer_groups_match_timm(name, coarse):
     timm = import_timm()
     import torch
     from timm.models import group_parameters
@@ -291,25 +291,25 @@ def test_layer_groups_are_timms(name, coarse):
     assert {timm_name(n): group for n, group in got.items()} == wanted
 
 
-def test_width_and_depth_grow_as_the_paper_says():
+def test_b3_has_the_published_widths_and_depths():
     b3 = registry.build_abstract("efficientnet_b3")
     assert [len(stage) for stage in b3.blocks] == [2, 3, 3, 5, 5, 6, 2]
     assert [stage[-1].bn3.scale.shape[0] for stage in list(b3.blocks)[1:]] == [32, 48, 96, 136, 232, 384]
     assert (b3.bn1.scale.shape[0], b3.num_features) == (40, 1536)
-    # Squeeze-and-excitation counts from the block's input: 0.25 * 24 of a block that expands 24 to 144.
+    # The squeezed width is relative to the block's input: 0.25 * 24, although the block expands 24 channels to 144.
     assert b3.blocks[1][0].se.conv_reduce.kernel.shape == (1, 1, 144, 6)
 
 
-def test_lite_keeps_its_ends():
+def test_lite_does_not_scale_its_first_and_last_stage():
     lite4 = registry.build_abstract("tf_efficientnet_lite4")
     assert [len(stage) for stage in lite4.blocks] == [1, 4, 4, 6, 6, 8, 1]
     assert (lite4.bn1.scale.shape[0], lite4.num_features) == (32, 1280)
     assert lite4.blocks[1][0].se is None
 
 
-def test_an_untrained_net_is_what_the_papers_say():
+def test_initial_weights_have_the_published_distributions():
     model = EfficientNet(stages=B_STAGES[:1], head_features=320, num_classes=1000, rngs=nnx.Rngs(0))
-    depthwise = model.blocks[0][0].conv_dw.kernel[...]  # the fan of a depthwise kernel is its own 9 taps
+    depthwise = model.blocks[0][0].conv_dw.kernel[...]  # the fan-out of a depthwise kernel is its 9 taps
     np.testing.assert_allclose(jnp.std(depthwise), np.sqrt(2 / 9), rtol=0.15)
     np.testing.assert_allclose(jnp.std(model.conv_head.kernel[...]), np.sqrt(2 / 320), rtol=0.05)
     routed = EfficientNet(stages=[Row("cc", 1, 3, 1, 24, 6, experts=4)], head_features=8, rngs=nnx.Rngs(0)).blocks[0][0]
@@ -321,20 +321,20 @@ def test_an_untrained_net_is_what_the_papers_say():
     assert (model.blocks[0][0].bn2.scale[...] == 1).all()
 
 
-def test_stochastic_depth_leaves_the_last_block_less_than_all():
+def test_stochastic_depth_rates():
     model = registry.build_abstract("test_efficientnet", drop_path=0.5)
     rates = [block.drop_path.rate for stage in model.blocks for block in stage]
     np.testing.assert_allclose(rates, np.arange(5) / 5 * 0.5)
 
 
-def test_a_shortcut_is_where_shapes_allow():
+def test_shortcuts_require_equal_shapes():
     for block in ("cn", "ds", "ir", "er"):
         options = {"stages": [Row(block, 2, 3, 2, 16, 1)], "stem_features": 16, "head_features": 16}
         model = nnx.eval_shape(lambda options=options: EfficientNet(**options, rngs=nnx.Rngs(0)))
         assert [b.has_shortcut for b in model.blocks[0]] == [False, True]
 
 
-def test_the_last_part_of_a_stage_is_repeated_first():
+def test_repeat_rows():
     rows = (Row("ir", 1, 5, 2, 40), Row("ir", 3, 3, 1, 40))
     for factor, nearest, wanted in [
         (1, False, "5333"),
@@ -346,7 +346,7 @@ def test_the_last_part_of_a_stage_is_repeated_first():
         assert "".join(str(row.kernel) for row in repeat_rows(rows, factor, nearest=nearest)) == wanted
 
 
-def test_without_classes_it_ends_in_pooled_features_and_a_head_may_come():
+def test_a_headless_model_returns_pooled_features_until_it_gets_a_head():
     model = random_model("test_efficientnet", num_classes=0)
     features = jnp.ones((2, 2, 2, 256))
     assert model.forward_head(features).shape == (2, 256)

@@ -1,4 +1,4 @@
-"""``create_model(..., features_only=True)``: the same maps as timm's, from what is left of a model."""
+"""``create_model(..., features_only=True)``: feature maps equal timm's, and unused layers are removed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parameters(model: nnx.Module) -> int:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Returns a function from a name to the file of a whole model of timm's, with random weights."""
+    """Returns a function that saves a full timm model with random weights and returns the path."""
 
     def save(name: str, **options: Any) -> Path:
         from safetensors.torch import save_file
@@ -49,17 +49,17 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ("name", "choices"),
     [
         ("test_resnet", [None, (1, -2)]),
-        ("resnetrs50", [(0,)]),  # whose pool in the stem has weights
+        ("resnetrs50", [(0,)]),  # the pool in its stem has weights
         ("resnetv2_18", [None, (-4, 3)]),
         ("test_efficientnet", [None, [3, 1], 2]),
-        ("efficientnet_x_b3", [(0, 2)]),  # whose first level is the stem's
+        ("efficientnet_x_b3", [(0, 2)]),  # its first level is the stem
         ("test_vit", [None, (-2, 1), 2]),
         ("test_vit3", [None]),  # attention pooling, a register
         ("deit_tiny_distilled_patch16_224", [None]),
         ("vit_tiny_r_s16_p8_224", [(1, -1)]),
     ],
 )
-def test_maps_are_timms(name: str, choices: list[Any], file: Any) -> None:
+def test_maps_match_timm(name: str, choices: list[Any], file: Any) -> None:
     import torch
 
     vit = registry.variant(name).family == "vit"
@@ -87,7 +87,7 @@ def test_maps_are_timms(name: str, choices: list[Any], file: Any) -> None:
         assert len(got) == len(wanted)
         for a, b in zip(got, wanted, strict=True):
             assert_close(a, channels_last(b))
-        wanted_info = sorted(  # timm lists them in the order of out_indices, its maps are the finest first
+        wanted_info = sorted(  # timm lists them in the order of out_indices, but returns its maps finest first
             zip(
                 *(getattr(theirs.feature_info, what)() for what in ("reduction", "channels", "module_name")),
                 strict=True,
@@ -95,13 +95,13 @@ def test_maps_are_timms(name: str, choices: list[Any], file: Any) -> None:
         )
         assert sorted((level.stride, level.channels, level.name) for level in ours.feature_info) == wanted_info
         count = sum(p.numel() for p in theirs.parameters())
-        # timm's EfficientNet keeps the stages that nobody asked for.
+        # timm's EfficientNet keeps the stages after the last requested level.
         assert parameters(ours) == count or (parameters(ours) < count and "efficientnet" in name)
 
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("out_indices", [(0,), (-2, 1)])
-def test_maps_are_those_of_the_whole_model(name: str, out_indices: Any, tmp_path: Path) -> None:
+def test_maps_match_the_whole_model(name: str, out_indices: Any, tmp_path: Path) -> None:
     options = {"image_size": 64} if name == "test_vit" else {}
     whole = random_model(name, **options)
     save_timm(whole, tmp_path / "model.safetensors")
@@ -119,10 +119,10 @@ def test_maps_are_those_of_the_whole_model(name: str, out_indices: Any, tmp_path
     for a, b, level in zip(got, wanted, features.feature_info, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
         assert a.shape == (1, 64 // level.stride, 64 // level.stride, level.channels)
-    left = {name.split(".kernel")[0] for name in tree.names(nnx.state(features, nnx.Param))}
+    remaining = {name.split(".kernel")[0] for name in tree.names(nnx.state(features, nnx.Param))}
     heads = tuple(f"model.{name}" for name in whole.classifier_names)
-    assert not [name for name in left if name.startswith((*heads, "model.norm.", "model.conv_head"))]
-    assert not [name for name in left if name.startswith(f"model.{whole.feature_info[-1].name}")]
+    assert not [name for name in remaining if name.startswith((*heads, "model.norm.", "model.conv_head"))]
+    assert not [name for name in remaining if name.startswith(f"model.{whole.feature_info[-1].name}")]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_maps_are_those_of_the_whole_model(name: str, out_indices: Any, tmp_path
         "vit_base_mci_224",
     ],
 )
-def test_maps_have_the_shapes_that_feature_info_says(name: str) -> None:
+def test_maps_have_the_shapes_in_feature_info(name: str) -> None:
     features = FeatureExtractor(registry.build_abstract(name))
     size = features.model.image_size
     maps = nnx.eval_shape(lambda model, x: model(x), features, jnp.zeros((1, size, size, 3)))
@@ -161,7 +161,7 @@ def test_images_that_are_not_square() -> None:
     [("test_resnet", None), ("test_resnet", (0,)), ("test_vit", None), ("test_efficientnet", 3)],
 )
 def test_freezing_and_training(name: str, out_indices: Any) -> None:
-    """Frozen layers and their statistics stay, the others learn; in the evaluation view, too, as they are shared."""
+    """Frozen layers and their statistics stay the same, and the others train. Views share their variables."""
     options = {"image_size": 32} if name == "test_vit" else {}
     features = jaxvision.create_model(
         name, features_only=True, out_indices=out_indices, freeze_layers=1, drop_path=0.1, **options
@@ -186,13 +186,13 @@ def test_freezing_and_training(name: str, out_indices: Any) -> None:
     stem = registry.build_abstract(name, **options).layer_groups(coarse=True)[0]
     groups = tree.match([leaf.removeprefix("model.") for leaf in tree.names(before)], [(stem, True)], default=False)
     assert all(not groups[leaf.removeprefix("model.")] for leaf in changed)
-    assert changed or set(groups.values()) == {True}  # the stem alone was wanted, and is frozen
+    assert changed or set(groups.values()) == {True}  # the model is only the stem, which is frozen
     jaxvision.freeze(features.model, backbone=True)
     assert not jax.tree.leaves(nnx.state(features, nnx.Param))
 
 
 @pytest.mark.parametrize("name", ["resnetv2_18", "test_efficientnet"])
-def test_a_model_cut_behind_its_stem_still_has_groups(name: str) -> None:
+def test_layer_groups_of_a_model_cut_after_its_stem(name: str) -> None:
     model = FeatureExtractor(registry.build_abstract(name), (0,)).model
     for coarse in (False, True):
         names = tree.names(nnx.state(model, nnx.Param))
@@ -231,6 +231,6 @@ def test_options_that_contradict_each_other_are_errors() -> None:
 
 
 def test_head_options_have_no_effect() -> None:
-    """As in timm. This holds even for a combination of options that a model with a head would reject."""
+    """As in timm, even a combination of options that a model with a head would reject is accepted."""
     features = jaxvision.create_model("test_resnet", features_only=True, num_classes=10, global_pool="", out_indices=1)
     assert parameters(features) == parameters(jaxvision.create_model("test_resnet", features_only=True, out_indices=1))

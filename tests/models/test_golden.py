@@ -1,8 +1,8 @@
-"""Every architecture computes what timm computes: logits of real timm, committed in tests/golden/golden.json.
+"""The logits of every architecture equal timm's, which are stored in tests/golden/golden.json.
 
-The weights are made from a seed and their names (`golden.fill`), written to a file in timm's form and read by
-`load_timm`, so PyTorch is needed only to make the numbers anew (tests/golden/make_golden.py). All of it, and the table
-of docs/parity.md made of what came out:
+`golden.fill` generates the weights from a seed and their names. They are written to a file in timm's format and loaded
+by `load_timm`, so PyTorch is needed only to update the stored logits (tests/golden/make_golden.py). To run all tests
+and write docs/parity.md from the results:
 
     pytest --slow -n 2 tests/models/test_golden.py --junitxml=golden.xml
     python tests/golden/make_parity.py golden.xml
@@ -52,7 +52,7 @@ def cases() -> list:
     found, native = [], set()
     for row in GOLDEN:
         architecture, size = row.split()
-        quick = architecture in native & QUICK  # its first row is at the size that it was made for
+        quick = architecture in native & QUICK  # the first row of an architecture has its own image size
         native.add(architecture)
         marks = [] if quick else [pytest.mark.slow]
         found.append(pytest.param(architecture, int(size), id=row.replace(" ", "-"), marks=marks))
@@ -61,7 +61,7 @@ def cases() -> list:
 
 
 def tensors_of(model: Model, powers: list[int]) -> dict[str, np.ndarray]:
-    """Returns what `fill` makes of the tensors of timm's file of `model`."""
+    """Returns the tensors of a timm file for `model`, with values from `fill`."""
     shapes = {timm.timm_name(name): timm.timm_shape(name, leaf.shape) for name, leaf in timm.weights(model).items()}
     variances = sorted(name for name in shapes if name.endswith("running_var"))
     power = dict(zip(variances, powers, strict=True))
@@ -69,33 +69,33 @@ def tensors_of(model: Model, powers: list[int]) -> dict[str, np.ndarray]:
 
 
 def golden_model(architecture: str, size: int, folder: Path) -> Model:
-    """Returns the model of a row, its weights read from a file in timm's form."""
+    """Returns the model of a row, with weights loaded from a file in timm's format."""
     row = GOLDEN[f"{architecture} {size}"]
     model = registry.build_abstract(architecture, image_size=size, num_classes=1000, **row.get("options", {}))
     file = folder / "model.safetensors"
     save_file(tensors_of(model, row.get("powers", [])), file)
     timm.load_timm(model, file, head="load")
-    file.unlink()  # pytest keeps what it is given, and all of them take 150 GB
+    file.unlink()  # pytest keeps tmp_path, and all files take 150 GB
     return model
 
 
 def error_of(logits: Any, architecture: str, size: int) -> float:
-    """Returns the largest difference from the row, in standard deviations of the logits; the norm counts, too."""
+    """Returns the largest difference from the row's logits or norm, in standard deviations of the logits."""
     row = GOLDEN[f"{architecture} {size}"]
     expected, logits = np.asarray(row["logits"]), np.asarray(logits, np.float64)
     error = np.abs(logits[:, : expected.shape[1]] - expected).max() / row["std"]
-    # Where all 1000 logits differ by e, their norm differs by e * sqrt(1000) at most.
+    # If all 1000 logits differ by e, their norm differs by at most e * sqrt(1000).
     norms = np.abs(np.linalg.norm(logits, axis=1) - row["norm"]).max() / row["std"] / np.sqrt(logits.shape[1])
     return max(error, norms)
 
 
-def bar_of(architecture: str, size: int) -> float:
-    """Returns the error that passes: five times what rounding to float32 costs PyTorch, from 1e-5 to 1e-4."""
+def tolerance_of(architecture: str, size: int) -> float:
+    """Returns the tolerance: five times PyTorch's error in float32, but at least 1e-5 and at most 1e-4."""
     return min(max(5 * GOLDEN[f"{architecture} {size}"]["torch_float32"], 1e-5), 1e-4)
 
 
 def run(model: Model, size: int) -> jax.Array:
-    """Returns the logits of the images that the rows are of."""
+    """Returns the logits of the images of size `size` from `fill`."""
     graph, state = nnx.split(model)
     with jax.default_matmul_precision("highest"):
         forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
@@ -110,22 +110,22 @@ def test_every_architecture_has_golden_logits():
 
 
 @pytest.mark.parametrize("architecture", every_architecture())
-def test_names_and_shapes_of_all_tensors_are_timms(architecture: str):
+def test_names_and_shapes_of_all_tensors_match_timm(architecture: str):
     leaves = timm.weights(registry.build_abstract(architecture, num_classes=1000))
     shapes = [(timm.timm_name(name), timm.timm_shape(name, leaf.shape)) for name, leaf in leaves.items()]
     assert fill.digest(shapes) == FILE["shapes"][architecture]
 
 
 @pytest.mark.parametrize(("architecture", "size"), cases())
-def test_logits_are_timms(architecture: str, size: int, tmp_path: Path, record_property: Callable[[str, Any], None]):
+def test_logits_match_timm(architecture: str, size: int, tmp_path: Path, record_property: Callable[[str, Any], None]):
     error = error_of(run(golden_model(architecture, size, tmp_path), size), architecture, size)
     record_property("error", f"{architecture} {size} {error:.2g}")
-    assert error < bar_of(architecture, size)
+    assert error < tolerance_of(architecture, size)
 
 
-# --- The comparison can fail ------------------------------------------------------------------------------------------
+# --- The comparison detects errors ---
 
-BREAKABLE = [
+SMALL_CASES = [
     ("test_resnet", 75),
     pytest.param("resnet18", 75, marks=pytest.mark.slow),
     pytest.param("resnetv2_18", 75, marks=pytest.mark.slow),
@@ -135,25 +135,25 @@ BREAKABLE = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "size"), BREAKABLE)
-def test_a_hundredth_of_any_tensor_is_seen(architecture: str, size: int, tmp_path: Path):
+@pytest.mark.parametrize(("architecture", "size"), SMALL_CASES)
+def test_a_change_of_one_percent_in_any_tensor_is_detected(architecture: str, size: int, tmp_path: Path):
     model = golden_model(architecture, size, tmp_path)
     graph, _ = nnx.split(model)
     forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
     images = jnp.asarray(fill.images((2, size, size, 3)))
-    unseen = []
+    undetected = []
     for name, leaf in timm.weights(model).items():
         value = leaf.get_value()
         leaf.set_value(value * 1.01)
-        if error_of(forward(nnx.state(model), images), architecture, size) < bar_of(architecture, size):
-            unseen.append(name)
+        if error_of(forward(nnx.state(model), images), architecture, size) < tolerance_of(architecture, size):
+            undetected.append(name)
         leaf.set_value(value)
-    assert error_of(forward(nnx.state(model), images), architecture, size) < bar_of(architecture, size)
-    assert unseen == []
+    assert error_of(forward(nnx.state(model), images), architecture, size) < tolerance_of(architecture, size)
+    assert undetected == []
 
 
 def change(model: Model, kind: type, **attributes: Any) -> None:
-    """Changes an attribute of every module of a kind that has another value there."""
+    """Sets attributes of every module of type `kind` that has them with another value."""
     changed = 0
     for _, module in nnx.iter_graph(model):
         for name, value in attributes.items():
@@ -164,17 +164,17 @@ def change(model: Model, kind: type, **attributes: Any) -> None:
 
 
 MISTAKES = [
-    # A norm's epsilon: PyTorch's default in the place of the family's, or Flax's.
+    # The epsilon of norms: PyTorch's or Flax's default instead of the family's.
     ("resnet18", 75, nnx.Module, {"epsilon": 1e-3}),
     ("test_vit", 64, nnx.Module, {"epsilon": 1e-5}),
     ("test_efficientnet", 75, nnx.Module, {"epsilon": 1e-3}),
     ("tf_efficientnet_b0", 75, nnx.Module, {"epsilon": 1e-5}),
     ("resnetv2_50d_gn", 75, nnx.Module, {"epsilon": 1e-6}),
-    # A padding: TensorFlow's for PyTorch's, and the other way round.
+    # The padding: TensorFlow's instead of PyTorch's, and vice versa.
     ("resnet18", 75, Conv, {"padding": "same"}),
     ("test_efficientnet", 75, Conv, {"padding": "same"}),
     ("tf_efficientnet_b0", 75, Conv, {"padding": "torch"}),
-    # A GELU.
+    # The activation.
     ("test_vit", 64, nnx.Module, {"activation": "gelu_tanh"}),
     ("test_vit", 64, nnx.Module, {"activation": "quick_gelu"}),
     ("vit_base_patch16_clip_quickgelu_224", 64, nnx.Module, {"activation": "gelu"}),
@@ -182,9 +182,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("architecture", "size", "kind", "attributes"), MISTAKES)
-def test_a_mistake_of_arithmetic_is_seen(
+def test_wrong_arithmetic_is_detected(
     architecture: str, size: int, kind: type, attributes: dict[str, Any], tmp_path: Path
 ):
     model = golden_model(architecture, size, tmp_path)
     change(model, kind, **attributes)
-    assert error_of(run(model, size), architecture, size) > bar_of(architecture, size)
+    assert error_of(run(model, size), architecture, size) > tolerance_of(architecture, size)

@@ -1,4 +1,4 @@
-"""Heads: given anew with `reset_classifier`, pooled in another way, dropped out; as timm does it."""
+"""Heads compared with timm: `reset_classifier`, other poolings, and dropout before the head."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ forward = jax.jit(lambda model, x: model(x))
         ("resnetv2_18", {}, [(5, "catavgmax"), (4, None), (0, ""), (3, "avg"), (2, "")]),
         ("test_efficientnet", {}, [(5, "catavgmax"), (4, None), (0, ""), (3, "avgmax")]),
         ("test_vit", {"img_size": 64}, [(5, "avg"), (4, None), (0, ""), (3, "max"), (2, "token"), (2, "avgmax")]),
-        # Built to normalize after pooling, and it goes on doing so.
+        # Built with a norm after the pooling, which keeps its place.
         ("test_vit", {"img_size": 64, "global_pool": "avg"}, [(5, "token"), (0, "")]),
-        # Attention pooling is left away for good.
+        # Attention pooling is removed permanently.
         ("test_vit3", {"img_size": 64}, [(5, "map"), (4, None), (3, "avg")]),
         ("deit_tiny_distilled_patch16_224", {"img_size": 64, "depth": 1}, [(5, None), (4, "token"), (0, None)]),
     ],
 )
-def test_a_head_given_anew_is_timms(name: str, options: dict[str, Any], resets: list[Any]) -> None:
+def test_reset_classifier_matches_timm(name: str, options: dict[str, Any], resets: list[Any]) -> None:
     import torch
 
     theirs, ours = pair(name, **options)
@@ -56,7 +56,7 @@ def test_a_head_given_anew_is_timms(name: str, options: dict[str, Any], resets: 
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnetv2_18", "test_efficientnet", "test_vit"])
-def test_a_head_is_all_that_changes(name: str) -> None:
+def test_reset_classifier_changes_only_the_head(name: str) -> None:
     model = registry.build_abstract(name)
     before = {leaf: variable.get_raw_value() for leaf, variable in weights(model).items()}
     model.reset_classifier(7, rngs=nnx.Rngs(0), global_pool="max")
@@ -79,7 +79,7 @@ def test_a_head_is_all_that_changes(name: str) -> None:
         ("deit_tiny_distilled_patch16_224", 5, "avg", "distilled: got global_pool='avg'"),
     ],
 )
-def test_a_pooling_that_cannot_be_had_changes_nothing(name: str, num_classes: int, pool: str, message: str) -> None:
+def test_an_unsupported_pooling_changes_nothing(name: str, num_classes: int, pool: str, message: str) -> None:
     model = registry.build_abstract(name)
     before = nnx.graphdef(model)
     with pytest.raises(UserError, match=message):
@@ -97,7 +97,7 @@ def test_a_pooling_that_cannot_be_had_changes_nothing(name: str, num_classes: in
         ("test_vit3", "avg"),
     ],
 )
-def test_an_export_knows_of_the_new_pooling(name: str, pool: str, tmp_path: Path) -> None:
+def test_an_export_stores_the_new_pooling(name: str, pool: str, tmp_path: Path) -> None:
     model = random_model(name, num_classes=5, **({"image_size": 32} if "vit" in name else {}))
     model.reset_classifier(2, rngs=nnx.Rngs(0), global_pool=pool)
     classifier = jaxvision.Classifier(model, ("cat", "dog"), Preprocess(image_size=32))
@@ -108,7 +108,7 @@ def test_an_export_knows_of_the_new_pooling(name: str, pool: str, tmp_path: Path
 
 @pytest.mark.timm
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_timm_reads_an_export_of_the_new_pooling(name: str, tmp_path: Path) -> None:
+def test_timm_loads_an_export_with_the_new_pooling(name: str, tmp_path: Path) -> None:
     import torch
 
     model = random_model(name, num_classes=5)
@@ -125,7 +125,7 @@ def test_timm_reads_an_export_of_the_new_pooling(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.timm
-def test_rates_of_dropout_lie_where_timms_do() -> None:
+def test_dropout_rates_match_timm() -> None:
     """timm's drop_rate is `head_dropout` of a ViT and `dropout` of a convnet."""
     timm = import_timm()
     vit = jaxvision.create_model("test_vit", image_size=32, head_dropout=0.3, dropout=0.1, attention_dropout=0.2)
@@ -140,7 +140,7 @@ def test_rates_of_dropout_lie_where_timms_do() -> None:
     assert convnet.drop.rate == timm.create_model("test_resnet", drop_rate=0.3).drop_rate
 
 
-def test_dropout_before_the_head_acts_in_training_only() -> None:
+def test_dropout_before_the_head_is_active_only_in_training() -> None:
     model = jaxvision.create_model("test_vit", image_size=32, head_dropout=0.5)
     features = jnp.ones((2, 5, 64))
     assert (model.forward_head(features, pre_logits=True) == 1).all()
@@ -148,7 +148,7 @@ def test_dropout_before_the_head_acts_in_training_only() -> None:
     assert set(np.unique(dropped)) == {0.0, 2.0}
 
 
-def test_dropout_before_the_head_is_a_vits() -> None:
+def test_only_vits_have_head_dropout() -> None:
     from jaxvision.models import create_resnet, create_vit
 
     assert create_vit({"architecture": "test_vit", "head_dropout": 0.1}).head_drop.rate == 0.1
@@ -161,7 +161,7 @@ def test_dropout_before_the_head_is_a_vits() -> None:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnetv2_18", "test_efficientnet"])
-def test_num_features_is_what_the_head_sees(name: str) -> None:
+def test_num_features_is_the_input_width_of_the_head(name: str) -> None:
     model = jaxvision.create_model(name, global_pool="catavgmax", num_classes=4)
     images = jnp.zeros((1, 64, 64, 3))
     assert model.forward_head(model.forward_features(images), pre_logits=True).shape == (1, model.num_features)

@@ -1,4 +1,4 @@
-"""jaxvision.models.layers.init: distributions, and the same numbers whether traced or not."""
+"""jaxvision.models.layers.init: distributions, and equal numbers whether traced or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxvision.models.layers import init
 
 @pytest.mark.parametrize("shape", [(3,), (2**16,), (3, 3, 90, 100)])
 @pytest.mark.parametrize("make", [init.normal, init.uniform])
-def test_jit_and_dtype_change_no_numbers(make, shape):
+def test_values_do_not_depend_on_jit_or_dtype(make, shape):
     key = jax.random.key(1)
     values = make(0.5)(key, shape)
     assert values.shape == shape
@@ -26,9 +26,8 @@ def test_jit_and_dtype_change_no_numbers(make, shape):
 
 def test_blocks_are_not_repeated():
     values = np.asarray(init.normal(1.0)(jax.random.key(0), (3 * 2**16,)))
-    assert len(np.unique(values)) > 0.9 * len(
-        values
-    )  # 2^23 values there are; a block drawn twice would leave two thirds
+    # Of 2^23 possible values few coincide by chance. A repeated block would leave two thirds of the values unique.
+    assert len(np.unique(values)) > 0.9 * len(values)
     assert np.abs(np.corrcoef(values.reshape(3, -1)) - np.eye(3)).max() < 0.02
 
 
@@ -44,11 +43,11 @@ def test_distributions():
         np.testing.assert_allclose(jnp.std(values), deviation, rtol=0.01)
         np.testing.assert_allclose(jnp.mean(values) / deviation, 0, atol=0.03)
     normal = np.sort(np.asarray(init.normal(1.0)(key, (10001,))))
-    quantiles = normal[[228, 1587, 5000, 8413, 9772]]  # of -2, -1, 0, 1, 2 standard deviations
+    quantiles = normal[[228, 1587, 5000, 8413, 9772]]  # at -2, -1, 0, 1, 2 standard deviations
     np.testing.assert_allclose(quantiles, [-2, -1, 0, 1, 2], atol=0.1)
 
 
-def test_a_seed_is_a_model_and_layers_differ():
+def test_the_seed_determines_the_weights_and_layers_differ():
     a, b, c = (registry.build("test_resnet", rngs=nnx.Rngs(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(a.fc.kernel[...], b.fc.kernel[...])
     assert (a.fc.kernel[...] != c.fc.kernel[...]).all()
@@ -56,7 +55,7 @@ def test_a_seed_is_a_model_and_layers_differ():
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet"])
-def test_streams_are_those_of_flax(architecture: str):
+def test_streams_match_flax(architecture: str):
     options = {"dropout": 0.1, "drop_path": 0.1}
     ours = registry.build(architecture, rngs=init.streams(3, 4), **options)
     flax = registry.build(architecture, rngs=nnx.Rngs(params=3, dropout=4), **options)
@@ -68,7 +67,7 @@ def test_streams_are_those_of_flax(architecture: str):
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "resnet50_gn", "test_vit", "test_efficientnet"])
-def test_shapes_alone_are_those_of_the_model(architecture: str):
+def test_build_abstract_matches_eval_shape(architecture: str):
     options = {"dropout": 0.1, "drop_path": 0.1}
     quick = registry.build_abstract(architecture, **options)
     traced = nnx.eval_shape(lambda: registry.build(architecture, rngs=init.streams(0, 1), **options))
@@ -77,7 +76,7 @@ def test_shapes_alone_are_those_of_the_model(architecture: str):
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(nnx.state(quick)))
 
 
-def test_shapes_alone_take_no_memory():  # benchmarks/start.py says how quick they are
+def test_build_abstract_allocates_no_arrays():  # benchmarks/start.py says how quick they are
     before = jax.live_arrays()  # kept alive, so that none of them is collected in between
     model = registry.build_abstract("resnetrs420")
     assert {id(x) for x in jax.live_arrays()} == {id(x) for x in before}

@@ -1,4 +1,4 @@
-"""The layers of the convolutional families against XLA's own convolution, PyTorch and arithmetic by hand."""
+"""The layers of the convolutional families compared with XLA's convolution, PyTorch and results by hand."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def xla(x, kernel, *, stride, padding, groups=1, dilation=1):
-    """XLA's convolution, the definition that ours is another way to compute."""
+    """Returns XLA's convolution, the reference for `convolve`."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -77,11 +77,11 @@ def values_and_gradients(fn, x, kernel):
     return y, *pullback(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
 
 
-# Every kind of depthwise convolution in an EfficientNet, on sides even and odd, down to a single pixel.
+# Every kind of depthwise convolution in an EfficientNet, on even and odd sides, down to a single pixel.
 @pytest.mark.parametrize("kind", ["torch", "same"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("k", [3, 5])
-def test_depthwise_is_xlas_convolution_forward_and_backward(k, stride, kind):
+def test_depthwise_values_and_gradients_match_xla(k, stride, kind):
     sizes = [(1, 1), (2, 1), (5, 4), (8, 9), (15, 10)]
 
     @jax.jit
@@ -100,7 +100,7 @@ def test_depthwise_is_xlas_convolution_forward_and_backward(k, stride, kind):
 
 
 @pytest.mark.parametrize(("c", "d", "groups", "stride"), [(128, 128, 32, 1), (24, 48, 3, 2), (6, 12, 6, 1)])
-def test_grouped_is_xlas_convolution_forward_and_backward(c, d, groups, stride):
+def test_grouped_values_and_gradients_match_xla(c, d, groups, stride):
     options = {"stride": stride, "padding": ((1, 1), (1, 1)), "groups": groups}
     x, kernel = noise(2, 7, 6, c), noise(3, 3, c // groups, d, seed=1)
 
@@ -114,7 +114,7 @@ def test_grouped_is_xlas_convolution_forward_and_backward(c, d, groups, stride):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("k", [3, 7])
-def test_tiny_images_are_convolved_as_xla_does(k, stride):
+def test_convolutions_of_tiny_images_match_xla(k, stride):
     padding = ((k // 2, k // 2), (k // 2, k // 2))
     kernel = noise(k, k, 4, 5, seed=1)
 
@@ -128,7 +128,7 @@ def test_tiny_images_are_convolved_as_xla_does(k, stride):
             assert_close(a, b, 2e-6)
 
 
-def test_wide_images_are_convolved_as_xla_does_in_every_mode_of_differentiation():
+def test_convolutions_and_derivatives_of_wide_images_match_xla():
     x, kernel = noise(2, 33, 9, 4), noise(3, 3, 4, 5, seed=1)
     options = {"stride": 1, "padding": ((1, 1), (1, 1))}
 
@@ -137,15 +137,15 @@ def test_wide_images_are_convolved_as_xla_does_in_every_mode_of_differentiation(
         results = []
         for f in (functools.partial(convolve, **options), functools.partial(xla, **options)):
             tangents = jax.jvp(f, (x, kernel), (jnp.cos(x), jnp.cos(kernel)))[1]
-            of_kernel = jax.grad(lambda kernel, f=f: jnp.sum(jnp.sin(f(x, kernel))))(kernel)
-            results.append([*values_and_gradients(f, x, kernel), tangents, of_kernel])
+            kernel_gradient = jax.grad(lambda kernel, f=f: jnp.sum(jnp.sin(f(x, kernel))))(kernel)
+            results.append([*values_and_gradients(f, x, kernel), tangents, kernel_gradient])
         return results
 
     for a, b in zip(*both(x, kernel), strict=True):
         assert_close(a, b, 2e-6)
 
 
-def test_depthwise_can_be_differentiated_twice_and_mapped():
+def test_depthwise_supports_second_derivatives_and_vmap():
     x, kernel = noise(2, 5, 5, 4), noise(3, 3, 1, 4, seed=1)
     options = {"stride": 1, "padding": ((1, 1), (1, 1)), "groups": 4}
 
@@ -162,7 +162,7 @@ def test_depthwise_can_be_differentiated_twice_and_mapped():
 
 @pytest.mark.parametrize("groups", [1, 6])
 def test_bfloat16_is_rounded_once(groups):
-    # The products are summed in float32, on either way, so only the last bit may differ from the exact sum.
+    # Both implementations sum the products in float32, so only the last bit may differ from the exact sum.
     x, kernel = noise(2, 9, 9, 6).astype(jnp.bfloat16), noise(5, 5, 6 // groups, 6, seed=1).astype(jnp.bfloat16)
     options = {"stride": 1, "padding": ((2, 2), (2, 2)), "groups": groups}
     exact = xla(x.astype(jnp.float32), kernel.astype(jnp.float32), **options)
@@ -186,14 +186,14 @@ def test_each_platform_gets_its_own_lowering():
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_one_by_one_is_a_matrix_product(stride):
+def test_1x1_convolution_is_a_matrix_product(stride):
     x, kernel = noise(2, 7, 6, 5), noise(1, 1, 5, 4, seed=1)
     got = convolve(x, kernel, stride=stride, padding=((0, 0), (0, 0)))
     assert_close(got, xla(x, kernel, stride=stride, padding="VALID"), 1e-6)
     assert_close(got, np.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0]), 1e-6)
 
 
-def test_same_padding_is_xlas():
+def test_same_padding_matches_xla():
     for n in range(1, 12):
         for k in (1, 2, 3, 5, 7):
             for stride in (1, 2, 3):
@@ -209,7 +209,7 @@ def test_same_padding_is_xlas():
     [(7, 2, 1, 1), (3, 2, 1, 1), (3, 1, 1, 2), (5, 2, 1, 4), (1, 2, 1, 1), (3, 1, 2, 1)],
 )
 @pytest.mark.parametrize("kind", ["torch", "same"])
-def test_conv_is_timms(kind, k, stride, dilation, groups):
+def test_conv_matches_timm(kind, k, stride, dilation, groups):
     from support.reference import import_timm
 
     import_timm()
@@ -245,7 +245,7 @@ def test_conv_computes_in_dtype_and_keeps_param_dtype():
     assert layer(jnp.zeros((1, 4, 4, 3))).dtype == jnp.bfloat16
 
 
-def test_impossible_convolutions_are_refused():
+def test_invalid_convolutions_are_errors():
     with pytest.raises(ValueError, match="expected a divisor of"):
         Conv(3, 4, 3, groups=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="expected 'torch' or 'same'"):
@@ -254,7 +254,7 @@ def test_impossible_convolutions_are_refused():
 
 @pytest.mark.timm
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (2, 3)])
-def test_pools_are_pytorchs(size):
+def test_pools_match_pytorch(size):
     import_timm()
     import torch
     from timm.layers import BlurPool2d, create_pool2d
@@ -285,7 +285,7 @@ def test_pools_are_pytorchs(size):
 
 @pytest.mark.timm
 @pytest.mark.parametrize("kind", GLOBAL_POOLS)
-def test_global_pools_are_timms(kind):
+def test_global_pools_match_timm(kind):
     import_timm()
     from timm.layers import SelectAdaptivePool2d
 
@@ -295,7 +295,7 @@ def test_global_pools_are_timms(kind):
     assert global_pool(x, kind).shape[-1] == 4 * GLOBAL_POOLS[kind]
 
 
-def test_pools_and_levels_that_cannot_be_are_told():
+def test_invalid_pools_and_levels_are_errors():
     with pytest.raises(UserError, match="unknown global_pool 'mean'"):
         check_global_pool("mean", 0)
     with pytest.raises(UserError, match="Set num_classes=0"):
@@ -310,7 +310,7 @@ def test_pools_and_levels_that_cannot_be_are_told():
             feature_indices(indices, 5)
 
 
-def test_max_pool_is_the_same_on_every_platform():
+def test_max_pool_on_every_platform():
     x = jnp.asarray(noise(2, 7, 6, 3))
     window = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
     np.testing.assert_array_equal(max_pool(x), window)
@@ -332,8 +332,8 @@ def test_squeeze_excite_by_hand():
     assert reduce(x).shape == x.shape
 
 
-def of_timm(kind: str):
-    """Returns a layer of ours and timm's of the same kind, with 64 channels."""
+def layer_pair(kind: str):
+    """Returns our layer and timm's layer of a kind, with 64 channels unless the kind says otherwise."""
     import_timm()
     import torch
     from timm import layers
@@ -380,8 +380,8 @@ def of_timm(kind: str):
         "filter response, linear", "eca", "eca of 2048", "se", "context", "std conv", "std conv, same",
     ],
 )  # fmt: skip
-def test_layers_are_timms_forward_and_backward(kind):
-    ours, theirs = of_timm(kind)
+def test_layers_match_timm_forward_and_backward(kind):
+    ours, theirs = layer_pair(kind)
     fill(ours, randomized(theirs).state_dict())
     x = noise(2, 6, 5, 2048 if "2048" in kind else 64)
     tensor = to_torch(x).requires_grad_()
@@ -401,14 +401,14 @@ def test_norms_compute_in_bfloat16_with_statistics_in_float32(layer):
     assert_close(rounded.astype(jnp.float32), exact, 2**-7)
 
 
-def test_groups_that_do_not_divide_are_refused():
+def test_groups_that_do_not_divide_are_errors():
     for options in ({"groups": 7}, {"group_size": 24}):
-        with pytest.raises(ValueError, match="cannot be divided into"):
+        with pytest.raises(ValueError, match="expected a divisor of 64 channels"):
             norm.GroupNorm(64, **options, rngs=nnx.Rngs(0))
 
 
-def test_make_divisible_keeps_within_a_tenth():
-    # Widths that timm's tables state: EfficientNet-B2 and B4, the squeeze of SE-ResNet-50, MobileNetV2 0.35.
+def test_make_divisible():
+    # Widths in timm's tables: EfficientNet-B2 and B4, the squeezed widths of SE-ResNet-50, MobileNetV2 0.35.
     assert [make_divisible(c * 1.1) for c in (16, 24, 40, 80, 112, 192, 320)] == [16, 24, 48, 88, 120, 208, 352]
     assert [make_divisible(c * 1.4) for c in (16, 24, 40, 80, 112, 192, 320)] == [24, 32, 56, 112, 160, 272, 448]
     assert [make_divisible(c / 16, round_limit=0.0) for c in (256, 512, 1024, 2048)] == [16, 32, 64, 128]
@@ -416,7 +416,7 @@ def test_make_divisible_keeps_within_a_tenth():
     assert make_divisible(32 * 0.35, round_limit=0.0) == 8
 
 
-def test_a_sequential_adds_no_level_to_names():
+def test_a_sequential_adds_no_segment_to_names():
     from jaxvision import tree
 
     net = Sequential([nnx.Linear(2, 3, rngs=nnx.Rngs(0)), jax.nn.relu, nnx.Linear(3, 1, rngs=nnx.Rngs(0))])
@@ -425,14 +425,14 @@ def test_a_sequential_adds_no_level_to_names():
     np.testing.assert_array_equal(net(x), net[2](jax.nn.relu(net[0](x))))
 
 
-def test_a_head_is_pytorchs_linear_at_birth():
+def test_a_head_is_initialized_like_pytorchs_linear():
     head = linear_head(100, 1000, rngs=nnx.Rngs(0))
     for leaf in (head.kernel[...], head.bias[...]):
         assert float(jnp.abs(leaf).max()) <= 0.1
         np.testing.assert_allclose(jnp.std(leaf), 0.2 / np.sqrt(12), rtol=0.05)
 
 
-def test_no_classes_are_no_head_and_one_may_come_later():
+def test_a_head_can_replace_none():
     class Net(nnx.Module):
         def __init__(self):
             self.fc = linear_head(4, 0, rngs=nnx.Rngs(0))
@@ -444,7 +444,7 @@ def test_no_classes_are_no_head_and_one_may_come_later():
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
-def test_batch_norm_in_evaluation_is_the_formula_rounded_once(dtype):
+def test_batch_norm_in_evaluation_matches_the_formula(dtype):
     rng = np.random.default_rng(0)
     norm = BatchNorm(7, epsilon=1e-3, dtype=dtype, rngs=nnx.Rngs(0))
     scale, bias, mean = rng.normal(size=(3, 7))

@@ -76,7 +76,7 @@ def test_a_registered_function_is_built_by_name(register) -> None:
         registry.build("wide", num_classes=2, width=8, rngs=nnx.Rngs(0))
 
 
-def test_a_decorator_takes_the_name_of_the_class() -> None:
+def test_a_decorator_registers_the_name_of_the_class() -> None:
     try:
         assert registry.register_model(Tiny) is Tiny
         assert registry.register_model()(Tiny) is Tiny  # a notebook's cell may run twice
@@ -100,20 +100,20 @@ def test_defaults_of_the_base_class() -> None:
     groups = tree.match(names, [(pattern, 0) for pattern in model.layer_groups()], default=1)
     assert groups == {"conv.bias": 0, "conv.kernel": 0, "head.bias": 1, "head.kernel": 1}
     assert model.no_weight_decay() == ()
-    with pytest.raises(UserError, match="has one pooling only"):
+    with pytest.raises(UserError, match="supports only one pooling"):
         model.reset_classifier(4, rngs=nnx.Rngs(1), global_pool="max")
     with pytest.raises(UserError, match="no levels of features"):
         FeatureExtractor(model)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "a.b", ""])
-def test_a_name_that_cannot_be_registered(name: str) -> None:
+def test_invalid_names_are_errors(name: str) -> None:
     with pytest.raises(UserError, match="register_model"):
         registry.register_model(Tiny, name=name)
     assert registry.variant("resnet50").module is None
 
 
-def test_a_name_belongs_to_the_module_that_registered_it(register) -> None:
+def test_another_module_cannot_replace_a_model(register) -> None:
     register(Tiny, "tiny")
 
     class Other(Tiny):
@@ -126,12 +126,12 @@ def test_a_name_belongs_to_the_module_that_registered_it(register) -> None:
         registry.unregister_model("resnet50")
 
 
-def test_a_builder_names_the_required_arguments() -> None:
+def test_a_builder_must_have_the_required_arguments() -> None:
     with pytest.raises(UserError, match=r"'tiny' does not take in_channels, image_size\."):
         registry.register_model(lambda *, num_classes, rngs, **options: Tiny(rngs=rngs), name="tiny")
 
 
-def test_what_is_built_is_a_complete_model(register) -> None:
+def test_an_incomplete_model_is_an_error(register) -> None:
     class Incomplete(Tiny):
         def __init__(self, *, num_classes=1000, in_channels=3, image_size=32, rngs):
             self.num_classes, self.in_channels = num_classes, in_channels

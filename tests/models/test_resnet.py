@@ -1,4 +1,4 @@
-"""What is special to ResNets, against real timm with the same weights. What all models share: test_contract.py."""
+"""ResNets compared with timm, with the same weights. test_contract.py tests what all families share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from support.against_timm import (
-    assert_born_alike,
     assert_close,
-    assert_forward_is_timms,
-    assert_groups_are_timms,
-    assert_training_step_is_timms,
+    assert_forward_matches_timm,
+    assert_groups_match_timm,
+    assert_initialized_alike,
+    assert_training_step_matches_timm,
     channels_last,
     fill,
     images,
@@ -32,7 +32,7 @@ from jaxvision.models.resnet import ResNet
 from jaxvision.models.resnet_blocks import BasicBlock, Bottleneck, Parts
 from jaxvision.weights.timm import timm_name
 
-# Every option, at least once: ours and timm's for a net of four blocks.
+# Every option at least once: our and timm's arguments for a network of four blocks.
 KINDS = {
     "resnext": ({"groups": 32, "base_width": 4}, {"cardinality": 32, "base_width": 4}),
     "wide SE-ResNet-D": (
@@ -74,8 +74,8 @@ KINDS = {
             "replace_stem_pool": True,
         },
     ),
-    "antialiased by means": ({"antialias": "avg", "block": "basic"}, {"aa_layer": "avg", "block": "basic"}),
-    "blurred, with a convolution for a pool": (
+    "averaged": ({"antialias": "avg", "block": "basic"}, {"aa_layer": "avg", "block": "basic"}),
+    "blurred, with a convolution instead of a pool": (
         {"antialias": "blur", "stem_pool": "conv", "block": "basic"},
         {"aa_layer": "blur", "replace_stem_pool": True, "block": "basic"},
     ),
@@ -86,8 +86,8 @@ KINDS = {
 }
 
 
-def small(kind: str, *, noisy: bool = True):
-    """Returns timm's net of four blocks, and ours."""
+def small(kind: str, *, randomize: bool = True):
+    """Returns timm's network of four blocks, and ours."""
     import_timm()
     import torch
     from timm.layers import BlurPool2d, SEModule
@@ -108,44 +108,44 @@ def small(kind: str, *, noisy: bool = True):
     def build() -> ResNet:
         return ResNet(depths=(1, 1, 1, 1), widths=(32, 32, 64, 64), num_classes=10, **ours, rngs=nnx.Rngs(0))
 
-    if noisy:
+    if randomize:
         return randomized(reference), fill(nnx.eval_shape(build), reference.state_dict())
     return reference, build()
 
 
-# Odd sides: the pools and strides of every stage meet a border. Logits of the full nets are in test_golden.py.
+# With odd sides, the pools and strides of every stage reach past a border. test_golden.py tests the full networks.
 @pytest.mark.timm
 @pytest.mark.parametrize("kind", ["test_resnet", *KINDS])
-def test_every_feature_map_and_the_logits_are_timms(kind):
+def test_feature_maps_and_logits_match_timm(kind):
     theirs, ours = pair(kind) if kind == "test_resnet" else small(kind)
-    assert_forward_is_timms(ours, theirs, 64 if kind == "antialiased by means" else 47)
+    assert_forward_matches_timm(ours, theirs, 64 if kind == "averaged" else 47)
 
 
 @pytest.mark.timm
-@pytest.mark.parametrize("kind", ["ECA-ResNet-T, blurred", "SENet", "ResNet-RS", "antialiased by means", "group norm"])
-def test_gradients_are_timms(kind):
+@pytest.mark.parametrize("kind", ["ECA-ResNet-T, blurred", "SENet", "ResNet-RS", "averaged", "group norm"])
+def test_gradients_match_timm(kind):
     theirs, ours = small(kind)
-    assert_training_step_is_timms(ours, theirs, 64)
+    assert_training_step_matches_timm(ours, theirs, 64)
 
 
 @pytest.mark.timm
 @pytest.mark.parametrize("kind", ["ECA-ResNet-T, blurred", "SENet", "group norm"])
-def test_fresh_weights_are_like_timms(kind):
-    theirs, ours = small(kind, noisy=False)
-    assert_born_alike(ours, theirs)
+def test_initial_weights_are_distributed_like_timms(kind):
+    theirs, ours = small(kind, randomize=False)
+    assert_initialized_alike(ours, theirs)
 
 
 @pytest.mark.timm
-def test_a_pruned_net_is_timms():
+def test_a_pruned_network_matches_timm():
     theirs, ours = pair("ecaresnet50d_pruned", num_classes=10)
-    assert_forward_is_timms(ours, theirs, 33)
+    assert_forward_matches_timm(ours, theirs, 33)
     with pytest.raises(UserError, match="a pruned network has fixed depths"):
         registry.build_abstract("ecaresnet50d_pruned", depths=(1, 1, 1, 1))
 
 
 @pytest.mark.timm
 @pytest.mark.parametrize("kind", ["max", "avgmax", "catavgmax", ""])
-def test_every_pooling_is_timms(kind):
+def test_global_pooling_matches_timm(kind):
     theirs, ours = pair("test_resnet", global_pool=kind, in_chans=4, num_classes=7 if kind else 0)
     tensor, array = images(2, 3, 5, 96)
     assert_close(ours.forward_head(array), channels_last(theirs.forward_head(tensor)))
@@ -155,7 +155,7 @@ def test_every_pooling_is_timms(kind):
 
 
 @pytest.mark.timm
-def test_levels_are_chosen_as_in_timm():
+def test_feature_indices_match_timm():
     theirs, ours = pair("test_resnet")
     tensor, array = images(1, 32, 32, 3)
     choices = [None, 2, (0, -1), [3, 1]]
@@ -168,16 +168,16 @@ def test_levels_are_chosen_as_in_timm():
 
 @pytest.mark.timm
 @pytest.mark.parametrize("name", ["test_resnet", "resnet50", "resnet50d", "resnetrs50", "resnet50_gn"])
-def test_layer_groups_are_timms(name):
-    assert_groups_are_timms(name)
+def test_layer_groups_match_timm(name):
+    assert_groups_match_timm(name)
 
 
 @pytest.mark.timm
-def test_a_training_step_has_timms_gradients_and_statistics():
+def test_training_step_matches_timm():
     theirs, ours = pair("test_resnet", num_classes=10)
-    rest, statistics = assert_training_step_is_timms(ours, theirs, 64)
+    rest, statistics = assert_training_step_matches_timm(ours, theirs, 64)
 
-    # PyTorch keeps the unbiased variance, Flax the one that it normalizes with: they differ by n / (n - 1).
+    # PyTorch stores the unbiased variance, Flax the biased one. They differ by a factor of n / (n - 1).
     after = theirs.state_dict()
     before = dict(zip(tree.names(rest), jax.tree.leaves(rest), strict=True))
     for name, got in zip(tree.names(statistics), jax.tree.leaves(statistics), strict=True):
@@ -192,17 +192,17 @@ def test_a_training_step_has_timms_gradients_and_statistics():
         assert_close(got, reference, 1e-5)
 
 
-def test_an_untrained_block_is_what_the_papers_say():
+def test_initial_weights_of_a_block():
     for block, last in ((BasicBlock, "bn2"), (Bottleneck, "bn3")):
         made = block(Parts(nnx.Rngs(0)), 32, 32, stride=2)
-        assert not getattr(made, last).scale[...].any()  # a branch starts as nothing
+        assert not getattr(made, last).scale[...].any()  # a branch is initially zero
         assert (made.bn1.scale[...] == 1).all()
         assert (made.downsample[1].scale[...] == 1).all()
         np.testing.assert_allclose(jnp.std(made.conv2.kernel[...]), np.sqrt(2 / (9 * 32)), rtol=0.02)
 
 
 @pytest.mark.timm
-def test_stochastic_depth_and_dropout_have_timms_rates():
+def test_stochastic_depth_and_dropout_rates_match_timm():
     model = registry.build_abstract("resnet18", drop_path=0.7, dropout=0.3)
     rates = [block.drop_path.rate for stage in model.stages for block in stage]
     np.testing.assert_allclose(rates, np.arange(8) / 7 * 0.7)
@@ -212,7 +212,7 @@ def test_stochastic_depth_and_dropout_have_timms_rates():
     assert model.drop.rate == theirs.drop_rate
 
 
-def test_without_classes_it_ends_in_pooled_features_and_a_head_may_come():
+def test_a_headless_model_returns_pooled_features_until_it_gets_a_head():
     model = random_model("test_resnet", num_classes=0)
     features = jnp.ones((2, 2, 2, 96))
     assert model.forward_head(features).shape == (2, 96)
@@ -224,7 +224,7 @@ def test_without_classes_it_ends_in_pooled_features_and_a_head_may_come():
     assert all(after[name] is before[name] for name in before)
 
 
-def test_dropout_acts_in_training_only():
+def test_dropout_is_active_only_in_training():
     model = random_model("test_resnet", dropout=0.5)
     features = jnp.ones((2, 2, 2, 96))
     assert (model.forward_head(features, pre_logits=True) == 1).all()
@@ -245,12 +245,12 @@ def test_dropout_acts_in_training_only():
         ({"depths": (1,) * 5}, "expected one for each stage"),
     ],
 )
-def test_choices_that_cannot_be_are_told(options, message):
+def test_invalid_arguments_are_errors(options, message):
     with pytest.raises(UserError, match=message):
         registry.build_abstract("resnet18", **options)
 
 
-def test_means_do_not_halve_odd_maps():
+def test_antialiasing_by_averages_needs_even_maps():
     model = registry.build_abstract("resnetaa34d")
     with pytest.raises(UserError, match="multiples of 32"):
         nnx.eval_shape(lambda model, x: model(x), model, jnp.zeros((1, 48, 48, 3)))

@@ -1,4 +1,4 @@
-"""What is special to ResNetV2, against real timm with the same weights. What all models share: test_contract.py."""
+"""ResNetV2 compared with timm, with the same weights. test_contract.py tests what all families share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from support.against_timm import (
-    assert_born_alike,
     assert_close,
-    assert_forward_is_timms,
-    assert_groups_are_timms,
-    assert_training_step_is_timms,
+    assert_forward_matches_timm,
+    assert_groups_match_timm,
+    assert_initialized_alike,
+    assert_training_step_matches_timm,
     channels_last,
     fill,
     images,
@@ -30,7 +30,7 @@ from jaxvision.models.resnetv2 import ResNetV2
 from jaxvision.models.resnetv2_blocks import Parts, Stem
 from jaxvision.weights.timm import load_timm, save_timm
 
-# Every option, at least once: ours and timm's for a net of four blocks.
+# Every option at least once: our and timm's arguments for a network of five blocks.
 KINDS = {
     "BiT": ({"stem_pool": "zero", "width_factor": 2}, {"stem_type": "fixed", "width_factor": 2}),
     "basic, batch norm": (
@@ -49,7 +49,7 @@ KINDS = {
         {"conv": "plain", "norm": "filter_response"},
         {"conv_layer": "plain", "norm_layer": "frntlu"},
     ),
-    "of a hybrid ViT": (
+    "hybrid ViT": (
         {"block": "bottleneck", "padding": "same", "stem_pool": "same"},
         {"preact": False, "conv_layer": "same", "stem_type": "same"},
     ),
@@ -57,8 +57,8 @@ KINDS = {
 DEPTHS, WIDTHS = (2, 1, 1, 1), (128, 128, 256, 256)
 
 
-def small(kind: str, *, noisy: bool = True, classes: int = 10):
-    """Returns timm's net of five blocks, and ours."""
+def small(kind: str, *, randomize: bool = True, classes: int = 10):
+    """Returns timm's network of five blocks, and ours."""
     import_timm()
     import torch
     from timm.layers import StdConv2d, StdConv2dSame, create_conv2d
@@ -78,44 +78,44 @@ def small(kind: str, *, noisy: bool = True, classes: int = 10):
     def build() -> ResNetV2:
         return ResNetV2(depths=DEPTHS, widths=WIDTHS, num_classes=classes, **ours, rngs=nnx.Rngs(0))
 
-    if noisy:
+    if randomize:
         return randomized(reference), fill(nnx.eval_shape(build), reference.state_dict())
     return reference, build()
 
 
 @pytest.mark.timm
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_feature_map_and_the_logits_are_timms(kind):
+def test_feature_maps_and_logits_match_timm(kind):
     theirs, ours = small(kind)
-    assert_forward_is_timms(ours, theirs, 75, tolerance=2e-5)
+    assert_forward_matches_timm(ours, theirs, 75, tolerance=2e-5)
 
 
 @pytest.mark.timm
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_timms(kind):
+def test_gradients_match_timm(kind):
     theirs, ours = small(kind)
-    assert_training_step_is_timms(ours, theirs, 64)
+    assert_training_step_matches_timm(ours, theirs, 64)
 
 
 @pytest.mark.timm
-@pytest.mark.parametrize("kind", ["BiT", "deep, EvoNorm", "filter response", "of a hybrid ViT"])
-def test_fresh_weights_are_like_timms(kind):
-    theirs, ours = small(kind, noisy=False, classes=100)
-    assert_born_alike(ours, theirs)
+@pytest.mark.parametrize("kind", ["BiT", "deep, EvoNorm", "filter response", "hybrid ViT"])
+def test_initial_weights_are_distributed_like_timms(kind):
+    theirs, ours = small(kind, randomize=False, classes=100)
+    assert_initialized_alike(ours, theirs)
     theirs.reset_classifier(100)
     ours.reset_classifier(100, rngs=nnx.Rngs(1))
-    assert_born_alike(ours, theirs)
+    assert_initialized_alike(ours, theirs)
 
 
 @pytest.mark.timm
 @pytest.mark.parametrize("name", ["resnetv2_18", "resnetv2_50d_evos", "resnetv2_50x1_bit"])
-def test_layer_groups_are_timms(name):
-    assert_groups_are_timms(name)
+def test_layer_groups_match_timm(name):
+    assert_groups_match_timm(name)
 
 
 @pytest.mark.timm
 @pytest.mark.parametrize("kind", ["deep", "plain"])
-def test_a_stem_alone_is_timms(kind):
+def test_a_stem_alone_matches_timm(kind):
     import_timm()
     from timm.layers import StdConv2dSame
     from timm.models.resnetv2 import create_resnetv2_stem
@@ -130,7 +130,7 @@ def test_a_stem_alone_is_timms(kind):
 
 
 @pytest.mark.timm
-def test_stochastic_depth_and_dropout_have_timms_rates():
+def test_stochastic_depth_and_dropout_rates_match_timm():
     model = registry.build_abstract("resnetv2_18", drop_path=0.7, dropout=0.3)
     rates = [block.drop_path.rate for stage in model.stages for block in stage.blocks]
     theirs = import_timm().create_model("resnetv2_18", drop_path_rate=0.7, drop_rate=0.3)
@@ -141,7 +141,7 @@ def test_stochastic_depth_and_dropout_have_timms_rates():
 
 
 @pytest.mark.timm
-def test_a_head_without_pooling_gives_logits_of_each_place():
+def test_a_head_without_pooling_returns_a_map_of_logits():
     theirs = randomized(import_timm().create_model("resnetv2_18", num_classes=5, global_pool="").eval())
     ours = fill(registry.build_abstract("resnetv2_18", num_classes=5, global_pool=""), theirs.state_dict())
     tensor, array = images(2, 3, 4, 512)
@@ -149,7 +149,7 @@ def test_a_head_without_pooling_gives_logits_of_each_place():
     assert_close(ours.forward_head(array, pre_logits=True), array)
 
 
-def test_without_classes_it_ends_in_pooled_features_and_a_head_may_come():
+def test_a_headless_model_returns_pooled_features_until_it_gets_a_head():
     model = random_model("resnetv2_18", num_classes=0)
     features = jnp.ones((2, 2, 2, 512))
     assert model.forward_head(features).shape == (2, 512)
@@ -159,7 +159,7 @@ def test_without_classes_it_ends_in_pooled_features_and_a_head_may_come():
     assert set(tree.names(nnx.state(model))) - before == {"head.fc.kernel", "head.fc.bias"}
 
 
-def test_a_file_goes_out_and_in_and_its_head_may_be_another(tmp_path):
+def test_a_saved_file_loads_with_the_same_or_another_head(tmp_path):
     model = random_model("resnetv2_18", num_classes=5, depths=(1,), widths=(32,))
     save_timm(model, tmp_path / "model.safetensors")
     again = load_timm(registry.build_abstract("resnetv2_18", num_classes=5, depths=(1,), widths=(32,)), tmp_path)
@@ -183,6 +183,6 @@ def test_a_file_goes_out_and_in_and_its_head_may_be_another(tmp_path):
         ({"depths": (1,) * 5}, "expected one for each stage"),
     ],
 )
-def test_choices_that_cannot_be_are_told(options, message):
+def test_invalid_arguments_are_errors(options, message):
     with pytest.raises(UserError, match=message):
         registry.build_abstract("resnetv2_50", **options)

@@ -1,4 +1,4 @@
-"""Vision Transformers: the numbers of timm, and what a model of this house has to do."""
+"""Vision Transformers: equal results to timm, and the interface of a `Model`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxvision.models.layers.attention import Attention
 from jaxvision.models.layers.mode import train_view
 from jaxvision.weights.timm import load_timm, timm_name
 
-# Compiled, for one operation after the other costs more than the tests need.
+# Compiled, because running each operation separately is slower.
 forward = jax.jit(lambda model, x: model(x))
 
 
@@ -31,7 +31,7 @@ def x():
     return jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
 
 
-# --- the same numbers as timm ---
+# --- comparison with timm ---
 
 
 @pytest.mark.timm
@@ -46,7 +46,7 @@ def x():
         ("deit_tiny_distilled_patch16_224", {"depth": 3, "img_size": 32, "num_classes": 10}),
     ],
 )
-def test_features_and_logits_are_timms(name, options) -> None:
+def test_features_and_logits_match_timm(name, options) -> None:
     theirs, ours = pair(name, **options)
     torch_x, x = images(2, options["img_size"], options["img_size"], options.get("in_chans", 3))
     features, pooled, logits = jax.jit(
@@ -59,7 +59,7 @@ def test_features_and_logits_are_timms(name, options) -> None:
 
 
 @pytest.mark.timm
-def test_logits_at_another_image_size_are_timms(tmp_path) -> None:
+def test_logits_at_another_image_size_match_timm(tmp_path) -> None:
     from safetensors.torch import save_file
 
     theirs, _ = pair("test_vit", img_size=64)
@@ -86,11 +86,11 @@ def test_every_parameter_has_timms_name_and_shape(name) -> None:
 
 
 @pytest.mark.timm
-def test_initial_weights_have_timms_spread() -> None:
+def test_initial_weights_are_distributed_like_timms() -> None:
     import torch
 
     with torch.random.fork_rng():
-        # Seeded: once in 2**24 numbers trunc_normal_ draws a uniform -1 and returns -2, a hundred standard deviations.
+        # Seeded: once in 2**24 numbers, trunc_normal_ draws a uniform -1 and returns -2, or 100 standard deviations.
         torch.manual_seed(0)
         theirs = dict(import_timm().create_model("vit_tiny_patch16_224", img_size=32, depth=2).named_parameters())
     ours = registry.build("vit_tiny_patch16_224", image_size=32, depth=2, rngs=nnx.Rngs(0))
@@ -99,7 +99,7 @@ def test_initial_weights_have_timms_spread() -> None:
         value, wanted = np.asarray(leaf.get_value()), theirs[timm_name(name)].detach().numpy()
         spread = float(wanted.std())
         assert value.std() == pytest.approx(spread, rel=0.1 if value.size > 5000 else 0.35, abs=1e-12), name
-        # The largest number tells a uniform distribution (1.7 deviations) from a normal one.
+        # The largest number distinguishes a uniform distribution (1.7 standard deviations) from a normal one.
         assert (np.abs(value).max() > 2.2 * spread) == (np.abs(wanted).max() > 2.2 * spread), name
         assert value.mean() == pytest.approx(wanted.mean(), abs=5 * spread / value.size**0.5 + 1e-12), name
 
@@ -113,15 +113,15 @@ def test_initial_weights_have_timms_spread() -> None:
         ("deit_small_distilled_patch16_224", 22_436_432),
     ],
 )
-def test_published_numbers_of_parameters(name, parameters) -> None:
+def test_number_of_parameters_is_the_published_one(name, parameters) -> None:
     leaves = jax.tree.leaves(nnx.state(registry.build_abstract(name), nnx.Param))
     assert sum(leaf.size for leaf in leaves) == parameters
 
 
-# --- the protocol of a model ---
+# --- the interface of `Model` ---
 
 
-def test_attributes_say_what_was_built() -> None:
+def test_attributes_describe_the_model() -> None:
     model = registry.build_abstract("deit_base_distilled_patch16_384", num_classes=5, in_channels=4)
     assert (model.architecture, model.family) == ("deit_base_distilled_patch16_384", "vit")
     assert (model.num_classes, model.in_channels, model.image_size) == (5, 4, 384)
@@ -131,7 +131,7 @@ def test_attributes_say_what_was_built() -> None:
     assert set(model.no_weight_decay()) == {"cls_token", "dist_token", "pos_embed"}
 
 
-def test_a_new_head_is_all_that_changes(x) -> None:
+def test_reset_classifier_changes_only_the_heads(x) -> None:
     model = tiny(distilled=True)
     before = {name: p.get_value() for name, p in nnx.to_flat_state(nnx.state(model))}
     model.reset_classifier(3, rngs=nnx.Rngs(5))
@@ -140,7 +140,7 @@ def test_a_new_head_is_all_that_changes(x) -> None:
     assert {path[0] for path in after if after[path] is not before[path]} == {"head", "head_dist"}
 
 
-def test_without_classes_the_pooled_features_come_out(x) -> None:
+def test_a_headless_model_returns_pooled_features(x) -> None:
     model = tiny(num_classes=0)
     pooled, features = jax.jit(lambda model, x: (model(x), model.forward_features(x)))(model, x)
     np.testing.assert_array_equal(pooled, features[:, 0])
@@ -150,7 +150,7 @@ def test_without_classes_the_pooled_features_come_out(x) -> None:
     np.testing.assert_array_equal(forward(model, x), pooled)
 
 
-def test_gradients_are_finite_and_reach_every_parameter(x) -> None:
+def test_every_parameter_has_a_finite_nonzero_gradient(x) -> None:
     model = train_view(tiny(distilled=True, layer_scale=0.1, dropout=0.1, attention_dropout=0.1, drop_path=0.1))
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
@@ -165,7 +165,7 @@ def test_gradients_are_finite_and_reach_every_parameter(x) -> None:
         assert np.abs(g).max() > 0, path
 
 
-def test_in_bfloat16_the_parameters_stay_and_the_logits_are_near(x) -> None:
+def test_bfloat16_keeps_float32_parameters_and_gives_close_logits(x) -> None:
     half = tiny(dtype=jnp.bfloat16)
     logits, features = jax.jit(lambda model, x: (model(x), model.forward_features(x)))(half, x)
     assert logits.dtype == features.dtype == jnp.bfloat16
@@ -174,10 +174,10 @@ def test_in_bfloat16_the_parameters_stay_and_the_logits_are_near(x) -> None:
     assert registry.build_abstract("test_vit", param_dtype=jnp.bfloat16).pos_embed.dtype == jnp.bfloat16
 
 
-# --- dropout, where the paper puts it ---
+# --- dropout at the places of the paper ---
 
 
-def test_dropout_acts_in_training_only(x) -> None:
+def test_dropout_is_active_only_in_training(x) -> None:
     model, plain = tiny(dropout=0.5, attention_dropout=0.5, drop_path=0.5), tiny()
     nnx.update(plain, nnx.state(model, nnx.Param))
     plain = forward(plain, x)
@@ -187,7 +187,7 @@ def test_dropout_acts_in_training_only(x) -> None:
     np.testing.assert_array_equal(forward(model, x), plain)
 
 
-def test_rates_go_to_the_right_layers() -> None:
+def test_every_layer_gets_its_dropout_rate() -> None:
     model = registry.build_abstract("test_vit", dropout=0.1, attention_dropout=0.2, drop_path=0.5)
     rates = {tree.join(p): m.rate for p, m in nnx.iter_modules(model) if hasattr(m, "rate")}
     assert rates.pop("pos_drop") == 0.1
@@ -206,7 +206,7 @@ def test_rates_go_to_the_right_layers() -> None:
 
 
 def test_attention_dropout_drops_weights() -> None:
-    # Values of 1 and weights that sum to 1 give 1; with a quarter of n weights dropped, a mean of 1 that is spread out.
+    # Values of 1 and weights that sum to 1 give 1. With a quarter of n weights dropped, the mean is 1 with a spread.
     n, rate = 64, 0.25
     attention = Attention(4, 2, attention_dropout=rate, rngs=nnx.Rngs(0))
     attention.qkv.kernel[...] = jnp.zeros((4, 12))
@@ -214,15 +214,15 @@ def test_attention_dropout_drops_weights() -> None:
     attention.proj.kernel[...] = jnp.eye(4)
     x = jnp.zeros((16, n, 4))
     np.testing.assert_allclose(attention(x), 1, rtol=1e-6)
-    heads = np.asarray(train_view(attention)(x))[..., ::2].ravel()  # one number for each head and query
+    heads = np.asarray(train_view(attention)(x))[..., ::2].ravel()  # one number per head and query
     assert heads.mean() == pytest.approx(1, abs=0.01)
     assert heads.std() == pytest.approx((rate / (1 - rate) / n) ** 0.5, rel=0.1)
 
 
-# --- mistakes ---
+# --- errors ---
 
 
-def test_mistakes_are_told_in_one_line(x) -> None:
+def test_invalid_arguments_and_images_are_errors(x) -> None:
     with pytest.raises(UserError, match=r"image_size: got 30, expected a multiple of the patch size 16\. .* 16 and 32"):
         registry.build_abstract("test_vit", image_size=30)
     with pytest.raises(UserError, match="num_heads: got 3, expected a divisor of the width 64"):
@@ -236,6 +236,6 @@ def test_mistakes_are_told_in_one_line(x) -> None:
         registry.build_abstract("test_vit", drop_paths=0.1)
 
 
-def test_options_of_timm_that_the_tests_translate_exist() -> None:
+def test_the_options_that_tests_translate_from_timm_exist() -> None:
     known = {option for name in ("test_vit", "test_resnet") for option in registry.options(name)}
     assert set(OURS.values()) <= known

@@ -1,4 +1,4 @@
-"""Every kind of Vision Transformer that timm has: tokens, pools, norms and blocks, against real timm."""
+"""Every kind of Vision Transformer in timm, with its tokens, pools, norms and blocks, compared with timm."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from jaxvision.train.partial import add_lora, merge_lora
 from jaxvision.weights.timm import load_timm, timm_name, timm_shape, weights
 
 SMALL = {"embed_dim": 48, "num_heads": 2}
-# One of each kind, narrow and shallow: what it is there for, and its patch.
+# One architecture of each kind and its patch size. The comments say what the kind tests.
 KINDS = {
-    "deit3_small_patch16_224": 16,  # no positions for the class token, LayerScale
-    "eva_large_patch14_196": 14,  # mean of the patches behind a class token, norm after pooling
+    "deit3_small_patch16_224": 16,  # no position embedding of the class token, LayerScale
+    "eva_large_patch14_196": 14,  # class token, but mean of the patches; norm after pooling
     "vit_base_patch16_siglip_gap_224": 16,  # no class token, norm before pooling
-    "vit_base_patch16_clip_quickgelu_224": 16,  # norm before the blocks, no bias of patches, epsilon, quick GELU
+    "vit_base_patch16_clip_quickgelu_224": 16,  # norm before the blocks, no patch bias, epsilon, quick GELU
     "vit_base_patch32_siglip_256": 32,  # attention pool, tanh GELU
-    "vit_so150m2_patch16_reg1_gap_256": 16,  # registers with positions, no qkv bias
-    "vit_medium_patch16_reg4_gap_256": 16,  # registers without
+    "vit_so150m2_patch16_reg1_gap_256": 16,  # registers with position embeddings, no qkv bias
+    "vit_medium_patch16_reg4_gap_256": 16,  # registers without position embeddings
     "vit_base_patch14_reg4_dinov2": 14,  # class token and registers
     "vit_giant_patch14_dinov2": 14,  # packed SwiGLU
-    "aimv2_large_patch14_224": 14,  # RMSNorm, also of patches; split SwiGLU; no biases
+    "aimv2_large_patch14_224": 14,  # RMSNorm, also after the patch projection; split SwiGLU; no biases
     "beit3_base_patch16_224": 16,  # norms inside attention and MLP
     "vit_intern300m_patch14_448": 14,  # no final norm, images of any size
     "vit_base_patch16_xp_224": 16,  # parallel attention and MLP, norms of queries and keys
@@ -44,7 +44,7 @@ KINDS = {
     "vit_dwee_patch16_reg1_gap_256": 16,  # differential attention
     "vit_base_patch16_rpn_224": 16,  # post-norm
     "vit_small_patch16_18x2_224": 16,  # two attention layers, two MLPs
-    "test_vit3": 16,  # attention pool over registers, too
+    "test_vit3": 16,  # attention pool over patches and registers
 }
 PARALLEL = ("vit_base_patch16_xp_224", "vit_pwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256")
 DIFFERENTIAL = ("vit_dpwee_patch16_reg1_gap_256", "vit_dwee_patch16_reg1_gap_256")
@@ -67,7 +67,7 @@ every_kind = pytest.mark.parametrize("name", KINDS)
 
 @functools.cache
 def small_pair(name):
-    """Returns timm's model and ours, of one plain block or two of another kind, for 2 x 2 patches."""
+    """Returns timm's model and ours with one block, or two if the block is special, for 2 x 2 patches."""
     return pair(name, img_size=2 * KINDS[name], num_classes=7, depth=1 + (name in BLOCKS), **SMALL)
 
 
@@ -79,12 +79,12 @@ def inputs(name):
     return images(2, 2 * KINDS[name], 2 * KINDS[name], 3)
 
 
-# --- the same numbers as timm ---
+# --- comparison with timm ---
 
 
 @pytest.mark.timm
 @every_kind
-def test_features_maps_and_logits_are_timms(name) -> None:
+def test_features_maps_and_logits_match_timm(name) -> None:
     import torch
 
     theirs, ours = small_pair(name)
@@ -112,7 +112,7 @@ def test_features_maps_and_logits_are_timms(name) -> None:
 
 @pytest.mark.timm
 @pytest.mark.parametrize("name", [*BLOCKS, "vit_base_patch32_siglip_256", "vit_base_patch16_clip_quickgelu_224"])
-def test_gradients_are_timms(name) -> None:
+def test_gradients_match_timm(name) -> None:
     import torch
 
     theirs, ours = small_pair(name)
@@ -137,7 +137,7 @@ def test_gradients_are_timms(name) -> None:
 
 @pytest.mark.timm
 @every_kind
-def test_names_shapes_groups_and_rates_are_timms(name) -> None:
+def test_names_shapes_groups_and_rates_match_timm(name) -> None:
     timm = import_timm()
     from timm.layers import DropPath
     from timm.models._manipulate import group_parameters
@@ -196,7 +196,7 @@ def test_names_shapes_groups_and_rates_are_timms(name) -> None:
         "vit_base_patch14_reg4_dinov2",
     ],
 )
-def test_initial_weights_have_timms_spread(name) -> None:
+def test_initial_weights_are_distributed_like_timms(name) -> None:
     import torch
 
     shape = {"depth": 2, "embed_dim": 192, "num_heads": 3}
@@ -209,7 +209,7 @@ def test_initial_weights_have_timms_spread(name) -> None:
         spread = float(wanted.std())
         assert value.std() == pytest.approx(spread, rel=0.1 if value.size > 5000 else 0.5, abs=1e-12), leaf
         assert value.mean() == pytest.approx(wanted.mean(), abs=6 * spread / value.size**0.5 + 1e-12), leaf
-        # The halves of a packed layer start differently.
+        # The halves of a packed layer are initialized differently.
         if leaf.endswith("fc1.kernel"):
             half = value.shape[1] // 2
             for a, b in zip((value[:, :half], value[:, half:]), (wanted[:half], wanted[half:]), strict=True):
@@ -219,7 +219,7 @@ def test_initial_weights_have_timms_spread(name) -> None:
 @pytest.mark.timm
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("fc_norm", [None, False])
-def test_pools_are_timms(pool, fc_norm) -> None:
+def test_pools_match_timm(pool, fc_norm) -> None:
     options = {"depth": 1, "img_size": 32, "num_classes": 5, "reg_tokens": 2}
     theirs, ours = pair("test_vit", global_pool=pool, fc_norm=fc_norm, **options)
     torch_x, x = images(2, 32, 32, 3)
@@ -237,7 +237,7 @@ def test_pools_are_timms(pool, fc_norm) -> None:
         ("vit_medium_patch16_reg4_gap_256", {"dynamic_img_size": True}),
     ],
 )
-def test_images_of_any_size_are_timms(name, options) -> None:
+def test_dynamic_image_sizes_match_timm(name, options) -> None:
     theirs, ours = pair(name, img_size=64, depth=1, embed_dim=48, num_heads=2, **options)
     run = jax.jit(lambda model, x: (model(x), model.forward_intermediates(x, 1)[1]))
     for size in ((64, 64), (48, 80), (32, 128)):  # the last has as many patches as the first
@@ -255,7 +255,7 @@ def test_images_of_any_size_are_timms(name, options) -> None:
     ("name", "options"),
     [
         ("test_vit", {"img_size": (96, 160)}),
-        ("test_vit", {"img_size": (64, 400)}),  # as many patches as at 160 x 160, in another form
+        ("test_vit", {"img_size": (64, 400)}),  # as many patches as at 160 x 160, in another grid
         ("test_vit2", {"img_size": (64, 96), "patch_size": (8, 12)}),
         ("test_vit3", {"img_size": 96, "patch_size": 24, "in_chans": 1}),
         ("flexivit_small", {"img_size": (240, 120), "patch_size": (30, 20), "depth": 2}),
@@ -263,38 +263,38 @@ def test_images_of_any_size_are_timms(name, options) -> None:
         ("deit_tiny_distilled_patch16_224", {"img_size": (112, 448), "in_chans": 5, "depth": 2}),
     ],
 )
-def test_weights_for_other_sizes_are_timms(name, options, tmp_path) -> None:
-    assert_resampled_weights_are_timms(name, options, tmp_path)
+def test_weights_adapted_to_other_sizes_match_timm(name, options, tmp_path) -> None:
+    assert_resampled_weights_match_timm(name, options, tmp_path)
 
 
-# How positions come to the tokens of one image: one row for each rule.
-REGIMES = {
+# Which tokens have position embeddings: one architecture for each rule.
+POSITIONS = {
     "vit_tiny_patch16_224": "class token and patches",
     "deit_tiny_distilled_patch16_224": "two tokens and patches",
-    "deit3_small_patch16_224": "patches only, beside a class token",
-    "vit_medium_patch16_gap_256": "patches only, nothing beside them",
-    "vit_medium_patch16_reg4_gap_256": "patches only, beside registers",
-    "vit_small_patch14_reg4_dinov2": "patches only, beside class token and registers",
-    "vit_small_patch14_dinov2": "class token and patches, of 37 by 37",
+    "deit3_small_patch16_224": "patches only, with a class token",
+    "vit_medium_patch16_gap_256": "patches only, without other tokens",
+    "vit_medium_patch16_reg4_gap_256": "patches only, with registers",
+    "vit_small_patch14_reg4_dinov2": "patches only, with class token and registers",
+    "vit_small_patch14_dinov2": "class token and patches, in a 37 x 37 grid",
     "vit_base_patch16_clip_224": "class token and patches, then a norm",
-    "vit_base_patch32_siglip_256": "patches only, read by an attention pool",
+    "vit_base_patch32_siglip_256": "patches only, with attention pooling",
     "flexivit_small": "patches only, resampled bilinearly",
-    "vit_tiny_r_s16_p8_224": "class token and the patches of a ResNet's map",
+    "vit_tiny_r_s16_p8_224": "class token and the patches of a ResNet's feature map",
 }
 
 
 @pytest.mark.timm
-@pytest.mark.parametrize("name", REGIMES)
+@pytest.mark.parametrize("name", POSITIONS)
 @pytest.mark.parametrize("factor", [2, 0.5])
-def test_positions_at_twice_and_half_the_size_are_timms(name, factor, tmp_path) -> None:
+def test_positions_at_twice_and_half_the_size_match_timm(name, factor, tmp_path) -> None:
     native = registry.build_abstract(name)
     stride = native.patch_embed.stride
     size = int(native.image_size * factor) // stride * stride
-    assert_resampled_weights_are_timms(name, {"img_size": size, "depth": 1}, tmp_path)
+    assert_resampled_weights_match_timm(name, {"img_size": size, "depth": 1}, tmp_path)
 
 
-def assert_resampled_weights_are_timms(name, options, tmp_path) -> None:
-    """Checks the logits of a model of `options` that takes the weights of one of the native size."""
+def assert_resampled_weights_match_timm(name, options, tmp_path) -> None:
+    """Asserts that a model with `options` and weights of the native size has timm's logits."""
     import torch
     from safetensors.torch import save_file
 
@@ -306,13 +306,13 @@ def assert_resampled_weights_are_timms(name, options, tmp_path) -> None:
     overlay = {"file": str(file), "num_classes": 9}
     theirs = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=9, **options).eval()
     ours = registry.build_abstract(name, num_classes=9, **{OURS.get(k, k): v for k, v in options.items()})
-    load_timm(ours, file, published=True)  # as timm's pretrained=True takes it
+    load_timm(ours, file, published=True)  # as timm's pretrained=True does
     torch_x, x = images(1, *sizes.pair("image_size", options["img_size"]), options.get("in_chans", 3))
     assert_close(jax.jit(lambda model, x: model(x))(ours, x), theirs(torch_x).detach(), 2e-5)
 
 
 @pytest.mark.timm
-def test_weights_with_an_attention_pool_serve_a_model_without_as_in_timm(tmp_path) -> None:
+def test_a_model_without_attention_pooling_loads_weights_of_one_with_it(tmp_path) -> None:
     from safetensors.torch import save_file
 
     timm, file = import_timm(), tmp_path / "model.safetensors"
@@ -325,12 +325,12 @@ def test_weights_with_an_attention_pool_serve_a_model_without_as_in_timm(tmp_pat
     torch_x, x = images(1, 32, 32, 3)
     model = load_timm(registry.build_abstract(name, **ours), file)
     assert_close(jax.jit(lambda model, x: model(x))(model, x), theirs(torch_x).detach())
-    with pytest.raises(UserError, match=r"normalize before pooling: build the model with fc_norm=False"):
+    with pytest.raises(UserError, match=r"normalize before pooling\. Build the model with fc_norm=False"):
         load_timm(registry.build_abstract("vit_base_patch16_siglip_224", global_pool="avg", **ours), file)
 
 
 @pytest.mark.timm
-def test_pixels_that_fill_no_patch_are_ignored_where_timm_does() -> None:
+def test_remaining_pixels_are_ignored_as_in_timm() -> None:
     theirs, ours = pair("vit_so400m_patch14_siglip_384", img_size=34, num_classes=7, depth=1, **SMALL)
     torch_x, x = images(2, 34, 34, 3)
     assert_close(jax.jit(lambda model, x: model(x))(ours, x), theirs(torch_x).detach())
@@ -346,7 +346,7 @@ def test_pixels_that_fill_no_patch_are_ignored_where_timm_does() -> None:
 
 @pytest.mark.timm
 @every_block
-def test_attention_maps_are_timms(name) -> None:
+def test_attention_maps_match_timm(name) -> None:
     theirs, ours = small_pair(name)
     torch_x, x = inputs(name)
     seen, hooks = [], []
@@ -371,7 +371,7 @@ def test_attention_maps_are_timms(name) -> None:
 
 
 @every_block
-def test_rollout_ends_in_a_share_of_each_patch(name) -> None:
+def test_rollout_returns_a_weight_for_each_patch(name) -> None:
     model = small(name)
     x = jax.random.normal(jax.random.key(0), (2, 2 * KINDS[name], 2 * KINDS[name], 3))
     for heat in (attention_rollout(model, x), class_attention(model, x)):
@@ -382,21 +382,21 @@ def test_rollout_ends_in_a_share_of_each_patch(name) -> None:
             assert (heat.sum((1, 2)) <= 1 + 1e-6).all()
 
 
-def test_without_a_class_token_the_mean_over_queries_attends() -> None:
+def test_class_attention_without_a_class_token_is_the_mean_over_queries() -> None:
     model = small("vit_medium_patch16_reg4_gap_256")
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     maps = model.get_attention_maps(x, layer_idx=0).mean(1)
     np.testing.assert_allclose(class_attention(model, x, 0), maps[:, 4:, 4:].mean(1).reshape(2, 2, 2), rtol=1e-5)
 
 
-def test_the_latent_of_an_attention_pool_attends() -> None:
+def test_class_attention_of_an_attention_pool_starts_at_its_query() -> None:
     model = small("test_vit3")
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     features = model.forward_features(x)
     weights = model.attn_pool.weights(features)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(class_attention(model, x), weights[:, :, 0, 1:].mean(1).reshape(2, 2, 2), rtol=1e-6)
-    # From the pool's weights through two blocks.
+    # The rollout starts at the pool's weights and passes through two blocks.
     product = np.asarray(weights[:, :, 0].mean(1))
     for i in (1, 0):
         block = np.asarray(model.get_attention_maps(x, layer_idx=i).mean(1))
@@ -404,11 +404,11 @@ def test_the_latent_of_an_attention_pool_attends() -> None:
     np.testing.assert_allclose(attention_rollout(model, x), product[:, 1:].reshape(2, 2, 2), rtol=1e-5)
 
 
-# --- adapters, and mistakes ---
+# --- LoRA and errors ---
 
 
 @every_block
-def test_lora_finds_attention_and_mlp(name) -> None:
+def test_lora_adapts_every_linear_layer_of_the_blocks(name) -> None:
     model = small(name)
     structure, linear = nnx.graphdef(model), {n for n in weights(model) if n.startswith("blocks.") and "kernel" in n}
     add_lora(model, rank=2, rngs=nnx.Rngs(0))
@@ -417,7 +417,7 @@ def test_lora_finds_attention_and_mlp(name) -> None:
     assert nnx.graphdef(merge_lora(model)) == structure
 
 
-def test_lora_is_not_for_convnets() -> None:
+def test_lora_of_a_convnet_is_an_error() -> None:
     with pytest.raises(UserError, match="which is not a ViT"):
         add_lora(random_model("test_resnet"), rngs=nnx.Rngs(0))
 
@@ -444,7 +444,7 @@ def test_lora_is_not_for_convnets() -> None:
         ({"block": "Block"}, "unknown argument of test_vit 'block'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(options, message) -> None:
+def test_invalid_arguments_are_errors(options, message) -> None:
     with pytest.raises(UserError, match=message):
         registry.build_abstract("test_vit", **options)
 

@@ -1,4 +1,4 @@
-"""Hybrids of convnets and Vision Transformers, against real timm."""
+"""Hybrids of convnets and Vision Transformers compared with timm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ONE_BLOCK = {"depth": 1, "embed_dim": 48, "num_heads": 2, "num_classes": 5}
         ("vit_base_mci_224", {"img_size": 32, "depth": 1, "num_classes": 5}),
     ],
 )
-def test_features_and_logits_are_timms(name, options) -> None:
+def test_features_and_logits_match_timm(name, options) -> None:
     import torch
 
     theirs, ours = pair(name, **options)
@@ -46,7 +46,7 @@ def test_features_and_logits_are_timms(name, options) -> None:
 
 @pytest.mark.timm
 @pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_base_mci_224"])
-def test_training_is_timms(name) -> None:
+def test_training_step_matches_timm(name) -> None:
     import torch
 
     size = 64 if "r_s16" in name else 32
@@ -73,7 +73,7 @@ def test_training_is_timms(name) -> None:
 
 
 @pytest.mark.timm
-def test_initial_weights_have_timms_spread() -> None:
+def test_initial_weights_are_distributed_like_timms() -> None:
     import torch
 
     for name in ("vit_small_r26_s32_224", "vit_tiny_r_s16_p8_224"):
@@ -90,7 +90,7 @@ def test_initial_weights_have_timms_spread() -> None:
 
 
 @pytest.mark.timm
-def test_weights_for_another_size_are_timms(tmp_path) -> None:
+def test_weights_adapted_to_another_size_match_timm(tmp_path) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -107,7 +107,7 @@ def test_weights_for_another_size_are_timms(tmp_path) -> None:
     assert_close(jax.jit(lambda model, x: model(x))(ours, x), theirs(torch_x).detach(), 2e-5)
 
 
-def test_mistakes_are_told_in_one_line() -> None:
+def test_invalid_image_sizes_are_errors() -> None:
     with pytest.raises(UserError, match=r"image_size: got 80, expected a multiple of the patch size 32\. .* 64 and 96"):
         registry.build_abstract("vit_small_r26_s32_224", image_size=80)
     model = registry.build_abstract("vit_small_r26_s32_224", image_size=64)

@@ -15,9 +15,9 @@ STEP = [
     "train/test_step.py::test_accumulation_is_the_whole_batch",
 ]
 MODELS = [
-    "models/test_golden.py::test_logits_are_timms[test_resnet-75]",
-    "models/test_golden.py::test_logits_are_timms[test_vit-64]",
-    "models/test_golden.py::test_logits_are_timms[test_efficientnet-75]",
+    "models/test_golden.py::test_logits_match_timm[test_resnet-75]",
+    "models/test_golden.py::test_logits_match_timm[test_vit-64]",
+    "models/test_golden.py::test_logits_match_timm[test_efficientnet-75]",
 ]
 LAYERS = ["models/test_layers.py"]
 

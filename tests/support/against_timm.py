@@ -1,4 +1,4 @@
-"""Models for tests: with the same weights as timm's, or with any, made without compiling an initializer for each."""
+"""Models for tests, with timm's weights or with random ones, built without compiling initializers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OURS = {
 
 
 def pair(name: str, *, seed: int = 0, **timm_options: Any) -> tuple[Any, Any]:
-    """Returns timm's model with random weights, none of them 0 or 1, and ours with the same ones."""
+    """Returns timm's model with random weights, none of which is 0 or 1, and ours with the same weights."""
     import torch
 
     with torch.random.fork_rng():
@@ -39,7 +39,7 @@ def pair(name: str, *, seed: int = 0, **timm_options: Any) -> tuple[Any, Any]:
 
 
 def randomized(theirs: Any, *, seed: int = 0) -> Any:
-    """Returns timm's model with noise on all its weights, so that none of them is 0 or 1 any more."""
+    """Adds noise to all weights of timm's model, so that none of them is 0 or 1, and returns the model."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -52,7 +52,7 @@ def randomized(theirs: Any, *, seed: int = 0) -> Any:
 
 
 def fill(model: Any, state_dict: Any) -> Any:
-    """Gives the leaves of `model` the values of timm's tensors, and returns it."""
+    """Sets the leaves of `model` to timm's tensors, and returns `model`."""
     for path, leaf in nnx.iter_graph(model):
         if isinstance(leaf, nnx.Param | nnx.BatchStat):
             name = tree.join(path)
@@ -65,7 +65,7 @@ def fill(model: Any, state_dict: Any) -> Any:
 
 
 def random_model(name: str, *, seed: int = 0, **options: Any) -> Any:
-    """Returns our model with weights from numpy, none of them 0 or 1; the same ones for the same seed and shapes."""
+    """Returns our model with random weights, none of which is 0 or 1, determined by seed and shapes."""
     rng = np.random.default_rng(seed)
     model = registry.build_abstract(name, **options)
     for path, leaf in nnx.iter_graph(model):
@@ -90,14 +90,14 @@ def images(*shape: int, seed: int = 0) -> tuple[Any, jax.Array]:
 
 
 def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
-    """Asserts that two arrays differ by no more than `tolerance` of the largest number."""
+    """Asserts that two arrays differ by at most `tolerance` times the largest absolute value."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
 def assert_gradients_close(ours: nnx.State, theirs: Any, tolerance: float) -> None:
-    """Asserts that gradients are those of timm's model after its backward pass.
+    """Asserts that gradients equal those of timm's model after its backward pass.
 
     `tolerance` is a share of the largest gradient of all, for some are zero but for rounding (a bias before a norm).
     """
@@ -111,13 +111,13 @@ def assert_gradients_close(ours: nnx.State, theirs: Any, tolerance: float) -> No
 
 
 def channels_last(tensor: Any) -> np.ndarray:
-    """Returns timm's [b, c, h, w] as [b, h, w, c], and anything else as it is."""
+    """Returns timm's [b, c, h, w] as [b, h, w, c], and other arrays unchanged."""
     array = tensor.detach().numpy()
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
-def assert_forward_is_timms(ours: Any, theirs: Any, size: int, *, tolerance: float = 1e-5) -> None:
-    """Asserts that every feature map, the features, the pooled ones and the logits of images of `size` are timm's."""
+def assert_forward_matches_timm(ours: Any, theirs: Any, size: int, *, tolerance: float = 1e-5) -> None:
+    """Asserts that feature maps, features, pooled features and logits of images of `size` equal timm's."""
     tensor, array = images(2, size, size, ours.in_channels)
 
     @jax.jit
@@ -141,8 +141,10 @@ def assert_forward_is_timms(ours: Any, theirs: Any, size: int, *, tolerance: flo
     assert [(level.channels, level.stride, level.name) for level in ours.feature_info] == info
 
 
-def assert_training_step_is_timms(ours: Any, theirs: Any, size: int, *, batch: int = 4, tolerance: float = 2e-4) -> Any:
-    """Asserts that logits and gradients in training are timm's; returns the BatchNorm statistics before and after."""
+def assert_training_step_matches_timm(
+    ours: Any, theirs: Any, size: int, *, batch: int = 4, tolerance: float = 2e-4
+) -> Any:
+    """Asserts that logits and gradients in training equal timm's. Returns the BatchNorm statistics before and after."""
     tensor, array = images(batch, size, size, ours.in_channels)
     theirs.train()
     out = theirs(tensor)
@@ -160,13 +162,13 @@ def assert_training_step_is_timms(ours: Any, theirs: Any, size: int, *, batch: i
 
     grads, (logits, statistics) = step(params, rest)
     assert_close(logits, out.detach())
-    # A ReLU whose input is zero but for rounding passes the gradient on in one net and not in the other.
+    # Where rounding changes the sign of a ReLU's input, only one of the networks passes the gradient.
     assert_gradients_close(grads, theirs, tolerance)
     return rest, statistics
 
 
-def assert_groups_are_timms(name: str) -> None:
-    """Asserts that each parameter is in timm's group of layers, and that the same ones do not decay."""
+def assert_groups_match_timm(name: str) -> None:
+    """Asserts that layer groups, and the parameters without weight decay, are those of timm."""
     timm = import_timm()
     import torch
     from timm.models import group_parameters
@@ -184,8 +186,8 @@ def assert_groups_are_timms(name: str) -> None:
     assert {timm_name(n) for n in ours.no_weight_decay()} == set(wanted)
 
 
-def assert_born_alike(ours: Any, theirs: Any) -> None:
-    """Asserts that fresh weights are constant where timm's are, and else spread like them."""
+def assert_initialized_alike(ours: Any, theirs: Any) -> None:
+    """Asserts that initial weights are constant where timm's are, and otherwise have the same distribution."""
     state_dict = theirs.state_dict()
     for path, leaf in nnx.iter_graph(ours):
         if not isinstance(leaf, nnx.Param | nnx.BatchStat):
@@ -198,5 +200,5 @@ def assert_born_alike(ours: Any, theirs: Any) -> None:
         assert np.ptp(got) > 0, name
         if got.size >= 64:  # five standard deviations of the difference of two estimates from n numbers
             np.testing.assert_allclose(got.std(), wanted.std(), rtol=5 / np.sqrt(got.size), err_msg=name)
-        if got.size > 1000:  # a uniform one ends at sqrt(3) standard deviations
+        if got.size > 1000:  # a uniform distribution ends at sqrt(3) standard deviations
             assert (np.abs(got).max() < 2 * got.std()) == (np.abs(wanted).max() < 2 * wanted.std()), name

@@ -20,7 +20,7 @@ def noise(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("old", "new"), [(14, 24), (24, 14), (14, 2), (14, 1), (1, 14), (7, 12), (12, 7), (3, 2), (37, 16)]
 )
-def test_position_grid_is_timms(old, new, prefix):
+def test_position_grid_matches_timm(old, new, prefix):
     import_timm()
     import torch
     from timm.layers import resample_abs_pos_embed
@@ -48,7 +48,7 @@ def test_position_grid_keeps_the_dtype():
 
 
 @pytest.mark.parametrize(("tokens", "wanted"), [(1 + 6, 1 + 9), (1 + 9, 1 + 8), (1 + 9, 0)])
-def test_a_grid_that_is_not_a_square(tokens, wanted):
+def test_a_grid_that_is_not_square_is_an_error(tokens, wanted):
     with pytest.raises(UserError, match="are not a square grid"):
         adapt.position_grid(noise(1, tokens, 4), wanted, prefix=1)
 
@@ -56,7 +56,7 @@ def test_a_grid_that_is_not_a_square(tokens, wanted):
 @pytest.mark.timm
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 7, 12])
 @pytest.mark.parametrize("old", [3, 4])
-def test_input_channels_are_timms(old, channels):
+def test_input_channels_match_timm(old, channels):
     import_timm()
     import torch
     from timm.models._manipulate import adapt_input_conv

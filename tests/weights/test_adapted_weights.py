@@ -97,7 +97,7 @@ def test_other_input_channels(architecture, channels, file):
 @pytest.mark.timm
 @pytest.mark.parametrize("architecture", ["test_vit", "deit_tiny_distilled_patch16_224"])
 @pytest.mark.parametrize(("channels", "size", "classes"), [(1, 96, 10), (5, 208, 1000)])
-def test_an_adapted_vit_is_timms(architecture, channels, size, classes, file):
+def test_an_adapted_vit_matches_timm(architecture, channels, size, classes, file):
     """Compares channels, grid and head at once with timm's own loading."""
     import torch
     from safetensors.torch import save_file as torch_save_file
@@ -132,7 +132,7 @@ def grid_of(path: Path) -> str | None:
 @pytest.mark.parametrize(
     "size", [(64, 400), (48, 192), (400, 64), 96]
 )  # 4 x 25 positions are as many as the native 10 x 10
-def test_a_file_states_the_grid_of_a_vit(size, file):
+def test_a_file_of_a_vit_contains_its_grid(size, file):
     model = build("test_vit", image_size=size, depth=1)
     timm.save_timm(model, file)
     assert grid_of(file) == "x".join(map(str, model.grid_size))
@@ -140,7 +140,7 @@ def test_a_file_states_the_grid_of_a_vit(size, file):
     assert_same(arrays(again), arrays(model))
 
 
-def test_a_stated_grid_is_resampled(file):
+def test_the_grid_in_the_metadata_is_used_for_resampling(file):
     model = build("test_vit", image_size=(64, 144), depth=1)  # 4 x 9, as many as 6 x 6
     timm.save_timm(model, file)
     again = timm.load_timm(abstract("test_vit", image_size=96, depth=1), file)
@@ -149,13 +149,13 @@ def test_a_stated_grid_is_resampled(file):
     assert np.abs(wanted - arrays(model)["pos_embed"]).max() > 0.001
 
 
-@pytest.mark.parametrize("said", [None, "", "10 x 10", "4x26", "-4x-25", "4x25x1", "x"])
-def test_a_file_without_a_grid_is_read_as_in_timm(said, file, caplog):
+@pytest.mark.parametrize("stated", [None, "", "10 x 10", "4x26", "-4x-25", "4x25x1", "x"])
+def test_a_file_without_a_grid_is_read_as_in_timm(stated, file, caplog):
     """With as many positions as the architecture's own grid has, timm resamples only its own weights."""
     model = build("test_vit", image_size=(64, 400), depth=1)
     timm.save_timm(model, file)
     tensors = load_file(file)
-    save_file(tensors, file, metadata={"format": "pt"} | ({} if said is None else {"jaxvision.grid": said}))
+    save_file(tensors, file, metadata={"format": "pt"} | ({} if stated is None else {"jaxvision.grid": stated}))
     again = arrays(timm.load_timm(abstract("test_vit", image_size=(64, 400), depth=1), file))
     np.testing.assert_array_equal(again["pos_embed"], tensors["pos_embed"])
     assert "assuming that of the model, 4 x 25" in caplog.text
@@ -167,7 +167,7 @@ def test_a_file_without_a_grid_is_read_as_in_timm(said, file, caplog):
     np.testing.assert_array_equal(native["pos_embed"], tensors["pos_embed"])
 
 
-def test_only_the_file_of_a_vit_states_a_grid(file):
+def test_a_file_of_a_resnet_contains_no_grid(file):
     timm.save_timm(build("test_resnet"), file)
     assert grid_of(file) is None
 

@@ -15,7 +15,7 @@ MODULES = ["resnet", "vision_transformer", "deit", "vision_transformer_hybrid", 
 
 
 @pytest.mark.timm
-def test_every_tag_of_every_architecture_is_timms():
+def test_every_tag_of_every_architecture_matches_timm():
     timm = import_timm()
     theirs, weights = [], 0
     for architecture in sorted(name for module in MODULES for name in timm.list_models(module=module)):
@@ -73,7 +73,7 @@ def test_every_tag_trained_with_quick_gelu_is_marked():
         "resnetv2_50x1_bit.goog_in21k",
     ],
 )
-def test_parameters_are_those_of_timms_model(name):
+def test_number_of_parameters_matches_timm(name):
     import torch
 
     with torch.device("meta"):
@@ -120,7 +120,7 @@ def test_the_generator_keeps_numbers_that_a_table_lacks(tmp_path, monkeypatch):
 
 
 @pytest.mark.timm
-def test_preprocessing_is_what_timm_resolves():
+def test_preprocessing_matches_timm():
     timm = import_timm()
     for name in listing.list_models(pretrained=True):
         entry, cfg = catalog.lookup(name), timm.get_pretrained_cfg(name).to_dict()
@@ -132,7 +132,7 @@ def test_preprocessing_is_what_timm_resolves():
 
 
 @pytest.mark.timm
-def test_the_default_tag_is_timms():
+def test_the_default_tag_matches_timm():
     timm = import_timm()
     for architecture in registry.architectures():
         assert catalog.lookup(architecture).tag == (timm.get_pretrained_cfg(architecture).tag or "")
@@ -181,7 +181,7 @@ def test_some_rows():
         ("..", ["unknown model ''"]),
     ],
 )
-def test_a_misspelled_name_names_the_nearest(name, words):
+def test_errors_for_misspelled_names_suggest_the_nearest(name, words):
     with pytest.raises(UserError) as error:
         catalog.lookup(name)
     assert all(word in str(error.value) for word in words), str(error.value)
@@ -194,7 +194,7 @@ def test_license_notes():
     assert note == "the weights resnet50.fb_swsl_ig1b_ft_in1k are licensed cc-by-nc-4.0: non-commercial use only"
 
 
-def test_a_row_of_an_architecture_that_jaxvision_lacks_is_ignored():
+def test_rows_of_architectures_that_jaxvision_does_not_have_are_ignored():
     lacking = {entry.architecture for entry in catalog.entries()} - set(registry.architectures())
     assert lacking
     for architecture in lacking:

@@ -110,7 +110,7 @@ def test_values_too_large_for_the_models_dtype(file):
 
 def test_large_values_are_not_infinite(file):
     def change(tensors):
-        tensors["fc.bias"][:2] = 3e38  # their sum is
+        tensors["fc.bias"][:2] = 3e38  # their sum overflows
 
     model = timm.load_timm(abstract("test_resnet"), write(file, change=change))
     assert float(model.fc.bias[0]) == np.float32(3e38)
@@ -119,11 +119,11 @@ def test_large_values_are_not_infinite(file):
 def test_arrays_do_not_share_memory_with_the_file(file):
     data = write(file, "test_vit").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
-    padding = b" " * (-start % 64)  # at such an address JAX would take a numpy array as it is
+    padding = b" " * (-start % 64)  # at such an address JAX could use a numpy array without a copy
     file.write_bytes((start - 8 + len(padding)).to_bytes(8, "little") + data[8:start] + padding + data[start:])
     model = timm.load_timm(abstract("test_vit"), file)
     before = {name: value.copy() for name, value in arrays(model).items()}
-    with file.open("r+b") as opened:  # in place: the very pages that were read
+    with file.open("r+b") as opened:  # in place, so that the same mapped pages change
         opened.seek(start + len(padding))
         opened.write(bytes(len(data) - start))
     assert_same(before, {name: np.asarray(leaf.get_value()) for name, leaf in timm.weights(model).items()})

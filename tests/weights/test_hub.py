@@ -107,7 +107,7 @@ def test_a_repository_without_safetensors(cache):
 
 
 def test_errors_of_the_hub(cache, monkeypatch):
-    """Raises the exceptions of the hub in its place, without a network."""
+    """Replaces the hub's client by one that raises the hub's exceptions, because tests have no network."""
     import huggingface_hub
     from huggingface_hub import errors
 

@@ -9,7 +9,7 @@ from jaxvision.weights import imagenet
 
 
 @pytest.mark.timm
-def test_class_names_are_wordnets():
+def test_class_names_match_wordnet():
     import_timm()
     from timm.data import ImageNetInfo
 

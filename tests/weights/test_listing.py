@@ -17,7 +17,7 @@ MODULES = ["resnet", "vision_transformer", "deit", "vision_transformer_hybrid", 
 @pytest.mark.timm
 @pytest.mark.parametrize("pattern", ["*", "resnet*", "vit_*", "*.a1_in1k", "efficientnet_b?", "*384*", "nothing*"])
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_lists_are_timms(pattern, pretrained):
+def test_lists_match_timm(pattern, pretrained):
     known = set(registry.architectures())
     theirs = import_timm().list_models(pattern, module=MODULES, pretrained=pretrained)
     expected = [name for name in theirs if name.split(".")[0] in known]

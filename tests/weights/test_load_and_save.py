@@ -161,10 +161,10 @@ def test_lora_is_kept_in_loading_and_merged_before_saving(file, tmp_path):
 @pytest.mark.parametrize("is_abstract", [False, True])
 def test_leaves_keep_their_sharding(is_abstract, file):
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
-    split, whole = NamedSharding(mesh, PartitionSpec(None, "data")), NamedSharding(mesh, PartitionSpec())
+    split, replicated = NamedSharding(mesh, PartitionSpec(None, "data")), NamedSharding(mesh, PartitionSpec())
     model = abstract("test_vit") if is_abstract else build("test_vit")
     for name, leaf in timm.weights(model).items():
-        sharding = split if name.endswith("fc1.kernel") else whole
+        sharding = split if name.endswith("fc1.kernel") else replicated
         old = leaf.get_raw_value()
         placed = (
             jax.ShapeDtypeStruct(old.shape, old.dtype, sharding=sharding)
@@ -175,7 +175,7 @@ def test_leaves_keep_their_sharding(is_abstract, file):
     timm.load_timm(model, write(file, "test_vit"))
     kernel = model.blocks[0].mlp.fc1.kernel.get_value()
     assert kernel.sharding == split
-    assert model.head.bias.get_value().sharding == whole
+    assert model.head.bias.get_value().sharding == replicated
     np.testing.assert_array_equal(np.asarray(kernel).T, load_file(file)["blocks.0.mlp.fc1.weight"])
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's pickles: state_dicts, checkpoints of timm's trainer, and files that try to run code."""
+"""PyTorch pickles: state_dicts, checkpoints of timm's trainer, and files that try to run code."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_timms_trainer(average, tmp_path):
 
 
 @pytest.mark.timm
-def test_the_saver_of_timms_trainer_itself(tmp_path):
+def test_a_file_written_by_timms_checkpoint_saver(tmp_path):
     import argparse
 
     import torch

@@ -21,7 +21,7 @@ class Attend(nnx.Module):
 
     Args:
       num_heads: number of heads.
-      attention_dropout: rate of dropout on the attention weights.
+      attention_dropout: dropout rate on the attention weights.
       rngs: stream ``dropout``, if there is dropout.
 
     Attributes:
@@ -53,7 +53,7 @@ class Attend(nnx.Module):
         Returns:
           [b, heads, t, c].
         """
-        # A fused kernel does not return its weights, so keeping or dropping them needs the explicit form.
+        # A fused kernel does not return its weights, so keeping them or applying dropout needs the explicit form.
         if not self.keep_weights and (self.attn_drop.rate == 0 or self.deterministic):
             return self.attend_fused(q, k, v)
         weights = softmax_weights(q, k)
@@ -63,12 +63,12 @@ class Attend(nnx.Module):
 
     def attend_fused(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Returns the result of `attend`, computed in the way that is fastest on the platform."""
-        # XLA has no fused kernel on CPU. There, products with heads first need no copies, which saves 10 % of a ViT-B
-        # block.
+        # XLA has no fused kernel on CPU. There, matrix products of [b, heads, n, c] need no copies, which saves 10 % of
+        # a ViT-B block.
         return by_platform(q, k, v, cpu=_attend, default=_attend_fused)
 
     def combine(self, weights: jax.Array) -> jax.Array:
-        """Returns the weights of the values, computed from the softmax's. Here they are the same."""
+        """Returns the attention weights that apply to the values, given the softmax weights: here unchanged."""
         return weights
 
 
@@ -76,20 +76,20 @@ class Attention(Attend):
     """Multi-head self-attention with one matrix for queries, keys and values.
 
     Vaswani et al., "Attention Is All You Need", https://arxiv.org/abs/1706.03762. As in timm, the columns of ``qkv``
-    are queries, keys, values, and within each of them the heads.
+    are ordered by queries, keys and values, then by head.
 
     Args:
-      features: d of the input [b, n, d].
+      features: width d of the input [b, n, d].
       num_heads: number of heads. It must divide `features`.
       index: position of the block; ignored here, used by `DifferentialAttention`.
       qkv_bias: whether queries, keys and values have a bias.
       proj_bias: whether the output projection has a bias.
       qk_norm: norm of each head's queries and keys, as in ViT-22B; None for no norm.
       out_norm: norm before the output projection, BEiT-3's sub-LN; None for no norm.
-      dropout: rate after the output projection.
-      attention_dropout: rate on the attention weights.
-      dtype: of the computation; None for the promoted dtype of input and parameters. The softmax is always float32.
-      param_dtype: of the parameters.
+      dropout: dropout rate after the output projection.
+      attention_dropout: dropout rate on the attention weights.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters. The softmax uses float32.
+      param_dtype: dtype of the parameters.
       kernel_init: initializer of both kernels.
       rngs: streams ``params`` and, for dropout, ``dropout``.
 
@@ -197,7 +197,7 @@ class DifferentialAttention(Differential, Attention):
     """Multi-head self-attention with the difference of two softmaxes; see `Differential`.
 
     Args:
-      features: d of the input [b, n, d].
+      features: width d of the input [b, n, d].
       num_heads: number of heads. It must divide `features` into an even width.
       index: position of the block, from 0. Lambda starts at 0.2 in the first block and approaches 0.8 in later ones.
       **options: other arguments of `Attention`, except `qk_norm`.
@@ -239,13 +239,13 @@ class AttentionPool(Attend):
     Zhai et al., "Scaling Vision Transformers", https://arxiv.org/abs/2106.04560, where it is called the MAP head.
 
     Args:
-      features: d of the tokens.
+      features: width d of the tokens.
       num_heads: number of heads. It must divide `features`.
       mlp_ratio: hidden width of the MLP as a multiple of `features`.
       norm: norm before the MLP.
       activation: activation of the MLP, as for `activate`.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of the parameters.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of the parameters.
       rngs: stream ``params``.
 
     Example:

@@ -20,15 +20,15 @@ class Conv(nnx.Module):
     Args:
       in_features: channels of the input.
       out_features: channels of the output.
-      kernel_size: k of the k x k kernel.
-      stride: in both directions.
+      kernel_size: side k of the k x k kernel.
+      stride: stride in both directions.
       padding: ``"torch"`` pads each side by ``((stride - 1) + dilation * (k - 1)) // 2``. ``"same"`` pads like
         TensorFlow, with the odd pixel at the bottom and right.
       dilation: distance between the kernel's taps, in pixels.
       groups: 1 for a dense convolution, `in_features` for a depthwise one.
       use_bias: whether to add a bias [out_features].
-      dtype: of the computation; None for the promoted dtype of input and kernel.
-      param_dtype: of kernel and bias.
+      dtype: dtype of the computation; None for the promoted dtype of input and kernel.
+      param_dtype: dtype of kernel and bias.
       kernel_init: initializer of the kernel. Default: PyTorch's.
       bias_init: initializer of the bias.
       rngs: stream ``params``.
@@ -93,7 +93,7 @@ class StdConv(Conv):
     Args:
       in_features: channels of the input.
       out_features: channels of the output.
-      kernel_size: k of the k x k kernel.
+      kernel_size: side k of the k x k kernel.
       epsilon: added to the variance. BiT and the hybrid ViTs use 1e-8.
       **options: other arguments of `Conv`.
 

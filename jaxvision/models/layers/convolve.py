@@ -1,7 +1,7 @@
 """Convolution of arrays [b, h, w, c], computed in the way that is fastest on each platform.
 
 The result is that of `jax.lax.conv_general_dilated`. XLA's CPU backend has fast kernels for plain convolutions only, so
-on CPU the other ones are expressed by operations that are fast there:
+on CPU the others are expressed by operations that are fast there:
 
 - Depthwise: shifted multiply-adds, 15 to 22 times faster (https://github.com/jax-ml/jax/issues/23713).
 - Grouped (ResNeXt): dense convolutions over slices of the channels. Gradients are hundreds of times faster.
@@ -34,8 +34,8 @@ def padding_of(kind: str, size: tuple[int, ...], kernel_size: int, stride: int, 
     Args:
       kind: ``"torch"`` or ``"same"``, as for `Conv`.
       size: (height, width) of the image.
-      kernel_size: k of the k x k kernel.
-      stride: in both directions.
+      kernel_size: side k of the k x k kernel.
+      stride: stride in both directions.
       dilation: distance between the kernel's taps.
 
     >>> padding_of("torch", (224, 224), 7, 2), padding_of("same", (224, 224), 7, 2)
@@ -68,7 +68,7 @@ def convolve(
     Args:
       x: [b, h, w, c].
       kernel: [k, k, c / groups, d].
-      stride: in both directions.
+      stride: stride in both directions.
       padding: pixels of zeros (top, bottom), (left, right).
       dilation: distance between the kernel's taps.
       groups: 1 for a dense convolution, c for a depthwise one.
@@ -78,7 +78,7 @@ def convolve(
     """
     c, k, d = x.shape[-1], kernel.shape[0], kernel.shape[-1]
     if k == 1 and groups == 1 and padding == ((0, 0), (0, 0)):
-        # XLA's CPU backend is faster at the equivalent matrix product over channels.
+        # On CPU, XLA computes the equivalent matrix product over channels faster.
         return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
     if groups == c == d and dilation == 1:
         return _depthwise(x, kernel, stride, padding)
@@ -95,7 +95,7 @@ def convolve(
 
 
 def shifts(x: jax.Array, k: int, stride: int) -> Iterator[tuple[tuple[int, int], jax.Array]]:
-    """Yields, for each tap of a k x k window, the pixels that it meets as the window moves over a padded image.
+    """Yields, for each tap of a k x k window, the pixels under it as the window moves over a padded image.
 
     Args:
       x: [b, h, w, c], already padded.
@@ -106,7 +106,7 @@ def shifts(x: jax.Array, k: int, stride: int) -> Iterator[tuple[tuple[int, int],
       The tap (i, j), and its pixels [b, h', w', c].
 
     >>> image = jnp.arange(16).reshape(1, 4, 4, 1)
-    >>> [(tap, seen[0, :, :, 0].tolist()) for tap, seen in shifts(image, 2, 2)][:2]
+    >>> [(tap, pixels[0, :, :, 0].tolist()) for tap, pixels in shifts(image, 2, 2)][:2]
     [((0, 0), [[0, 2], [8, 10]]), ((0, 1), [[1, 3], [9, 11]])]
     """
     b, h, w, c = x.shape
@@ -162,7 +162,7 @@ def _patch_product(x, kernel, stride, padding):
     """Returns a convolution, computed as one matrix product of patches and kernels."""
     k, _, c, d = kernel.shape
     # Taps and channels stay separate axes, so that the channels can be sharded.
-    patches = jnp.stack([seen for _, seen in shifts(_pad(x, padding), k, stride)], axis=-2)
+    patches = jnp.stack([pixels for _, pixels in shifts(_pad(x, padding), k, stride)], axis=-2)
     return jnp.einsum("bhwpc,pcd->bhwd", patches, kernel.reshape(k * k, c, d))
 
 
@@ -228,8 +228,8 @@ def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Returns the sum over the k * k taps of the shifted, strided `x` times the tap: one fused, vectorized loop."""
     exact = jnp.promote_types(x.dtype, jnp.float32)  # XLA also sums products of bfloat16 in float32
     y = jnp.zeros((), exact)
-    for (i, j), seen in shifts(x, kernel.shape[0], stride):
-        y = y + seen.astype(exact) * kernel[i, j].reshape(1, 1, 1, -1).astype(exact)
+    for (i, j), pixels in shifts(x, kernel.shape[0], stride):
+        y = y + pixels.astype(exact) * kernel[i, j].reshape(1, 1, 1, -1).astype(exact)
     return y.astype(x.dtype)
 
 

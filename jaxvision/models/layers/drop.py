@@ -13,7 +13,7 @@ class DropPath(nnx.Module):
 
     Args:
       rate: probability of dropping a sample's branch, in [0, 1).
-      rngs: stream ``dropout``. The layer forks it, so that it has a random state of its own.
+      rngs: stream ``dropout``. The layer forks it, so that it has its own random state.
 
     Attributes:
       traced_rate: a traced rate that replaces `rate` while blocks with different rates share one compiled program.

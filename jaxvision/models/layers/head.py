@@ -22,15 +22,15 @@ def linear_head(
 ) -> Any:
     """Returns the layer from pooled features [b, features] to logits [b, num_classes], or None for 0 classes.
 
-    Assign the result to an attribute of a module. A head can be assigned to the same attribute later.
+    Assign the result to an attribute of a module. It can be replaced by another head later.
 
     Args:
       features: width of the input.
       num_classes: width of the output; 0 for a model that returns its pooled features.
       kernel_init: initializer of the kernel. Default: PyTorch's, U(+-1/sqrt(features)).
-      bias_init: initializer of the bias. Default: the same.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of kernel and bias.
+      bias_init: initializer of the bias. Default: PyTorch's, the same distribution.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of kernel and bias.
       rngs: stream ``params``.
 
     Example:
@@ -38,7 +38,7 @@ def linear_head(
       (512, 10)
     """
     if num_classes == 0:
-        return nnx.data(None)  # nnx would make an attribute with a plain None static for good
+        return nnx.data(None)  # with a plain None, nnx would not accept a layer there later
     return nnx.Linear(
         features,
         num_classes,

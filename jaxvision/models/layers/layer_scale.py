@@ -17,9 +17,9 @@ class LayerScale(nnx.Module):
     Touvron et al., "Going deeper with Image Transformers", https://arxiv.org/abs/2103.17239
 
     Args:
-      features: d of the input [..., d].
+      features: width d of the input [..., d].
       init: initial value of ``gamma``, such as 1e-5.
-      param_dtype: of ``gamma``. The output has the input's dtype.
+      param_dtype: dtype of ``gamma``. The output has the input's dtype.
 
     Example:
       >>> scale = LayerScale(8, 1e-5)

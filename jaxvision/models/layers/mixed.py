@@ -1,4 +1,4 @@
-"""Convolutions composed of several: with kernels of several sizes (MixConv), or with several experts (CondConv)."""
+"""Convolutions with kernels of several sizes (MixConv) or with several experts (CondConv)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class MixConv(nnx.List):
 
 
 def _split(features: int, n: int) -> list[int]:
-    """Returns `features` divided into `n` equal parts; the first also gets the remainder."""
+    """Returns the sizes of `n` equal parts of `features`; the first also gets the remainder."""
     return [features // n + features % n, *[features // n] * (n - 1)]
 
 
@@ -78,13 +78,13 @@ class CondConv(nnx.Module):
     Args:
       in_features: channels of the input.
       out_features: channels of the output.
-      kernel_size: k of the k x k kernel.
+      kernel_size: side k of the k x k kernel.
       experts: number of kernels. Each is a row of ``weight``, in timm's order [out, in / groups, k, k].
-      stride: in both directions.
+      stride: stride in both directions.
       padding: ``"torch"`` or ``"same"``, as for `Conv`.
       groups: 1 for a dense convolution, `in_features` for a depthwise one.
-      dtype: of the computation; None for the promoted dtype of input and weight.
-      param_dtype: of the weight.
+      dtype: dtype of the computation; None for the promoted dtype of input and weight.
+      param_dtype: dtype of the weight.
       weight_init: initializer of ``weight``. Default: PyTorch's for each kernel, U(+-1/sqrt(k * k * in / groups)).
       rngs: stream ``params``.
 
@@ -115,19 +115,19 @@ class CondConv(nnx.Module):
         self.kernel_shape = shape
         self.stride, self.padding, self.groups, self.dtype = stride, padding, groups, dtype
 
-    def __call__(self, x: jax.Array, shares: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, routing: jax.Array) -> jax.Array:
         """Returns the convolved images [b, h', w', out_features].
 
         Args:
           x: [b, h, w, in_features].
-          shares: [b, experts], the factor of each expert's kernel for each image.
+          routing: routing weights [b, experts], the factors of the experts' kernels for each image.
         """
-        x, weight, shares = dtypes.promote_dtype((x, self.weight[...], shares), dtype=self.dtype)
+        x, weight, routing = dtypes.promote_dtype((x, self.weight[...], routing), dtype=self.dtype)
         k, _, c, d = self.kernel_shape
-        kernels = (shares @ weight).reshape(-1, d, c, k, k).transpose(0, 3, 4, 2, 1)
+        kernels = (routing @ weight).reshape(-1, d, c, k, k).transpose(0, 3, 4, 2, 1)
         padding = padding_of(self.padding, x.shape[1:3], k, self.stride)
 
-        def one(image: jax.Array, kernel: jax.Array) -> jax.Array:
+        def convolve_one(image: jax.Array, kernel: jax.Array) -> jax.Array:
             return convolve(image[None], kernel, stride=self.stride, padding=padding, groups=self.groups)[0]
 
-        return jax.vmap(one)(x, kernels)
+        return jax.vmap(convolve_one)(x, kernels)

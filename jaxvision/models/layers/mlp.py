@@ -37,7 +37,7 @@ def activate(x: jax.Array, activation: str) -> jax.Array:
         OpenAI's x sigmoid(1.702 x); or ``"silu"``, x sigmoid(x).
 
     Raises:
-      UserError: unknown activation.
+      UserError: the activation is unknown.
 
     >>> [round(float(activate(jnp.float32(1), name)), 4) for name in ("gelu", "gelu_tanh", "quick_gelu", "silu")]
     [0.8413, 0.8412, 0.8458, 0.7311]
@@ -58,14 +58,14 @@ class Mlp(nnx.Module):
     """Linear, activation, linear, with dropout after each linear layer, as in the ViT paper.
 
     Args:
-      features: d of the input and the output [..., d].
+      features: width d of the input and the output [..., d].
       hidden_features: width between the two linear layers.
       activation: as for `activate`.
       use_bias: whether the linear layers have biases.
       norm: norm before the second layer, BEiT-3's sub-LN; None for no norm.
-      dropout: rate after each of the two layers.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of the parameters.
+      dropout: dropout rate after each of the two layers.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of the parameters.
       kernel_init: initializer of both kernels.
       rngs: streams ``params`` and, for dropout, ``dropout``.
 
@@ -109,7 +109,7 @@ class GluMlp(nnx.Module):
     Shazeer, "GLU Variants Improve Transformer", https://arxiv.org/abs/2002.05202
 
     Args:
-      features: d of the input and the output [..., d].
+      features: width d of the input and the output [..., d].
       hidden_features: width of gate and value together. ``fc2`` takes half of it.
       **options: other arguments of `Mlp`.
 
@@ -160,7 +160,7 @@ class SwiGlu(nnx.Module):
     """SwiGLU with separate linear layers for gate and value: ``fc2(silu(fc1_g) * fc1_x)``.
 
     Args:
-      features: d of the input and the output [..., d].
+      features: width d of the input and the output [..., d].
       hidden_features: width of the gate and of the value.
       **options: other arguments of `Mlp`.
 

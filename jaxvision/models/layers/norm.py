@@ -25,16 +25,16 @@ class BatchNorm(nnx.Module):
     variance is computed in two passes, as in PyTorch, so that float32 results agree.
 
     Args:
-      features: c of the input [..., c].
+      features: channels c of the input [..., c].
       epsilon: added to the variance. Models ported from TensorFlow use 1e-3.
       momentum: weight of the old statistics, as in Flax: PyTorch's momentum of 0.1 is 0.9 here.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of scale and bias. Statistics are always float32.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of scale and bias. Statistics are always float32.
       scale_init: initializer of the scale; zeros for the last norm of a residual branch.
       rngs: stream ``params``.
 
     Attributes:
-      frozen: if True, the running statistics are used and kept in training as well. `jaxvision.freeze` sets it.
+      frozen: if True, training also uses the running statistics and does not update them. `jaxvision.freeze` sets it.
       group: number of images that are normalized together in training; None for the whole batch.
     """
 
@@ -49,7 +49,7 @@ class BatchNorm(nnx.Module):
         scale_init: Any = ones,
         rngs: nnx.Rngs,
     ):
-        # `nnx.BatchNorm` has the same arithmetic in training, but takes twice as long to build.
+        # In training `nnx.BatchNorm` has the same arithmetic, but it takes twice as long to build.
         self.mean = nnx.BatchStat(zeros(None, (features,), jnp.float32))
         self.var = nnx.BatchStat(ones(None, (features,), jnp.float32))
         self.scale = nnx.Param(scale_init(rngs.params(), (features,), param_dtype))
@@ -71,23 +71,23 @@ class BatchNorm(nnx.Module):
         shape = (1,) * (x.ndim - 1) + (-1,)
         x, gain, bias = dtypes.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
         if not self.use_running_average:
-            whole = x.shape
+            input_shape = x.shape
             if self.group is not None:
                 x, shape = _grouped(x, self.group), (1, *shape)
-            axes = tuple(range(x.ndim - len(whole), x.ndim - 1))  # those of a group, or all
+            axes = tuple(range(x.ndim - len(input_shape), x.ndim - 1))  # within a group, or all
             exact = x.astype(_exact(x))
             mean = exact.mean(axes, keepdims=True)
             var = lax.square(exact - mean).mean(axes, keepdims=True)
             for old, new in ((self.mean, mean), (self.var, var)):
                 old[...] = self.momentum * old[...] + (1 - self.momentum) * new.reshape(-1, new.shape[-1]).mean(0)
             gain = lax.rsqrt(var + self.epsilon) * gain.reshape(shape)
-            return ((x - mean) * gain + bias.reshape(shape)).astype(x.dtype).reshape(whole)
-        # The statistics are constants here: one multiply-add per number, as in PyTorch. The factors are computed in
-        # float32, which matters in bfloat16.
+            return ((x - mean) * gain + bias.reshape(shape)).astype(x.dtype).reshape(input_shape)
+        # The statistics are constants here, so one multiply-add per element suffices, as in PyTorch. The factors are
+        # computed in float32, which matters in bfloat16.
         scale = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
         bias = self.bias[...] - self.mean[...] * scale
         affine = (scale.astype(x.dtype), bias.astype(x.dtype))
-        # The barrier stops XLA's CPU backend from computing the root again for each number.
+        # The barrier keeps XLA's CPU backend from recomputing the square root for each element.
         scale, bias = by_platform(*affine, cpu=lambda *c: lax.optimization_barrier(c), default=lambda *c: c)
         return x * scale.reshape(shape) + bias.reshape(shape)
 
@@ -98,12 +98,12 @@ class GroupNorm(nnx.GroupNorm):
     Wu and He, "Group Normalization", https://arxiv.org/abs/1803.08494
 
     Args:
-      features: c of the input [b, h, w, c].
+      features: channels c of the input [b, h, w, c].
       groups: number of groups.
       group_size: channels per group; replaces `groups`.
       epsilon: added to the variance.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of scale and bias.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of scale and bias.
       scale_init: initializer of the scale; zeros for the last norm of a residual branch.
       rngs: stream ``params``.
 
@@ -144,10 +144,10 @@ class LayerNorm(nnx.LayerNorm):
     Ba et al., "Layer Normalization", https://arxiv.org/abs/1607.06450
 
     Args:
-      features: c of the input [..., c].
+      features: channels c of the input [..., c].
       epsilon: added to the variance.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of scale and bias.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of scale and bias.
       rngs: stream ``params``.
 
     Example:
@@ -182,10 +182,10 @@ class RMSNorm(nnx.RMSNorm):
     Zhang and Sennrich, "Root Mean Square Layer Normalization", https://arxiv.org/abs/1910.07467
 
     Args:
-      features: c of the input [..., c].
+      features: channels c of the input [..., c].
       epsilon: added to the mean square.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of the scale.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of the scale.
       rngs: stream ``params``.
 
     Example:
@@ -212,13 +212,13 @@ class EvoNormS0(nnx.Module):
     Liu et al., "Evolving Normalization-Activation Layers", https://arxiv.org/abs/2004.02967
 
     Args:
-      features: c of the input [b, h, w, c].
+      features: channels c of the input [b, h, w, c].
       groups: number of groups.
       group_size: channels per group; replaces `groups`.
       epsilon: added to the variance.
       activation: if False, the layer only scales and shifts each channel, as in timm.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of scale, bias and v.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of scale, bias and v.
       rngs: not used; accepted because all norms are built by the same call.
 
     Example:
@@ -262,11 +262,11 @@ class FilterResponseNorm(nnx.Module):
     Singh and Krishnan, "Filter Response Normalization Layer", https://arxiv.org/abs/1911.09737
 
     Args:
-      features: c of the input [b, h, w, c].
+      features: channels c of the input [b, h, w, c].
       epsilon: added to the mean square.
       activation: if False, there is no ReLU.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of scale, bias and tau.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of scale, bias and tau.
       rngs: not used; accepted because all norms are built by the same call.
 
     Example:
@@ -304,9 +304,8 @@ def _groups(features: int, groups: int, group_size: int | None) -> int:
     """Returns the number of groups."""
     groups = features // group_size if group_size else groups
     if features % groups or (group_size and features % group_size):
-        raise ValueError(
-            f"groups: {features} channels cannot be divided into {group_size or groups}. Choose a divisor."
-        )
+        name, value = ("group_size", group_size) if group_size else ("groups", groups)
+        raise ValueError(f"{name}: got {value}, expected a divisor of {features} channels.")
     return groups
 
 

@@ -21,15 +21,15 @@ class PatchEmbed(nnx.Module):
     Args:
       image_size: size of the images in pixels: an integer, or (height, width).
       patch_size: size of a patch in pixels, in the same form. It must divide `image_size`.
-      in_channels: c of the images.
-      features: d of the tokens.
+      in_channels: channels c of the images.
+      features: width d of the tokens.
       use_bias: whether the projection has a bias.
       norm: norm of the tokens; None for no norm.
-      dynamic: accept images of any size that patches tile. `image_size` then only determines `grid_size`.
-      ignore_remainder: accept an `image_size` that patches do not tile. Pixels at the right and bottom that do not fill
-        a patch are ignored.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of the parameters.
+      dynamic: accept images of any size that `patch_size` divides. `image_size` then only determines `grid_size`.
+      ignore_remainder: accept an `image_size` that `patch_size` does not divide. Pixels at the right and bottom that do
+        not fill a patch are ignored.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of the parameters.
       rngs: stream ``params``.
 
     Attributes:
@@ -39,7 +39,7 @@ class PatchEmbed(nnx.Module):
       first_conv: path of the layer that takes the images.
 
     Raises:
-      UserError: the patches do not tile the image.
+      UserError: `patch_size` does not divide `image_size`.
 
     Example:
       >>> embed = PatchEmbed(32, 16, 3, 8, rngs=nnx.Rngs(0))
@@ -84,8 +84,8 @@ class PatchEmbed(nnx.Module):
         """Returns the tokens [b, n, d] of `images` [b, h, w, c], row by row.
 
         Raises:
-          UserError: the images have another size or number of channels than the layer was built for, or integer pixels;
-            with `dynamic`, patches do not tile the images.
+          UserError: the images have another size or number of channels than the layer was built for, or integer pixels.
+            With `dynamic`, `patch_size` must divide the size of the images.
         """
         sizes.check_images(images, self.in_channels, None if self.dynamic else self.image_size)
         if self.dynamic:
@@ -99,16 +99,15 @@ class PatchEmbed(nnx.Module):
 class PatchProjection(nnx.Module):
     """A convolution whose stride is its kernel size, computed as one matrix product.
 
-    ``kernel`` has the shape of a convolution's kernel, [p, q, c, d], so that loading and resampling of weights treat it
-    as one.
+    ``kernel`` has the shape of a convolution's kernel, [p, q, c, d], so that loading and resampling treat it as one.
 
     Args:
       patch_size: kernel size and stride: an integer, or (height, width).
-      in_channels: c of the images.
-      features: d of the output.
+      in_channels: channels c of the images.
+      features: width d of the output.
       use_bias: whether to add a bias.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of the parameters.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of the parameters.
       rngs: stream ``params``.
     """
 

@@ -36,7 +36,7 @@ def max_pool(x: jax.Array, *, stride: int = 2, padding: str = "torch") -> jax.Ar
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     pads = {"torch": ((1, 1), (1, 1)), "zero": ((0, 0), (0, 0)), "same": same_padding(x.shape[1:3], 3, stride)}[padding]
     # On CPU the gradient of reduce_window takes nine times as long as that of nine shifted maxima. The two differ only
-    # in how equal maxima share a gradient. After a ReLU, equal maxima are zeros, whose gradient is zero.
+    # in how tied maxima share a gradient. After a ReLU, ties are zeros, whose gradient is zero.
     return by_platform(
         x,
         cpu=functools.partial(_shifted_max, stride=stride, pads=pads),
@@ -153,10 +153,10 @@ def _global_max(x: jax.Array) -> jax.Array:
 
 
 def check_global_pool(kind: str, num_classes: int) -> None:
-    """Raises an error unless a convnet with `num_classes` classes can have the pooling `kind`.
+    """Raises an error unless a convnet with `num_classes` classes supports the pooling `kind`.
 
     Raises:
-      UserError: an unknown kind, or a head without pooling before it.
+      UserError: the kind is unknown, or there is a head but no pooling before it.
     """
     if kind not in GLOBAL_POOLS:
         raise unknown_name_error("global_pool", kind, GLOBAL_POOLS)

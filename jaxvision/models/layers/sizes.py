@@ -22,7 +22,7 @@ def require_int(what: str, value: Any, least: int) -> None:
       least: smallest valid value.
 
     Raises:
-      UserError: `value` is not an integer (a bool is not), or too small.
+      UserError: `value` is not an integer, is a bool, or is too small.
 
     >>> require_int("depth", 12, 1)
     """
@@ -60,14 +60,14 @@ def side(size: tuple[int, int]) -> Size:
 
 
 def check_divisible(image_size: Any, patch_size: Any) -> None:
-    """Raises an error unless patches of `patch_size` tile an image of `image_size`.
+    """Raises an error unless `patch_size` divides `image_size`.
 
     Args:
       image_size: pixels: an integer, or (height, width).
       patch_size: the same for a patch.
 
     Raises:
-      UserError: the message contains the nearest sizes that patches tile.
+      UserError: it does not. The message contains the nearest valid sizes.
     """
     image, patch = pair("image_size", image_size), pair("patch_size", patch_size)
     if any(n % p for n, p in zip(image, patch, strict=True)):
@@ -83,15 +83,15 @@ def check_divisible(image_size: Any, patch_size: Any) -> None:
 
 
 def check_images(images: jax.Array, in_channels: int, size: tuple[int, int] | None = None) -> None:
-    """Raises an error for images that a model cannot take, judged by shape and dtype.
+    """Raises an error if a model does not accept the shape or the dtype of `images`.
 
     Args:
       images: float [b, h, w, in_channels], normalized.
-      in_channels: channels that the model takes.
-      size: (height, width) that the model takes; None for any.
+      in_channels: channels that the model accepts.
+      size: (height, width) that the model accepts; None for any.
 
     Raises:
-      UserError: another shape, or an integer dtype, which means that the pixels are not normalized.
+      UserError: the shape differs, or the dtype is an integer, which means that the pixels are not normalized.
     """
     if images.ndim != 4 or images.shape[-1] != in_channels:
         raise UserError(

@@ -24,10 +24,10 @@ class SqueezeExcite(nnx.Module):
     """Scales each channel of [b, h, w, c] by a gate in (0, 1), with the names and widths of timm's ResNets.
 
     Args:
-      features: c.
-      ratio: hidden width as a share of c; the width is rounded to a multiple of 8.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of the parameters.
+      features: channels c of the input.
+      ratio: hidden width as a fraction of c, before rounding to a multiple of 8.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of the parameters.
       kernel_init: initializer of the kernels of both 1x1 convolutions.
       rngs: stream ``params``.
 
@@ -62,7 +62,7 @@ class SqueezeExciteReduce(nnx.Module):
     """Scales each channel of [b, h, w, c] by a gate in (0, 1), with the names of timm's EfficientNets.
 
     Args:
-      features: c.
+      features: channels c of the input.
       hidden: width between the two 1x1 convolutions.
       activation: function between them. In an EfficientNet it is the activation of the block.
       conv: function ``(in_features, out_features, kernel_size, use_bias=True)`` that returns a convolution.
@@ -88,15 +88,15 @@ class SqueezeExciteReduce(nnx.Module):
 
 
 class EfficientChannelAttention(nnx.Module):
-    """Scales each channel of [b, h, w, c] by a gate computed from the means of this and neighboring channels.
+    """Scales each channel of [b, h, w, c] by a gate computed from the means of the channel and its neighbors.
 
     Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks",
     https://arxiv.org/abs/1910.03151
 
     Args:
-      features: c. It determines the number of neighbors by the paper's rule; inputs may have another c.
-      dtype: of the computation; None for the promoted dtype of input and parameters.
-      param_dtype: of the parameters.
+      features: channels c, from which the paper's rule derives the number of neighbors. Inputs may have another c.
+      dtype: dtype of the computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of the parameters.
       rngs: stream ``params``.
 
     Example:
@@ -130,15 +130,16 @@ class GlobalContext(nnx.Module):
     """Scales each channel of [b, h, w, c] by a gate computed from a weighted mean over the image.
 
     Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond",
-    https://arxiv.org/abs/1904.11492. As in timm, the gate multiplies.
+    https://arxiv.org/abs/1904.11492. As in timm, the result of
+    the gate's MLP multiplies the channels instead of being added to them.
 
     Args:
-      features: c.
+      features: channels c of the input.
       hidden: width between the two 1x1 convolutions of the gate.
       activation: function between them.
       conv: function ``(in_features, out_features, kernel_size, use_bias=True)`` that returns a convolution.
-      dtype: of the norm's computation; None for the promoted dtype of input and parameters.
-      param_dtype: of the norm's parameters.
+      dtype: dtype of the norm's computation; None for the promoted dtype of input and parameters.
+      param_dtype: dtype of the norm's parameters.
       rngs: stream ``params``, for the norm.
 
     Example:

@@ -9,7 +9,7 @@ def make_divisible(value: float, divisor: int = 8, *, round_limit: float = 0.9) 
     Args:
       value: the desired number of channels.
       divisor: the result is a multiple of it.
-      round_limit: rounds up instead if the result would be less than this share of `value`.
+      round_limit: round up instead if the result would be less than this fraction of `value`.
 
     Example:
       >>> make_divisible(32 * 1.1), make_divisible(17.4), make_divisible(17.9), make_divisible(17.9, round_limit=0.0)

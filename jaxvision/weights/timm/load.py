@@ -1,4 +1,4 @@
-"""A file of timm's into a model."""
+"""Loading one of timm's weight files into a model."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def load_timm(
       head: ``"load"`` requires that the file's classifier fits. ``"fresh"`` keeps the model's own classifier, and
         initializes that of an abstract model. ``"auto"`` loads it unless the numbers of classes differ.
       published: whether the weights are timm's own. They were trained at the architecture's image size, so their
-        position embeddings are resampled even to a grid with as many positions. Those of another file that does not
-        state its grid are then used as they are.
-      rngs: streams ``params`` and ``dropout`` for what an abstract model cannot read from the file. Default:
-        ``nnx.Rngs(0)``.
+        position embeddings are resampled even to another grid with as many positions. Without `published`, position
+        embeddings with as many positions as the model's are used as they are, unless the file states their grid.
+      rngs: streams ``params`` and ``dropout`` for the parts of an abstract model that the file does not contain.
+        Default: ``nnx.Rngs(0)``.
 
     Raises:
-      UserError: no such file, a truncated one, weights of another architecture, or values that are not finite. The
-        model is unchanged.
+      UserError: the file is missing or truncated, its weights are those of another architecture, or values are not
+        finite. The model is unchanged.
 
     Example:
       >>> import pathlib, tempfile
@@ -108,7 +108,7 @@ def num_classes(path: str | Path | WeightFile, classifier: Sequence[str]) -> int
       classifier: dotted names of the layers that may be the head, such as ``model.classifier_names``.
 
     Raises:
-      UserError: no such file, or a truncated one.
+      UserError: the file is missing or truncated.
     """
     file = files.open_weights(path)
     heads = {f"{attribute}.weight" for attribute in classifier}.intersection(file.shapes)
@@ -132,13 +132,13 @@ def _check_dtypes(file: WeightFile, shapes: Shapes) -> None:
 
 
 def _placed(tensor: np.ndarray, old: Any, *, what: str) -> jax.Array:
-    """Returns `tensor` with the dtype and the sharding of `old`; without one, JAX chooses the device.
+    """Returns `tensor` with the dtype and the sharding of `old`. If `old` has no sharding, JAX chooses the device.
 
     A process reads only the parts for its own devices. Casting a strided view copies it several times faster than
     numpy's copy would.
 
     Raises:
-      UserError: values that are not finite.
+      UserError: values are not finite.
     """
 
     def part(index: Any) -> np.ndarray:
@@ -146,7 +146,7 @@ def _placed(tensor: np.ndarray, old: Any, *, what: str) -> jax.Array:
             value = tensor[index].astype(old.dtype, copy=False)
         if not _is_finite(value):
             raise _not_finite_error(what, tensor[index], value)
-        # On a CPU, JAX may adopt aligned memory without a copy, and that must not be the memory of the file.
+        # On a CPU, JAX may use aligned memory without a copy, and that must not be the memory of the file.
         return value.copy() if value.base is not None and value.flags.c_contiguous else value
 
     sharding = getattr(old, "sharding", None) if getattr(old, "committed", True) else None
@@ -175,7 +175,7 @@ def _not_finite_error(what: str, stored: np.ndarray, cast: np.ndarray) -> UserEr
 
 
 def _fill_remaining(model: Model, fresh: Mapping[str, nnx.Variable], rngs: nnx.Rngs) -> None:
-    """Gives an abstract model what no file contains: a fresh head, and the state of its random streams."""
+    """Initializes the leaves of an abstract model that no file contains: a fresh head, and the random state."""
     old = {name: leaf.get_raw_value() for name, leaf in fresh.items()}
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in old.values()):
         model.reset_classifier(model.num_classes, rngs=rngs)

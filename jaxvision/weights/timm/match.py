@@ -1,4 +1,4 @@
-"""Which tensor of a file fills which leaf of a model, and how it is adapted on the way."""
+"""Matches the tensors of a file to the leaves of a model, and chooses how to adapt each tensor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Adapter = Callable[[np.ndarray], np.ndarray]
 def match_tensors(
     model: Any, file: WeightFile, targets: Mapping[str, nnx.Variable], shapes: Shapes, *, published: bool
 ) -> dict[str, Adapter]:
-    """Returns for each leaf the function that makes its tensor fit.
+    """Returns, for each leaf, the function that adapts its tensor.
 
     Args:
       model: the model to fill.
@@ -39,7 +39,8 @@ def match_tensors(
     Raises:
       UserError: leaves and tensors do not match one to one.
     """
-    if getattr(model, "attn_pool", ...) is None:  # as in timm, a model that pools in another way takes SigLIP's weights
+    # As in timm, a model without attention pooling loads the other weights of one that has it (SigLIP).
+    if getattr(model, "attn_pool", ...) is None:
         shapes = {key: shape for key, shape in shapes.items() if not key.startswith("attn_pool.")}
     grid = _find_grid(model, file, shapes, published)
     adapters: dict[str, Adapter] = {}
@@ -53,7 +54,7 @@ def match_tensors(
             adapters[name] = lambda tensor: tensor
         elif (adapter := _adapter(model, name, shapes[key], wanted, grid)) is not None:
             # Weights for 3 channels are meant to be adapted; others were trained on another kind of image.
-            unusual = _sees_image(model, name) and shapes[key][1] not in (3, wanted[1])
+            unusual = _is_first_kernel(model, name) and shapes[key][1] not in (3, wanted[1])
             level = logging.WARNING if unusual else logging.INFO
             logger.log(level, "%s: adapting %s from %s to %s", file.path.name, key, list(shapes[key]), list(wanted))
             adapters[name] = adapter
@@ -95,17 +96,17 @@ def _mismatch_error(
 def _adapter(
     model: Any, name: str, shape: tuple[int, ...], wanted: tuple[int, ...], grid: tuple[int, int] | None
 ) -> Adapter | None:
-    """Returns the function that makes a tensor of `shape` fit `wanted`; None where there is no sound one."""
+    """Returns the function that adapts a tensor from `shape` to `wanted`; None if there is no such function."""
     if len(shape) != len(wanted) or shape[0] != wanted[0]:
         return None
     if name == "pos_embed" and shape[2] == wanted[2] and hasattr(model, "grid_size"):
         options = {"old": grid, "new": model.grid_size, "interpolation": model.interpolation}
         return lambda tensor: adapt.position_grid(tensor, wanted[1], prefix=_prefix_positions(model), **options)
     is_patch_kernel = name == "patch_embed.proj.kernel" and hasattr(model, "interpolation")
-    sees_image = _sees_image(model, name)
-    if not (is_patch_kernel or sees_image):
+    is_first_kernel = _is_first_kernel(model, name)
+    if not (is_patch_kernel or is_first_kernel):
         return None
-    if (shape[1] != wanted[1] and not sees_image) or (shape[2:] != wanted[2:] and not is_patch_kernel):
+    if (shape[1] != wanted[1] and not is_first_kernel) or (shape[2:] != wanted[2:] and not is_patch_kernel):
         return None
 
     def adapter(tensor: np.ndarray) -> np.ndarray:
@@ -117,7 +118,7 @@ def _adapter(
     return adapter
 
 
-def _sees_image(model: Any, name: str) -> bool:
+def _is_first_kernel(model: Any, name: str) -> bool:
     return name == f"{model.first_conv}.kernel"
 
 
@@ -128,11 +129,13 @@ def _prefix_positions(model: Any) -> int:
 def _find_grid(model: Any, file: WeightFile, shapes: Shapes, published: bool) -> tuple[int, int] | None:
     """Returns the rows and columns of a file's position embeddings; None if unknown, and callers assume a square.
 
-    1. A file of `save_timm` states them.
-    2. The grid of the architecture's own image size, if it has as many positions.
-    3. The model's grid, if it has as many positions. It is preferred to 2 unless the weights are published ones.
+    The first of these grids that has as many positions as the file:
 
-    The last two rules are timm's.
+    1. the grid in the file's metadata, which `save_timm` writes,
+    2. the grid at the architecture's own image size,
+    3. the model's grid.
+
+    Unless the weights are published ones, 3 comes before 2. Rules 2 and 3 are timm's.
     """
     if len(shapes.get("pos_embed", ())) != 3 or not hasattr(model, "grid_size"):
         return None

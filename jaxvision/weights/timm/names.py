@@ -1,4 +1,4 @@
-"""timm's names and layouts: of the tensors in a weight file, and of a model's arguments.
+"""timm's names and layouts for the tensors in a weight file, and its names for model arguments.
 
 The attributes of a model have timm's names, so the dotted path of a leaf is almost the key of timm's tensor. Only the
 last segment and the order of a kernel's axes differ:
@@ -9,7 +9,7 @@ last segment and the order of a kernel's axes differ:
     layer1.0.bn1.mean      [c]                         layer1.0.bn1.running_mean
     pos_embed, cls_token, blocks.0.ls1.gamma           the same
 
-No family needs a table of its own: the leaves of a model determine which tensors a file must contain.
+No family needs its own table, because the leaves of a model determine which tensors a file must contain.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from jaxvision.models.base import Model
 from jaxvision.models.layers.frozen import Frozen
 
 _LAST_SEGMENT = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-# PyTorch's BatchNorm counts its batches under this name. Nothing reads the count.
+# PyTorch's BatchNorm counts its batches under this name. The count is not used.
 COUNTER = "num_batches_tracked"
-# Metadata key for the rows and columns of a ViT's position embeddings, such as "4x25": their number does not
+# Metadata key for the rows and columns of a ViT's position embeddings, such as "4x25". The number of positions does not
 # determine them.
 GRID = "jaxvision.grid"
 
@@ -53,7 +53,7 @@ OURS = {
     "depth": "depth",
     "num_heads": "num_heads",
 }
-# Options that change nothing in a model that is already built.
+# Options without effect on a model that is already built.
 _ONLY_AT_CONSTRUCTION = ("interpolation", "ignore_remainder")
 
 
@@ -88,7 +88,7 @@ def timm_shape(leaf_name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def weights(model: Model) -> dict[str, nnx.Variable]:
-    """Returns the Variables that a weight file contains, by dotted name: parameters, also frozen ones, and statistics.
+    """Returns the Variables that a weight file contains, by dotted name: parameters, frozen or not, and statistics.
 
     Random state, LoRA factors and intermediates are not part of a file.
     """
@@ -100,10 +100,10 @@ def weights(model: Model) -> dict[str, nnx.Variable]:
 
 
 def check_model(model: Any) -> None:
-    """Raises unless `model` is a `Model`.
+    """Raises an error unless `model` is a `Model`.
 
     Raises:
-      UserError: a `FeatureExtractor` or another object.
+      UserError: `model` is a `FeatureExtractor` or another object.
     """
     if not isinstance(model, Model):
         is_wrapper = isinstance(getattr(model, "model", None), Model)
@@ -132,7 +132,7 @@ def timm_arguments(model: Model) -> dict[str, Any]:
 
 
 def unknown_to_timm(model: Model) -> dict[str, Any]:
-    """Returns the options of a model that timm has no argument for: timm builds another model without them.
+    """Returns the options of a model that timm has no argument for. timm cannot build the same model.
 
     Example:
       >>> from jaxvision.models import registry

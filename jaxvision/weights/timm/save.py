@@ -1,4 +1,4 @@
-"""A model's weights into a file that timm loads."""
+"""Saving the weights of a model in a file that timm loads."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from jaxvision.weights.timm.names import COUNTER, GRID, check_model, timm_axes, 
 def save_timm(model: Any, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
     """Writes the weights of `model` as a safetensors file that timm loads with ``strict=True``.
 
-    The file is written in full or not at all: an earlier file of the same name survives a full disk and a crash. The
-    metadata of a ViT's file include the rows and columns of its position embeddings, which `load_timm` reads and timm
+    Writing is atomic: if the disk is full or the process crashes, an earlier file of the same name is unchanged. The
+    metadata of a ViT's file includes the rows and columns of its position embeddings, which `load_timm` reads and timm
     ignores.
 
     Args:
       model: any `Model`. Frozen leaves are saved as well, each leaf in its own dtype.
       path: the file to write, ``*.safetensors``. Its folder is created.
-      metadata: further key-value pairs for the file. Default: none.
+      metadata: additional key-value pairs for the file. Default: none.
 
     Raises:
-      UserError: another suffix (timm would read the file as a pickle), a model with LoRA factors, or a file that cannot
-        be written.
+      UserError: the suffix is another one (timm would read the file as a pickle), the model has LoRA factors, or the
+        file cannot be written.
 
     Example:
       >>> import jaxvision, pathlib, tempfile
