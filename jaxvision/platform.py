@@ -1,4 +1,4 @@
-"""The same numbers in another way on another platform, chosen when the program is compiled for it."""
+"""Two implementations of the same arithmetic, one of them for CPUs; the choice is made at compilation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _KNOWN: ContextVar[str | None] = ContextVar("platform", default=None)
 def by_platform(*args: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
     """Returns ``cpu(*args)`` on a CPU and ``default(*args)`` elsewhere.
 
-    The choice is made when XLA is handed the program, so that one exported program is right for every platform; within
-    `compiled_for` it is made at once.
+    XLA chooses when it compiles, so one exported program holds the right implementation for every platform. Within
+    `compiled_for`, the choice is made while tracing.
 
     >>> int(by_platform(1, cpu=lambda x: x + 1, default=lambda x: x + 1))
     2

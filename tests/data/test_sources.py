@@ -168,7 +168,7 @@ def test_other_files_are_counted_and_ignored(tmp_path):
         (lambda root: make_folder(root, ["a", "b"], count=1), "got one image per class, expected at least two"),
         (
             lambda root: make_folder(root / "images", ["a", "b"]),
-            "got the classes ['images'], expected two or more",
+            r"got the classes \['images'\], expected two or more",
         ),
     ],
 )
