@@ -35,6 +35,11 @@ def abstract(architecture: str, **options) -> nnx.Module:
     return registry.build_abstract(architecture, **options)
 
 
+@jax.jit
+def features_and_logits(model: nnx.Module, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return model.forward_features(images), model(images)
+
+
 def parameters(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     state = nnx.state(model, nnx.Param)
     return dict(zip(tree.names(state), (x.shape for x in jax.tree.leaves(state)), strict=True))
@@ -80,13 +85,12 @@ def test_catalog_and_model_agree(architecture: str) -> None:
 def test_logits_features_and_head_fit_together(family: str) -> None:
     model = create_model(TINY[family], num_classes=5, image_size=64, seed=3)
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
-    logits = model(images)
+    features, logits = features_and_logits(model, images)
     assert logits.shape == (2, 5)
     assert logits.dtype == jnp.float32
-    features = model.forward_features(images)
     np.testing.assert_allclose(model.forward_head(features), logits, rtol=1e-6, atol=1e-6)
     assert model.forward_head(features, pre_logits=True).ndim == 2
-    np.testing.assert_array_equal(model(images), logits)  # evaluation is deterministic
+    np.testing.assert_array_equal(features_and_logits(model, images)[1], logits)  # evaluation is deterministic
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -95,8 +99,9 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters(family: str) -> No
     full = create_model(TINY[family], num_classes=5, image_size=64)
     half = create_model(TINY[family], num_classes=5, image_size=64, dtype="bfloat16")
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(nnx.state(half, nnx.Param)))
-    assert half.forward_features(images).dtype == jnp.bfloat16
-    a, b = np.asarray(full(images)), np.asarray(half(images), np.float32)
+    (_, a), (features, b) = (features_and_logits(model, images) for model in (full, half))
+    assert features.dtype == jnp.bfloat16
+    a, b = np.asarray(a), np.asarray(b, np.float32)
     # bfloat16 has 8 bits: a few percent of the logits' scale after a dozen layers.
     assert np.abs(a - b).max() <= 0.05 * max(np.abs(a).max(), 1e-3) + 1e-3
 

@@ -69,8 +69,8 @@ class ResNet(Model):
 
     Example:
       >>> model = ResNet(depths=(1, 1, 1, 1), block="basic", num_classes=10, rngs=nnx.Rngs(0))
-      >>> model(jnp.zeros((2, 64, 64, 3))).shape, model.forward_features(jnp.zeros((2, 64, 64, 3))).shape
-      ((2, 10), (2, 2, 2, 512))
+      >>> model(jnp.zeros((2, 64, 64, 3))).shape, model.num_features
+      ((2, 10), 512)
     """
 
     classifier_names = ("fc",)

@@ -94,8 +94,8 @@ class ResNetV2(Model):
 
     Example:
       >>> model = ResNetV2(depths=(1, 1), widths=(128, 256), num_classes=10, rngs=nnx.Rngs(0))
-      >>> model(jnp.zeros((2, 64, 64, 3))).shape, model.forward_features(jnp.zeros((2, 64, 64, 3))).shape
-      ((2, 10), (2, 8, 8, 256))
+      >>> model(jnp.zeros((2, 64, 64, 3))).shape, model.num_features
+      ((2, 10), 256)
     """
 
     classifier_names = ("head.fc",)

@@ -22,7 +22,7 @@ import pytest
 from flax import nnx
 from golden import fill
 from safetensors.numpy import save_file
-from support.kinds import KINDS, every_architecture
+from support.kinds import KINDS, REPRESENTATIVE, every_architecture
 from support.paths import TESTS
 
 from jaxvision.models import registry
@@ -34,28 +34,17 @@ FILE = json.loads((TESTS / "golden" / "golden.json").read_text(encoding="utf-8")
 GOLDEN = FILE["golden"]
 
 
-# The models of the ordinary suite, chosen so that most kinds of stem, norm, attention, pooling and convolution occur.
-_QUICK = """
-test_resnet resnet10t resnet50 resnet50_gn resnetblur18 ecaresnet26t resnetrs50
-resnetv2_18 resnetv2_50d_evos resnetv2_50d_frn resnetv2_50x1_bit
-test_vit test_vit2 test_vit3 test_vit4 deit_tiny_distilled_patch16_224 vit_small_patch14_reg4_dinov2 flexivit_small
-vit_xsmall_patch16_clip_224 vit_pwee_patch16_reg1_gap_256 vit_tiny_r_s16_p8_224 vit_base_patch32_siglip_256
-test_efficientnet test_efficientnet_gn test_efficientnet_ln test_efficientnet_evos mobilenetv1_100 tinynet_e
-mobilenet_edgetpu_v2_xs tf_efficientnet_lite0 tf_efficientnetv2_b0 efficientnet_x_b3 efficientnet_cc_b0_4e mixnet_s
-"""
-QUICK = set(_QUICK.split())
-
-
 def cases() -> list:
-    """Returns (architecture, size of the image) for each row; `QUICK` names the models whose small image is quick."""
+    """Returns (architecture, size of the image) for each row; the small images of `REPRESENTATIVE` are quick."""
     found, native = [], set()
     for row in GOLDEN:
         architecture, size = row.split()
-        quick = architecture in native & QUICK  # the first row of an architecture has its own image size
+        quick = (
+            architecture in native and architecture in REPRESENTATIVE
+        )  # the first row of an architecture has its own image size
         native.add(architecture)
         marks = [] if quick else [pytest.mark.slow]
         found.append(pytest.param(architecture, int(size), id=row.replace(" ", "-"), marks=marks))
-    assert native >= QUICK
     return found
 
 

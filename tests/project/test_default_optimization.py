@@ -19,7 +19,18 @@ MODELS = [
     "models/test_golden.py::test_logits_match_timm[test_vit-64]",
     "models/test_golden.py::test_logits_match_timm[test_efficientnet-75]",
 ]
-LAYERS = ["models/test_layers.py"]
+LAYERS = [
+    f"models/test_layers.py::{name}"
+    for name in (
+        "test_depthwise_values_and_gradients_match_xla",
+        "test_grouped_values_and_gradients_match_xla",
+        "test_convolutions_of_tiny_images_match_xla",
+        "test_norms_compute_in_bfloat16_with_statistics_in_float32",
+        "test_batch_norm_in_evaluation_matches_the_formula",
+        "test_squeeze_excite_by_hand",
+        "test_max_pool_on_every_platform",
+    )
+]
 
 
 @pytest.mark.parametrize("tests", [STEP, MODELS, LAYERS], ids=["step", "models", "layers"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -45,6 +46,7 @@ ALLOWED = {("models", "create")}
 SIBLINGS = {("main", "cli"), ("tree", "errors"), ("extend", "errors")}
 
 
+@functools.cache
 def edges() -> set[tuple[str, str]]:
     found = set()
     for file in PACKAGE.rglob("*.py"):

@@ -173,9 +173,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     return of
 
 
-@pytest.mark.parametrize(
-    "moment", ["trains", *(pytest.param(name, marks=pytest.mark.slow) for name in ("compiles", "evaluates", "saves"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["compiles", "trains", "evaluates", "saves"])
 def test_sigterm(moment: str, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends within 15 s with status 75, even after five signals; resuming gives bit-identical results."""
     workdir = tmp_path / "run"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from PIL import Image
 from support.quick import quick
 
 from jaxvision import run
-from jaxvision.errors import UserError
+from jaxvision.errors import Preempted, UserError
 from jaxvision.run import program
 from jaxvision.run.config import load
 from jaxvision.run.loop import Patience
@@ -32,24 +35,28 @@ def test_a_resumed_run_has_the_same_bits(
     assert sorted(found[1] for found in compiled if found) == ["eval_step", "train_step"]
     assert (tmp_path / "uninterrupted" / "metrics.jsonl").read_text().count('"split": "test"') == 2
 
-    real, calls = program.make_train_step, 0
+    # Stopped by SIGTERM at the fourth step, which saves, and by Ctrl-C at the third step after that, which does not.
+    def start_and_interrupt(at: int, interrupt: Callable[[], None]) -> None:
+        real, calls = program.make_train_step, itertools.count(1)
 
-    def interrupted(*args, **kwargs):
-        step = real(*args, **kwargs)
+        def make_interrupted_step(*args: Any, **kwargs: Any) -> Callable:
+            step = real(*args, **kwargs)
 
-        def counted(state, batch):
-            nonlocal calls
-            calls += 1
-            if calls == 6:
-                raise KeyboardInterrupt
-            return step(state, batch)
+            def interrupted_step(state: Any, batch: Any) -> Any:
+                if next(calls) == at:
+                    interrupt()
+                return step(state, batch)
 
-        return counted
+            return interrupted_step
 
-    with monkeypatch.context() as patched:
-        patched.setattr(program, "make_train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patched:
+            patched.setattr(program, "make_train_step", make_interrupted_step)
             run.train(quick("resnet", **options), tmp_path / "parts")
+
+    with pytest.raises(Preempted, match="stopped by SIGTERM at step 4"):
+        start_and_interrupt(4, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        start_and_interrupt(3, lambda: signal.raise_signal(signal.SIGINT))
     parts = run.train(quick("resnet", **options), tmp_path / "parts")
     assert parts == uninterrupted
     a, b = ((tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("uninterrupted", "parts"))

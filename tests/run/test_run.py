@@ -91,9 +91,8 @@ def test_timm_reads_the_export(finished: Path) -> None:
     np.testing.assert_allclose(classifier.model(images), theirs, atol=1e-4 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("family", ["vit", "efficientnet"])
-def test_every_family_runs(family: str, tmp_path: Path) -> None:
-    result = run.train(quick(family), tmp_path)
+def test_an_efficientnet_runs(tmp_path: Path) -> None:  # the other tests train a ResNet and a ViT
+    result = run.train(quick("efficientnet"), tmp_path)
     assert np.isfinite(result["loss"])
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
@@ -124,9 +123,9 @@ def test_validation_data_stop_early_and_choose_the_best(tmp_path: Path) -> None:
 
 
 def test_eight_devices_learn_what_one_does(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    one = run.train(quick("resnet"), tmp_path / "one")
+    one = run.train(quick("resnet", train={"steps": 2}), tmp_path / "one")
     assert "warning: config.mesh uses 1 of 8 devices" in capsys.readouterr().out
-    eight = run.train(quick("resnet", mesh={"data": 8}), tmp_path / "eight")
+    eight = run.train(quick("resnet", mesh={"data": 8}, train={"steps": 2}), tmp_path / "eight")
     text = capsys.readouterr().out
     assert "warning: config.mesh" not in text
     held, whole = re.search(r"mesh +data=8; ([\d.]+) of ([\d.]+) MiB of state on each device", text).groups()

@@ -1,6 +1,7 @@
-"""The architectures that the ordinary tests take for all: every kind of part of every family, as small as it comes.
+"""The architectures that stand for all: `KINDS` has every kind of part of every family, as small as it comes.
 
-The others differ from these in depth, width and size alone; with ``--slow`` they are tested, too.
+The others differ from these only in depth, width and size. The ordinary suite tests `REPRESENTATIVE`, about half of the
+kinds; ``--slow`` tests all architectures.
 """
 
 from __future__ import annotations
@@ -29,8 +30,24 @@ efficientnet_cc_b0_4e efficientnet_x_b3 efficientnet_blur_b0 efficientnet_b0_g8_
 """
 KINDS = _KINDS.split()
 
+# Chosen so that most kinds of stem, norm, attention, pooling and convolution occur.
+_REPRESENTATIVE = """
+test_resnet resnet10t resnet50 resnet50_gn resnetblur18 ecaresnet26t resnetrs50
+
+resnetv2_18 resnetv2_50d_evos resnetv2_50d_frn resnetv2_50x1_bit
+
+test_vit test_vit2 test_vit3 test_vit4 deit_tiny_distilled_patch16_224 vit_small_patch14_reg4_dinov2 flexivit_small
+vit_xsmall_patch16_clip_224 vit_pwee_patch16_reg1_gap_256 vit_tiny_r_s16_p8_224 vit_base_patch32_siglip_256
+
+test_efficientnet test_efficientnet_gn test_efficientnet_ln test_efficientnet_evos mobilenetv1_100 tinynet_e
+mobilenet_edgetpu_v2_xs tf_efficientnet_lite0 tf_efficientnetv2_b0 efficientnet_x_b3 efficientnet_cc_b0_4e mixnet_s
+"""
+REPRESENTATIVE = _REPRESENTATIVE.split()
+assert set(REPRESENTATIVE) <= set(KINDS)
+
 
 def every_architecture() -> list:
-    """Returns all names as parameters of a test; those that are no kind of their own are slow."""
+    """Returns all names as parameters of a test; those that are not representative are slow."""
     assert set(KINDS) <= set(registry.architectures())
-    return [pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow]) for name in registry.architectures()]
+    marks = {name: [] if name in REPRESENTATIVE else [pytest.mark.slow] for name in registry.architectures()}
+    return [pytest.param(name, marks=each) for name, each in marks.items()]
