@@ -17,7 +17,7 @@ from jaxvision.errors import UserError, unknown_name_error
 
 
 def resolve(what: str, name: str | Callable[..., Any], builtin: Mapping[str, Any]) -> Callable[..., Any]:
-    """Returns the function that `name` stands for.
+    """Returns the function that `name` refers to.
 
     Args:
       what: what the function is, for messages, such as ``"loss"``.

@@ -33,7 +33,7 @@ class Cost:
     """Cost of one stage, or of a whole model, for one image.
 
     Attributes:
-      name: of the stage.
+      name: name of the stage.
       parameters: number of parameters, including frozen ones, without BatchNorm statistics.
       weight_bytes: bytes of parameters and statistics, as in a file.
       multiply_adds: of convolutions, linear layers, norms and global average pooling. BatchNorm counts 2 for an element
@@ -63,10 +63,10 @@ class ModelInfo:
     """Cost of a model by stage. Its text form is a table.
 
     Attributes:
-      name: of the architecture.
+      name: name of the architecture.
       image_size: side of the image in pixels.
       in_channels: channels of the image.
-      num_classes: of the head.
+      num_classes: number of classes of the head.
       stages: in order, from the image to the head.
       total: sum of the stages.
     """
@@ -210,7 +210,7 @@ def operations(jaxpr: core.Jaxpr) -> int:
     The body of a scan counts as often as it runs. Additions, activations and norms do not count.
 
     Args:
-      jaxpr: of the program, from `jax.make_jaxpr`.
+      jaxpr: the program, from `jax.make_jaxpr`.
 
     Example:
       >>> def f(w, x):

@@ -108,7 +108,7 @@ def overlay(image: np.ndarray, heat: Any, *, opacity: float = 0.6, colors: str =
     Args:
       image: uint8 [h, w, 3].
       heat: float [grid height, grid width] in [0, 1], such as one map of `explain`. It is enlarged to the image.
-      opacity: of the heat map where it is 1, in [0, 1]. Where it is 0 the image shows through, darkened.
+      opacity: opacity of the overlay where the heat map is 1, in [0, 1]. Where the map is 0, the image is darkened.
       colors: name of a matplotlib color map. The default is perceptually uniform and also readable in gray.
 
     Returns:

@@ -117,8 +117,8 @@ def random_rectangles(
 
     Args:
       u: random numbers in [0, 1), [32].
-      height: of the image, in pixels.
-      width: of the image, in pixels.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
       area: smallest and largest share of the image's area.
       ratio: smallest and largest width / height. Its logarithm is drawn uniformly.
     """

@@ -81,8 +81,8 @@ def random_box(
     rectangles that fits, else the largest centered rectangle of an allowed shape.
 
     Args:
-      height: of the image, in pixels.
-      width: of the image, in pixels.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
       rng: the random generator.
       scale: smallest and largest share of the image's area.
       ratio: smallest and largest width / height. Its logarithm is drawn uniformly.

@@ -82,7 +82,7 @@ def augment_batch(
       batch: ``image`` uint8 [b, h, w, c], ``label`` int32 [b], ``index`` int32 [b] (of the image in its dataset) and
         ``mask`` bool [b], False for padding.
       name: your own augmentation, a callable or ``"package.module:function"``; see `augmentation_function`.
-      seed: of the run.
+      seed: the run's seed.
       step: number of the training step.
       num_classes: length of the targets.
       image_size: side of the resulting images, in pixels.

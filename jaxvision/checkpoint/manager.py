@@ -40,7 +40,7 @@ class Restored(NamedTuple):
       step: number of steps done when it was saved.
       state: the state on the devices, with the requested shardings.
       position: position in the data, as passed to `Checkpoints.save`.
-      metrics: of the evaluation at that step; empty if there was none.
+      metrics: results of the evaluation at that step; empty if there was none.
     """
 
     step: int

@@ -30,8 +30,8 @@ def check_shapes(saved: Shapes, wanted: Shapes, folder: epath.Path) -> None:
     """Checks that a checkpoint holds the wanted leaves. It may hold more parts, such as the optimizer.
 
     Args:
-      saved: of the checkpoint, from `leaf_shapes`.
-      wanted: of the state to restore.
+      saved: shapes in the checkpoint, from `leaf_shapes`.
+      wanted: shapes of the state to restore.
       folder: the checkpoint, for the message.
 
     Raises:

@@ -77,7 +77,7 @@ class Dataset(ABC):
         Args:
           batch_size: images per batch, over all processes.
           image_size: side of the model's input, in pixels.
-          seed: of the order and of the crops.
+          seed: seed of the order and of the crops.
           start_step: the first step; in a resumed run, the step of the checkpoint.
           stop_step: one past the last step.
           crop: options of `jaxvision.augment.host.train_crop`, for workers. None resizes the shorter side and crops

@@ -165,7 +165,7 @@ def stratified_split(labels: np.ndarray, fraction: float, *, seed: int) -> tuple
     Args:
       labels: int [n].
       fraction: share of each class that is held out, in (0, 1).
-      seed: of the random choice.
+      seed: seed of the random choice.
 
     >>> kept, held = stratified_split(np.array([0] * 10 + [1] * 10), 0.2, seed=0)
     >>> len(kept), len(held)

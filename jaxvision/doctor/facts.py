@@ -160,7 +160,7 @@ def examine(workdir: str | Path = "runs", *, seconds: float = 180.0) -> Facts:
 
 
 def extras_of(requirement: Requirement) -> list[str]:
-    """Returns the extras under which a requirement applies, among those of JAX; ``""`` stands for no extra.
+    """Returns the extras under which a requirement applies, among those of JAX; ``""`` means no extra.
 
     Example:
       >>> extras_of(Requirement('libtpu==0.0.42.*; extra == "tpu"')), "" in extras_of(Requirement("numpy"))

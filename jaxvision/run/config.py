@@ -211,7 +211,7 @@ def _own_parameters(section: Section) -> dict[str, inspect.Parameter]:
 
 
 def _chosen_parameters(section: Section, chosen: Any) -> dict[str, inspect.Parameter]:
-    """Returns the keys that the section has because of the function that `chosen` stands for."""
+    """Returns the keys that the section has because of the function that `chosen` refers to."""
     choice = section.choice
     function = None if choice is None or chosen is None else choice.function(chosen)
     if choice is None or function is None:

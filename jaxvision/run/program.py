@@ -40,7 +40,7 @@ class Program:
       create: makes the training state of a model.
       graph: structure of the state.
       abstract: shapes of the state.
-      shardings: of the state, leaf by leaf.
+      shardings: sharding of each leaf of the state.
       step: (state, batch) -> (state, metrics), from `make_train_step`.
       batch: shapes of a batch over all devices.
     """

@@ -29,7 +29,7 @@ class Choice(NamedTuple):
 
     Attributes:
       key: the key that holds the name.
-      function: returns the function that a name stands for, or None for a built-in whose arguments are keys already.
+      function: returns the function that a name refers to, or None for a built-in whose arguments are keys already.
       passed: arguments of the function that jaxvision passes by keyword, so that they are not keys.
       positional: number of leading arguments that jaxvision passes by position.
       optional: whether the further keys default to None, which leaves an argument out. A model's defaults depend on its

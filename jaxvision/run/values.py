@@ -15,7 +15,7 @@ def parse(text: str, annotation: Any) -> Any:
 
     Args:
       text: such as ``"1e-3"``, ``"True"``, ``"(0.9, 0.99)"``, ``"None"``, or a string without quotes.
-      annotation: of the argument.
+      annotation: type annotation of the argument.
 
     Example:
       >>> parse("5", int), parse("5", str), parse("true", bool), parse("0.9,0.99", tuple[float, float])

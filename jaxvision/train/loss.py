@@ -81,7 +81,7 @@ def make_loss(
 
 
 def loss_function(kind: str | Callable[..., Loss]) -> Callable[..., Loss] | None:
-    """Returns your own function that `kind` stands for, or None for a built-in loss.
+    """Returns the user's function that `kind` refers to, or None for a built-in loss.
 
     Args:
       kind: as for `make_loss`.

@@ -69,7 +69,7 @@ def create_optimizer(
       epsilon: added to the denominator of these. Default 1e-8; ``lamb`` 1e-6.
       mu_dtype: dtype of the first moment, such as ``"bfloat16"``, which saves two bytes per parameter. Of ``adamw``,
         ``lamb``, ``muon`` and functions that take it. None: the dtype of the parameter.
-      **options: further keyword arguments of the function that `name` stands for.
+      **options: further keyword arguments of the function that `name` refers to.
 
     Raises:
       UserError: `name` is unknown, the optimizer does not take an option, or a number is out of range.
@@ -107,7 +107,7 @@ def create_optimizer(
 def optimizer_function(
     name: str | Callable[..., optax.GradientTransformation],
 ) -> Callable[..., optax.GradientTransformation] | None:
-    """Returns the function that `name` stands for, or None for a built-in optimizer.
+    """Returns the function that `name` refers to, or None for a built-in optimizer.
 
     Args:
       name: as for `create_optimizer`.

@@ -86,7 +86,7 @@ def make_schedule(
 
 
 def schedule_function(name: str | Callable[..., optax.Schedule]) -> Callable[..., optax.Schedule] | None:
-    """Returns your own function that `name` stands for, or None for a built-in schedule.
+    """Returns the user's function that `name` refers to, or None for a built-in schedule.
 
     Args:
       name: as for `make_schedule`.

@@ -111,7 +111,7 @@ def gather_model(graph: nnx.GraphDef, state: nnx.State, shardings: Any) -> nnx.M
     still be exported.
 
     Args:
-      graph: of the state, from `abstract_state`.
+      graph: graph definition of the state, from `abstract_state`.
       state: of training, sharded.
       shardings: of every leaf of `state`.
     """

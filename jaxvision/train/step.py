@@ -45,7 +45,7 @@ def make_train_step(
         train.
       mesh: the devices. The batch is split over its batch axes. BatchNorm normalizes over the whole batch on any number
         of devices, because the compiler splits a program that is written for the whole batch.
-      shardings: of the state, from `state_shardings`.
+      shardings: shardings of the state, from `state_shardings`.
       loss: from `make_loss`.
       prepare: from the batch of the pipeline and the number of updates so far to images and targets, such as
         augmentation. It runs inside the step. Key random numbers by (seed, step, index of the image), so that a resumed

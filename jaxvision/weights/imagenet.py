@@ -10,7 +10,7 @@ def class_names(num_classes: int = 1000) -> tuple[str, ...]:
     """Returns a short name for each class of a published head.
 
     Args:
-      num_classes: width of the head. 1000 stands for ImageNet-1k, whose classes have the same order in every published
+      num_classes: width of the head. 1000 means ImageNet-1k, whose classes have the same order in every published
         head. The classes of any other head are numbered.
 
     Example:
