@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -36,6 +37,7 @@ from support.paths import TESTS, shared_folder
 from support.reference import have_timm
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(50_000)  # JAX's caches grow to millions of objects, and each collection visits them
 
 #: marker -> (what `--MARKER` adds, whether it can run here, what it needs)
 ON_REQUEST = {

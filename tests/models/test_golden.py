@@ -155,16 +155,16 @@ MISTAKES = [
     ("resnet18", 75, nnx.Module, {"epsilon": 1e-3}),
     ("test_vit", 64, nnx.Module, {"epsilon": 1e-5}),
     ("test_efficientnet", 75, nnx.Module, {"epsilon": 1e-3}),
-    ("tf_efficientnet_b0", 75, nnx.Module, {"epsilon": 1e-5}),
-    ("resnetv2_50d_gn", 75, nnx.Module, {"epsilon": 1e-6}),
+    pytest.param("tf_efficientnet_b0", 75, nnx.Module, {"epsilon": 1e-5}, marks=pytest.mark.slow),
+    pytest.param("resnetv2_50d_gn", 75, nnx.Module, {"epsilon": 1e-6}, marks=pytest.mark.slow),
     # The padding: TensorFlow's instead of PyTorch's, and vice versa.
     ("resnet18", 75, Conv, {"padding": "same"}),
     ("test_efficientnet", 75, Conv, {"padding": "same"}),
-    ("tf_efficientnet_b0", 75, Conv, {"padding": "torch"}),
+    pytest.param("tf_efficientnet_b0", 75, Conv, {"padding": "torch"}, marks=pytest.mark.slow),
     # The activation.
     ("test_vit", 64, nnx.Module, {"activation": "gelu_tanh"}),
     ("test_vit", 64, nnx.Module, {"activation": "quick_gelu"}),
-    ("vit_base_patch16_clip_quickgelu_224", 64, nnx.Module, {"activation": "gelu"}),
+    pytest.param("vit_base_patch16_clip_quickgelu_224", 64, nnx.Module, {"activation": "gelu"}, marks=pytest.mark.slow),
 ]
 
 

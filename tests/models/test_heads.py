@@ -164,6 +164,10 @@ def test_only_vits_have_head_dropout() -> None:
 def test_num_features_is_the_input_width_of_the_head(name: str) -> None:
     model = jaxvision.create_model(name, global_pool="catavgmax", num_classes=4)
     images = jnp.zeros((1, 64, 64, 3))
-    assert model.forward_head(model.forward_features(images), pre_logits=True).shape == (1, model.num_features)
+
+    def pre_logits(model: nnx.Module, images: jax.Array) -> jax.Array:
+        return model.forward_head(model.forward_features(images), pre_logits=True)
+
+    assert jax.eval_shape(pre_logits, model, images).shape == (1, model.num_features)
     model.reset_classifier(3, rngs=nnx.Rngs(0), global_pool="avg")
-    assert model.forward_head(model.forward_features(images), pre_logits=True).shape == (1, model.num_features)
+    assert jax.eval_shape(pre_logits, model, images).shape == (1, model.num_features)

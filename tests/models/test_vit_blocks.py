@@ -374,7 +374,7 @@ def test_attention_maps_match_timm(name) -> None:
 def test_rollout_returns_a_weight_for_each_patch(name) -> None:
     model = small(name)
     x = jax.random.normal(jax.random.key(0), (2, 2 * KINDS[name], 2 * KINDS[name], 3))
-    for heat in (attention_rollout(model, x), class_attention(model, x)):
+    for heat in jax.jit(lambda model, x: (attention_rollout(model, x), class_attention(model, x)))(model, x):
         assert heat.shape == (2, 2, 2)
         assert np.isfinite(heat).all()
         if name not in DIFFERENTIAL:

@@ -56,8 +56,11 @@ def flags(**names: str) -> list[str]:
     ]
 
 
+#: Quicker than the quickstart: small images, and a model of two blocks.
+SMALL = {"source__name": "mine:stripes", "model__name": "two_blocks", "model__image_size": "16"}
+
 EVERYTHING = {
-    "source__name": "mine:stripes",
+    **SMALL,
     "source__side": "20",
     "augment__name": "mine:noise",
     "augment__strength": "3",
@@ -92,6 +95,7 @@ def test_functions_in_a_config_resume_as_their_names_do(module: ModuleType) -> N
     def config() -> ConfigDict:
         config = quick("resnet")
         config.source = ConfigDict({"name": module.stripes})
+        config.model = ConfigDict({"name": "two_blocks", "image_size": 16})
         config.loss = ConfigDict({"kind": module.focal})
         config.optimizer = ConfigDict({"name": module.signs, "learning_rate": 1e-3})
         config.augment = ConfigDict({"name": module.noise})
@@ -110,24 +114,22 @@ def test_functions_in_a_config_resume_as_their_names_do(module: ModuleType) -> N
 
 
 def test_an_optimizer_of_optax_by_its_name(mine: str, capsys: pytest.CaptureFixture) -> None:
-    status, _, err = start(
-        capsys, *flags(optimizer__name="optax:lion", optimizer__b1="0.95", optimizer__mu_dtype="bfloat16")
-    )
+    names = {"optimizer__name": "optax:lion", "optimizer__b1": "0.95", "optimizer__mu_dtype": "bfloat16"}
+    status, _, err = start(capsys, *flags(**SMALL, **names))
     assert status == 0, err
     recorded = json.loads(Path("run/config.json").read_text())["optimizer"]
     assert (recorded["b1"], recorded["b2"], recorded["weight_decay"]) == (0.95, 0.99, 0.05)
 
 
 def test_a_model_that_a_module_of_the_config_registers(mine: str, capsys: pytest.CaptureFixture) -> None:
-    names = {"source__name": "mine:stripes", "model__name": "two_blocks", "model__image_size": "16"}
-    status, _, err = start(capsys, *flags(**names, model__embed_dim="16"))
+    status, _, err = start(capsys, *flags(**SMALL, model__embed_dim="16"))
     assert status == 0, err
     recorded = json.loads(Path("run/config.json").read_text())["model"]
     assert (recorded["name"], recorded["embed_dim"]) == ("two_blocks", 16)
     assert "patch_size" not in recorded
-    assert "Did you mean model.embed_dim" in refused(capsys, *flags(**names, model__embed_dm="16"))
-    assert "config.model.embed_dim: got 'wide', expected" in refused(capsys, *flags(**names, model__embed_dim="wide"))
-    _, out, _ = start(capsys, *flags(**names), "--help")
+    assert "Did you mean model.embed_dim" in refused(capsys, *flags(**SMALL, model__embed_dm="16"))
+    assert "config.model.embed_dim: got 'wide', expected" in refused(capsys, *flags(**SMALL, model__embed_dim="wide"))
+    _, out, _ = start(capsys, *flags(**SMALL), "--help")
     assert "--config.model.embed_dim=None width of the tokens of two_blocks." in " ".join(out.split())
 
 
@@ -187,7 +189,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict({
         "source": {"name": stripes, "count": 16},
-        "model": {"name": "test_resnet", "image_size": 16},
+        "model": {"name": "two_blocks", "image_size": 16},
         "data": {"batch_size": 8},
         "loss": {"kind": focal},
         "optimizer": {"learning_rate": 1e-3},
