@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 from support.compile_flags import LEAST_EFFORT
 from support.paths import ROOT, TESTS
 
