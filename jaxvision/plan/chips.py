@@ -162,7 +162,7 @@ def link_speed(chip: Chip, group: Sequence[Any], everyone: Sequence[Any]) -> flo
 
     Args:
       chip: the data sheet of each device.
-      group: devices of a topology that exchange messages.
+      group: devices of a topology that communicate.
       everyone: all devices of the topology. A row of the grid is a ring only if the group spans all of it.
     """
     links = 0
