@@ -167,7 +167,8 @@ def _check_sizes(
     if num_classes is not None:
         sizes.require_int("num_classes", num_classes, 0)
     sizes.require_int("in_channels", in_channels, 1)
-    takes_pair = getattr(registry.variant(entry.architecture).build, "has_fixed_image_size", True)  # a function may
+    # A function does not declare it, so a pair is accepted.
+    takes_pair = getattr(registry.variant(entry.architecture).build, "has_fixed_image_size", True)
     if image_size is not None and not (takes_pair and isinstance(image_size, list | tuple)):
         sizes.require_int("image_size", image_size, 1)
 
