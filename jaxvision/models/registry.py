@@ -209,7 +209,9 @@ def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
       ('test_resnet', 10)
     """
     row = variant(architecture)
-    check_options("build", overrides, options(architecture), expected=f"an argument of {architecture}")
+    check_options(
+        f"model {architecture!r}", overrides, options(architecture), expected=f"an argument of {architecture}"
+    )
     arguments: dict[str, Any] = {**row.arguments, **overrides, "rngs": rngs}
     model = row.build(**arguments)
     if row.module is not None:

@@ -155,7 +155,7 @@ def test_only_vits_have_head_dropout() -> None:
     with pytest.raises(UserError, match="head_dropout: got 1, expected a probability"):
         jaxvision.create_model("test_vit", head_dropout=1)
     with pytest.raises(
-        UserError, match=r"create_model: got 'head_dropout', expected an argument .*Did you mean 'dropout'"
+        UserError, match=r"model 'test_resnet': got 'head_dropout', expected an argument .*Did you mean 'dropout'"
     ):
         jaxvision.create_model("test_resnet", head_dropout=0.1)
     with pytest.raises(UserError, match="create_resnet: got 'head_dropout', expected an argument of test_resnet"):
