@@ -44,8 +44,8 @@ __all__ = [
     "unfreeze",
 ]
 
-# Where the public names live. They are fetched on first use: `jaxvision --help` answers without JAX, and `jaxvision
-# doctor` can speak where JAX and Flax do not fit each other and neither can be imported.
+# Where the public names live. They are imported on first use: `jaxvision --help` does not import JAX, and `jaxvision
+# doctor` works when JAX or Flax cannot be imported.
 _HOME = {
     "analysis.cost": ("model_info",),
     "classifier": ("Classifier", "load_classifier", "save_classifier"),

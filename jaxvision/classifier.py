@@ -246,7 +246,7 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
             f"{source} is not a folder with config.json. For a weight file, pass the model's name and the file as "
             "checkpoint_path (on the command line: --checkpoint)."
         )
-    entry = catalog.lookup(str(source))
+    entry = catalog.lookup(str(source), where="model")
     # The export that a file belongs to has the classes and the transform of its weights.
     export = find_export(checkpoint_path, entry.architecture)
     if export is not None:
@@ -281,8 +281,8 @@ def _load_export(export: Export, checkpoint_path: str | Path | None, options: Ma
         )
     _find_builder(export)
     entry = catalog.lookup(export.architecture)
-    valid = registry.options(entry.architecture)
-    registry.check_options(f"option in {export.folder / 'config.json'}", export.options, valid)
+    valid, expected = registry.options(entry.architecture), f"an option of {entry.architecture}"
+    registry.check_options(str(export.folder / "config.json"), export.options, valid, expected=expected)
     arguments = export.options | {
         ours: export.model_args[key] for key, ours in OURS.items() if key in export.model_args
     }
@@ -310,7 +310,7 @@ def _find_builder(export: Export) -> None:
     if export.builder is None or export.architecture in registry.architectures():
         return
     try:
-        build = extend.resolve("model", export.builder, {})
+        build = extend.resolve("model", export.builder, {}, expected="a model")
         if export.architecture not in registry.architectures():
             registry.register_model(build, name=export.architecture)
     except UserError as e:

@@ -150,13 +150,13 @@ def create_model(
 
 def _find_entry(name: str | Callable[..., Model]) -> catalog.Entry:
     if not isinstance(name, str) and not callable(name):
-        raise UserError(f"model: got {name!r}, expected a name such as 'resnet50.a1_in1k'.")
+        raise UserError(f"name: got {name!r}, expected a name such as 'resnet50.a1_in1k'.")
     try:
         return catalog.lookup(name)
     except UserError as e:
         if isinstance(name, str) and os.path.isdir(name):
             raise UserError(
-                f"model: got the folder {name}, expected a name. Load its model by jaxvision.load_classifier({name!r})."
+                f"name: got the folder {name}, expected a name. Load its model by jaxvision.load_classifier({name!r})."
             ) from e
         raise
 
@@ -167,7 +167,8 @@ def _check_sizes(
     if num_classes is not None:
         sizes.require_int("num_classes", num_classes, 0)
     sizes.require_int("in_channels", in_channels, 1)
-    takes_pair = getattr(registry.variant(entry.architecture).build, "has_fixed_image_size", True)  # a function may
+    # A function does not declare it, so a pair is accepted.
+    takes_pair = getattr(registry.variant(entry.architecture).build, "has_fixed_image_size", True)
     if image_size is not None and not (takes_pair and isinstance(image_size, list | tuple)):
         sizes.require_int("image_size", image_size, 1)
 
@@ -190,7 +191,8 @@ def _given_rates(*rates: float | None) -> dict[str, float]:
 
 def _class_options(entry: catalog.Entry, options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of the class, with the activation that the weights were trained with."""
-    registry.check_options(f"argument of {entry.architecture}", options, registry.options(entry.architecture))
+    valid, expected = registry.options(entry.architecture), f"an argument of {entry.architecture}"
+    registry.check_options("create_model", options, valid, expected=expected)
     if entry.activation is None or "activation" in options:
         return dict(options)
     logger.warning("using activation=%r, which the weights %s were trained with", entry.activation, entry.name)
@@ -223,13 +225,13 @@ def _count_classes(entry: catalog.Entry, file: WeightFile, arguments: Mapping[st
 
 def _given_dtypes(entry: catalog.Entry, dtype: Any, param_dtype: Any) -> dict[str, Any]:
     """Returns the dtypes as arguments of the class; one from outside jaxvision need not take the default ones."""
-    parsed = {"dtype": _parse_dtype(dtype), "param_dtype": _parse_dtype(param_dtype)}
+    parsed = {"dtype": _parse_dtype("dtype", dtype), "param_dtype": _parse_dtype("param_dtype", param_dtype)}
     taken = registry.options(entry.architecture)
     default = {"dtype": None, "param_dtype": jnp.dtype("float32")}
     return {key: value for key, value in parsed.items() if key in taken or value != default[key]}
 
 
-def _parse_dtype(dtype: Any) -> Any:
+def _parse_dtype(where: str, dtype: Any) -> Any:
     if dtype is None:
         return None
     try:
@@ -237,7 +239,7 @@ def _parse_dtype(dtype: Any) -> Any:
     except TypeError:
         found = None
     if found is None or found.name not in DTYPES:
-        raise unknown_name_error("dtype", dtype, DTYPES)
+        raise unknown_name_error(where, dtype, DTYPES)
     return found
 
 
@@ -301,8 +303,14 @@ def _create_from_dictionary(family: str, config: Mapping[str, Any]) -> Model:
     name = config.pop("architecture")
     architecture = str(name).partition(".")[0]
     if architecture not in registry.architectures(family=family):
-        raise unknown_name_error(f"{family} architecture", name, registry.architectures(family=family))
+        raise unknown_name_error(
+            "architecture",
+            name,
+            registry.architectures(family=family),
+            expected=f"a model of the family {family}",
+            fix=f'Run "jaxvision list --family {family}" for all names.',
+        )
     of_every_model = {"pretrained", *(create_model.__kwdefaults__ or ())}.difference(RATES)
     valid = of_every_model | set(registry.options(architecture))
-    registry.check_options(f"key of create_{family}", config, valid)
+    registry.check_options(f"create_{family}", config, valid, expected=f"an argument of {architecture}")
     return create_model(name, **config)

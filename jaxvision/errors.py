@@ -41,23 +41,33 @@ def nearest(name: str, valid: Iterable[str], *, n: int = 3) -> list[str]:
     return [folded[c] for c in close]
 
 
-def unknown_name_error(what: str, name: str, valid: Iterable[str]) -> UserError:
+def unknown_name_error(where: str, name: str, valid: Iterable[str], *, expected: str = "", fix: str = "") -> UserError:
     """Returns (does not raise) the error for a name that is not among the valid ones.
 
     Args:
-      what: the noun, such as ``"model"`` or ``"key of create_resnet"``.
+      where: the config key, flag or argument that has the name, such as ``"optimizer.name"``.
       name: the name that was given.
       valid: the valid names. The message suggests the nearest ones, and lists all if there are at most 24.
+      expected: what the name should be, with its article, such as ``"an optimizer"``. Default: one of the valid names,
+        if there are at most 24.
+      fix: how to find all names, as a sentence.
 
     Example:
-      >>> str(unknown_name_error("optimizer", "adamv", ["sgd", "adamw", "lamb"]))
-      "unknown optimizer 'adamv'; did you mean 'adamw'? (valid: adamw, lamb, sgd)"
+      >>> str(unknown_name_error("optimizer.name", "adamv", ["sgd", "adamw", "lamb"], expected="an optimizer"))
+      "optimizer.name: got 'adamv', expected an optimizer. Did you mean 'adamw'? Valid names: 'adamw', 'lamb', 'sgd'."
+      >>> str(unknown_name_error("dtype", "double", ["float32", "bfloat16"]))
+      "dtype: got 'double', expected one of 'bfloat16', 'float32'."
     """
     valid = sorted(set(valid))
+    listed = ", ".join(map(repr, valid)) if len(valid) <= 24 else ""
     close = nearest(name, valid)
-    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-    listed = ", ".join(valid) if len(valid) <= 24 else f"{len(valid)} names"
-    return UserError(f"unknown {what} {name!r}{hint} (valid: {listed})")
+    sentences = [
+        f"{where}: got {name!r}, expected {expected or f'one of {listed}'}.",
+        f"Did you mean {' or '.join(map(repr, close))}?" if close else "",
+        f"Valid names: {listed}." if expected and listed else "",
+        fix,
+    ]
+    return UserError(" ".join(filter(None, sentences)))
 
 
 def missing_package_error(package: str, purpose: str, extra: str) -> MissingPackage:

@@ -16,14 +16,17 @@ from typing import Any
 from jaxvision.errors import UserError, unknown_name_error
 
 
-def resolve(what: str, name: str | Callable[..., Any], builtin: Mapping[str, Any]) -> Callable[..., Any]:
+def resolve(
+    where: str, name: str | Callable[..., Any], builtin: Mapping[str, Any], *, expected: str = "a function"
+) -> Callable[..., Any]:
     """Returns the function that `name` refers to.
 
     Args:
-      what: what the function is, for messages, such as ``"loss"``.
+      where: the key or argument that has the name, for messages, such as ``"loss.kind"``.
       name: a key of `builtin`, a callable, or ``"package.module:function"``. The module is imported from the Python
         path or from the current directory.
       builtin: name -> function, or name -> ``"package.module:function"`` for a built-in that is imported on first use.
+      expected: what the function is, for messages, such as ``"a loss"``.
 
     Raises:
       UserError: no such built-in, module or function.
@@ -38,9 +41,10 @@ def resolve(what: str, name: str | Callable[..., Any], builtin: Mapping[str, Any
         return name
     if name in builtin:
         found = builtin[name]
-        return found if callable(found) else resolve(what, found, {})
+        return found if callable(found) else resolve(where, found, {})
     if not isinstance(name, str) or ":" not in name:
-        raise unknown_name_error(what, str(name), builtin)
+        own = 'Write your own as "package.module:function".'
+        raise unknown_name_error(where, str(name), builtin, expected=expected, fix=own)
     module, _, attribute = name.partition(":")
     try:
         if (here := os.getcwd()) not in sys.path:
@@ -49,13 +53,13 @@ def resolve(what: str, name: str | Callable[..., Any], builtin: Mapping[str, Any
         for part in attribute.split("."):
             found = getattr(found, part)
     except ImportError as e:
-        raise UserError(f"{what}: cannot import {module!r} of {name!r} ({e}). Check the name and PYTHONPATH.") from e
+        raise UserError(f"{where}: cannot import {module!r} of {name!r} ({e}). Check the name and PYTHONPATH.") from e
     except AttributeError as e:
-        raise UserError(f"{what}: the module {module!r} has no {attribute!r}. Check the name after the colon.") from e
+        raise UserError(f"{where}: the module {module!r} has no {attribute!r}. Check the name after the colon.") from e
     except Exception as e:
-        raise UserError(f"{what}: importing {module!r} of {name!r} raises {type(e).__name__}: {e}.") from e
+        raise UserError(f"{where}: importing {module!r} of {name!r} raises {type(e).__name__}: {e}.") from e
     if not callable(found):
-        raise UserError(f"{what}: {name!r} is a {type(found).__name__}, expected a function.")
+        raise UserError(f"{where}: {name!r} is a {type(found).__name__}, expected a function.")
     return found
 
 

@@ -39,6 +39,12 @@ from support.reference import have_timm
 jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(50_000)  # JAX's caches grow to millions of objects, and each collection visits them
 
+
+def have_slurm() -> bool:
+    """Returns whether jobs can be submitted here."""
+    return shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+
+
 #: marker -> (what `--MARKER` adds, whether it can run here, what it needs)
 ON_REQUEST = {
     "slow": ("tests that take more than a few seconds, and every row of large tables", lambda: True, ""),
@@ -53,7 +59,7 @@ ON_REQUEST = {
         lambda: importlib.util.find_spec("libtpu") is not None,
         "pip install '.[tpu]'",
     ),
-    "slurm": ("jobs on a Slurm cluster", lambda: have_slurm(), "a Slurm cluster that answers sinfo"),
+    "slurm": ("jobs on a Slurm cluster", have_slurm, "a Slurm cluster that answers sinfo"),
     "ray": ("runs on Ray", lambda: importlib.util.find_spec("ray") is not None, "pip install 'ray[default,train]'"),
 }
 
@@ -86,11 +92,6 @@ FAST = {
     "weights/test_damaged_files.py",
     "weights/test_listing.py",
 }
-
-
-def have_slurm() -> bool:
-    """Returns whether jobs can be submitted here."""
-    return shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -83,13 +83,13 @@ def test_an_export_may_only_state_options_of_the_model(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["jaxvision_options"] = {"pretrained": True}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"unknown option in .*config.json 'pretrained'"):
+    with pytest.raises(UserError, match=r"config.json: got 'pretrained', expected an option of"):
         load_classifier(folder)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, np.uint8, bool, np.complex64, jnp.float8_e4m3fn, 3, "int8"])
 def test_the_dtype_of_parameters_must_be_floating_point(dtype):
-    with pytest.raises(UserError, match=r"unknown dtype"):
+    with pytest.raises(UserError, match=r"dtype: got"):
         create_model("test_resnet", param_dtype=dtype)
 
 
@@ -97,8 +97,8 @@ def test_the_dtype_of_parameters_must_be_floating_point(dtype):
     ("name", "options", "message"),
     [
         (None, {}, "expected a name such as 'resnet50.a1_in1k'"),
-        ("x" * 500, {}, "unknown model"),
-        ("", {}, "unknown model"),
+        ("x" * 500, {}, "expected a model name"),
+        ("", {}, "expected a model name"),
         ("test_resnet", {"in_channels": None}, "in_channels: got None, expected an integer, 1 or more"),
         ("test_resnet", {"seed": "a"}, "seed: got 'a', expected an integer"),
         ("test_resnet", {"freeze": 5}, "freeze: got 5, expected a list of regular expressions"),

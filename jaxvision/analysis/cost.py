@@ -143,7 +143,7 @@ def model_info(model: str | Model, image_size: int | None = None) -> ModelInfo:
       total         469.69 k       103.83 M     640.20 k      1.80 MiB          2.44 MiB
     """
     if isinstance(model, str):
-        entry = catalog.lookup(model)
+        entry = catalog.lookup(model, where="model")
         if image_size is not None and image_size < 1:
             raise UserError(f"image_size: got {image_size}, expected 1 pixel or more.")
         overrides = {"num_classes": entry.num_classes, "image_size": image_size or entry.image_size}

@@ -85,7 +85,9 @@ def _weights(size: int, new_size: int, interpolation: str) -> np.ndarray:
 def check_interpolation(interpolation: str) -> None:
     """Raises `UserError` unless the device can interpolate images in this way."""
     if interpolation not in ("bilinear", "bicubic"):
-        raise unknown_name_error("interpolation on the device", interpolation, ("bilinear", "bicubic"))
+        raise unknown_name_error(
+            "interpolation", interpolation, ("bilinear", "bicubic"), expected="a filter of the device"
+        )
 
 
 def random_crop(image: jax.Array, key: jax.Array, *, padding: int) -> jax.Array:

@@ -247,7 +247,7 @@ def augmentation_function(name: str | Callable[..., jax.Array] | None) -> Callab
       >>> augmentation_function(None) is None
       True
     """
-    return None if name is None else resolve("augmentation", name, {})
+    return None if name is None else resolve("augment.name", name, {}, expected="an augmentation")
 
 
 def _apply_own(images: jax.Array, step_key: jax.Array, name: Any, options: Mapping[str, Any]) -> jax.Array:

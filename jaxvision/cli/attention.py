@@ -103,5 +103,5 @@ def _heat_map(classifier: Classifier, images: Any, *, layer: int | None, label: 
 
 def _class_index(label: str, classes: Sequence[str]) -> int:
     if label not in classes:
-        raise unknown_name_error("class", label, classes)
+        raise unknown_name_error("--label", label, classes, expected="a class of the model")
     return classes.index(label)

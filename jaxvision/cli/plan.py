@@ -115,7 +115,7 @@ def _print_scaling(name: str, answers: dict[str, Any]) -> None:
     from jaxvision.plan import GIB
 
     console = Console(highlight=False, soft_wrap=True, width=160)  # The default width for a file, 80, breaks words.
-    columns = "images", "GiB", "compute, ms", "memory, ms", "links, ms", "messages", "efficiency"
+    columns = "images", "GiB", "compute, ms", "memory, ms", "links, ms", "collectives", "efficiency"
     rows = _grid(f"{name}: one step, by topology", "topology", "mesh", *columns)
     for topology, answer in answers.items():
         for plan in answer.plans:
@@ -123,19 +123,20 @@ def _print_scaling(name: str, answers: dict[str, Any]) -> None:
             parts = [_milliseconds(seconds.get(part)) for part in ("compute", "memory", "interconnect")]
             count = str(sum(row.count for row in plan.collectives)) if seconds else "does not fit"
             share = "{:.0%} to {:.0%}".format(*plan.efficiency) if plan.efficiency else ""
-            rounded = "" if plan.batch_size == answer.asked else f" (for {answer.asked:,})"
+            requested = answer.requested_batch_size
+            rounded = "" if plan.batch_size == requested else f" (for {requested:,})"
             rows.add_row(
                 topology, mesh, f"{plan.batch_size:,}{rounded}", f"{plan.total / GIB:.2f}", *parts, count, share
             )
     console.print(rows)
     console.print(
-        "efficiency: share of the step that is not spent on messages, from all messages waited for to none waited for"
+        "efficiency: share of the step that is not spent on communication, without overlap and with full overlap"
     )
     _print_assumptions(console, next(iter(answers.values())))
 
 
 def _print_plan(name: str, answer: Any) -> None:
-    """Prints the plan of one topology or GPU: memory, messages, time, and the meshes compared."""
+    """Prints the plan of one topology or GPU: memory, collectives, time, and the meshes compared."""
     from rich.console import Console
 
     from jaxvision.parallel.mesh import mesh_text
@@ -143,14 +144,14 @@ def _print_plan(name: str, answer: Any) -> None:
     console, plan = Console(highlight=False, soft_wrap=True), answer.plans[0]
     devices, mesh = math.prod(plan.mesh.values()), mesh_text(plan.mesh, zero1=plan.zero1)
     console.print(f"{name}: {plan.batch_size:,} images per step on {devices} x {plan.chip.name} ({mesh})")
-    if plan.batch_size != answer.asked:
+    if plan.batch_size != answer.requested_batch_size:
         console.print(
-            f"the config's batch of {answer.asked:,} is not divisible by these devices; this is the next larger batch "
-            "that is"
+            f"the config's batch of {answer.requested_batch_size:,} is not divisible by these devices; this is the "
+            "next larger batch that is"
         )
     _print_memory(console, answer)
     if plan.collectives:
-        _print_messages(console, plan)
+        _print_collectives(console, plan)
     if plan.seconds:
         _print_time(console, plan)
     if len(answer.plans) > 1:
@@ -191,8 +192,8 @@ def _print_memory(console: Any, answer: Any) -> None:
         console.print(f"largest batch that fits: {answer.largest:,} ({len(answer.tried)} compiled: {tried})")
 
 
-def _print_messages(console: Any, plan: Any) -> None:
-    rows = _grid("\nmessages of a step, sent by one device", "kind", "axis", "count", "array MiB", "sent MiB")
+def _print_collectives(console: Any, plan: Any) -> None:
+    rows = _grid("\ncollectives of a step, sent by one device", "kind", "axis", "count", "array MiB", "sent MiB")
     for row in plan.collectives:
         rows.add_row(row.kind, row.axis, str(row.count), f"{row.bytes / 2**20:.2f}", f"{row.sent / 2**20:.2f}")
     console.print(rows)
@@ -204,7 +205,7 @@ def _print_time(console: Any, plan: Any) -> None:
     rows = _grid("\na step at the chip's peak", "", "amount on one device", "ms")
     amounts = {
         "compute": f"{plan.flops / 1e12:.3f} TFLOP",
-        "memory": f"{plan.accessed / GIB:.2f} GiB",
+        "memory": f"{plan.bytes_accessed / GIB:.2f} GiB",
         "interconnect": f"{sum(row.sent for row in plan.collectives) / GIB:.3f} GiB",
     }
     for part, seconds in plan.seconds.items():
@@ -214,7 +215,7 @@ def _print_time(console: Any, plan: Any) -> None:
     rate = plan.batch_size / plan.step_seconds
     console.print(f"at least {1000 * plan.step_seconds:.2f} ms per step ({rate:,.0f} images/s), limited by {bound}")
     if plan.collectives:
-        console.print(f"{_milliseconds(plan.in_turn_seconds)} ms if computation waits for every message")
+        console.print(f"{_milliseconds(plan.seconds_without_overlap)} ms if computation waits for every collective")
     console.print(f"MFU at most {plan.mfu:.0%}")
     console.print(
         f"at most {3600 * rate / 1e6:,.1f} million images per hour: "
@@ -226,9 +227,9 @@ def _print_meshes(console: Any, answer: Any) -> None:
     from jaxvision.parallel.mesh import mesh_text
     from jaxvision.plan import GIB
 
-    rows = _grid("\nmeshes, best first", "mesh", "GiB", "ms", "ms if waiting for messages", "fits")
+    rows = _grid("\nmeshes, best first", "mesh", "GiB", "ms", "ms without overlap", "fits")
     for plan in answer.plans:
-        times = _milliseconds(plan.step_seconds), _milliseconds(plan.in_turn_seconds)
+        times = _milliseconds(plan.step_seconds), _milliseconds(plan.seconds_without_overlap)
         mesh = mesh_text(plan.mesh, zero1=plan.zero1)
         rows.add_row(mesh, f"{plan.total / GIB:.3f}", *times, "yes" if plan.fits else "no")
     console.print(rows)

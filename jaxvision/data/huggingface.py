@@ -133,7 +133,7 @@ def _labels(file: Path, image: str, label: str) -> np.ndarray:
         with pq.ParquetFile(file) as table:
             for column in (image, label):
                 if column not in table.schema_arrow.names:
-                    raise unknown_name_error(f"column of {file}", column, table.schema_arrow.names)
+                    raise unknown_name_error(str(file), column, table.schema_arrow.names, expected="a column")
             values = table.read(columns=[label]).column(0)
     except (pa.ArrowException, OSError) as e:
         raise UserError(f"{file}: cannot be read as parquet ({e}). Repair or remove the file.") from e

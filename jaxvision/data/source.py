@@ -79,7 +79,7 @@ class Splits(NamedTuple):
         """
         parts = {key: source for key, source in self._asdict().items() if source is not None}
         if name not in parts:
-            raise unknown_name_error("part of the dataset", name, parts)
+            raise unknown_name_error("part", name, parts, expected="a part of the dataset")
         return parts[name]
 
 
@@ -102,7 +102,7 @@ def source_function(name: str | Callable[..., Splits]) -> Callable[..., Splits]:
     Raises:
       UserError: no such source, module or function.
     """
-    return resolve("data source", name, SOURCES)
+    return resolve("source.name", name, SOURCES, expected="a source")
 
 
 def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
@@ -124,7 +124,7 @@ def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
     valid = inspect.signature(function).parameters
     for key in options:
         if key not in valid:
-            raise unknown_name_error(f"option of the source {name!r}", key, valid)
+            raise unknown_name_error("source", key, valid, expected=f"an option of the source {name!r}")
     splits = function(**options)
     for part, source in splits._asdict().items():
         if source is not None:

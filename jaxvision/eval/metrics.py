@@ -79,7 +79,7 @@ def metric_function(name: str | Callable[..., float] | None) -> Callable[..., fl
       >>> metric_function(None) is None
       True
     """
-    return None if name is None else resolve("metric", name, {})
+    return None if name is None else resolve("metric.name", name, {}, expected="a metric")
 
 
 def with_metric(

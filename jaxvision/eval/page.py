@@ -114,7 +114,7 @@ def write_mistakes(folder: str | Path, classes: Sequence[str], result: Evaluatio
     path = Path(folder) / "mistakes.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(["picture", "true", "predicted", "confidence"])
+        rows.writerow(["image", "true", "predicted", "confidence"])
         for row in result.mistakes(result.count):
             where = images.source.where(int(result.index[row]))
             names = classes[result.label[row]], classes[result.prediction[row]]

@@ -63,7 +63,7 @@ def make_eval_step(
       6
     """
     if probabilities not in _PROBABILITIES:
-        raise unknown_name_error("kind of probabilities", probabilities, _PROBABILITIES)
+        raise unknown_name_error("probabilities", probabilities, _PROBABILITIES)
 
     def eval_step(state: nnx.State, batch: Batch) -> dict[str, jax.Array]:
         model = eval_view(model_of(nnx.merge(graph, state)))

@@ -55,6 +55,9 @@ _COMMON = {
     "param_dtype",
 }
 # Arguments that every builder has to accept, because any caller may pass them.
+#: The fix in the error for an unknown model.
+ALL_NAMES = 'Run "jaxvision list" for all names.'
+
 _REQUIRED = ("num_classes", "in_channels", "image_size", "rngs")
 
 
@@ -161,7 +164,7 @@ def variant(architecture: str) -> Variant:
       UserError: the architecture is unknown. The message suggests the nearest names.
     """
     if architecture not in _VARIANTS:
-        raise unknown_name_error("model", architecture, _VARIANTS)
+        raise unknown_name_error("architecture", architecture, _VARIANTS, expected="a model name", fix=ALL_NAMES)
     return _VARIANTS[architecture]
 
 
@@ -206,7 +209,9 @@ def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
       ('test_resnet', 10)
     """
     row = variant(architecture)
-    check_options(f"argument of {architecture}", overrides, options(architecture))
+    check_options(
+        f"model {architecture!r}", overrides, options(architecture), expected=f"an argument of {architecture}"
+    )
     arguments: dict[str, Any] = {**row.arguments, **overrides, "rngs": rngs}
     model = row.build(**arguments)
     if row.module is not None:
@@ -244,13 +249,13 @@ def build_abstract(architecture: str, **overrides: Any) -> Model:
     return model
 
 
-def check_options(what: str, got: Iterable[str], valid: Iterable[str]) -> None:
+def check_options(where: str, got: Iterable[str], valid: Iterable[str], *, expected: str) -> None:
     """Raises an error for the first name in `got` that is not in `valid`.
 
     Raises:
-      UserError: a name is unknown. The message contains `what` and the nearest valid names.
+      UserError: a name is unknown. The message names the nearest valid names.
     """
     valid = list(valid)
     for name in got:
         if name not in valid:
-            raise unknown_name_error(what, name, valid)
+            raise unknown_name_error(where, name, valid, expected=expected)

@@ -211,7 +211,7 @@ def _spec(name: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> Partitio
         axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
         for axis in axes:
             if axis not in mesh.shape:
-                raise unknown_name_error("mesh axis", axis, mesh.axis_names)
+                raise unknown_name_error(f"sharding of {name!r}", axis, mesh.axis_names, expected="an axis of the mesh")
         devices = math.prod(mesh.shape[axis] for axis in axes)
         if shape[i] % devices:
             raise UserError(

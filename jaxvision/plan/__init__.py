@@ -2,7 +2,7 @@
 
 from jaxvision.plan.chips import GIB, Chip, find_device, find_topology, link_speed, memory_fraction
 from jaxvision.plan.collectives import Collective, count_collectives
-from jaxvision.plan.compiled import plan_step, refused_bytes
+from jaxvision.plan.compiled import plan_step, required_bytes
 from jaxvision.plan.result import PlanResult, describe_assumptions
 from jaxvision.plan.roofline import Plan
 from jaxvision.plan.search import candidate_meshes, choose_best, largest_batch
@@ -25,5 +25,5 @@ __all__ = [
     "link_speed",
     "memory_fraction",
     "plan_step",
-    "refused_bytes",
+    "required_bytes",
 ]

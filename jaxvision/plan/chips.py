@@ -80,7 +80,7 @@ def find_device(name: str) -> Chip:
     """
     size = re.fullmatch(r"(\d+(?:\.\d+)?) ?gi?b", name.lower())
     if size is None and name.lower() not in GPUS:
-        raise unknown_name_error("device (or memory, such as 8GB)", name, GPUS)
+        raise unknown_name_error("--device", name, GPUS, expected="a GPU or a memory such as 8GB")
     if size and not float(size[1]):
         raise UserError(f"--device: got {name}, expected more than 0 GB. Pass a memory such as --device 8GB.")
     chip = Chip(name, float(size[1]) * GIB) if size else GPUS[name.lower()]
@@ -143,7 +143,7 @@ def _parse_topology(name: str) -> tuple[str, list[int]]:
     """Returns the TPU generation and the sides of the grid."""
     generation, _, grid = name.lower().partition(":")
     if generation not in TPUS:
-        raise unknown_name_error("TPU", generation, TPUS)
+        raise unknown_name_error("--topology", generation, TPUS, expected="a TPU")
     if not re.fullmatch(r"\d+x\d+(x\d+)?", grid):
         raise UserError(
             f"--topology: got {name!r}, expected a TPU and its grid. Pass for example --topology {generation}:2x4."
@@ -162,7 +162,7 @@ def link_speed(chip: Chip, group: Sequence[Any], everyone: Sequence[Any]) -> flo
 
     Args:
       chip: the data sheet of each device.
-      group: devices of a topology that exchange messages.
+      group: devices of a topology that communicate.
       everyone: all devices of the topology. A row of the grid is a ring only if the group spans all of it.
     """
     links = 0

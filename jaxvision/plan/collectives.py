@@ -1,4 +1,4 @@
-"""Counts the messages between devices in one step, from the text of the compiled program."""
+"""Counts the collectives of one step, from the text of the compiled program."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Collective:
-    """The messages of one kind along the same mesh axes, in one step.
+    """The collectives of one kind along the same mesh axes, in one step.
 
     Attributes:
       kind: such as ``all-reduce``.
       axis: names of the mesh axes, joined by ``+``.
-      devices: size of each group of devices that exchange messages.
-      count: number of messages.
-      bytes: size on one device of the whole arrays that are reduced, gathered or scattered, summed over the messages.
+      devices: size of each group of devices that communicate.
+      count: number of collectives.
+      bytes: size on one device of the whole arrays that are reduced, gathered or scattered, summed over all
+        collectives.
       speed: bytes per second that one device sends while all devices send; 0 if unknown.
     """
 
@@ -47,9 +48,9 @@ class Collective:
 
 
 def count_collectives(text: str, mesh: Mesh | AbstractMesh, chip: Chip | None = None) -> list[Collective]:
-    """Returns the messages of one step, the largest first.
+    """Returns the collectives of one step, the largest first.
 
-    A message in a loop counts once per iteration.
+    A collective in a loop counts once per iteration.
 
     Args:
       text: the program, ``compiled.as_text()``.
@@ -76,7 +77,7 @@ def count_collectives(text: str, mesh: Mesh | AbstractMesh, chip: Chip | None = 
             if kind not in KINDS:
                 continue
             if channel := re.search(r"channel_id=(\d+)", instruction.attributes):
-                # TPU fusions repeat one message in several computations.
+                # TPU fusions repeat one collective in several computations.
                 if (kind, channel[1]) in seen:
                     continue
                 seen.add((kind, channel[1]))
@@ -92,7 +93,7 @@ def count_collectives(text: str, mesh: Mesh | AbstractMesh, chip: Chip | None = 
 
 
 def replica_groups(attributes: str, devices: int) -> np.ndarray:
-    """Returns the groups of devices that exchange messages, int [groups, devices per group].
+    """Returns the groups of devices that communicate, int [groups, devices per group].
 
     XLA writes them in three ways: ``{{0,1},{2,3}}``, ``[2,2]<=[4]`` (optionally with a transposition, T), and
     ``mesh['a'=2,'b'=2] {'b'}``, where ``'a':(1)2`` is a part of an axis.
@@ -137,7 +138,7 @@ def _groups_along_axes(mesh: str, axes: str) -> np.ndarray:
 
 
 def _array(instruction: Instruction, computation: str, devices: int) -> tuple[str, int]:
-    """Returns the kind of a message and the bytes of the whole array, from an instruction and its computation."""
+    """Returns the kind of a collective and the bytes of the whole array, from an instruction and its computation."""
     op, size = instruction.op, type_bytes(instruction.type)
     kind = op.removesuffix("-start")
     if op == "all-gather-start":  # the type of a start includes the operands

@@ -30,7 +30,7 @@ def plan_step(
     shardings: Any,
     batch: Mapping[str, jax.ShapeDtypeStruct],
     flops: float,
-    useful: float,
+    model_flops: float,
     ahead: int,
     zero1: bool = False,
     quick: bool = False,
@@ -46,7 +46,7 @@ def plan_step(
       shardings: shardings of the state.
       batch: shapes of the batch, over all devices.
       flops: operations of one step, over all devices.
-      useful: those of them that are not recomputations.
+      model_flops: those of them that are not recomputations.
       ahead: number of batches that wait on the device while the step uses another.
       zero1: whether the optimizer's state is also split over the axis ``data``.
       quick: compile with the compiler's least effort.
@@ -61,19 +61,19 @@ def plan_step(
         "batch_size": batch["mask"].size,
         "flops": flops / mesh.size,
         "float32": float32,
-        "useful": useful / flops,
+        "model_flops_fraction": model_flops / flops,
     }
     if sum(kinds.values()) > chip.memory:
-        return Plan(bytes=kinds, refused=True, **facts)
+        return Plan(bytes=kinds, out_of_memory=True, **facts)
     start = time.perf_counter()
     try:
         compiled = traced.lower().compile(compiler_options=_compiler_options(mesh, quick))
     except jax.errors.JaxRuntimeError as e:
         arguments = sum(kinds.values()) - ahead * one
-        needed = refused_bytes(e, arguments)
+        needed = required_bytes(e, arguments)
         if needed is None:
             raise
-        return Plan(bytes=kinds | {"activations and gradients": needed - arguments}, refused=True, **facts)
+        return Plan(bytes=kinds | {"activations and gradients": needed - arguments}, out_of_memory=True, **facts)
     seconds = time.perf_counter() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
     arguments = sum(kinds.values()) - ahead * one
@@ -87,7 +87,7 @@ def plan_step(
     }
     return Plan(
         bytes=kinds,
-        accessed=count_traffic(text),
+        bytes_accessed=count_traffic(text),
         collectives=tuple(count_collectives(text, mesh, chip)),
         compile_seconds=seconds,
         **facts,
@@ -101,7 +101,7 @@ def _compiler_options(mesh: Mesh, quick: bool) -> dict[str, Any] | None:
     return {"optimization_level": _O0} if quick else None
 
 
-def refused_bytes(error: BaseException, arguments: float = 0.0) -> float | None:
+def required_bytes(error: BaseException, arguments: float = 0.0) -> float | None:
     """Returns the bytes that a program needs, from the compiler's out-of-memory error.
 
     Args:
@@ -112,9 +112,9 @@ def refused_bytes(error: BaseException, arguments: float = 0.0) -> float | None:
       The bytes; infinity if the message does not say; None if the error is a different one.
 
     Example:
-      >>> refused_bytes(RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm. Used 20.50G of 15.75G hbm."))
+      >>> required_bytes(RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm. Used 20.50G of 15.75G hbm."))
       22011707392.0
-      >>> refused_bytes(RuntimeError("RESOURCE_EXHAUSTED: ... for HLO temporaries (21.00G) exceeds HBM"), 2**30)
+      >>> required_bytes(RuntimeError("RESOURCE_EXHAUSTED: ... for HLO temporaries (21.00G) exceeds HBM"), 2**30)
       23622320128.0
     """
     text = str(error)

@@ -15,14 +15,14 @@ class PlanResult:
 
     Attributes:
       plans: the requested batch on each compared mesh, the best mesh first.
-      asked: the config's batch size. The plans are for the next batch size that the devices divide.
+      requested_batch_size: the config's batch size. The plans are for the next batch size that the devices divide.
       largest: the largest batch that fits, over all devices; 0 if none fits, None without a search.
       tried: batch size -> bytes on one device, for all programs compiled for the best mesh.
       assumptions: sentences about what the numbers assume.
     """
 
     plans: tuple[Plan, ...]
-    asked: int
+    requested_batch_size: int
     largest: int | None
     tried: dict[int, float]
     assumptions: tuple[str, ...]
@@ -72,5 +72,7 @@ def describe_assumptions(
             "ResNet-50), so real steps can be faster than this estimate"
         )
     if best.collectives:
-        lines.append("messages: sent around rings along the sides of the grid that their axis spans; no start-up time")
+        lines.append(
+            "collectives: sent around rings along the sides of the grid that their axis spans; without start-up time"
+        )
     return tuple(lines)

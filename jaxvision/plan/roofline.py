@@ -20,13 +20,13 @@ class Plan:
       batch_size: images per step, over all devices.
       bytes: kind -> bytes on one device.
       flops: operations of one device's matrix products and convolutions in one step.
-      accessed: bytes that one device reads from and writes to its memory in one step.
-      collectives: the messages between devices.
+      bytes_accessed: bytes that one device reads from and writes to its memory in one step.
+      collectives: the communication between devices.
       compile_seconds: how long the compilation took.
       float32: whether the products are in float32.
-      useful: share of the operations that are not recomputations, in (0, 1].
-      refused: whether the step is too large for a program to exist. The activations in `bytes` are then as the compiler
-        reported them; without activations, the state alone is too large and nothing was compiled.
+      model_flops_fraction: share of the operations that are not recomputations, in (0, 1].
+      out_of_memory: whether the step is too large for a program to exist. The activations in `bytes` are then as the
+        compiler reported them; without activations, the state alone is too large and nothing was compiled.
     """
 
     chip: Chip
@@ -35,12 +35,12 @@ class Plan:
     batch_size: int
     bytes: dict[str, float]
     flops: float
-    accessed: float = 0.0
+    bytes_accessed: float = 0.0
     collectives: tuple[Collective, ...] = ()
     compile_seconds: float = 0.0
     float32: bool = False
-    useful: float = 1.0
-    refused: bool = False
+    model_flops_fraction: float = 1.0
+    out_of_memory: bool = False
 
     @property
     def total(self) -> float:
@@ -50,7 +50,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the device has enough memory."""
-        return not self.refused and self.total <= self.chip.memory
+        return not self.out_of_memory and self.total <= self.chip.memory
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -59,29 +59,29 @@ class Plan:
         A step cannot be faster than the longest of them. Empty if the rates are unknown or no program exists.
         """
         peak = self.chip.flops_float32 if self.float32 else self.chip.flops
-        if self.refused or not peak:
+        if self.out_of_memory or not peak:
             return {}
-        parts = {"compute": self.flops / peak, "memory": self.accessed / self.chip.bandwidth}
+        parts = {"compute": self.flops / peak, "memory": self.bytes_accessed / self.chip.bandwidth}
         if self.chip.link and self.collectives:
             parts["interconnect"] = sum(row.sent / row.speed for row in self.collectives)
         return parts
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds of a step by the roofline, if all messages overlap with the work; None if the rates are unknown."""
+        """Seconds of a step by the roofline, with full overlap of communication; None if the rates are unknown."""
         return max(self.seconds.values(), default=None)
 
     @property
-    def in_turn_seconds(self) -> float | None:
-        """Seconds of a step by the roofline, if the work waits for every message."""
+    def seconds_without_overlap(self) -> float | None:
+        """Seconds of a step by the roofline, if computation waits for every collective; None as for `step_seconds`."""
         return self.step_seconds and self._work_seconds + self.seconds.get("interconnect", 0.0)
 
     @property
     def efficiency(self) -> tuple[float, float] | None:
-        """Share of a step that is not spent on messages: if the work waits for all of them, and if for none."""
-        if self.step_seconds is None or self.in_turn_seconds is None:
+        """Share of a step that is not spent on communication: without overlap, and with full overlap."""
+        if self.step_seconds is None or self.seconds_without_overlap is None:
             return None
-        return self._work_seconds / self.in_turn_seconds, self._work_seconds / self.step_seconds
+        return self._work_seconds / self.seconds_without_overlap, self._work_seconds / self.step_seconds
 
     @property
     def _work_seconds(self) -> float:
@@ -90,7 +90,7 @@ class Plan:
     @property
     def mfu(self) -> float | None:
         """Upper bound of the model FLOPs utilization."""
-        return self.seconds["compute"] * self.useful / self.step_seconds if self.step_seconds else None
+        return self.seconds["compute"] * self.model_flops_fraction / self.step_seconds if self.step_seconds else None
 
     @property
     def flags(self) -> str:
@@ -102,5 +102,5 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Returns all fields and properties as values that JSON can hold."""
         found = dict(vars(self), chip=vars(self.chip), collectives=[vars(row) for row in self.collectives])
-        names = ("total", "fits", "seconds", "step_seconds", "in_turn_seconds", "efficiency", "mfu", "flags")
+        names = ("total", "fits", "seconds", "step_seconds", "seconds_without_overlap", "efficiency", "mfu", "flags")
         return found | {name: getattr(self, name) for name in names}

@@ -26,10 +26,10 @@ def candidate_meshes(devices: Sequence[Any]) -> list[tuple[dict[str, int], bool]
 
 
 def choose_best(plans: Sequence[Plan]) -> Plan:
-    """Returns the fastest plan that fits, if the work waits for every message; the smallest plan if none fits."""
+    """Returns the fastest plan that fits, if computation waits for every collective; the smallest plan if none fits."""
     fitting = [plan for plan in plans if plan.fits]
     if fitting:
-        return min(fitting, key=lambda plan: (plan.in_turn_seconds or 0.0, plan.total))
+        return min(fitting, key=lambda plan: (plan.seconds_without_overlap or 0.0, plan.total))
     return min(plans, key=lambda plan: plan.total)
 
 

@@ -50,7 +50,7 @@ def _moved(program: ProgramText, instruction: Instruction, types: dict[str, str]
     op = instruction.op
     if op in _NO_TRAFFIC or op.endswith("-start") or "AllocateBuffer" in instruction.attributes:
         return 0
-    if op.endswith("-done"):  # a copy between memory and fast memory, or a message
+    if op.endswith("-done"):  # a copy between memory and fast memory, or a collective
         return type_bytes(instruction.type)
     read = [type_bytes(types[name], fast_memory=False) for name in instruction.operands if name in types]
     written = type_bytes(instruction.type, fast_memory=False)

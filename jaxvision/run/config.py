@@ -125,7 +125,7 @@ def complete(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = (
     given = ConfigDict(config)
     for name in given:
         if name not in {"seed", "mesh", *SECTIONS}:
-            raise unknown_name_error("section of the config", name, {"seed", "mesh", *SECTIONS})
+            raise unknown_name_error("config", name, {"seed", "mesh", *SECTIONS}, expected="a section")
     texts = dict(overrides)
     full = ConfigDict({"seed": _seed(given, texts), "mesh": _mesh(given, texts)})
     for name, section in SECTIONS.items():
@@ -160,7 +160,7 @@ def _mesh(given: ConfigDict, texts: dict[str, str]) -> ConfigDict:
     }
     for axis, size in sizes.items():
         if axis not in AXES:
-            raise unknown_name_error("axis of config.mesh", axis, AXES)
+            raise unknown_name_error("config.mesh", axis, AXES, expected="an axis")
         _convert(f"mesh.{axis}", size, int)
     return ConfigDict(sizes)
 
@@ -324,7 +324,7 @@ def _check_best(config: ConfigDict) -> None:
     own = None if config.metric.name is None else metric_function(config.metric.name)
     valid = [*METRICS, *([] if own is None else [own.__name__])]
     if config.checkpoint.best not in (None, *valid):
-        raise unknown_name_error("metric of config.checkpoint.best", config.checkpoint.best, valid)
+        raise unknown_name_error("config.checkpoint.best", config.checkpoint.best, valid, expected="a metric")
 
 
 # --- Keys and their help ---

@@ -99,7 +99,7 @@ def plan(
     largest = planner.largest_batch(layout, tried) if search else None
     return PlanResult(
         plans=(best, *(plan for plan in plans if plan is not best)),
-        asked=config.data.batch_size,
+        requested_batch_size=config.data.batch_size,
         largest=largest,
         tried={plan.batch_size: plan.total for plan in tried.values()},
         assumptions=describe_assumptions(
@@ -210,9 +210,9 @@ class _Planner:
         self.log(f"compiling the step of {units * self.unit(layout.mesh):,} images for {mesh} ...")
         program = self.program(layout, units)
         traced = program.step.trace(program.abstract, program.batch)
-        flops = useful = float(operations(traced.jaxpr.jaxpr))
+        flops = model_flops = float(operations(traced.jaxpr.jaxpr))
         if self.config.train.remat == "nothing":  # recomputed operations are work, but not the model's
-            useful = _operations_of(self.program(layout, units, remat="products"))
+            model_flops = _operations_of(self.program(layout, units, remat="products"))
         return plan_step(
             traced,
             chip=self.chip,
@@ -221,7 +221,7 @@ class _Planner:
             shardings=program.shardings,
             batch=program.batch,
             flops=flops,
-            useful=useful,
+            model_flops=model_flops,
             ahead=AHEAD,
             zero1=layout.zero1,
             quick=self.quick,

@@ -187,7 +187,7 @@ def model_builder(name: str) -> Callable[..., Any]:
     Raises:
       UserError: no such model, module or function.
     """
-    return registry.variant(catalog.lookup(name).architecture).build
+    return registry.variant(catalog.lookup(name, where="config.model.name").architecture).build
 
 
 SECTIONS: dict[str, Section] = {

@@ -72,7 +72,7 @@ class Blocks:
 
     def __post_init__(self) -> None:
         if self.remat not in (None, *REMAT):
-            raise unknown_name_error("remat", str(self.remat), REMAT)
+            raise unknown_name_error("train.remat", str(self.remat), REMAT)
 
     @property
     def is_default(self) -> bool:

@@ -59,7 +59,7 @@ def make_loss(
         return _own_loss(own, label_smoothing, target_threshold, options)
     if options:
         builtin = [key for key in inspect.signature(make_loss).parameters if key != "options"]
-        raise unknown_name_error("argument of make_loss", min(options), builtin)
+        raise unknown_name_error("make_loss", min(options), builtin, expected="an argument")
     if target_threshold is not None and kind != "sigmoid":
         raise UserError(
             f"loss.target_threshold: got {target_threshold} with loss.kind={kind!r}, whose targets sum to 1. Set "
@@ -95,7 +95,7 @@ def loss_function(kind: str | Callable[..., Loss]) -> Callable[..., Loss] | None
     """
     if kind in KINDS:
         return None
-    return resolve("kind of loss", kind, dict.fromkeys(KINDS))
+    return resolve("loss.kind", kind, dict.fromkeys(KINDS), expected="a loss")
 
 
 def _own_loss(

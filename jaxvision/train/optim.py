@@ -119,7 +119,7 @@ def optimizer_function(
       >>> optimizer_function("adamw") is None, optimizer_function("optax:lion").__name__
       (True, 'lion')
     """
-    return None if name in _DIRECTIONS else resolve("optimizer", name, _DIRECTIONS)
+    return None if name in _DIRECTIONS else resolve("optimizer.name", name, _DIRECTIONS, expected="an optimizer")
 
 
 def _options(name: Any, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def make_schedule(
     own = schedule_function(name)
     if options and own is None:
         builtin = [key for key in inspect.signature(make_schedule).parameters if key != "options"]
-        raise unknown_name_error("argument of make_schedule", min(options), builtin)
+        raise unknown_name_error("make_schedule", min(options), builtin, expected="an argument")
     rest = steps - warmup_steps
     if own is not None:
         shared = {"end": end, "milestones": milestones, "factor": factor}
@@ -100,7 +100,7 @@ def schedule_function(name: str | Callable[..., optax.Schedule]) -> Callable[...
     """
     if name in NAMES:
         return None
-    return resolve("schedule", name, dict.fromkeys(NAMES))
+    return resolve("schedule.name", name, dict.fromkeys(NAMES), expected="a schedule")
 
 
 def as_schedule(learning_rate: float | optax.Schedule) -> optax.Schedule:

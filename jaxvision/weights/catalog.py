@@ -152,7 +152,7 @@ def _entry(architecture: str, tag: str, row: Mapping[str, Any]) -> Entry:
     return Entry(architecture=architecture, tag=tag, **{**row, **tuples, **sizes})
 
 
-def lookup(name: str | Callable[..., Model]) -> Entry:
+def lookup(name: str | Callable[..., Model], *, where: str = "name") -> Entry:
     """Returns the row of ``"architecture.tag"``, or of an architecture's default tag.
 
     Args:
@@ -160,6 +160,7 @@ def lookup(name: str | Callable[..., Model]) -> Entry:
         ``hf_hub:timm/`` and ``hf-hub:timm/`` are accepted. For a model from outside jaxvision: its registered name, the
         class or function that builds it, or ``"package.module:function"``. An architecture without published weights
         has a row too.
+      where: the key or argument that has the name, for messages.
 
     Raises:
       UserError: the architecture or the tag is unknown, or a function cannot be imported.
@@ -171,39 +172,38 @@ def lookup(name: str | Callable[..., Model]) -> Entry:
       'bilinear'
     """
     if callable(name) or re.fullmatch(r"[\w.]+:[\w.]+", name):
-        return _own_entry(_register(name))
+        return _own_entry(_register(name, where))
     name = re.sub(r"^(hf[-_]hub:)?timm/", "", str(name))
     if re.search(r"[^\w.-]", name):
         raise UserError(
-            f"model: got {name[:300]!r}, expected a name such as 'resnet50.a1_in1k'. Pass a weight file as "
+            f"{where}: got {name[:300]!r}, expected a name such as 'resnet50.a1_in1k'. Pass a weight file as "
             "checkpoint_path, in addition to the name."
         )
     architecture, dot, tag = name.partition(".")
     known = registry.architectures()
     if architecture not in known:
-        raise unknown_name_error("model", architecture, known)
+        raise unknown_name_error(where, architecture, known, expected="a model name", fix=registry.ALL_NAMES)
     tags = _catalog().get(architecture) or {"": _own_entry(architecture)}
     if not dot:
         return next(iter(tags.values()))
     if tag not in tags:
-        error = unknown_name_error(f"weight tag of {architecture}", tag, tags)
         owners = [other for other in known if tag and tag in _catalog().get(other, ())]
-        owned = f"{str(error).rstrip('.')}. It is a tag of {' and '.join(owners[:3])}."
-        raise UserError(owned) if owners else error
+        fix = f"{tag!r} is a tag of {' and '.join(owners[:3])}." if owners else ""
+        raise unknown_name_error(where, tag, tags, expected=f"a weight tag of {architecture}", fix=fix)
     return tags[tag]
 
 
-def _register(name: str | Callable[..., Model]) -> str:
+def _register(name: str | Callable[..., Model], where: str) -> str:
     """Returns the registered name of a model from outside jaxvision. Registers the model if it is not yet."""
     if isinstance(name, str):
         if name not in registry.architectures():
-            registry.register_model(extend.resolve("model", name, {}), name=name)
+            registry.register_model(extend.resolve(where, name, {}, expected="a model"), name=name)
         return name
     own = [row for row in map(registry.variant, registry.architectures()) if row.module is not None]
     registered = [row.architecture for row in own if row.build is name]
     if registered:
         return registered[0]
-    architecture = extend.import_path("model", name)
+    architecture = extend.import_path(where, name)
     registry.register_model(name, name=architecture)
     return architecture
 

@@ -62,7 +62,7 @@ def list_models(
     if family is not None and family not in registry.families():
         raise unknown_name_error("family", family, registry.families())
     if sort != "name" and sort not in SORTS:
-        raise unknown_name_error("order", sort, ["name", *SORTS])
+        raise unknown_name_error("sort", sort, ["name", *SORTS])
     rows = {
         name: entry
         for architecture in registry.architectures(family=family)
@@ -72,7 +72,7 @@ def list_models(
         licenses = {entry.license for entry in rows.values() if entry.license}
         matching = fnmatch.filter(licenses, str(license).lower())
         if not matching:
-            raise unknown_name_error("license", license, licenses)
+            raise unknown_name_error("license", license, licenses, expected="a license of weights")
         rows = {name: entry for name, entry in rows.items() if entry.published and entry.license in matching}
     for what, limit in (("params", max_params), ("macs", max_macs)):
         if limit is not None:

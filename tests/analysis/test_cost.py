@@ -193,7 +193,7 @@ def test_model_is_not_changed():
 
 
 def test_errors():
-    with pytest.raises(UserError, match="did you mean 'resnet50'"):
+    with pytest.raises(UserError, match="Did you mean 'resnet50'"):
         model_info("resnet_50")
     with pytest.raises(UserError, match="expected a multiple of the patch size"):
         model_info("vit_tiny_patch16_224", 225)

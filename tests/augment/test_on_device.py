@@ -88,8 +88,8 @@ def test_the_result_does_not_depend_on_the_number_of_devices():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"crop": "resize"}, "did you mean 'resized'"),
-        ({"interpolation": "lanczos"}, "unknown interpolation on the device 'lanczos'"),
+        ({"crop": "resize"}, "Did you mean 'resized'"),
+        ({"interpolation": "lanczos"}, "interpolation: got 'lanczos', expected a filter of the device"),
         ({"crop_scale": (0.0, 1.0)}, "share of the area"),
         ({"crop_padding": -1}, "crop_padding: got -1, expected 0"),
         ({"flip": 1.5}, r"augment\.flip: got 1.5"),

@@ -173,7 +173,7 @@ def test_errors() -> None:
         run(logits, np.array([0, 7, 1]), b=2)
     with pytest.raises(UserError, match="has no images"):
         run(logits[:0], np.zeros(0, int))
-    with pytest.raises(UserError, match="unknown kind of probabilities 'sigmoi'"):
+    with pytest.raises(UserError, match="probabilities: got 'sigmoi', expected one of"):
         run(logits, np.zeros(3, int), probabilities="sigmoi")
 
 
@@ -205,7 +205,7 @@ def labels(evaluation: Evaluation) -> np.ndarray:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "operator:nothing"}, "metric: the module 'operator' has no 'nothing'"),
+        ({"name": "operator:nothing"}, "metric.name: the module 'operator' has no 'nothing'"),
         ({"name": mean_confidence, "of_mistake": True}, "metric.name: got an unexpected keyword argument 'of_mistake'"),
         ({"name": loss}, "metric.name: got 'loss', which is the name of another metric"),
         ({"name": labels}, r"metric.name: labels returned .*, expected a number"),

@@ -230,7 +230,7 @@ def test_global_pooling_matches_timm(pool):
 def test_global_pool_errors():
     with pytest.raises(UserError, match="num_classes=0"):
         registry.build_abstract("test_efficientnet", global_pool="")
-    with pytest.raises(UserError, match="did you mean 'avgmax'"):
+    with pytest.raises(UserError, match="Did you mean 'avgmax'"):
         registry.build_abstract("test_efficientnet", global_pool="avgmx")
 
 

@@ -296,7 +296,7 @@ def test_global_pools_match_timm(kind):
 
 
 def test_invalid_pools_and_levels_are_errors():
-    with pytest.raises(UserError, match="unknown global_pool 'mean'"):
+    with pytest.raises(UserError, match="global_pool: got 'mean', expected one of"):
         check_global_pool("mean", 0)
     with pytest.raises(UserError, match="Set num_classes=0"):
         check_global_pool("", 10)

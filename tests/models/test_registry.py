@@ -72,7 +72,7 @@ def test_a_registered_function_is_built_by_name(register) -> None:
 
     register(wide, "wide")
     assert registry.build("wide", num_classes=2, rngs=nnx.Rngs(0)).head.kernel.shape == (64, 2)
-    with pytest.raises(UserError, match="unknown argument of wide 'width'"):
+    with pytest.raises(UserError, match="got 'width', expected an argument of wide"):
         registry.build("wide", num_classes=2, width=8, rngs=nnx.Rngs(0))
 
 

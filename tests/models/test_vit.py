@@ -232,7 +232,7 @@ def test_invalid_arguments_and_images_are_errors(x) -> None:
         model(jnp.zeros((2, 48, 48, 3)))
     with pytest.raises(UserError, match="images: got shape"):
         model(x[0])
-    with pytest.raises(UserError, match="did you mean 'drop_path'"):
+    with pytest.raises(UserError, match="Did you mean 'drop_path'"):
         registry.build_abstract("test_vit", drop_paths=0.1)
 
 

@@ -164,7 +164,7 @@ def test_fully_sharded_table() -> None:
             [(r"fc\.bias", P(None, "data")), (r".*", P())],
             r"sharding of 'fc.bias': .* expected at most 1 entries for shape \(4,\)",
         ),
-        ([(r".*", P("dta"))], "unknown mesh axis 'dta'; did you mean 'data'"),
+        ([(r".*", P("dta"))], "got 'dta', expected an axis of the mesh. Did you mean 'data'"),
     ],
 )
 def test_table_errors(table: list, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Counts the messages of programs: of a text counted by hand, and of a compiled step."""
+"""Counts the collectives of programs: of a text counted by hand, and of a compiled step."""
 
 from __future__ import annotations
 

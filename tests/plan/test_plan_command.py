@@ -52,8 +52,8 @@ def test_command_reports_a_batch_that_does_not_fit(capsys: pytest.CaptureFixture
     ("arguments", "message"),
     [
         (["--topology", "v5e"], "got 'v5e', expected a TPU and its grid. Pass for example --topology v5e:2x4."),
-        (["--topology", "v5:2x4"], "unknown TPU 'v5'; did you mean"),
-        (["--device", "h10"], "unknown device (or memory, such as 8GB) 'h10'; did you mean 'h100'"),
+        (["--topology", "v5:2x4"], "--topology: got 'v5', expected a TPU. Did you mean"),
+        (["--device", "h10"], "--device: got 'h10', expected a GPU or a memory such as 8GB. Did you mean 'h100'"),
         ([], "got --topology None and --device None, expected one of them"),
         (["--device", "h100", "--topology", "v5e:2x4"], "got --topology v5e:2x4 and --device h100"),
         (["--device", "h100", "--config.data.batchsize=3"], "config.data.batchsize: unknown key. Did you mean"),

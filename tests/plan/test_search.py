@@ -17,10 +17,11 @@ def test_candidate_meshes() -> None:
 
 
 def test_best_plan_is_the_fastest_that_fits() -> None:
-    slow, fast, large = make_plan(accessed=200.0), make_plan(), make_plan(bytes={"parameters": 101}, accessed=1.0)
+    slow, fast = make_plan(bytes_accessed=200.0), make_plan()
+    large = make_plan(bytes={"parameters": 101}, bytes_accessed=1.0)
     assert plan.choose_best([slow, large, fast]) is fast
-    # Both take 3 s if messages overlap with the work; otherwise one takes longer.
-    assert plan.choose_best([make_plan(accessed=150.0), fast]) is fast
+    # Both take 3 s if communication overlaps with computation; otherwise one takes longer.
+    assert plan.choose_best([make_plan(bytes_accessed=150.0), fast]) is fast
     assert plan.choose_best([large, make_plan(bytes={"parameters": 200})]) is large
 
 

@@ -122,7 +122,7 @@ def test_axes_of_the_mesh_that_the_file_omits() -> None:
         ({"data": {"memory_limit": float("nan")}}, r"config\.data\.memory_limit: got nan, expected 0 or more"),
         ({"seed": 2**31}, r"config\.seed: got 2147483648"),
         ({"seed": 0.5}, r"config\.seed: got 0\.5, expected an integer"),
-        ({"train": {"not_finite": "stopp"}}, r"did you mean 'stop'"),
+        ({"train": {"not_finite": "stopp"}}, r"Did you mean 'stop'"),
     ],
 )
 def test_mistakes_in_a_config(changes: dict[str, Any], message: str) -> None:

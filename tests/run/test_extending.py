@@ -158,9 +158,9 @@ def test_help_explains_the_keys_of_a_function(mine: str, capsys: pytest.CaptureF
         ),
         ({"loss__kind": "mine:focl"}, "has no 'focl'"),
         ({"loss__kind": "mein:focal"}, "cannot import 'mein'"),
-        ({"metric__name": "worst_class"}, "unknown metric 'worst_class'"),
+        ({"metric__name": "worst_class"}, "metric.name: got 'worst_class', expected a metric"),
         ({"loss__gamma": "1"}, "config.loss.gamma: unknown key"),
-        ({"metric__name": "mine:worst_class", "checkpoint__best": "worst_clas"}, "did you mean 'worst_class'"),
+        ({"metric__name": "mine:worst_class", "checkpoint__best": "worst_clas"}, "Did you mean 'worst_class'"),
         (
             {"optimizer__name": "mine:signs", "optimizer__learning_rate": "None"},
             "config.optimizer.learning_rate: not set",

@@ -34,7 +34,7 @@ def test_plan_allocates_nothing() -> None:
     assert done.bytes["statistics"] == 4 * statistics
     assert done.bytes["ema"] == 4 * (parameters + statistics)
     assert 0 <= done.bytes["optimizer"] - 4 * 2 * parameters < 32  # two moments and a few counters
-    assert (result.asked, done.batch_size) == (16, 18)  # three microbatches
+    assert (result.requested_batch_size, done.batch_size) == (16, 18)  # three microbatches
     assert done.bytes["batch"] == 18 * (32 * 32 + 4 + 4 + 1)
     assert done.fits
     # The microbatches are a loop. XLA would count one iteration; the plan counts the operations of all 18 images.
@@ -73,16 +73,16 @@ def test_plan_and_train_compile_the_same_program(tmp_path: Path, monkeypatch: py
     assert lower(planned, given) == lower(trained, given)
 
 
-def test_recomputed_operations_are_not_useful() -> None:
+def test_recomputed_operations_are_not_model_flops() -> None:
     configs = [digits_config(train={"remat": remat}) for remat in (None, "nothing")]
     once, twice = (run.plan(given, device="h100", num_classes=10, search=False).plans[0] for given in configs)
-    assert once.useful == 1
+    assert once.model_flops_fraction == 1
     assert twice.flops > 1.1 * once.flops
-    assert twice.flops * twice.useful == pytest.approx(once.flops)
+    assert twice.flops * twice.model_flops_fraction == pytest.approx(once.flops)
 
 
 def test_assumptions_mention_quick() -> None:
-    done = plan.Plan(chips.TPUS["v5e"], {"data": 1}, False, 8, {}, 1e12, accessed=1e9)
+    done = plan.Plan(chips.TPUS["v5e"], {"data": 1}, False, 8, {}, 1e12, bytes_accessed=1e9)
     facts = {"topology": "v5e:1x1", "num_classes": 10, "stored": None, "backend": "cpu"}
     assert not [line for line in plan.describe_assumptions(done, **facts) if "--quick" in line]
     assert [line for line in plan.describe_assumptions(done, quick=True, **facts) if "--quick" in line]

@@ -53,6 +53,7 @@ def test_mistakes_are_sorted_by_confidence(finished: Path) -> None:
         rows = list(csv.DictReader(file))
     last = [json.loads(x) for x in (finished / "metrics.jsonl").read_text().splitlines() if '"test"' in x][-1]
     assert len(rows) == round(359 * (1 - last["top1"])) > 0
+    assert list(rows[0]) == ["image", "true", "predicted", "confidence"]
     assert all(row["true"] != row["predicted"] for row in rows)
     confidences = [float(row["confidence"]) for row in rows]
     assert confidences == sorted(confidences, reverse=True)

@@ -24,17 +24,23 @@ from jaxvision.weights.timm import save_timm
         (["--config.optimizer.learning_rte=1"], "Did you mean optimizer.learning_rate"),
         (["--config.optimzer.learning_rate=1"], "Did you mean optimizer.learning_rate"),
         (["--config.train.epochs=many"], "got 'many', expected a number"),
-        (["--config.model.name=resnet51"], "did you mean 'resnet50'"),
-        (["--config.model.name=resnet50.a9_in1k"], "valid: a1_in1k"),
-        (["--config.source.name=digit"], "did you mean 'digits'"),
+        (
+            ["--config.model.name=resnet51"],
+            "config.model.name: got 'resnet51', expected a model name. Did you",
+        ),
+        (["--config.model.name=resnet50.a9_in1k"], "Valid names: 'a1_in1k'"),
+        (["--config.source.name=digit"], "Did you mean 'digits'"),
         (["--config.model.image_size=17"], "expected a multiple of the patch size 4"),
         (["--config.model.patch_sise=4"], "Did you mean model.patch_size"),
-        (["--config.optimizer.name=adamv"], "did you mean 'adamw'"),
-        (["--config.schedule.name=cosin"], "did you mean 'cosine'"),
+        (["--config.optimizer.name=adamv"], "Did you mean 'adamw'"),
+        (["--config.schedule.name=cosin"], "Did you mean 'cosine'"),
         (["--config.augment.crop=resize"], "resized"),
         (["--config.model.checkpoint_path=nowhere.safetensors"], "nowhere.safetensors"),
         (["--config.data.batch_size=30"], "a multiple of 8 devices"),
-        (["--config.mesh.model=2"], "unknown axis of config.mesh 'model' (valid: data, fsdp, tensor)"),
+        (
+            ["--config.mesh.model=2"],
+            "got 'model', expected an axis. Valid names: 'data', 'fsdp', 'tensor'",
+        ),
         (["--config.train.log_every=0"], "config.train.log_every: got 0, expected 1 or more"),
         (["--config.train.steps=-3"], "config.train.steps: got -3, expected 1 or more"),
         (["--config.train.epochs=0"], "config.train.epochs: got 0.0, expected a number above 0"),
@@ -47,7 +53,7 @@ from jaxvision.weights.timm import save_timm
         (["--config.data.workers=-1"], "config.data.workers: got -1, expected 0 or more"),
         (["--config.data.batch_size=0"], "batch size: got 0, expected 1 or more"),
         (["--config.preprocess.mean=(0.5,)", "--config.preprocess.std=(0.0,)"], "above 0"),
-        (["--config.checkpoint.best=top2"], "did you mean 'top5' or 'top1'"),
+        (["--config.checkpoint.best=top2"], "Did you mean 'top5' or 'top1'"),
         (["--config.model.freeze=layer1,layer2"], "layer1"),
         (["--confg=x"], "unknown argument '--confg'"),
         (["--workdir=gs://bucket/run"], "Mount the bucket"),
@@ -76,7 +82,7 @@ def test_a_misspelled_key_in_a_config_file(capsys: pytest.CaptureFixture, tmp_pa
     text = (ROOT / "configs" / "quickstart.py").read_text()
     for old, new, message in [
         ('"weight_decay"', '"weight_decy"', "Did you mean optimizer.weight_decay"),
-        ("config.schedule =", "config.schedul =", "did you mean 'schedule'"),
+        ("config.schedule =", "config.schedul =", "Did you mean 'schedule'"),
     ]:
         (tmp_path / "mine.py").write_text(text.replace(old, new))
         assert message in refused(capsys, "--config", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "run"))
@@ -87,7 +93,7 @@ def test_a_misspelled_key_in_a_config_file(capsys: pytest.CaptureFixture, tmp_pa
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"fdsp": 8}, "unknown axis of config.mesh 'fdsp'; did you mean 'fsdp'"),
+        ({"fdsp": 8}, "config.mesh: got 'fdsp', expected an axis. Did you mean 'fsdp'"),
         ({"data": 2.5}, "config.mesh.data: got 2.5, expected an integer"),
         ({}, "config.mesh: got {}, expected axes and their sizes"),
         (3, "config.mesh: got 3, expected axes and their sizes"),

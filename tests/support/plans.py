@@ -37,7 +37,7 @@ def make_plan(**changes: object) -> plan.Plan:
         "batch_size": 8,
         "bytes": {"parameters": 60, "batch": 30},
         "flops": 500.0,
-        "accessed": 100.0,
+        "bytes_accessed": 100.0,
         "collectives": rows,
     }
     return plan.Plan(**{**fields, **changes})

@@ -131,10 +131,10 @@ def test_own_loss_must_be_one_number_per_image() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "softmx"}, "unknown kind of loss 'softmx'; did you mean 'softmax'"),
+        ({"kind": "softmx"}, "loss.kind: got 'softmx', expected a loss. Did you mean 'softmax'"),
         ({"label_smoothing": 1.0}, r"loss.label_smoothing: got 1.0, expected a number in \[0, 1\)"),
         ({"target_threshold": 0.2}, "loss.target_threshold: got 0.2 with loss.kind='softmax'.* Set loss.kind=sigmoid"),
-        ({"gamma": 2.0}, "unknown argument of make_loss 'gamma'"),
+        ({"gamma": 2.0}, "make_loss: got 'gamma', expected an argument"),
         ({"kind": focal_loss, "alpha": 2.0}, r"loss.kind: got an unexpected keyword argument 'alpha'.*\(gamma\)"),
         ({"kind": focal_loss, "label_smoothing": 0.1}, "the function of loss.kind takes no label_smoothing"),
     ],

@@ -299,7 +299,7 @@ def test_first_moment_in_bfloat16(name) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "adamv"}, "unknown optimizer 'adamv'; did you mean 'adamw'"),
+        ({"name": "adamv"}, "optimizer.name: got 'adamv', expected an optimizer. Did you mean 'adamw'"),
         ({"momentum": 0.9}, "optimizer.momentum: got 0.9, but the optimizer 'adamw' takes only betas, epsilon"),
         ({"name": "sgd", "betas": (0.9, 0.99)}, "optimizer.betas: .*the optimizer 'sgd' takes only momentum, nesterov"),
         ({"name": "sgd", "mu_dtype": "bfloat16"}, "optimizer.mu_dtype: got 'bfloat16', but the optimizer 'sgd'"),

@@ -79,7 +79,7 @@ def test_own_schedule_follows_the_warmup() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 10, "name": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
+        ({"steps": 10, "name": "cosin"}, "schedule.name: got 'cosin', expected a schedule. Did you mean 'cosine'"),
         ({"steps": 10, "warmup_steps": 11}, "schedule.warmup_steps: got 11, expected 0 to 10"),
         ({"steps": 0}, "got a run of 0 steps, expected 1 or more"),
         ({"steps": 90, "name": "step", "milestones": [30, 60, 80]}, "expected fractions of the run"),
@@ -87,7 +87,7 @@ def test_own_schedule_follows_the_warmup() -> None:
             {"steps": 10, "name": "step", "warmup_steps": 5, "milestones": [0.5]},
             "expected milestones after the 5 warm-up steps of 10",
         ),
-        ({"steps": 10, "power": 2.0}, "unknown argument of make_schedule 'power'"),
+        ({"steps": 10, "power": 2.0}, "make_schedule: got 'power', expected an argument"),
         ({"steps": 10, "name": polynomial, "pwer": 2.0}, "schedule.name: got an unexpected keyword argument 'pwer'"),
         ({"steps": 10, "name": "math:sqrt"}, r"schedule.name: got an unexpected keyword argument 'steps'.*\(x\)"),
     ],

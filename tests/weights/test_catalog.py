@@ -166,19 +166,22 @@ def test_some_rows():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("resnet50.a1_in1l", ["unknown weight tag of resnet50 'a1_in1l'", "did you mean 'a1_in1k'"]),
-        ("resnet50.", ["unknown weight tag of resnet50 ''"]),
-        ("resnet_50", ["unknown model 'resnet_50'", "'resnet50'"]),
-        ("resnet_50.a1_in1k", ["unknown model 'resnet_50'", "'resnet50'"]),
-        ("vit_base_patch16", ["unknown model", "'vit_base_patch16_224'"]),
-        ("resnet50.augreg2_in21k_ft_in1k", ["unknown weight tag of resnet50", "It is a tag of vit_base_patch16_224"]),
-        ("vit_base_patch16_224.a1_in1k", ["unknown weight tag of vit_base_patch16_224", "It is a tag of "]),
+        ("resnet50.a1_in1l", ["name: got 'a1_in1l', expected a weight tag of resnet50.", "Did you mean 'a1_in1k'"]),
+        ("resnet50.", ["got '', expected a weight tag of resnet50"]),
+        ("resnet_50", ["got 'resnet_50', expected a model name", "'resnet50'"]),
+        ("resnet_50.a1_in1k", ["got 'resnet_50', expected a model name", "'resnet50'"]),
+        ("vit_base_patch16", ["expected a model name", "'vit_base_patch16_224'"]),
+        (
+            "resnet50.augreg2_in21k_ft_in1k",
+            ["a weight tag of resnet50", "_ft_in1k' is a tag of vit_base_patch16_224"],
+        ),
+        ("vit_base_patch16_224.a1_in1k", ["expected a weight tag of vit_base_patch16_224", "'a1_in1k' is a tag of "]),
         ("../../resnet50", ["got '../../resnet50', expected a name", "checkpoint_path"]),
         ("resnet50/../x", ["expected a name such as"]),
         ("resnet50\n.a1_in1k", ["expected a name such as"]),
         ("someone/resnet50.a1_in1k", ["expected a name such as"]),
-        ("", ["unknown model ''"]),
-        ("..", ["unknown model ''"]),
+        ("", ["got '', expected a model name"]),
+        ("..", ["got '', expected a model name"]),
     ],
 )
 def test_errors_for_misspelled_names_suggest_the_nearest(name, words):
@@ -198,7 +201,7 @@ def test_rows_of_architectures_that_jaxvision_does_not_have_are_ignored():
     lacking = {entry.architecture for entry in catalog.entries()} - set(registry.architectures())
     assert lacking
     for architecture in lacking:
-        with pytest.raises(UserError, match=f"unknown model '{architecture}'"):
+        with pytest.raises(UserError, match=f"got '{architecture}', expected a model name"):
             catalog.lookup(architecture)
     for pretrained in (False, True):
         names = listing.list_models(pretrained=pretrained)

@@ -106,7 +106,7 @@ def evaluated(name, path, data_dir, folder, labels, capsys):
     predictions = labels.copy()
     with (folder / "mistakes.csv").open() as file:
         for row in csv.DictReader(file):
-            predictions[int(re.search(r"\[(\d+)\]$", row["picture"])[1])] = int(row["predicted"].removeprefix("class "))
+            predictions[int(re.search(r"\[(\d+)\]$", row["image"])[1])] = int(row["predicted"].removeprefix("class "))
     return top1, predictions
 
 
