@@ -19,6 +19,7 @@ from jaxvision.create import create_model
 from jaxvision.data.image_path import ImagePath, batch_shapes
 from jaxvision.errors import unknown_name_error
 from jaxvision.models.base import Model
+from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.run.sections import Loop, set_keys
 from jaxvision.train import optim, partial
@@ -81,6 +82,7 @@ def train_program(
     build = functools.partial(build_model, config, num_classes, images.channels, preprocess.image_size)
     bare = functools.partial(build, weights=False)
     template = nnx.eval_shape(bare)
+    train_view(template, batch_norm_group=loop.batch_norm_group)  # raises if there is no BatchNorm
     rate = make_schedule(config.optimizer.learning_rate, steps=steps, **_schedule(config, steps_per_epoch, steps))
     tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
     create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
