@@ -214,7 +214,8 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
       source: a folder with ``config.json`` and ``model.safetensors``, a workdir with such a folder named ``export``, or
         a name for `create_model`, whose weights come from the hub unless `checkpoint_path` is given. The folder of a
         model from outside jaxvision names the module that builds it, which is imported.
-      checkpoint_path: other weights, from this file.
+      checkpoint_path: other weights, from this file or the ``model.safetensors`` in this folder. If `source` is a name
+        and the weights are those of an export, its classes and its transform are used.
       **options: further arguments of `create_model`.
 
     Raises:
@@ -366,10 +367,13 @@ def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export
     """Returns the export that a weight file belongs to, if it is one of this architecture; otherwise None.
 
     Args:
-      checkpoint_path: the weight file, or None.
+      checkpoint_path: the weight file or the folder that contains it, as for `create_model`, or None.
       architecture: name of the model, without a tag.
     """
-    path = Path(checkpoint_path or "")
+    if checkpoint_path is None:
+        return None
+    path = Path(checkpoint_path).expanduser()
+    path = path / "model.safetensors" if path.is_dir() else path
     if path.name != "model.safetensors" or not path.is_file():
         return None
     try:
