@@ -271,7 +271,7 @@ def _load_by_name(
         file = files.open_weights(checkpoint_path)
         model = create_model(name, checkpoint_path=file, **options)
         _check_head(file.path, timm.num_classes(file, model.classifier_names), num_classes)
-    return Classifier(model, imagenet.class_names(model.num_classes), _for_channels(preprocess, model.in_channels))
+    return Classifier(model, imagenet.class_names(model.num_classes), preprocess.for_channels(model.in_channels))
 
 
 def _load_export(export: Export, checkpoint_path: str | Path | None, options: Mapping[str, Any]) -> Classifier:
@@ -303,7 +303,7 @@ def _load_export(export: Export, checkpoint_path: str | Path | None, options: Ma
     arguments = {"image_size": size, **arguments, "num_classes": export.num_classes, **options}
     model = cast(Model, create_model(export.architecture, checkpoint_path=file, **arguments))
     _check_head(file.path, timm.num_classes(file, model.classifier_names), export.num_classes)
-    return Classifier(model, export.classes, _for_channels(preprocess, model.in_channels))
+    return Classifier(model, export.classes, preprocess.for_channels(model.in_channels))
 
 
 def _find_builder(export: Export) -> None:
@@ -417,14 +417,6 @@ def _check_head(weights: Any, found: int, num_classes: int | None) -> None:
             f"num_classes: got {num_classes}, but {weights} has {head}. Leave num_classes out, or train another head "
             "by python -m jaxvision.main."
         )
-
-
-def _for_channels(preprocess: Preprocess, in_channels: int) -> Preprocess:
-    """Returns the transform for gray images if the model takes one channel."""
-    if in_channels != 1 or len(preprocess.mean) == 1:
-        return preprocess
-    mean, std = (sum(values) / len(values) for values in (preprocess.mean, preprocess.std))
-    return replace(preprocess, mean=(mean,), std=(std,))
 
 
 def _height_and_width(model: Model, preprocess: Preprocess) -> tuple[int, int]:

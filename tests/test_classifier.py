@@ -73,7 +73,8 @@ def test_a_model_for_gray_images_converts_images_to_gray(tmp_path):
     assert images.shape[-1] == 1
     again = load_classifier(save_classifier(tmp_path / "gray", classifier))
     np.testing.assert_array_equal(again.model(again.images([Image.new("L", (70, 50))])), classifier.model(images))
-    four = Classifier(create_model("test_resnet", num_classes=2, in_channels=4), ("a", "b"), Preprocess(image_size=64))
+    four = load_classifier("test_resnet", checkpoint_path=tmp_path / "m.safetensors", in_channels=4)
+    assert (four.preprocess.mean, four.preprocess.std) == ((0.5,) * 4, (0.25,) * 4)
     with pytest.raises(UserError, match=r"this model takes 4 channels, but image files have 3 or 1"):
         four.images([Image.new("RGB", (70, 50))])
 
@@ -167,6 +168,9 @@ def test_a_weight_file_of_an_export_has_its_classes_and_transform(given, tmp_pat
     assert program.preprocess_of(config, FromWorkers(channels=3)) == own
     config.model.image_size = 96
     assert program.preprocess_of(config, FromWorkers(channels=3)) == replace(own, image_size=96)
+    gray, four = (program.preprocess_of(config, FromWorkers(channels=n)) for n in (1, 4))
+    np.testing.assert_allclose((*gray.mean, *gray.std), (0.2, 0.6))
+    assert (four.mean, four.std) == ((0.5,) * 4, (0.25,) * 4)
     # config.json describes neither another architecture nor a file with another name.
     assert find_export(weights, "resnet18") is None
     renamed = (tmp_path / "export" / "model.safetensors").rename(tmp_path / "export" / "other.safetensors")
