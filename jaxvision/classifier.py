@@ -28,8 +28,8 @@ from jaxvision.weights.timm.names import OURS
 
 logger = logging.getLogger(__name__)
 
-# This key of config.json and of the weights' metadata holds the same random-looking text in both files of an export.
-_MARK = "jaxvision.export"
+# This key of config.json and of the weights' metadata holds the identifier of an export, the same in both files.
+_EXPORT_ID = "jaxvision.export"
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,11 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
         raise UserError(f"classes: the name {name!r} is not valid UTF-8. Rename the class.") from e
     try:
         # config.json is complete on the disk before the weights are replaced, and replaced after them. If the process
-        # is killed in between, the marks of the two files differ.
+        # is killed in between, the identifiers in the two files differ.
         with files.replaced(folder / "config.json") as temporary:
             temporary.write_bytes(text)
             files.sync(temporary)
-            timm.save_timm(classifier.model, folder / "model.safetensors", metadata={_MARK: config[_MARK]})
+            timm.save_timm(classifier.model, folder / "model.safetensors", metadata={_EXPORT_ID: config[_EXPORT_ID]})
     except OSError as e:
         raise UserError(f"cannot write {folder / 'config.json'}: {e.strerror or e}") from e
     return folder
@@ -204,7 +204,7 @@ def _export_config(classifier: Classifier) -> dict[str, Any]:
         logger.warning(
             "timm has no argument for %s and will build another model; jaxvision will build this one", options
         )
-    return config | {_MARK: hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]}
+    return config | {_EXPORT_ID: hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]}
 
 
 def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = None, **options: Any) -> Classifier:
@@ -291,8 +291,8 @@ def _load_export(export: Export, checkpoint_path: str | Path | None, options: Ma
         # Without a stated activation the model has the architecture's own, not that of the default tag's weights.
         arguments.setdefault("activation", "gelu")
     file = files.open_weights(checkpoint_path or export.folder / "model.safetensors")
-    mark = file.metadata.get(_MARK)
-    if checkpoint_path is None and None not in (mark, export.mark) and mark != export.mark:
+    ids = {file.metadata.get(_EXPORT_ID), export.export_id}
+    if checkpoint_path is None and None not in ids and len(ids) == 2:
         raise UserError(
             f"{export.folder}: config.json and model.safetensors belong to different exports, because the later one "
             "was interrupted. Export again."
@@ -330,7 +330,7 @@ class Export(NamedTuple):
       num_classes: number of classes.
       classes: their names.
       preprocess: the evaluation transform.
-      mark: equal to the mark in the weights' metadata if both files are of one export.
+      export_id: equal to the one in the weights' metadata if both files are of one export; None if there is none.
       options: options of the model.
       model_args: the same for timm, by timm's names.
       builder: ``"package.module:function"`` for a model from outside jaxvision, otherwise None.
@@ -341,7 +341,7 @@ class Export(NamedTuple):
     num_classes: int
     classes: tuple[str, ...]
     preprocess: Preprocess
-    mark: str | None
+    export_id: str | None
     options: dict[str, Any]
     model_args: dict[str, Any]
     builder: str | None
@@ -394,7 +394,7 @@ def _parse_export(folder: Path, config: Mapping[str, Any]) -> Export:
             num_classes=config["num_classes"],
             classes=tuple(config["label_names"]),
             preprocess=Preprocess(image_size=cfg["input_size"][-1], **transform),
-            mark=config.get(_MARK),
+            export_id=config.get(_EXPORT_ID),
             options=dict(config.get("jaxvision_options", {})),
             model_args=dict(config.get("model_args", {})),
             builder=config.get("jaxvision_builder"),

@@ -207,7 +207,7 @@ def test_an_interrupted_export_is_an_error(tmp_path):
         load_classifier(tmp_path / "old")
     save_timm(
         create_model("test_resnet", num_classes=2), tmp_path / "old" / "model.safetensors"
-    )  # written by hand, without a mark
+    )  # written by hand, without an identifier
     assert load_classifier(tmp_path / "old").classes == ("a", "b")
 
 
