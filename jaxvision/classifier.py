@@ -289,7 +289,7 @@ def _load_export(export: Export, checkpoint_path: str | Path | None, options: Ma
     }
     if entry.activation is not None:
         # Without a stated activation the model has the architecture's own, not that of the default tag's weights.
-        arguments.setdefault("activation", "gelu")
+        arguments.setdefault("activation", registry.default_arguments(entry.architecture)["activation"])
     file = files.open_weights(checkpoint_path or export.folder / "model.safetensors")
     ids = {file.metadata.get(_EXPORT_ID), export.export_id}
     if checkpoint_path is None and None not in ids and len(ids) == 2:

@@ -56,8 +56,9 @@ def save_timm(model: Any, path: str | Path, *, metadata: Mapping[str, str] | Non
         if name.endswith(".mean"):
             tensors[name.removesuffix("mean") + COUNTER] = np.zeros((), np.int64)
     metadata = {"format": "pt", **(metadata or {})}
-    if "pos_embed" in tensors and hasattr(model, "grid_size"):
-        metadata[GRID] = "x".join(map(str, model.grid_size))
+    patches = model.patch_weights()
+    if patches.positions:
+        metadata[GRID] = "x".join(map(str, patches.grid))
     try:
         files.write_safetensors(tensors, path, metadata)
     except (OSError, SafetensorError) as e:
