@@ -198,7 +198,7 @@ class OwnPatches(Model):
     def __init__(self, *, grid: tuple[int, int]):
         self.num_classes, self.architecture, self.rows_and_columns = 2, "own", grid
         self.places = nnx.Param(jnp.arange(1.0, 9.0).reshape(1, 8, 1))
-        self.gain = nnx.Param(jnp.ones(1))
+        self.gain = nnx.Param(jnp.float32(3))  # a scalar
         self.head = nnx.Linear(1, 2, rngs=nnx.Rngs(0))
 
     def patch_weights(self) -> PatchWeights:
@@ -215,7 +215,9 @@ def test_a_model_of_ones_own_declares_what_is_adapted(file):
     save_file(tensors, file, {"jaxvision.grid": "2x4"})
     expected = adapt.position_grid(tensors["places"], 8, prefix=0, old=(2, 4), new=(4, 2))
     assert not np.array_equal(expected, tensors["places"])
-    np.testing.assert_array_equal(timm.load_timm(OwnPatches(grid=(4, 2)), file).places[...], expected)
+    model = timm.load_timm(OwnPatches(grid=(4, 2)), file)
+    np.testing.assert_array_equal(model.places[...], expected)
+    assert model.gain.shape == ()
     del tensors["gain"], tensors["teacher.weight"]
     save_file(tensors, file)
     with pytest.raises(UserError, match=r"does not fit own: 1 missing .* Train it again\."):
