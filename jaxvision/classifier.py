@@ -28,8 +28,8 @@ from jaxvision.weights.timm.names import OURS
 
 logger = logging.getLogger(__name__)
 
-# This key of config.json and of the weights' metadata holds the same random-looking text in both files of an export.
-_MARK = "jaxvision.export"
+# This key of config.json and of the weights' metadata holds the identifier of an export, the same in both files.
+_EXPORT_ID = "jaxvision.export"
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,11 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
         raise UserError(f"classes: the name {name!r} is not valid UTF-8. Rename the class.") from e
     try:
         # config.json is complete on the disk before the weights are replaced, and replaced after them. If the process
-        # is killed in between, the marks of the two files differ.
+        # is killed in between, the identifiers in the two files differ.
         with files.replaced(folder / "config.json") as temporary:
             temporary.write_bytes(text)
             files.sync(temporary)
-            timm.save_timm(classifier.model, folder / "model.safetensors", metadata={_MARK: config[_MARK]})
+            timm.save_timm(classifier.model, folder / "model.safetensors", metadata={_EXPORT_ID: config[_EXPORT_ID]})
     except OSError as e:
         raise UserError(f"cannot write {folder / 'config.json'}: {e.strerror or e}") from e
     return folder
@@ -204,7 +204,7 @@ def _export_config(classifier: Classifier) -> dict[str, Any]:
         logger.warning(
             "timm has no argument for %s and will build another model; jaxvision will build this one", options
         )
-    return config | {_MARK: hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]}
+    return config | {_EXPORT_ID: hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]}
 
 
 def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = None, **options: Any) -> Classifier:
@@ -214,7 +214,8 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
       source: a folder with ``config.json`` and ``model.safetensors``, a workdir with such a folder named ``export``, or
         a name for `create_model`, whose weights come from the hub unless `checkpoint_path` is given. The folder of a
         model from outside jaxvision names the module that builds it, which is imported.
-      checkpoint_path: other weights, from this file.
+      checkpoint_path: other weights, from this file or the ``model.safetensors`` in this folder. If `source` is a name
+        and the weights are those of an export, its classes and its transform are used.
       **options: further arguments of `create_model`.
 
     Raises:
@@ -270,7 +271,7 @@ def _load_by_name(
         file = files.open_weights(checkpoint_path)
         model = create_model(name, checkpoint_path=file, **options)
         _check_head(file.path, timm.num_classes(file, model.classifier_names), num_classes)
-    return Classifier(model, imagenet.class_names(model.num_classes), _for_channels(preprocess, model.in_channels))
+    return Classifier(model, imagenet.class_names(model.num_classes), preprocess.for_channels(model.in_channels))
 
 
 def _load_export(export: Export, checkpoint_path: str | Path | None, options: Mapping[str, Any]) -> Classifier:
@@ -288,10 +289,10 @@ def _load_export(export: Export, checkpoint_path: str | Path | None, options: Ma
     }
     if entry.activation is not None:
         # Without a stated activation the model has the architecture's own, not that of the default tag's weights.
-        arguments.setdefault("activation", "gelu")
+        arguments.setdefault("activation", registry.default_arguments(entry.architecture)["activation"])
     file = files.open_weights(checkpoint_path or export.folder / "model.safetensors")
-    mark = file.metadata.get(_MARK)
-    if checkpoint_path is None and None not in (mark, export.mark) and mark != export.mark:
+    ids = {file.metadata.get(_EXPORT_ID), export.export_id}
+    if checkpoint_path is None and None not in ids and len(ids) == 2:
         raise UserError(
             f"{export.folder}: config.json and model.safetensors belong to different exports, because the later one "
             "was interrupted. Export again."
@@ -302,7 +303,7 @@ def _load_export(export: Export, checkpoint_path: str | Path | None, options: Ma
     arguments = {"image_size": size, **arguments, "num_classes": export.num_classes, **options}
     model = cast(Model, create_model(export.architecture, checkpoint_path=file, **arguments))
     _check_head(file.path, timm.num_classes(file, model.classifier_names), export.num_classes)
-    return Classifier(model, export.classes, _for_channels(preprocess, model.in_channels))
+    return Classifier(model, export.classes, preprocess.for_channels(model.in_channels))
 
 
 def _find_builder(export: Export) -> None:
@@ -329,7 +330,7 @@ class Export(NamedTuple):
       num_classes: number of classes.
       classes: their names.
       preprocess: the evaluation transform.
-      mark: equal to the mark in the weights' metadata if both files are of one export.
+      export_id: equal to the one in the weights' metadata if both files are of one export; None if there is none.
       options: options of the model.
       model_args: the same for timm, by timm's names.
       builder: ``"package.module:function"`` for a model from outside jaxvision, otherwise None.
@@ -340,7 +341,7 @@ class Export(NamedTuple):
     num_classes: int
     classes: tuple[str, ...]
     preprocess: Preprocess
-    mark: str | None
+    export_id: str | None
     options: dict[str, Any]
     model_args: dict[str, Any]
     builder: str | None
@@ -366,10 +367,13 @@ def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export
     """Returns the export that a weight file belongs to, if it is one of this architecture; otherwise None.
 
     Args:
-      checkpoint_path: the weight file, or None.
+      checkpoint_path: the weight file or the folder that contains it, as for `create_model`, or None.
       architecture: name of the model, without a tag.
     """
-    path = Path(checkpoint_path or "")
+    if checkpoint_path is None:
+        return None
+    path = Path(checkpoint_path).expanduser()
+    path = path / "model.safetensors" if path.is_dir() else path
     if path.name != "model.safetensors" or not path.is_file():
         return None
     try:
@@ -390,7 +394,7 @@ def _parse_export(folder: Path, config: Mapping[str, Any]) -> Export:
             num_classes=config["num_classes"],
             classes=tuple(config["label_names"]),
             preprocess=Preprocess(image_size=cfg["input_size"][-1], **transform),
-            mark=config.get(_MARK),
+            export_id=config.get(_EXPORT_ID),
             options=dict(config.get("jaxvision_options", {})),
             model_args=dict(config.get("model_args", {})),
             builder=config.get("jaxvision_builder"),
@@ -413,14 +417,6 @@ def _check_head(weights: Any, found: int, num_classes: int | None) -> None:
             f"num_classes: got {num_classes}, but {weights} has {head}. Leave num_classes out, or train another head "
             "by python -m jaxvision.main."
         )
-
-
-def _for_channels(preprocess: Preprocess, in_channels: int) -> Preprocess:
-    """Returns the transform for gray images if the model takes one channel."""
-    if in_channels != 1 or len(preprocess.mean) == 1:
-        return preprocess
-    mean, std = (sum(values) / len(values) for values in (preprocess.mean, preprocess.std))
-    return replace(preprocess, mean=(mean,), std=(std,))
 
 
 def _height_and_width(model: Model, preprocess: Preprocess) -> tuple[int, int]:

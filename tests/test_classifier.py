@@ -73,7 +73,8 @@ def test_a_model_for_gray_images_converts_images_to_gray(tmp_path):
     assert images.shape[-1] == 1
     again = load_classifier(save_classifier(tmp_path / "gray", classifier))
     np.testing.assert_array_equal(again.model(again.images([Image.new("L", (70, 50))])), classifier.model(images))
-    four = Classifier(create_model("test_resnet", num_classes=2, in_channels=4), ("a", "b"), Preprocess(image_size=64))
+    four = load_classifier("test_resnet", checkpoint_path=tmp_path / "m.safetensors", in_channels=4)
+    assert (four.preprocess.mean, four.preprocess.std) == ((0.5,) * 4, (0.25,) * 4)
     with pytest.raises(UserError, match=r"this model takes 4 channels, but image files have 3 or 1"):
         four.images([Image.new("RGB", (70, 50))])
 
@@ -153,21 +154,27 @@ def test_equal_models_make_equal_files(tmp_path):
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
-def test_a_weight_file_of_an_export_has_its_classes_and_transform(tmp_path):
+@pytest.mark.parametrize("given", ["export/model.safetensors", "export"])
+def test_a_weight_file_of_an_export_has_its_classes_and_transform(given, tmp_path):
     own = Preprocess(image_size=64, crop_pct=1.0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), interpolation="bilinear")
     model = create_model("test_resnet", num_classes=2, image_size=64)
-    file = save_classifier(tmp_path / "export", Classifier(model, ("cat", "dog"), own)) / "model.safetensors"
+    save_classifier(tmp_path / "export", Classifier(model, ("cat", "dog"), own))
+    weights = tmp_path / given
     for options in ({}, {"num_classes": 2}):
-        found = load_classifier("test_resnet", checkpoint_path=file, **options)
+        found = load_classifier("test_resnet", checkpoint_path=weights, **options)
         assert (found.classes, found.preprocess) == (("cat", "dog"), own)
-    sections = {"source": {"name": "digits"}, "model": {"name": "test_resnet", "checkpoint_path": str(file)}}
+    sections = {"source": {"name": "digits"}, "model": {"name": "test_resnet", "checkpoint_path": str(weights)}}
     config = run.complete(sections | {"optimizer": {"learning_rate": 0.1}})
     assert program.preprocess_of(config, FromWorkers(channels=3)) == own
     config.model.image_size = 96
     assert program.preprocess_of(config, FromWorkers(channels=3)) == replace(own, image_size=96)
-    # config.json describes neither a file with another name nor another architecture.
-    assert find_export(file.rename(tmp_path / "export" / "other.safetensors"), "test_resnet") is None
-    assert find_export(tmp_path / "export" / "model.safetensors", "resnet18") is None
+    gray, four = (program.preprocess_of(config, FromWorkers(channels=n)) for n in (1, 4))
+    np.testing.assert_allclose((*gray.mean, *gray.std), (0.2, 0.6))
+    assert (four.mean, four.std) == ((0.5,) * 4, (0.25,) * 4)
+    # config.json describes neither another architecture nor a file with another name.
+    assert find_export(weights, "resnet18") is None
+    renamed = (tmp_path / "export" / "model.safetensors").rename(tmp_path / "export" / "other.safetensors")
+    assert find_export(renamed, "test_resnet") is None
 
 
 def test_images_that_are_no_images(tmp_path):
@@ -200,7 +207,7 @@ def test_an_interrupted_export_is_an_error(tmp_path):
         load_classifier(tmp_path / "old")
     save_timm(
         create_model("test_resnet", num_classes=2), tmp_path / "old" / "model.safetensors"
-    )  # written by hand, without a mark
+    )  # written by hand, without an identifier
     assert load_classifier(tmp_path / "old").classes == ("a", "b")
 
 

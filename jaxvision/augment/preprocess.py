@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from jaxvision.errors import UserError, unknown_name_error
 
@@ -85,6 +87,25 @@ class Preprocess:
         if width <= height:
             return int(to * height / width), to
         return to, int(to * width / height)
+
+    def for_channels(self, channels: int) -> Preprocess:
+        """Returns the transform for images with this number of channels.
+
+        One gray channel has the mean of the colors' statistics, and several channels share those of a single one. For
+        other numbers there is nothing to derive them from: each channel has a mean of 0.5 and a deviation of 0.25.
+
+        >>> preprocess = Preprocess(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+        >>> preprocess.for_channels(1).mean, preprocess.for_channels(4).std
+        ((0.5,), (0.25, 0.25, 0.25, 0.25))
+        """
+        known = len(self.mean)
+        if channels == known:
+            return self
+        if channels == 1:
+            return replace(self, mean=(float(np.mean(self.mean)),), std=(float(np.mean(self.std)),))
+        if known == 1:
+            return replace(self, mean=self.mean * channels, std=self.std * channels)
+        return replace(self, mean=(0.5,) * channels, std=(0.25,) * channels)
 
     def fill(self, channels: int) -> tuple[int, ...]:
         """Returns the color that pads an image smaller than the crop, one number in 0 to 255 for each channel.

@@ -80,9 +80,8 @@ def _heat_map(classifier: Classifier, images: Any, *, layer: int | None, label: 
     from jaxvision.analysis.saliency import explain
 
     model = classifier.model
-    has_attention = hasattr(model, "get_attention_maps")
     if layer is not None:
-        if not has_attention:
+        if model.explanation != "attention rollout":
             raise UserError(f"--layer: {model.architecture} has no attention layers. Use --label instead.")
         heat = class_attention(model, images, layer_idx=layer)
         method = f"attention of layer {layer}"

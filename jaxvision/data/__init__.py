@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from jaxvision.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from jaxvision.data.arrays import ArraySource
     from jaxvision.data.dataset import Dataset, StoredDataset, StreamedDataset, open_dataset
-    from jaxvision.data.digits import ArraySource
     from jaxvision.data.image_path import FromMemory, FromWorkers, ImagePath, batch_shapes
     from jaxvision.data.source import Example, Source, Splits, open_source, source_function, stratified_split
 
@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "arrays": ("ArraySource",),
     "dataset": ("Dataset", "StoredDataset", "StreamedDataset", "open_dataset"),
-    "digits": ("ArraySource",),
     "image_path": ("FromMemory", "FromWorkers", "ImagePath", "batch_shapes"),
     "source": ("Example", "Source", "Splits", "open_source", "source_function", "stratified_split"),
 }

@@ -28,6 +28,8 @@ from jaxvision.train.loss import make_loss
 from jaxvision.train.partial import parameter_counts
 from jaxvision.weights import imagenet
 
+_LOSS = make_loss()  # one object, because `cached_eval_step` compares losses by identity
+
 
 def evaluate(
     classifier: Classifier,
@@ -95,7 +97,7 @@ def evaluate(
                 state=state,
                 name=split,
                 step_of=functools.partial(
-                    cached_eval_step, graph, mesh, make_loss(), "softmax", classifier.preprocess, _itself
+                    cached_eval_step, graph, mesh, _LOSS, "softmax", classifier.preprocess, _itself
                 ),
                 mesh=mesh,
                 preprocess=classifier.preprocess,

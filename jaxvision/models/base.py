@@ -31,6 +31,25 @@ class FeatureInfo(NamedTuple):
     stride: int
 
 
+class PatchWeights(NamedTuple):
+    """The weights that depend on how a model divides images into patches. Loading resamples them to the model's own.
+
+    Attributes:
+      kernel: name of the kernel that projects a patch, such as ``"patch_embed.proj.kernel"``; ``""`` for none.
+      positions: name of the position embeddings [1, prefix + rows * columns, d], such as ``"pos_embed"``; ``""`` for
+        none.
+      prefix: number of positions before those of the patches.
+      grid: rows and columns of patches.
+      interpolation: how they are resampled: ``"bicubic"``, or ``"bilinear"`` without antialiasing.
+    """
+
+    kernel: str = ""
+    positions: str = ""
+    prefix: int = 0
+    grid: tuple[int, int] = (0, 0)
+    interpolation: str = "bicubic"
+
+
 def run_in_order(name: str, blocks: Sequence[Any], x: jax.Array) -> jax.Array:
     """Returns `x` passed through each block in order: the default `Model.run_blocks`. It ignores `name`."""
     del name
@@ -72,10 +91,14 @@ class Model(nnx.Module):
         to `run_blocks`, such as ``r"blocks\.\d+\."``. ``""``: the model does not call `run_blocks`.
       tensor_rules: rows (pattern, spec over the mesh axis ``"tensor"``) for tensor parallelism. The first row that
         matches a parameter's name applies; a parameter that no row matches is replicated.
+      lora_pattern: regular expression, anchored at the start, of the names of the linear layers that `add_lora` adapts
+        by default. ``""``: the user has to name them.
       explanation: ``"attention rollout"``, which needs a method `get_attention_maps`, or ``"Grad-CAM"``.
       has_fixed_image_size: whether parameters depend on `image_size`. If so, it may be (height, width).
       default_feature_levels: how many of the last levels a `FeatureExtractor` returns by default; None for all.
       options_unknown_to_timm: constructor arguments that timm's constructors do not take.
+      missing_weight_hints: rows (pattern, advice) for weight files that do not fit. The advice is given if all missing
+        tensors match the pattern.
       run_blocks: function (name, blocks, x) -> x that runs consecutive blocks. In training,
         `jaxvision.train.blocks.Blocks` may replace it.
 
@@ -113,10 +136,12 @@ class Model(nnx.Module):
     table_only: tuple[str, ...] = ()
     block_pattern: str = ""
     tensor_rules: tuple[tuple[str, PartitionSpec], ...] = ()
+    lora_pattern: str = ""
     explanation: str = "Grad-CAM"
     has_fixed_image_size: bool = False
     default_feature_levels: int | None = None
     options_unknown_to_timm: tuple[str, ...] = ()
+    missing_weight_hints: tuple[tuple[str, str], ...] = ()
     run_blocks: Callable[[str, Sequence[Any], jax.Array], jax.Array] = staticmethod(run_in_order)
 
     def set_view(self, run_blocks: Callable[..., Any] | None = None) -> None:
@@ -216,6 +241,14 @@ class Model(nnx.Module):
 
     def no_weight_decay(self) -> tuple[str, ...]:
         """Returns the names of parameters without weight decay, in addition to those with fewer than two axes."""
+        return ()
+
+    def patch_weights(self) -> PatchWeights:
+        """Returns the weights that loading resamples to the model's patches. By default there are none."""
+        return PatchWeights()
+
+    def ignored_weights(self) -> tuple[str, ...]:
+        """Returns how the names of tensors begin that loading ignores if they are in a weight file."""
         return ()
 
     def _undefined_error(self, method: str, why: str = "") -> UserError:

@@ -205,9 +205,9 @@ class EfficientNet(Model):
             x = self.run_blocks(f"blocks.{n - 1}", stage, x)
             if n in wanted:
                 maps.append(x)
-        return maps if intermediates_only else (self._end(x), maps)
+        return maps if intermediates_only else (self._apply_head_conv(x), maps)
 
-    def _end(self, x: jax.Array) -> jax.Array:
+    def _apply_head_conv(self, x: jax.Array) -> jax.Array:
         if self.conv_head is None or self.bn2 is None:
             return x
         return self.activation(self.bn2(self.conv_head(x)))

@@ -192,6 +192,17 @@ def options(architecture: str) -> list[str]:
     return [name for name in keyword_parameters(build) if name not in hidden]
 
 
+def default_arguments(architecture: str) -> dict[str, Any]:
+    """Returns the arguments of the architecture's class or function that have a default, with the architecture's own.
+
+    >>> default_arguments("resnet50")["depths"], default_arguments("resnet50")["global_pool"]
+    ((3, 4, 6, 3), 'avg')
+    """
+    row = variant(architecture)
+    defaults = {name: p.default for name, p in keyword_parameters(row.build).items() if p.default is not p.empty}
+    return {**defaults, **row.arguments}
+
+
 def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
     """Returns a newly initialized model.
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxvision.errors import UserError, unknown_name_error
-from jaxvision.models.base import FeatureInfo, Model, feature_indices, with_options
+from jaxvision.models.base import FeatureInfo, Model, PatchWeights, feature_indices, with_options
 from jaxvision.models.layers import drop, sizes
 from jaxvision.models.layers.attention import AttentionPool
 from jaxvision.models.layers.head import linear_head
@@ -91,9 +91,13 @@ class VisionTransformer(Model):
         (r".*\bmlp\.(fc1|fc1_g|fc1_x)\.bias", PartitionSpec("tensor")),
         (r".*\b(mlp\.fc2|attn\.proj)\.kernel", PartitionSpec("tensor")),
     )
+    lora_pattern = block_pattern
     explanation = "attention rollout"
     has_fixed_image_size = True
     default_feature_levels = 3
+    missing_weight_hints = (
+        (r"fc_norm\.", "These weights normalize before pooling. Build the model with fc_norm=False."),
+    )
 
     def __init__(
         self,
@@ -197,7 +201,7 @@ class VisionTransformer(Model):
         """Adds the prefix tokens (class, distillation, registers) and the position embeddings."""
         d, dtype, none = self.embed_dim, self.param_dtype, nnx.data(None)
         self.num_prefix_tokens = class_token + distilled + reg_tokens
-        n = self.patch_embed.num_patches + (0 if self.no_embed_class else self.num_prefix_tokens)
+        n = self._prefix_positions() + self.patch_embed.num_patches
         self.cls_token = nnx.Param(normal(1e-6)(rngs.params(), (1, 1, d), dtype)) if class_token else none
         self.dist_token = nnx.Param(linear_init(rngs.params(), (1, 1, d), dtype)) if distilled else none
         self.reg_token = nnx.Param(normal(1e-6)(rngs.params(), (1, reg_tokens, d), dtype)) if reg_tokens else none
@@ -232,9 +236,12 @@ class VisionTransformer(Model):
         positions, grid = self.pos_embed[...], self.grid_of(images)
         if grid == self.grid_size:
             return positions
-        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        prefix = self._prefix_positions()
         patches = resize_grid(positions[:, prefix:], self.grid_size, grid)
         return jnp.concatenate([positions[:, :prefix], patches], axis=1)
+
+    def _prefix_positions(self) -> int:
+        return 0 if self.no_embed_class else self.num_prefix_tokens
 
     def grid_of(self, images: jax.Array) -> tuple[int, int]:
         """Returns the rows and columns of patches of `images` [b, h, w, c]; `grid_size` unless sizes are dynamic."""
@@ -375,6 +382,15 @@ class VisionTransformer(Model):
         """Returns the names of prefix tokens and position embeddings; see `Model.no_weight_decay`."""
         names = ("cls_token", "dist_token", "reg_token", "pos_embed")
         return tuple(name for name in names if getattr(self, name) is not None)
+
+    def patch_weights(self) -> PatchWeights:
+        """Returns the names of patch kernel and position embeddings; see `Model.patch_weights`."""
+        prefix = self._prefix_positions()
+        return PatchWeights("patch_embed.proj.kernel", "pos_embed", prefix, self.grid_size, self.interpolation)
+
+    def ignored_weights(self) -> tuple[str, ...]:
+        """Returns the name of the attention pooling if the model has none, as in timm; see `Model.ignored_weights`."""
+        return ("attn_pool.",) if self.attn_pool is None else ()
 
     def get_attention_maps(self, images: jax.Array, layer_idx: int = -1, drop_prefix: bool = False) -> jax.Array:
         """Returns the attention weights of one block.

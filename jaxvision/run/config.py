@@ -19,10 +19,11 @@ from jaxvision.errors import UserError, nearest, unknown_name_error
 from jaxvision.eval.metrics import metric_function
 from jaxvision.extend import import_path
 from jaxvision.parallel.mesh import AXES
-from jaxvision.run.sections import METRICS, SECTIONS, Section
+from jaxvision.run.sections import METRICS, SECTIONS, Section, model_builder
 from jaxvision.run.values import convert, parse, type_text
 
 PACKAGED_CONFIGS = Path(__file__).parents[1] / "configs"
+_CONFIG_MODULE = "_jaxvision_config_"  # the name of a config file's module is this and the file's name
 
 Parameters = Mapping[str, inspect.Parameter]
 
@@ -83,7 +84,7 @@ def _find(path: str) -> Path:
 
 def _import(file: Path) -> ModuleType:
     """Returns the module of a config file; functions in it can be found by name, as those of any module."""
-    spec = importlib.util.spec_from_file_location(f"_jaxvision_config_{file.stem}", file)
+    spec = importlib.util.spec_from_file_location(_CONFIG_MODULE + file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -137,6 +138,7 @@ def complete(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = (
         raise _unknown_key_error(key, leaves(full))
     if check:
         _check_required(full)
+        _check_model(full)
         _check_ranges(full)
         _check_best(full)
     return full
@@ -282,6 +284,17 @@ def _check_required(config: ConfigDict) -> None:
                     f"config.{name}.{key}: not set, expected {type_text(parameter.annotation)}. "
                     f"Add --config.{name}.{key}=..., or a line to the file."
                 )
+
+
+def _check_model(config: ConfigDict) -> None:
+    """Raises for a model of the config file itself: another process could not import it to load the export."""
+    build = model_builder(config.model.name)
+    if build.__module__.startswith(_CONFIG_MODULE):
+        raise UserError(
+            f"config.model.name: got {config.model.name!r}, which is defined in the config file, expected a model in a "
+            "module, so that its export can be loaded elsewhere. Move it to mine.py and set "
+            f"config.model.name='mine:{build.__qualname__}'."
+        )
 
 
 # A range is here only if the function that takes the key does not check it itself.

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -19,6 +18,7 @@ from jaxvision.create import create_model
 from jaxvision.data.image_path import ImagePath, batch_shapes
 from jaxvision.errors import unknown_name_error
 from jaxvision.models.base import Model
+from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.run.sections import Loop, set_keys
 from jaxvision.train import optim, partial
@@ -81,6 +81,7 @@ def train_program(
     build = functools.partial(build_model, config, num_classes, images.channels, preprocess.image_size)
     bare = functools.partial(build, weights=False)
     template = nnx.eval_shape(bare)
+    train_view(template, batch_norm_group=loop.batch_norm_group)  # raises if there is no BatchNorm
     rate = make_schedule(config.optimizer.learning_rate, steps=steps, **_schedule(config, steps_per_epoch, steps))
     tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
     create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
@@ -142,14 +143,8 @@ def preprocess_of(config: ConfigDict, images: ImagePath) -> Preprocess:
     base = entry.preprocess if loaded else Preprocess(crop_pct=0.875)
     if own := find_export(config.model.checkpoint_path, entry.architecture):
         base, size = own.preprocess, config.model.image_size or own.preprocess.image_size
-    base = replace(base, crop_pct=images.crop_pct(base.crop_pct))
-    chosen = {key: value for key, value in config.preprocess.items() if value is not None}
-    if images.channels == 1 and "mean" not in chosen:
-        # One gray channel has the mean of the three colors' statistics.
-        chosen["mean"], chosen["std"] = (float(np.mean(base.mean)),), (float(np.mean(base.std)),)
-    elif images.channels not in (1, 3) and "mean" not in chosen:
-        chosen["mean"], chosen["std"] = (0.5,) * images.channels, (0.25,) * images.channels
-    return replace(base, image_size=size, **chosen)
+    base = replace(base.for_channels(images.channels), crop_pct=images.crop_pct(base.crop_pct))
+    return replace(base, image_size=size, **set_keys(config.preprocess))
 
 
 def build_model(config: ConfigDict, num_classes: int, channels: int, image_size: int, *, weights: bool) -> Model:

@@ -46,7 +46,7 @@ class Blocks:
       remat: a key of `REMAT`. Rematerialization saves memory and costs time. None leaves the choice to the compiler,
         which recomputes what is cheap. With `scan` or along the mesh axis ``fsdp`` the compiler cannot choose, and None
         means ``"products"``.
-      scan: compile one block and loop over it, where the blocks of a row are alike. The compile time and the size of
+      scan: compile one block and loop over it, where consecutive blocks are equal. The compile time and the size of
         the program then hardly grow with the depth.
 
     Raises:
@@ -87,12 +87,12 @@ class Blocks:
           blocks: modules. Their BatchNorm statistics and counters of random keys are updated in place.
           x: [b, ...].
         """
-        for alike in _runs_of_alike(blocks) if self.scan else ([i] for i in range(len(blocks))):
-            prefix = f"{name}.{alike[0]}"
-            if len(alike) > 1:
-                x = self._scan(prefix, [blocks[i] for i in alike], x)
+        for group in _groups_of_equal_blocks(blocks) if self.scan else ([i] for i in range(len(blocks))):
+            prefix = f"{name}.{group[0]}"
+            if len(group) > 1:
+                x = self._scan(prefix, [blocks[i] for i in group], x)
             else:
-                block = blocks[alike[0]]
+                block = blocks[group[0]]
                 graph, state = nnx.split(block)
                 x, changed = self._checkpointed(prefix, graph)(state, x, ())
                 nnx.update(block, changed)
@@ -184,8 +184,8 @@ def _without_rates(block: Any) -> tuple[Any, list[float]]:
     return same, rates
 
 
-def _runs_of_alike(blocks: Sequence[Any]) -> list[list[int]]:
-    """Returns the indices of the blocks, grouped into runs that differ only in the values of their arrays."""
+def _groups_of_equal_blocks(blocks: Sequence[Any]) -> list[list[int]]:
+    """Returns the indices of the blocks; consecutive ones that differ only in the values of arrays form a group."""
 
     def kind(i: int) -> Any:
         graph, state = nnx.split(_without_rates(blocks[i])[0])

@@ -186,16 +186,16 @@ def add_lora(
     The outputs are unchanged at first. Weights may be loaded before or after.
 
     Args:
-      model: a ViT, or any model with the linear layers that `targets` names.
+      model: a model with linear layers besides its head, such as a ViT.
       rank: rank of the adapters, 1 or more.
       alpha: the output of the adapters is scaled by ``alpha / rank``.
-      targets: last segments of the names of the layers to adapt, such as ``["attn.qkv", "mlp.fc1"]``. Default: all
-        linear layers in the blocks of a ViT, those of attention and MLP.
+      targets: last segments of the names of the layers to adapt, such as ``["attn.qkv", "mlp.fc1"]``. Default: the
+        linear layers that the model declares (`Model.lora_pattern`); of a ViT, those of attention and MLP.
       rngs: stream ``params``. Default: ``nnx.Rngs(0)``.
 
     Raises:
-      UserError: `rank` is out of range, a target matches no linear layer, the model is not a ViT and `targets` is None,
-        or it already has adapters.
+      UserError: `rank` is out of range, a target matches no linear layer, `targets` is None and the model declares no
+        layers, or it already has adapters.
 
     Example:
       >>> from jaxvision.models import registry
@@ -208,29 +208,42 @@ def add_lora(
         raise UserError(f"lora.rank: got {rank}, expected 1 or more.")
     if _children(model, LoRALinear):
         raise UserError("lora: the model already has adapters. Merge them first: model = jaxvision.merge_lora(model).")
-    linears = _children(model, nnx.Linear)
-    chosen: dict[str, tuple[nnx.Module, str]] = {}
-    if targets is None:
-        if model.block_pattern and hasattr(model, "get_attention_maps"):
-            chosen = {name: at for name, at in linears.items() if re.match(model.block_pattern, name)}
-        if not chosen:
-            raise UserError(
-                f"lora.targets: got None for {model.architecture}, which is not a ViT. Set it to the names of linear "
-                "layers."
-            )
-    for target in targets or ():
-        found = {name: at for name, at in linears.items() if f".{name}".endswith(f".{target}")}
-        if not found:
-            endings = {".".join(name.split(".")[-2:]) for name in linears}
-            close = nearest(target, endings)
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else " Only ViTs have such layers."
-            raise UserError(f"lora.targets: no linear layer of the model is called {target!r}.{hint}")
-        chosen |= found
+    chosen = _lora_layers(model, targets)
     freeze(model, backbone=True)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     for parent, attribute in chosen.values():
         setattr(parent, attribute, LoRALinear(getattr(parent, attribute), rank=rank, alpha=alpha, rngs=rngs))
     return model
+
+
+def _lora_layers(model: Any, targets: Sequence[str] | None) -> dict[str, tuple[nnx.Module, str]]:
+    """Returns {name: (parent, attribute)} of the linear layers that `targets` name, or that the model declares."""
+    linears = {name: at for name, at in _children(model, nnx.Linear).items() if name not in model.classifier_names}
+    what = model.architecture or type(model).__name__
+    if not linears:
+        raise UserError(
+            f"lora.rank: {what} has no linear layers besides its head, and LoRA adapts no others. Set lora.rank=0."
+        )
+    endings = sorted({".".join(name.split(".")[-2:]) for name in linears})
+    chosen: dict[str, tuple[nnx.Module, str]] = {}
+    if targets is None:
+        if model.lora_pattern:
+            chosen = {name: at for name, at in linears.items() if re.match(model.lora_pattern, name)}
+        if not chosen:
+            raise UserError(
+                f"lora.targets: got None, but {what} declares no layers for LoRA. Set lora.targets, for example "
+                f"{endings[:2]}."
+            )
+    for target in targets or ():
+        found = {name: at for name, at in linears.items() if f".{name}".endswith(f".{target}")}
+        if not found:
+            close = nearest(target, endings) or endings[:3]
+            raise UserError(
+                f"lora.targets: no linear layer of {what} besides its head is called {target!r}. Did you mean "
+                f"{' or '.join(map(repr, close))}?"
+            )
+        chosen |= found
+    return chosen
 
 
 def merge_lora(model: M) -> M:

@@ -210,9 +210,7 @@ def _register(name: str | Callable[..., Model], where: str) -> str:
 
 def _own_entry(architecture: str) -> Entry:
     """Returns a row without weights, with the default sizes of the builder."""
-    row = registry.variant(architecture)
-    defaults = {key: parameter.default for key, parameter in registry.keyword_parameters(row.build).items()}
-    defaults |= row.arguments
+    defaults = registry.default_arguments(architecture)
     sizes = {key: defaults[key] for key in ("num_classes", "image_size") if type(defaults.get(key)) is int}
     if "image_size" in sizes:
         sizes["test_image_size"] = sizes["image_size"]

@@ -20,9 +20,8 @@ from support.paths import ROOT
 from jaxvision.augment import host
 from jaxvision.augment.decoding import decode
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.data import order
+from jaxvision.data import ArraySource, order
 from jaxvision.data.dataset import StoredDataset, StreamedDataset, open_dataset
-from jaxvision.data.digits import ArraySource
 from jaxvision.data.prefetch import prefetch
 from jaxvision.data.source import open_source
 from jaxvision.errors import UserError

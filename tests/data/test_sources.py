@@ -13,7 +13,6 @@ from PIL import Image
 from support.images import encode, scene
 
 from jaxvision.augment.decoding import decode
-from jaxvision.data import huggingface
 from jaxvision.data.folder import open_test_folder
 from jaxvision.data.source import SOURCES, open_source, stratified_split
 from jaxvision.errors import UserError
@@ -332,15 +331,21 @@ def test_download_from_the_hub(tmp_path, monkeypatch):
     assert (received["name"], received["repo_type"], received["revision"]) == ("someone/something", "dataset", "v2")
 
 
-def test_class_names_are_read_from_real_metadata():
-    # as written by the package `datasets` 2.14
-    metadata = {
-        b"huggingface": b'{"info": {"features": {"img": {"_type": "Image"}, "label": {"names": ["airplane", '
-        b'"automobile"], "_type": "ClassLabel"}}}}'
-    }
-    assert huggingface._class_names(metadata, "label") == ["airplane", "automobile"]
-    assert huggingface._class_names(None, "label") is None
-    assert huggingface._class_names({b"huggingface": b"{}"}, "label") is None
+#: As written by the package `datasets` 2.14.
+REAL_METADATA = (
+    '{"info": {"features": {"img": {"_type": "Image"}, "label": {"names": ["airplane", "automobile"], '
+    '"_type": "ClassLabel"}}}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "classes"), [(REAL_METADATA, ["airplane", "automobile"]), ("{}", ["0", "1"]), ("no JSON", ["0", "1"])]
+)
+def test_class_names_are_read_from_real_metadata(metadata, classes, tmp_path):
+    file = tmp_path / "set" / "train.parquet"
+    write_parquet(file, [0, 1])
+    pq.write_table(pq.read_table(file).replace_schema_metadata({"huggingface": metadata}), file)
+    assert open_parquet(tmp_path, test=None).train.classes == classes
 
 
 # --- TensorFlow Datasets
@@ -448,24 +453,27 @@ def test_cifar10(shared):
     assert 0 <= example["label"] < 10
 
 
-def test_tfds_prepares_without_reserving_gpu_memory(monkeypatch):
+def test_tfds_prepares_without_reserving_gpu_memory(tmp_path, monkeypatch):
     """TensorFlow would reserve all of the memory that the same process needs for training."""
     import sys
     from types import SimpleNamespace
 
     import tensorflow_datasets
 
-    from jaxvision.data import tfds
-
-    hidden = []
+    calls = []
 
     def set_visible_devices(devices, kind):
-        hidden.append((devices, kind))
+        calls.append((devices, kind))
         raise RuntimeError("TensorFlow has already started")  # is ignored
 
-    builder = SimpleNamespace(download_and_prepare=lambda: hidden.append("prepared"))
+    def builder(dataset, data_dir, file_format=None):
+        calls.append(file_format)
+        return prepared if file_format else SimpleNamespace(is_prepared=lambda: False)
+
+    prepared = tensorflow_datasets.builder("tiny", data_dir=str(write_tfds(tmp_path)))
     config = SimpleNamespace(set_visible_devices=set_visible_devices)
     monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(config=config, __spec__=object()))
-    monkeypatch.setattr(tensorflow_datasets, "builder", lambda *_, **__: builder)
-    assert tfds._prepared("cifar10", None) is builder
-    assert hidden == [([], "GPU"), ([], "TPU"), "prepared"]
+    monkeypatch.setattr(tensorflow_datasets, "builder", builder)
+    monkeypatch.setattr(prepared, "download_and_prepare", lambda: calls.append("prepared"))
+    assert len(open_source("tfds", dataset="tiny", data_dir=str(tmp_path)).train) == 10
+    assert calls == [None, "array_record", ([], "GPU"), ([], "TPU"), "prepared"]

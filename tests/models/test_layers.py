@@ -457,3 +457,9 @@ def test_batch_norm_in_evaluation_matches_the_formula(dtype):
     assert y.dtype == (dtype or jnp.float32)
     tolerance = 1e-6 if dtype is None else 2**-7  # three roundings to eight bits: scale, bias, and the result
     np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=tolerance, atol=4 * tolerance)
+
+
+def test_the_running_variance_divides_by_the_number_of_values():
+    norm = nnx.view(BatchNorm(1, momentum=0.75, rngs=nnx.Rngs(0)), use_running_average=False)
+    norm(jnp.array([[0.0], [4.0]]))  # mean 2, variance 4; divided by n - 1 it would be 8
+    assert (norm.mean[0], norm.var[0]) == (0.25 * 2, 0.75 * 1 + 0.25 * 4)

@@ -417,11 +417,6 @@ def test_lora_adapts_every_linear_layer_of_the_blocks(name) -> None:
     assert nnx.graphdef(merge_lora(model)) == structure
 
 
-def test_lora_of_a_convnet_is_an_error() -> None:
-    with pytest.raises(UserError, match="which is not a ViT"):
-        add_lora(random_model("test_resnet"), rngs=nnx.Rngs(0))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

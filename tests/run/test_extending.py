@@ -17,6 +17,7 @@ from support.paths import ROOT
 from support.quick import quick, refused, start
 
 from jaxvision import run
+from jaxvision.classifier import load_classifier
 from jaxvision.errors import UserError
 from jaxvision.models import registry
 
@@ -32,8 +33,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield "mine"
     sys.modules.pop("mine", None)
-    if "two_blocks" in registry.architectures():
-        registry.unregister_model("two_blocks")
+    for name in registry.architectures("*two_blocks"):
+        registry.unregister_model(name)
 
 
 @pytest.fixture
@@ -178,26 +179,44 @@ def test_a_function_that_cannot_be_found_again_is_refused(module: ModuleType) ->
             run.complete({**quick("resnet"), "loss": {"kind": function}})
 
 
-def test_a_function_of_the_config_file_itself(mine: str, capsys: pytest.CaptureFixture) -> None:
-    Path("own_config.py").write_text(
-        MODULE
-        + """
+#: The module above as a config file.
+OWN_CONFIG = f"""{MODULE}
 
 from ml_collections import ConfigDict
 
 
 def get_config():
-    return ConfigDict({
-        "source": {"name": stripes, "count": 16},
-        "model": {"name": "two_blocks", "image_size": 16},
-        "data": {"batch_size": 8},
-        "loss": {"kind": focal},
-        "optimizer": {"learning_rate": 1e-3},
-        "train": {"steps": 1},
-        "mesh": {"data": 1},
-    })
+    return ConfigDict({{
+        "source": {{"name": stripes, "count": 16}},
+        "model": {{"name": "test_vit", "image_size": 16, "patch_size": 8}},
+        "data": {{"batch_size": 8}},
+        "loss": {{"kind": focal}},
+        "optimizer": {{"learning_rate": 1e-3}},
+        "train": {{"steps": 1}},
+        "mesh": {{"data": 1}},
+    }})
 """
-    )
+
+
+def test_a_function_of_the_config_file_itself(mine: str, capsys: pytest.CaptureFixture) -> None:
+    Path("own_config.py").write_text(OWN_CONFIG)
     status, _, err = start(capsys, "--config=own_config.py", "--workdir=run", "--config.loss.gamma=1")
     assert status == 0, err
     assert json.loads(Path("run/config.json").read_text())["loss"]["kind"].endswith(":focal")
+
+
+@pytest.mark.parametrize("name", ['"two_blocks"', "two_blocks"])
+def test_a_model_of_the_config_file_itself_is_refused(name: str, mine: str, capsys: pytest.CaptureFixture) -> None:
+    """A process that loads the export could not import it."""
+    own = '"test_vit", "image_size": 16, "patch_size": 8'
+    assert own in OWN_CONFIG
+    Path("own_config.py").write_text(OWN_CONFIG.replace(own, name))
+    error = refused(capsys, "--config=own_config.py", "--workdir=run")
+    assert "which is defined in the config file, expected a model in a module" in error
+    assert not Path("run").exists()
+    registry.unregister_model("two_blocks")  # as in a new process
+    advice = re.search(r"config\.model\.name='(.*)'", error)
+    assert advice is not None
+    status, _, err = start(capsys, *flags(**SMALL | {"model__name": advice[1]}))
+    assert status == 0, err
+    assert load_classifier("run").model.architecture == "mine:two_blocks"

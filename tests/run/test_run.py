@@ -194,4 +194,6 @@ def test_empty_class_folders_and_damaged_images(capsys: pytest.CaptureFixture, t
 def test_batch_norm_groups_are_checked_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batch_norm_group: got 3, which does not divide the 16 images"):
         run.train(quick("resnet", train={"batch_norm_group": 3}), tmp_path / "run")
+    with pytest.raises(UserError, match=r"train\.batch_norm_group: got 4, but the model has no BatchNorm\. Set it to"):
+        run.train(quick("vit", train={"batch_norm_group": 4}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

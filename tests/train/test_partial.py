@@ -13,6 +13,7 @@ from support.against_timm import random_model
 from jaxvision import tree
 from jaxvision.errors import UserError
 from jaxvision.models import registry
+from jaxvision.models.base import Model
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.models.layers.mode import train_view
 from jaxvision.train.partial import LoRALinear, add_lora, freeze, merge_lora, unfreeze
@@ -238,7 +239,7 @@ def test_lora_targets() -> None:
 
 def test_lora_errors() -> None:
     model = vit()
-    with pytest.raises(UserError, match=r"no linear layer of the model is called 'attn.qvk'. Did you mean 'attn.qkv'"):
+    with pytest.raises(UserError, match=r"no linear layer of test_vit .* 'attn.qvk'. Did you mean 'attn.qkv'"):
         add_lora(model, targets=["attn.qvk"], rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"lora\.rank: got 0, expected 1 or more"):
         add_lora(model, rank=0, rngs=nnx.Rngs(0))
@@ -246,3 +247,30 @@ def test_lora_errors() -> None:
     add_lora(model, rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match="already has adapters"):
         add_lora(model, rngs=nnx.Rngs(0))
+
+
+class Mixer(Model):
+    """A model of one's own with linear layers."""
+
+    classifier_names = ("out",)
+
+    def __init__(self):
+        self.token_mix, self.channel_mix, self.out = (nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i in range(3))
+
+
+class DeclaredMixer(Mixer):
+    lora_pattern = r"token_mix"
+
+
+def test_lora_asks_the_model_for_its_layers() -> None:
+    with pytest.raises(
+        UserError, match=r"got None, but Mixer declares no layers for LoRA\. .* example \['channel_mix', 'token_mix'\]"
+    ):
+        add_lora(Mixer())
+    with pytest.raises(UserError, match="no linear layer of Mixer besides its head is called 'out'"):
+        add_lora(Mixer(), targets=["out"])
+    for model in (add_lora(Mixer(), targets=["token_mix"]), add_lora(DeclaredMixer())):
+        assert trainable(model) == {"token_mix.lora_a", "token_mix.lora_b", "out.bias", "out.kernel"}
+    for targets in (None, ["fc"]):
+        with pytest.raises(UserError, match="test_resnet has no linear layers besides its head"):
+            add_lora(abstract("test_resnet"), targets=targets)

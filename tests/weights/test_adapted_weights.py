@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,6 +15,7 @@ from support.reference import import_timm
 from support.weight_files import TINY, abstract, arrays, as_timms, assert_same, build, logits, write
 
 from jaxvision.errors import UserError
+from jaxvision.models.base import Model, PatchWeights
 from jaxvision.weights import adapt, timm
 
 
@@ -185,3 +187,38 @@ def test_timm_loads_a_file_with_a_grid(file):
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
     np.testing.assert_allclose(logits(model, images), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+class OwnPatches(Model):
+    """A model of one's own, which declares what loading adapts."""
+
+    classifier_names = ("head",)
+    missing_weight_hints = ((r"gain", "Train it again."),)
+
+    def __init__(self, *, grid: tuple[int, int]):
+        self.num_classes, self.architecture, self.rows_and_columns = 2, "own", grid
+        self.places = nnx.Param(jnp.arange(1.0, 9.0).reshape(1, 8, 1))
+        self.gain = nnx.Param(jnp.float32(3))  # a scalar
+        self.head = nnx.Linear(1, 2, rngs=nnx.Rngs(0))
+
+    def patch_weights(self) -> PatchWeights:
+        return PatchWeights(positions="places", grid=self.rows_and_columns)
+
+    def ignored_weights(self) -> tuple[str, ...]:
+        return ("teacher.",)
+
+
+def test_a_model_of_ones_own_declares_what_is_adapted(file):
+    timm.save_timm(OwnPatches(grid=(2, 4)), file)
+    assert grid_of(file) == "2x4"
+    tensors = load_file(file) | {"teacher.weight": np.ones(3, np.float32)}
+    save_file(tensors, file, {"jaxvision.grid": "2x4"})
+    expected = adapt.position_grid(tensors["places"], 8, prefix=0, old=(2, 4), new=(4, 2))
+    assert not np.array_equal(expected, tensors["places"])
+    model = timm.load_timm(OwnPatches(grid=(4, 2)), file)
+    np.testing.assert_array_equal(model.places[...], expected)
+    assert model.gain.shape == ()
+    del tensors["gain"], tensors["teacher.weight"]
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"does not fit own: 1 missing .* Train it again\."):
+        timm.load_timm(OwnPatches(grid=(2, 4)), file)

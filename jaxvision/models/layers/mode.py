@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from flax import nnx
 
+from jaxvision.errors import UserError
+
 M = TypeVar("M", bound=nnx.Module)
 
 
@@ -23,12 +25,22 @@ def train_view(model: M, *, batch_norm_group: int | None = None) -> M:
       model: any model, or a module that contains one.
       batch_norm_group: number of images that BatchNorm normalizes together. None: the whole batch.
 
+    Raises:
+      UserError: `batch_norm_group` is given, and the model has no BatchNorm.
+
     >>> import jaxvision
     >>> model = jaxvision.create_model("test_resnet", num_classes=10)
     >>> training = train_view(model)     # shares the parameters of `model`
     """
     view = nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False)
-    return view if batch_norm_group is None else nnx.view(view, batch_norm_group=batch_norm_group)
+    if batch_norm_group is None:
+        return view
+    try:
+        return nnx.view(view, batch_norm_group=batch_norm_group)
+    except ValueError as e:  # no layer takes it
+        raise UserError(
+            f"train.batch_norm_group: got {batch_norm_group}, but the model has no BatchNorm. Set it to None."
+        ) from e
 
 
 def eval_view(model: M) -> M:

@@ -1,4 +1,4 @@
-"""Normalization layers, with PyTorch's arithmetic."""
+"""Normalization layers, with PyTorch's arithmetic except for the running variance of `BatchNorm`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class BatchNorm(nnx.Module):
     """Batch normalization over all axes but the last.
 
     Under a sharded `jax.jit` the batch axis is the global batch, so statistics are synchronized over devices. The
-    variance is computed in two passes, as in PyTorch, so that float32 results agree.
+    variance is computed in two passes, as in PyTorch, so that float32 results agree. The running variance averages the
+    variances of the batches, which divide by the number of values n, as in Flax. PyTorch's running variance divides by
+    n - 1.
 
     Args:
       features: channels c of the input [..., c].
@@ -75,9 +77,9 @@ class BatchNorm(nnx.Module):
             if self.group is not None:
                 x, shape = _grouped(x, self.group), (1, *shape)
             axes = tuple(range(x.ndim - len(input_shape), x.ndim - 1))  # within a group, or all
-            exact = x.astype(_exact(x))
-            mean = exact.mean(axes, keepdims=True)
-            var = lax.square(exact - mean).mean(axes, keepdims=True)
+            precise = x.astype(_statistics_dtype(x))
+            mean = precise.mean(axes, keepdims=True)
+            var = lax.square(precise - mean).mean(axes, keepdims=True)
             for old, new in ((self.mean, mean), (self.var, var)):
                 old[...] = self.momentum * old[...] + (1 - self.momentum) * new.reshape(-1, new.shape[-1]).mean(0)
             gain = lax.rsqrt(var + self.epsilon) * gain.reshape(shape)
@@ -248,7 +250,7 @@ class EvoNormS0(nnx.Module):
         x, scale, bias = _with_channels(x, self.scale, self.bias, dtype=self.dtype)
         if self.v is not None:
             b, h, w, c = x.shape
-            grouped = x.astype(_exact(x)).reshape(b, h, w, self.groups, c // self.groups)
+            grouped = x.astype(_statistics_dtype(x)).reshape(b, h, w, self.groups, c // self.groups)
             deviation = jnp.sqrt(grouped.var(axis=(1, 2, 4)) + self.epsilon).astype(x.dtype)
             deviation = jnp.repeat(deviation, c // self.groups, axis=1).reshape(b, 1, 1, c)
             _, v = _with_channels(x, self.v, dtype=self.dtype)
@@ -292,7 +294,7 @@ class FilterResponseNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `x` [b, h, w, c], normalized and activated."""
         x, scale, bias = _with_channels(x, self.scale, self.bias, dtype=self.dtype)
-        mean_square = (x.astype(_exact(x)) ** 2).mean(axis=(1, 2), keepdims=True)
+        mean_square = (x.astype(_statistics_dtype(x)) ** 2).mean(axis=(1, 2), keepdims=True)
         x = x * lax.rsqrt(mean_square + self.epsilon).astype(x.dtype) * scale + bias
         if self.tau is None:
             return x
@@ -324,6 +326,6 @@ def _grouped(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(-1, size, *x.shape[1:])
 
 
-def _exact(x: jax.Array) -> Any:
+def _statistics_dtype(x: jax.Array) -> Any:
     """Returns the dtype in which statistics of `x` are computed: float32 or wider."""
     return jnp.promote_types(x.dtype, jnp.float32)

@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxvision.errors import UserError
 from jaxvision.models import registry
+from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
 from jaxvision.weights import adapt
 from jaxvision.weights.timm.names import GRID, timm_name, timm_shape
@@ -25,7 +26,7 @@ Adapter = Callable[[np.ndarray], np.ndarray]
 
 
 def match_tensors(
-    model: Any, file: WeightFile, targets: Mapping[str, nnx.Variable], shapes: Shapes, *, published: bool
+    model: Model, file: WeightFile, targets: Mapping[str, nnx.Variable], shapes: Shapes, *, published: bool
 ) -> dict[str, Adapter]:
     """Returns, for each leaf, the function that adapts its tensor.
 
@@ -39,9 +40,8 @@ def match_tensors(
     Raises:
       UserError: leaves and tensors do not match one to one.
     """
-    # As in timm, a model without attention pooling loads the other weights of one that has it (SigLIP).
-    if getattr(model, "attn_pool", ...) is None:
-        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("attn_pool.")}
+    shapes = {key: shape for key, shape in shapes.items() if not key.startswith(model.ignored_weights())}
+    patches = model.patch_weights()
     grid = _find_grid(model, file, shapes, published)
     adapters: dict[str, Adapter] = {}
     missing, differing = [], []
@@ -50,7 +50,7 @@ def match_tensors(
         wanted = timm_shape(name, leaf.shape)
         if key not in shapes:
             missing.append(key)
-        elif shapes[key] == wanted and (name != "pos_embed" or grid is None or grid == model.grid_size):
+        elif shapes[key] == wanted and (name != patches.positions or grid in (None, patches.grid)):
             adapters[name] = lambda tensor: tensor
         elif (adapter := _adapter(model, name, shapes[key], wanted, grid)) is not None:
             # Weights for 3 channels are meant to be adapted; others were trained on another kind of image.
@@ -66,26 +66,27 @@ def match_tensors(
     return adapters
 
 
-def is_in_head(model: Any, name: str) -> bool:
+def is_in_head(model: Model, name: str) -> bool:
     """Returns whether a leaf, or a tensor of a file, belongs to the head."""
     return name.startswith(tuple(f"{attribute}." for attribute in model.classifier_names))
 
 
 def _mismatch_error(
-    model: Any, file: WeightFile, *, missing: list[str], unexpected: list[str], differing: list[str]
+    model: Model, file: WeightFile, *, missing: list[str], unexpected: list[str], differing: list[str]
 ) -> UserError:
     problems = [
         f"{len(keys)} {what} ({first_names(keys)})"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
         if keys
     ]
+    advice = [text for pattern, text in model.missing_weight_hints if all(re.match(pattern, key) for key in missing)]
     if len(problems) == 1 and differing and all(is_in_head(model, text) for text in differing):
         hint = (
             f"The model has {model.num_classes} classes. Build it with the number of classes in the file, or load with "
             "head='fresh'."
         )
-    elif missing and all(key.startswith("fc_norm.") for key in missing):
-        hint = "These weights normalize before pooling. Build the model with fc_norm=False."
+    elif missing and advice:
+        hint = advice[0]
     else:
         hint = (
             f"{file.path.name} may contain the weights of another architecture. Pass the name that it was saved from."
@@ -94,15 +95,16 @@ def _mismatch_error(
 
 
 def _adapter(
-    model: Any, name: str, shape: tuple[int, ...], wanted: tuple[int, ...], grid: tuple[int, int] | None
+    model: Model, name: str, shape: tuple[int, ...], wanted: tuple[int, ...], grid: tuple[int, int] | None
 ) -> Adapter | None:
     """Returns the function that adapts a tensor from `shape` to `wanted`; None if there is no such function."""
     if len(shape) != len(wanted) or shape[0] != wanted[0]:
         return None
-    if name == "pos_embed" and shape[2] == wanted[2] and hasattr(model, "grid_size"):
-        options = {"old": grid, "new": model.grid_size, "interpolation": model.interpolation}
-        return lambda tensor: adapt.position_grid(tensor, wanted[1], prefix=_prefix_positions(model), **options)
-    is_patch_kernel = name == "patch_embed.proj.kernel" and hasattr(model, "interpolation")
+    patches = model.patch_weights()
+    if name == patches.positions and shape[2] == wanted[2]:
+        options: dict[str, Any] = {"old": grid, "new": patches.grid, "interpolation": patches.interpolation}
+        return lambda tensor: adapt.position_grid(tensor, wanted[1], prefix=patches.prefix, **options)
+    is_patch_kernel = name == patches.kernel
     is_first_kernel = _is_first_kernel(model, name)
     if not (is_patch_kernel or is_first_kernel):
         return None
@@ -113,20 +115,16 @@ def _adapter(
         tensor = adapt.input_channels(tensor, wanted[1])
         if not is_patch_kernel:
             return tensor
-        return adapt.patch_kernel(tensor, (wanted[2], wanted[3]), model.interpolation)
+        return adapt.patch_kernel(tensor, (wanted[2], wanted[3]), patches.interpolation)
 
     return adapter
 
 
-def _is_first_kernel(model: Any, name: str) -> bool:
+def _is_first_kernel(model: Model, name: str) -> bool:
     return name == f"{model.first_conv}.kernel"
 
 
-def _prefix_positions(model: Any) -> int:
-    return 0 if model.no_embed_class else model.num_prefix_tokens
-
-
-def _find_grid(model: Any, file: WeightFile, shapes: Shapes, published: bool) -> tuple[int, int] | None:
+def _find_grid(model: Model, file: WeightFile, shapes: Shapes, published: bool) -> tuple[int, int] | None:
     """Returns the rows and columns of a file's position embeddings; None if unknown, and callers assume a square.
 
     The first of these grids that has as many positions as the file:
@@ -137,30 +135,33 @@ def _find_grid(model: Any, file: WeightFile, shapes: Shapes, published: bool) ->
 
     Unless the weights are published ones, 3 comes before 2. Rules 2 and 3 are timm's.
     """
-    if len(shapes.get("pos_embed", ())) != 3 or not hasattr(model, "grid_size"):
+    patches = model.patch_weights()
+    positions = shapes.get(timm_name(patches.positions), ())
+    if len(positions) != 3:
         return None
-    patches = shapes["pos_embed"][1] - _prefix_positions(model)
+    count = positions[1] - patches.prefix
     stated = re.fullmatch(r"(\d+)x(\d+)", file.metadata.get(GRID, ""))
-    if stated and int(stated[1]) * int(stated[2]) == patches:
+    if stated and int(stated[1]) * int(stated[2]) == count:
         return int(stated[1]), int(stated[2])
-    grid = _native_grid(model, shapes)
-    if grid is not None and math.prod(grid) != patches:
+    grid = _native_grid(model, shapes.get(timm_name(patches.kernel), ())[2:])
+    if grid is not None and math.prod(grid) != count:
         grid = None
-    if published or grid in (None, model.grid_size) or math.prod(model.grid_size) != patches:
+    if published or grid in (None, patches.grid) or math.prod(patches.grid) != count:
         return grid
-    rows, columns = model.grid_size
+    rows, columns = patches.grid
     logger.warning(
         "%s does not state the grid of its position embeddings; assuming that of the model, %d x %d",
         file.path, rows, columns,
     )  # fmt: skip
-    return model.grid_size
+    return patches.grid
 
 
-def _native_grid(model: Any, shapes: Shapes) -> tuple[int, int] | None:
-    """Returns the grid that the patches of a file form on an image of the architecture's own size."""
-    patch = shapes.get("patch_embed.proj.weight", ())[2:]
+def _native_grid(model: Model, patch: tuple[int, ...]) -> tuple[int, int] | None:
+    """Returns the grid of patches (h, w) on an image of the architecture's own size; None if one is unknown."""
     if len(patch) != 2 or model.architecture not in registry.architectures():
         return None
-    native = registry.variant(model.architecture).arguments.get("image_size", 224)
+    native = registry.default_arguments(model.architecture).get("image_size")
+    if native is None:
+        return None
     height, width = sizes.pair("image_size", native)
     return height // patch[0], width // patch[1]

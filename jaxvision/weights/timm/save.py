@@ -52,12 +52,14 @@ def save_timm(model: Any, path: str | Path, *, metadata: Mapping[str, str] | Non
     for name, leaf in weights(model).items():
         array = np.asarray(jax.device_get(leaf.get_value()))
         # safetensors writes the memory of an array as it is, so a transposed view would be written untransposed.
-        tensors[timm_name(name)] = np.ascontiguousarray(array.transpose(timm_axes(name, array.ndim)))
+        # np.ascontiguousarray would make a scalar an array with one axis.
+        tensors[timm_name(name)] = np.asarray(array.transpose(timm_axes(name, array.ndim)), order="C")
         if name.endswith(".mean"):
             tensors[name.removesuffix("mean") + COUNTER] = np.zeros((), np.int64)
     metadata = {"format": "pt", **(metadata or {})}
-    if "pos_embed" in tensors and hasattr(model, "grid_size"):
-        metadata[GRID] = "x".join(map(str, model.grid_size))
+    patches = model.patch_weights()
+    if patches.positions:
+        metadata[GRID] = "x".join(map(str, patches.grid))
     try:
         files.write_safetensors(tensors, path, metadata)
     except (OSError, SafetensorError) as e:

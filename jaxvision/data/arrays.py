@@ -1,0 +1,41 @@
+"""A source of images in arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxvision.data.source import Example
+
+
+class ArraySource:
+    """Images and labels in memory.
+
+    Args:
+      images: uint8 [n, h, w, c].
+      labels: int [n].
+      classes: names of the classes, in the order of their numbers.
+      name: for messages.
+
+    Example:
+      >>> from jaxvision.data import ArraySource
+      >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), classes=["a", "b"], name="two")
+      >>> len(source), source[1]["label"], source.where(1)
+      (2, 1, 'two[1]')
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, *, classes: Sequence[str], name: str):
+        self.images = images
+        self.labels = np.asarray(labels, np.int32)
+        self.classes = list(classes)
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+    def where(self, index: int) -> str:
+        return f"{self.name}[{index}]"

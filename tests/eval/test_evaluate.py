@@ -1,0 +1,31 @@
+"""jaxvision.evaluate: a second evaluation uses the program of the first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import pytest
+
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.classifier import Classifier
+from jaxvision.create import create_model
+from jaxvision.eval.evaluate import evaluate
+from jaxvision.models.resnet import ResNet
+
+
+def test_a_second_evaluation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, traced = ResNet.forward_features, list[tuple[int, ...]]()
+
+    def counted(model: Any, images: jax.Array) -> jax.Array:
+        traced.append(images.shape)
+        return forward(model, images)
+
+    monkeypatch.setattr(ResNet, "forward_features", counted)
+    model = create_model("test_resnet", num_classes=10, in_channels=1)
+    classifier = Classifier(model, tuple("0123456789"), Preprocess(image_size=16, mean=(0.3,), std=(0.25,)))
+    options: dict[str, Any] = {"batch_size": 180, "quiet": True}
+    first = evaluate(classifier, "digits", **options)
+    assert traced == [(180, 16, 16, 1)]
+    assert evaluate(classifier, "digits", **options) == first
+    assert len(traced) == 1
