@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 from jaxvision import report
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
-from jaxvision.data.image_path import ImagePath
+from jaxvision.data.image_path import ImagePath, batch_shapes
 from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.part import evaluate_part
 from jaxvision.eval.step import cached_eval_step
-from jaxvision.parallel.mesh import check_batch_size, make_mesh, process_share
+from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
 from jaxvision.run.sections import Loop, check_groups, set_keys
@@ -108,7 +108,7 @@ class RunContext:
 def open_run(
     config: ConfigDict, workdir: Path, *, console: report.Console, clock: report.Clock, preemption: Preemption
 ) -> RunContext:
-    """Opens the devices and the data of a config, and makes its train step from shapes alone. Writes nothing.
+    """Opens the devices and the data of a config, and traces its steps from shapes alone. Writes nothing.
 
     Args:
       config: completed.
@@ -138,7 +138,7 @@ def open_run(
         steps_per_epoch=steps_per_epoch,
     )
     loss, probabilities = _evaluation_loss(config)
-    return RunContext(
+    run = RunContext(
         config=config,
         workdir=workdir,
         options=options,
@@ -155,6 +155,26 @@ def open_run(
             cached_eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
         ),
     )
+    _trace_steps(run)
+    return run
+
+
+def _trace_steps(run: RunContext) -> None:
+    """Traces the train step and the evaluation step, which raises the errors of a user's loss or augmentation.
+
+    JAX keeps the traces, and the first call of each step reuses its trace.
+    """
+    program = run.program
+    images = run.data[run.watched_part].image_path
+    batch = batch_shapes(
+        images,
+        batch_size=run.eval_batch_size,
+        image_size=program.preprocess.image_size,
+        sharding=batch_sharding(run.mesh),
+    )
+    with run.clock.part("compile"):
+        program.step.trace(program.abstract, program.batch)
+        run.eval_step_for(images).trace(program.abstract, batch)
 
 
 def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:

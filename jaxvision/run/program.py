@@ -19,6 +19,7 @@ from jaxvision.create import create_model
 from jaxvision.data.image_path import ImagePath, batch_shapes
 from jaxvision.errors import unknown_name_error
 from jaxvision.models.base import Model
+from jaxvision.parallel.mesh import batch_sharding
 from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.run.sections import Loop, set_keys
 from jaxvision.train import optim, partial
@@ -39,10 +40,10 @@ class Program:
       build: builds the model, ``weights=True`` or ``weights=False``.
       create: makes the training state of a model.
       graph: structure of the state.
-      abstract: shapes of the state.
+      abstract: shapes of the state, with their shardings.
       shardings: sharding of each leaf of the state.
       step: (state, batch) -> (state, metrics), from `make_train_step`.
-      batch: shapes of a batch over all devices.
+      batch: shapes of a batch over all devices, with their sharding.
     """
 
     preprocess: Preprocess
@@ -87,10 +88,16 @@ def train_program(
     graph, abstract = abstract_state(create, bare)
     rules = make_rules(mesh, template.tensor_rules, **config.sharding)
     shardings = state_shardings(abstract, mesh, rules.stored, moments=rules.moments, unused_ok=True)
+    # With the shardings of the arrays to come, so that the first step reuses a trace that was made from shapes.
+    abstract = jax.tree.map(lambda x, sharding: x.update(sharding=sharding), abstract, shardings)
     blocks = Blocks(mesh, rules, pattern=template.block_pattern, remat=loop.remat, scan=loop.scan)
     prepare = training_images(config, preprocess, num_classes, images)
-    batch = batch_shapes(images, batch_size=config.data.batch_size, image_size=preprocess.image_size)
-    jax.eval_shape(prepare, batch, 0)
+    batch = batch_shapes(
+        images,
+        batch_size=config.data.batch_size,
+        image_size=preprocess.image_size,
+        sharding=batch_sharding(mesh),
+    )
     step = make_train_step(
         graph,
         mesh=mesh,

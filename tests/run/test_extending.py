@@ -31,7 +31,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield "mine"
-    sys.modules.pop("mine", None)
+    for name in ("mine", "losses"):
+        sys.modules.pop(name, None)
     if "two_blocks" in registry.architectures():
         registry.unregister_model("two_blocks")
 
@@ -176,6 +177,37 @@ def test_a_function_that_cannot_be_found_again_is_refused(module: ModuleType) ->
     for function in (lambda: None, functools.partial(module.focal, gamma=1.0)):
         with pytest.raises(UserError, match=r"config\.loss\.kind: .* expected a function at the top level of a module"):
             run.complete({**quick("resnet"), "loss": {"kind": function}})
+
+
+LOSSES = """
+import optax
+
+calls = []
+
+
+def mean():
+    def loss(logits, targets):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+    return loss
+
+
+def each():
+    def loss(logits, targets):
+        calls.append(logits.shape)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return loss
+"""
+
+
+def test_the_steps_are_traced_once_and_before_anything_is_written(mine: str, capsys: pytest.CaptureFixture) -> None:
+    Path("losses.py").write_text(LOSSES)
+    arguments = flags(**SMALL, mesh__data="2", train__evaluate_every="0.5")
+    message = "loss.kind: got a loss of shape (), expected (16,): one per image."
+    assert message in refused(capsys, *arguments, "--config.loss.kind=losses:mean")
+    assert not Path("run").exists()
+    status, _, err = start(capsys, *arguments, "--config.loss.kind=losses:each", "--config.data.eval_batch_size=8")
+    assert status == 0, err
+    assert importlib.import_module("losses").calls == [(16, 2), (8, 2)]  # the train step, then the evaluation
 
 
 def test_a_function_of_the_config_file_itself(mine: str, capsys: pytest.CaptureFixture) -> None:
