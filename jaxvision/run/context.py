@@ -45,6 +45,7 @@ class RunContext:
       program: the train step and the shapes that it works on.
       steps_per_epoch: batches in the training data, usually not a whole number.
       steps: number of steps of the whole run.
+      eval_batch_size: images per batch of an evaluation, over all devices.
       eval_step_for: returns the compiled evaluation step for images that reach the model in a given way.
     """
 
@@ -60,6 +61,7 @@ class RunContext:
     program: Program
     steps_per_epoch: float
     steps: int
+    eval_batch_size: int
     eval_step_for: Callable[[ImagePath], Any]
 
     @property
@@ -76,11 +78,6 @@ class RunContext:
     def final_part(self) -> str:
         """The part that the result is measured on: the test data, or without any the validation data."""
         return "test" if "test" in self.data else "validation"
-
-    @property
-    def eval_batch_size(self) -> int:
-        """Images per batch of an evaluation, over all devices."""
-        return self.config.data.eval_batch_size or self.config.data.batch_size
 
     def evaluate(self, state: nnx.State, part: str) -> Evaluation:
         """Returns the evaluation of a training state on one part of the data.
@@ -123,8 +120,9 @@ def open_run(
     options, batch_size = Loop(**config.train), config.data.batch_size
     mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
     process = process_share(mesh)
-    check_batch_size(batch_size, mesh, accumulate=options.accumulate)
-    check_batch_size(config.data.eval_batch_size or batch_size, mesh)
+    eval_batch_size = config.data.eval_batch_size or batch_size
+    check_batch_size(batch_size, mesh, what="config.data.batch_size", accumulate=options.accumulate)
+    check_batch_size(eval_batch_size, mesh, what="config.data.eval_batch_size")
     check_groups(options, batch_size)
     with clock.part("data preparation"):
         data = _open_data(config, console)
@@ -151,6 +149,7 @@ def open_run(
         program=program,
         steps_per_epoch=steps_per_epoch,
         steps=total_steps(options, steps_per_epoch),
+        eval_batch_size=eval_batch_size,
         eval_step_for=functools.partial(
             cached_eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
         ),
