@@ -244,6 +244,16 @@ class Checkpoints:
         score, step = max(scores, default=(-math.inf, None))
         return None if score == -math.inf else step
 
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Returns whether a checkpoint with these metrics, saved next, would be the best.
+
+        Raises:
+          UserError: the last checkpoint could not be written.
+        """
+        self.wait()
+        score, best = self._score(metrics), self.best_step()
+        return score > -math.inf and (best is None or score >= self._score(self._manager.metrics(best)))
+
     def restore(self, abstract: Any, shardings: Any, *, step: int | str = "newest") -> Restored | None:
         """Returns the newest intact checkpoint, or None if the run has none yet.
 

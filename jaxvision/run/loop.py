@@ -199,16 +199,17 @@ class TrainingLoop:
         if step > self.first_step:  # otherwise the step is not compiled yet, and only this evaluation would be lost
             run.preemption.working()
         self.patience.update(result.top1)
-        is_best = result.top1 == self.patience.best  # of equals the newest, which is the one that will be exported
-        epoch = step / run.steps_per_epoch
-        self._metrics.write(step, part, result.scalars(), epoch=epoch)
-        run.console.result(headline(result), name=part, step=step, epoch=epoch, best=is_best and part != "test")
+        epoch, metrics = step / run.steps_per_epoch, result.scalars()
+        self._metrics.write(step, part, metrics, epoch=epoch)
+        with run.clock.part("checkpoint"):
+            is_best = part == "validation" and self.checkpoints.is_best(metrics)
+        run.console.result(headline(result), name=part, step=step, epoch=epoch, best=is_best)
         with run.clock.part("checkpoint"):
             self.checkpoints.save(
                 step,
                 self.state,
                 position={"step": step, "data": self._data_fingerprint},
-                metrics=result.scalars(),
+                metrics=metrics,
                 overwrite=step == self.first_step,
             )
         self.evaluation, self.evaluation_due = result, False

@@ -101,7 +101,11 @@ def test_one_axis_lies_across_the_nodes(axes: dict, across: str) -> None:
     [
         (30, 1, r"got 30, expected a multiple of 8 devices\. The nearest: 24 or 32"),
         (5, 1, r"got 5, expected a multiple of 8 devices\. The nearest: 8\."),
-        (24, 2, r"^data\.batch_size: got 24, expected a multiple of 8 devices times 2 microbatches\. The nearest: 16 or 32"),
+        (
+            24,
+            2,
+            r"^data\.batch_size: got 24, expected a multiple of 8 devices times 2 microbatches\. The nearest: 16 or 32",
+        ),
         (0, 1, r"data\.batch_size: got 0, expected 1 or more"),
     ],
 )

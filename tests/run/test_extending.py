@@ -210,6 +210,19 @@ def test_the_steps_are_traced_once_and_before_anything_is_written(mine: str, cap
     assert importlib.import_module("losses").calls == [(16, 2), (8, 2)]  # the train step, then the evaluation
 
 
+def test_the_best_evaluation_is_marked_by_the_metric_of_the_config(mine: str, capsys: pytest.CaptureFixture) -> None:
+    Path("mine.py").write_text(
+        MODULE + "\n\nseen = []\n\n\ndef fewer(evaluation):\n    seen.append(1)\n    return -len(seen)\n"
+    )
+    status, out, err = start(
+        capsys, *flags(**SMALL, train__evaluate_every="1", metric__name="mine:fewer", checkpoint__best="fewer")
+    )
+    assert status == 0, err
+    evaluations = [line for line in out.splitlines() if line.startswith("validation at step")]
+    assert ["best" in line for line in evaluations] == [True, False]
+    assert "exporting the model of step 2, the best on the validation data" in out
+
+
 def test_a_function_of_the_config_file_itself(mine: str, capsys: pytest.CaptureFixture) -> None:
     Path("own_config.py").write_text(
         MODULE
