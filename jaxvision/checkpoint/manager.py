@@ -33,11 +33,11 @@ _REPLACED = ".aside"  # suffix of a checkpoint while the same step is written ag
 _SAVED = ".saved"  # in the workdir: this run has saved a checkpoint, so an empty folder means that they are lost
 
 
-class Restored(NamedTuple):
-    """A checkpoint that was read.
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds. A run without one starts from a `Checkpoint` of step 0.
 
     Attributes:
-      step: number of steps done when it was saved.
+      step: number of steps done.
       state: the state on the devices, with the requested shardings.
       position: position in the data, as passed to `Checkpoints.save`.
       metrics: results of the evaluation at that step; empty if there was none.
@@ -254,7 +254,7 @@ class Checkpoints:
         score, best = self._score(metrics), self.best_step()
         return score > -math.inf and (best is None or score >= self._score(self._manager.metrics(best)))
 
-    def restore(self, abstract: Any, shardings: Any, *, step: int | str = "newest") -> Restored | None:
+    def restore(self, abstract: Any, shardings: Any, *, step: int | str = "newest") -> Checkpoint | None:
         """Returns the newest intact checkpoint, or None if the run has none yet.
 
         Logs and skips damaged checkpoints. If `step` is ``"newest"``, it also removes them, because the run is going to
@@ -313,7 +313,7 @@ class Checkpoints:
             raise UserError(f"{self.directory}: no checkpoint {step!r}{by}, expected one of the steps {known}.")
         return [int(wanted)]
 
-    def _read(self, step: int, target: Any) -> Restored:
+    def _read(self, step: int, target: Any) -> Checkpoint:
         """Returns one checkpoint.
 
         Raises:
@@ -350,7 +350,7 @@ class Checkpoints:
             raise DamagedCheckpoint(short_reason(e)) from e
         if not checksums.has_checksums(folder):
             self._log(f"the checkpoint of step {step} has no {checksums.FILE}, so it was not verified")
-        return Restored(step, restored["state"], restored["about"]["position"], restored["about"]["metrics"])
+        return Checkpoint(step, restored["state"], restored["about"]["position"], restored["about"]["metrics"])
 
     def close(self) -> None:
         """Waits until everything is on disk and closes the manager.

@@ -362,7 +362,7 @@ def help_text(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> str:
     return "\n".join(lines)
 
 
-_MESH_TEXTS = {
+_TOP_LEVEL_TEXTS = {
     "seed": "seed of everything random: weights, order and augmentation, from 0 to 2**31 - 1.",
     "mesh.data": "devices along the axis that batches are split over. -1: all devices that the other axes leave.",
     "mesh.fsdp": "devices along the axis that batches, parameters, gradients and optimizer state are split over.",
@@ -381,7 +381,7 @@ def explain_keys(config: Mapping[str, Any]) -> dict[str, str]:
       'stop after this many evaluations without a better top-1. None never stops early.'
     """
     config = complete(config, check=False)
-    texts = dict(_MESH_TEXTS)
+    texts = dict(_TOP_LEVEL_TEXTS)
     for name, section in SECTIONS.items():
         functions = list(section.functions)
         if section.choice is not None and (chosen := config[name][section.choice.key]) is not None:

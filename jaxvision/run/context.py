@@ -23,7 +23,7 @@ from jaxvision.eval.step import cached_eval_step
 from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
-from jaxvision.run.sections import Loop, check_groups, set_keys
+from jaxvision.run.sections import TrainOptions, check_groups, without_none
 from jaxvision.train.loss import Loss, loss_function, make_loss
 from jaxvision.train.state import evaluated_model
 
@@ -51,7 +51,7 @@ class RunContext:
 
     config: ConfigDict
     workdir: Path
-    options: Loop
+    options: TrainOptions
     console: report.Console
     clock: report.Clock
     preemption: Preemption
@@ -117,7 +117,7 @@ def open_run(
     Raises:
       UserError: the config is wrong, or does not fit the devices or the data.
     """
-    options, batch_size = Loop(**config.train), config.data.batch_size
+    options, batch_size = TrainOptions(**config.train), config.data.batch_size
     mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
     process = process_share(mesh)
     eval_batch_size = config.data.eval_batch_size or batch_size
@@ -178,7 +178,7 @@ def _trace_steps(run: RunContext) -> None:
 
 def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:
     """Returns the images of each part that the source has."""
-    parts = source.open_source(**set_keys(config.source))
+    parts = source.open_source(**without_none(config.source))
     limits = {"memory_limit": config.data.memory_limit, "max_corrupt": config.data.max_corrupt}
     data = {
         name: open_dataset(part, **limits, log=console.warn)

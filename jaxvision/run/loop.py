@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxvision import report
-from jaxvision.checkpoint import Checkpoints, Restored
+from jaxvision.checkpoint import Checkpoint, Checkpoints
 from jaxvision.data.image_path import blank_batch
 from jaxvision.errors import Preempted
 from jaxvision.eval.metrics import Evaluation
@@ -87,7 +87,7 @@ class TrainingLoop:
     def __init__(
         self,
         run: RunContext,
-        start: Restored,
+        start: Checkpoint,
         *,
         data_fingerprint: dict[str, int],
         batches: Generator[Any, None, None],

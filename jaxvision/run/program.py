@@ -21,7 +21,7 @@ from jaxvision.errors import unknown_name_error
 from jaxvision.models.base import Model
 from jaxvision.parallel.mesh import batch_sharding
 from jaxvision.parallel.rules import make_rules, state_shardings
-from jaxvision.run.sections import Loop, set_keys
+from jaxvision.run.sections import TrainOptions, without_none
 from jaxvision.train import optim, partial
 from jaxvision.train.blocks import Blocks
 from jaxvision.train.loss import make_loss
@@ -76,21 +76,21 @@ def train_program(
     Raises:
       UserError: the config is wrong, or does not fit the mesh.
     """
-    loop = Loop(**config.train)
-    steps = total_steps(loop, steps_per_epoch)
+    options = TrainOptions(**config.train)
+    steps = total_steps(options, steps_per_epoch)
     preprocess = preprocess_of(config, images)
     build = functools.partial(build_model, config, num_classes, images.channels, preprocess.image_size)
     bare = functools.partial(build, weights=False)
     template = nnx.eval_shape(bare)
     rate = make_schedule(config.optimizer.learning_rate, steps=steps, **_schedule(config, steps_per_epoch, steps))
     tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
-    create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
+    create = functools.partial(create_state, tx=tx, ema_decay=options.ema_decay, ema_warmup=options.ema_warmup)
     graph, abstract = abstract_state(create, bare)
     rules = make_rules(mesh, template.tensor_rules, **config.sharding)
     shardings = state_shardings(abstract, mesh, rules.stored, moments=rules.moments, unused_ok=True)
     # With the shardings of the arrays to come, so that the first step reuses a trace that was made from shapes.
     abstract = jax.tree.map(lambda x, sharding: x.update(sharding=sharding), abstract, shardings)
-    blocks = Blocks(mesh, rules, pattern=template.block_pattern, remat=loop.remat, scan=loop.scan)
+    blocks = Blocks(mesh, rules, pattern=template.block_pattern, remat=options.remat, scan=options.scan)
     prepare = training_images(config, preprocess, num_classes, images)
     batch = batch_shapes(
         images,
@@ -105,9 +105,9 @@ def train_program(
         loss=make_loss(**config.loss),
         prepare=prepare,
         learning_rate=rate,
-        accumulate=loop.accumulate,
+        accumulate=options.accumulate,
         blocks=None if blocks.is_default else blocks,
-        batch_norm_group=loop.batch_norm_group,
+        batch_norm_group=options.batch_norm_group,
     )
     return Program(preprocess, build, create, graph, abstract, shardings, step, batch)
 
@@ -120,9 +120,9 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[st
     return options
 
 
-def total_steps(loop: Loop, steps_per_epoch: float) -> int:
+def total_steps(options: TrainOptions, steps_per_epoch: float) -> int:
     """Returns the number of steps of a run."""
-    return loop.steps or max(math.ceil(loop.epochs * steps_per_epoch), 1)
+    return options.steps or max(math.ceil(options.epochs * steps_per_epoch), 1)
 
 
 def wanted_devices(axes: Mapping[str, int]) -> list[jax.Device] | None:
@@ -170,7 +170,11 @@ def build_model(config: ConfigDict, num_classes: int, channels: int, image_size:
       weights: load the weights that the config names. False initializes at random; under `nnx.eval_shape` that takes
         neither time nor memory.
     """
-    options = set_keys(config.model) | {"num_classes": num_classes, "in_channels": channels, "image_size": image_size}
+    options = without_none(config.model) | {
+        "num_classes": num_classes,
+        "in_channels": channels,
+        "image_size": image_size,
+    }
     if not weights:
         options |= {"pretrained": False, "checkpoint_path": None, "revision": None}
     model = create_model(**options, seed=config.seed)

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxvision import report
-from jaxvision.checkpoint import Checkpoints, Restored
+from jaxvision.checkpoint import Checkpoint, Checkpoints
 from jaxvision.data.dataset import Dataset
 from jaxvision.data.prefetch import prefetch
 from jaxvision.data.workers import Batch
@@ -48,7 +48,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     checkpoints = stack.enter_context(Checkpoints(workdir, config=record, log=console.warn, **run.config.checkpoint))
     with run.clock.part("start"):
         restored = checkpoints.restore(program.abstract, program.shardings)
-        start = restored or Restored(
+        start = restored or Checkpoint(
             step=0,
             state=initialize(program.create, program.build(weights=True), program.shardings),
             position={},
@@ -99,7 +99,7 @@ def data_fingerprint(images: Dataset) -> dict[str, int]:
     return {"images": len(source), "names": zlib.crc32(text.encode("utf-8", "surrogateescape"))}
 
 
-def _check_same_data(run: RunContext, start: Restored, fingerprint: dict[str, int]) -> None:
+def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, int]) -> None:
     """Raises `UserError` if a run that resumes was started with other training data."""
     before = start.position.get("data", fingerprint)
     if before != fingerprint:
