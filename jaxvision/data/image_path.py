@@ -45,6 +45,10 @@ class FromMemory:
         """Returns the share of the side that the evaluation crop keeps: 1, because the images are small."""
         return 1.0
 
+    def host_crop(self, options: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Returns None: the device crops."""
+        return None
+
     def augment(self, batch: Mapping[str, jax.Array], **options: Any) -> tuple[jax.Array, jax.Array]:
         """Returns (images, targets) of a training batch; `options` are those of `on_device.augment_batch`."""
         return on_device.augment_batch(batch, **options)
@@ -72,9 +76,23 @@ class FromWorkers:
         """Returns the share of the side that the evaluation crop keeps: the published one."""
         return published
 
-    def augment(self, batch: Mapping[str, jax.Array], **options: Any) -> tuple[jax.Array, jax.Array]:
+    def host_crop(self, options: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Returns the options of the workers' random crop, those of `host.train_crop`; None for no random crop.
+
+        Args:
+          options: the arguments of `on_device.augment_batch`, with their defaults.
+        """
+        if options["crop"] == "none":
+            return None
+        keys = {"scale": "crop_scale", "ratio": "crop_ratio", "interpolation": "interpolation"}
+        return {ours: options[key] for ours, key in keys.items()}
+
+    def augment(
+        self, batch: Mapping[str, jax.Array], *, crop: str = "none", **options: Any
+    ) -> tuple[jax.Array, jax.Array]:
         """Returns (images, targets) of a training batch; `options` are those of `on_device.augment_batch`."""
-        return on_device.augment_batch(batch, **{**options, "crop": "none"})  # the workers have cropped
+        on_device.check_choices(crop=crop)
+        return on_device.augment_batch(batch, **options)  # without `crop`, because the workers have cropped
 
     def prepare_eval(self, batch: Mapping[str, jax.Array], preprocess: Preprocess) -> jax.Array:
         """Returns the images of an evaluation batch, ready for the model: float32 [b, h, w, c]."""

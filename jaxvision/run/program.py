@@ -17,7 +17,6 @@ from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import find_export
 from jaxvision.create import create_model
 from jaxvision.data.image_path import ImagePath, batch_shapes
-from jaxvision.errors import unknown_name_error
 from jaxvision.models.base import Model
 from jaxvision.parallel.mesh import batch_sharding
 from jaxvision.parallel.rules import make_rules, state_shardings
@@ -205,13 +204,3 @@ def training_images(
         return augmented, targets if mixes else batch["label"]
 
     return prepare
-
-
-def host_crop(config: ConfigDict) -> dict[str, Any] | None:
-    """Returns the options of the workers' random crop; None if the config sets no random crop."""
-    if config.augment.crop not in ("none", "resized"):
-        raise unknown_name_error("augment.crop", config.augment.crop, ("none", "resized"))
-    if config.augment.crop == "none":
-        return None
-    keys = {"scale": "crop_scale", "ratio": "crop_ratio", "interpolation": "interpolation"}
-    return {ours: config.augment[key] for ours, key in keys.items()}

@@ -22,7 +22,6 @@ from jaxvision.parallel.mesh import mesh_text, shard_batch
 from jaxvision.parallel.rules import state_bytes
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
-from jaxvision.run.program import host_crop
 from jaxvision.run.sections import MAY_DIFFER
 from jaxvision.run.watch import Watch
 from jaxvision.run.workdir import check_config, config_record, lock, write_config
@@ -111,13 +110,14 @@ def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, 
 
 
 def _train_batches(run: RunContext, first_step: int) -> Iterator[Batch]:
-    return run.data["train"].train_batches(
+    images = run.data["train"]
+    return images.train_batches(
         batch_size=run.config.data.batch_size,
         image_size=run.program.preprocess.image_size,
         seed=run.config.seed,
         start_step=first_step,
         stop_step=run.steps,
-        crop=host_crop(run.config),
+        crop=images.image_path.host_crop(run.config.augment),
         workers=run.config.data.workers,
         process=run.process,
     )
