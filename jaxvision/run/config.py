@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_dict
 from jaxvision.errors import UserError, nearest, unknown_name_error
 from jaxvision.eval.metrics import metric_function
 from jaxvision.extend import import_path
+from jaxvision.models.registry import keyword_parameters
 from jaxvision.parallel.mesh import AXES
 from jaxvision.run.sections import METRICS, SECTIONS, Section
 from jaxvision.run.values import convert, parse, type_text
@@ -230,17 +231,13 @@ def _chosen_parameters(section: Section, chosen: Any) -> dict[str, inspect.Param
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Returns the named parameters of a function or class, with their annotations evaluated."""
-    # The metaclass of nnx modules replaces the signature of a class by (*args, **kwargs).
-    constructor: Any = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     try:
-        hints = typing.get_type_hints(constructor)
+        hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
     except Exception:  # names that exist only for type checkers
         hints = {}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
         name: parameter.replace(annotation=hints.get(name, _default_type(parameter)))
-        for name, parameter in inspect.signature(constructor).parameters.items()
-        if parameter.kind in named and name != "self"
+        for name, parameter in keyword_parameters(function).items()
     }
 
 
