@@ -22,8 +22,8 @@ from jaxvision.parallel.mesh import mesh_text, shard_batch
 from jaxvision.parallel.rules import state_bytes
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
+from jaxvision.run.not_finite import NonFiniteSteps
 from jaxvision.run.sections import MAY_DIFFER
-from jaxvision.run.watch import Watch
 from jaxvision.run.workdir import check_config, config_record, lock, write_config
 from jaxvision.train.partial import parameter_counts
 from jaxvision.train.state import initialize
@@ -65,7 +65,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
         if distributed.is_main() and check_config(workdir, record, may_differ=MAY_DIFFER):
             raise UserError(f"{workdir}: another run has just started in it. Choose another --workdir.")
     write_config(workdir, record)
-    watch = Watch(
+    non_finite = NonFiniteSteps(
         workdir,
         resume_step=start.step,
         skip=run.options.not_finite == "skip",
@@ -83,7 +83,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
         batches=batches,
         checkpoints=checkpoints,
         metrics=metrics,
-        watch=watch,
+        non_finite=non_finite,
     )
 
 
