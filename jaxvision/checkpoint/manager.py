@@ -98,7 +98,7 @@ class Checkpoints:
             raise UserError(f"checkpoint.keep: got {keep}, expected 1 or more.")
         if best_mode not in ("max", "min"):
             raise UserError(f"checkpoint.best_mode: got {best_mode!r}, expected 'max' or 'min'.")
-        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self.directory = _folder(workdir)
         self._best = best
         self._sign = 1.0 if best_mode == "max" else -1.0
         self._config = dict(config or {})
@@ -381,6 +381,17 @@ class Checkpoints:
     def _score(self, metrics: Mapping[str, float] | None) -> float:
         value = (metrics or {}).get(self._best or "", math.nan)
         return -math.inf if math.isnan(value) else self._sign * value
+
+
+def saved_steps(workdir: str | Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in a workdir, oldest first, while a run may be writing another."""
+    folder = _folder(workdir)
+    complete = [path for path in folder.iterdir() if checksums.has_checksums(path)] if folder.is_dir() else []
+    return sorted(int(path.name) for path in complete if path.name.isdigit())
+
+
+def _folder(workdir: str | Path) -> epath.Path:
+    return epath.Path(workdir).resolve() / "checkpoints"
 
 
 def _json_copy(value: Any) -> Any:
