@@ -197,7 +197,9 @@ class TrainingLoop:
                 share_damaged(run.data["train"])
         except Preempted:
             self._save_and_stop()
-        if step > self.first_step:  # otherwise the step is not compiled yet, and only this evaluation would be lost
+        # If a resumed run evaluates before its first step, only this evaluation is unsaved: SIGTERM may still end the
+        # process at once, also while the step compiles.
+        if step > self.first_step:
             run.preemption.working()
         self.patience.update(result.top1)
         epoch, metrics = step / run.steps_per_epoch, result.scalars()

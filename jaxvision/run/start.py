@@ -166,6 +166,7 @@ def _unlikely_settings(config: ConfigDict, steps: int) -> list[str]:
         warnings.append("the frozen layers have random weights. Set model.pretrained or model.checkpoint_path.")
     if steps < 100:
         warnings.append(
-            f"training takes only {steps} steps. Set a smaller data.batch_size or more train.epochs for more steps."
+            f"training takes only {steps} step{'s' * (steps != 1)}. Set a smaller data.batch_size or more train.epochs "
+            f"for more steps."
         )
     return warnings

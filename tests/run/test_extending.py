@@ -243,6 +243,7 @@ def get_config():
     })
 """
     )
-    status, _, err = start(capsys, "--config=own_config.py", "--workdir=run", "--config.loss.gamma=1")
+    status, out, err = start(capsys, "--config=own_config.py", "--workdir=run", "--config.loss.gamma=1")
     assert status == 0, err
+    assert "training takes only 1 step. Set" in " ".join(out.split())
     assert json.loads(Path("run/config.json").read_text())["loss"]["kind"].endswith(":focal")
