@@ -136,7 +136,7 @@ def augment_batch(
     images = batch["image"]
     channels = images.shape[-1]
     _check_normalization(mean, std, channels)
-    _check_choices(crop=crop, erase_fill=erase_fill, mix_mode=mix_mode)
+    check_choices(crop=crop, erase_fill=erase_fill, mix_mode=mix_mode)
     check_interpolation(interpolation)
     check_crop(crop_scale, crop_ratio, interpolation)
     _check_probabilities(
@@ -316,7 +316,8 @@ def _check_normalization(mean: Sequence[float], std: Sequence[float], channels: 
         )
 
 
-def _check_choices(**choices: str) -> None:
+def check_choices(**choices: str) -> None:
+    """Raises `UserError` unless each argument of `augment_batch` is one of its choices."""
     valid = {
         "crop": ("none", "resized"),
         "erase_fill": ("const", "rand", "pixel"),

@@ -33,11 +33,11 @@ _REPLACED = ".aside"  # suffix of a checkpoint while the same step is written ag
 _SAVED = ".saved"  # in the workdir: this run has saved a checkpoint, so an empty folder means that they are lost
 
 
-class Restored(NamedTuple):
-    """A checkpoint that was read.
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds. A run without one starts from a `Checkpoint` of step 0.
 
     Attributes:
-      step: number of steps done when it was saved.
+      step: number of steps done.
       state: the state on the devices, with the requested shardings.
       position: position in the data, as passed to `Checkpoints.save`.
       metrics: results of the evaluation at that step; empty if there was none.
@@ -98,7 +98,7 @@ class Checkpoints:
             raise UserError(f"checkpoint.keep: got {keep}, expected 1 or more.")
         if best_mode not in ("max", "min"):
             raise UserError(f"checkpoint.best_mode: got {best_mode!r}, expected 'max' or 'min'.")
-        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self.directory = _folder(workdir)
         self._best = best
         self._sign = 1.0 if best_mode == "max" else -1.0
         self._config = dict(config or {})
@@ -244,7 +244,17 @@ class Checkpoints:
         score, step = max(scores, default=(-math.inf, None))
         return None if score == -math.inf else step
 
-    def restore(self, abstract: Any, shardings: Any, *, step: int | str = "newest") -> Restored | None:
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Returns whether a checkpoint with these metrics, saved next, would be the best.
+
+        Raises:
+          UserError: the last checkpoint could not be written.
+        """
+        self.wait()
+        score, best = self._score(metrics), self.best_step()
+        return score > -math.inf and (best is None or score >= self._score(self._manager.metrics(best)))
+
+    def restore(self, abstract: Any, shardings: Any, *, step: int | str = "newest") -> Checkpoint | None:
         """Returns the newest intact checkpoint, or None if the run has none yet.
 
         Logs and skips damaged checkpoints. If `step` is ``"newest"``, it also removes them, because the run is going to
@@ -303,7 +313,7 @@ class Checkpoints:
             raise UserError(f"{self.directory}: no checkpoint {step!r}{by}, expected one of the steps {known}.")
         return [int(wanted)]
 
-    def _read(self, step: int, target: Any) -> Restored:
+    def _read(self, step: int, target: Any) -> Checkpoint:
         """Returns one checkpoint.
 
         Raises:
@@ -340,7 +350,7 @@ class Checkpoints:
             raise DamagedCheckpoint(short_reason(e)) from e
         if not checksums.has_checksums(folder):
             self._log(f"the checkpoint of step {step} has no {checksums.FILE}, so it was not verified")
-        return Restored(step, restored["state"], restored["about"]["position"], restored["about"]["metrics"])
+        return Checkpoint(step, restored["state"], restored["about"]["position"], restored["about"]["metrics"])
 
     def close(self) -> None:
         """Waits until everything is on disk and closes the manager.
@@ -371,6 +381,17 @@ class Checkpoints:
     def _score(self, metrics: Mapping[str, float] | None) -> float:
         value = (metrics or {}).get(self._best or "", math.nan)
         return -math.inf if math.isnan(value) else self._sign * value
+
+
+def saved_steps(workdir: str | Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in a workdir, oldest first, while a run may be writing another."""
+    folder = _folder(workdir)
+    complete = [path for path in folder.iterdir() if checksums.has_checksums(path)] if folder.is_dir() else []
+    return sorted(int(path.name) for path in complete if path.name.isdigit())
+
+
+def _folder(workdir: str | Path) -> epath.Path:
+    return epath.Path(workdir).resolve() / "checkpoints"
 
 
 def _json_copy(value: Any) -> Any:

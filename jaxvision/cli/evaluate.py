@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jaxvision.cli.arguments import add_model_arguments, load_model, warn
@@ -15,9 +15,6 @@ HELP = "evaluate a model on a dataset: accuracy, loss, calibration error and mis
 EXAMPLES = """examples:
   jaxvision evaluate --model runs/mine --data images/test --report runs/mine-test
   jaxvision evaluate --model runs/cifar10 --data tfds --option dataset=cifar10"""
-
-#: Arguments of `jaxvision.eval.evaluate.evaluate` that are not options of a source.
-_NOT_OPTIONS = ("classifier", "data", "split", "batch_size", "workers", "report_dir", "quiet", "max_corrupt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,10 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints the metrics, as a table or as JSON."""
     from jaxvision.eval.evaluate import evaluate
+    from jaxvision.models.registry import keyword_parameters
     from jaxvision.parallel.accelerators import check_accelerator
 
     check_accelerator(warn)
-    options = _source_options(arguments.option)
+    options = _source_options(arguments.option, keyword_parameters(evaluate))
     result = evaluate(
         load_model(arguments),
         arguments.data,
@@ -62,13 +60,14 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(result))
 
 
-def _source_options(texts: Sequence[str]) -> dict[str, Any]:
+def _source_options(texts: Sequence[str], reserved: Collection[str]) -> dict[str, Any]:
+    """Returns the options of a source; `reserved` are the names that are none."""
     options: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--option: got {text!r}, expected KEY=VALUE.")
-        if key in _NOT_OPTIONS:
+        if key in reserved:
             raise UserError(
                 f"--option: got {key!r}, expected an option of the source. "
                 "Run `jaxvision evaluate --help` for the other arguments."

@@ -1,4 +1,4 @@
-"""``jaxvision plan``: memory and time of a config's train step on hardware that is not at hand."""
+"""``jaxvision plan``: memory and time of a config's train step on devices that this machine does not have."""
 
 from __future__ import annotations
 

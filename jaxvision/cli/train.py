@@ -100,8 +100,9 @@ def help_page(arguments: argparse.Namespace) -> str:
 
 def _resume_text(workdir: Path) -> str:
     """Returns what the next run in a workdir does."""
-    folders = [path.parent.name for path in workdir.glob("checkpoints/*/checksums.json")]
-    steps = [int(name) for name in folders if name.isdigit()]
+    from jaxvision.checkpoint import saved_steps
+
+    steps = saved_steps(workdir)
     if not steps:
         return "No checkpoint was saved yet: the same command starts from scratch."
-    return f"The same command resumes from the checkpoint of step {max(steps):,}."
+    return f"The same command resumes from the checkpoint of step {steps[-1]:,}."

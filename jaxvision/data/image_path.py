@@ -10,6 +10,7 @@ plan creates one from shapes alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,10 @@ class FromMemory:
         """Returns the share of the side that the evaluation crop keeps: 1, because the images are small."""
         return 1.0
 
+    def host_crop(self, options: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Returns None: the device crops."""
+        return None
+
     def augment(self, batch: Mapping[str, jax.Array], **options: Any) -> tuple[jax.Array, jax.Array]:
         """Returns (images, targets) of a training batch; `options` are those of `on_device.augment_batch`."""
         return on_device.augment_batch(batch, **options)
@@ -71,9 +76,23 @@ class FromWorkers:
         """Returns the share of the side that the evaluation crop keeps: the published one."""
         return published
 
-    def augment(self, batch: Mapping[str, jax.Array], **options: Any) -> tuple[jax.Array, jax.Array]:
+    def host_crop(self, options: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Returns the options of the workers' random crop, those of `host.train_crop`; None for no random crop.
+
+        Args:
+          options: the arguments of `on_device.augment_batch`, with their defaults.
+        """
+        if options["crop"] == "none":
+            return None
+        keys = {"scale": "crop_scale", "ratio": "crop_ratio", "interpolation": "interpolation"}
+        return {ours: options[key] for ours, key in keys.items()}
+
+    def augment(
+        self, batch: Mapping[str, jax.Array], *, crop: str = "none", **options: Any
+    ) -> tuple[jax.Array, jax.Array]:
         """Returns (images, targets) of a training batch; `options` are those of `on_device.augment_batch`."""
-        return on_device.augment_batch(batch, **{**options, "crop": "none"})  # the workers have cropped
+        on_device.check_choices(crop=crop)
+        return on_device.augment_batch(batch, **options)  # without `crop`, because the workers have cropped
 
     def prepare_eval(self, batch: Mapping[str, jax.Array], preprocess: Preprocess) -> jax.Array:
         """Returns the images of an evaluation batch, ready for the model: float32 [b, h, w, c]."""
@@ -83,23 +102,27 @@ class FromWorkers:
 ImagePath = FromMemory | FromWorkers
 
 
-def batch_shapes(path: ImagePath, *, batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+    path: ImagePath, *, batch_size: int, image_size: int, sharding: jax.sharding.Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch when it arrives on the device.
 
     Args:
       path: how the images reach the model.
       batch_size: images in the batch.
       image_size: side of the model's input, in pixels.
+      sharding: of each array of the batch, if it is known.
 
     >>> batch_shapes(FromWorkers(), batch_size=8, image_size=224)["image"].shape
     (8, 224, 224, 3)
     """
-    image = jax.ShapeDtypeStruct((batch_size, *path.shape_on_arrival(image_size)), np.uint8)
+    shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
+    image = shape((batch_size, *path.shape_on_arrival(image_size)), np.uint8)
     rest = {"label": np.int32, "mask": np.bool_, "index": np.int32}
-    return {"image": image} | {key: jax.ShapeDtypeStruct((batch_size,), kind) for key, kind in rest.items()}
+    return {"image": image} | {key: shape((batch_size,), kind) for key, kind in rest.items()}
 
 
 def blank_batch(path: ImagePath, *, batch_size: int, image_size: int) -> dict[str, np.ndarray]:
-    """Returns a batch of zeros for compilation; the arguments are those of `batch_shapes`."""
+    """Returns a batch of zeros on the host, for compilation; the arguments are those of `batch_shapes`."""
     shapes = batch_shapes(path, batch_size=batch_size, image_size=image_size)
     return {key: np.zeros(x.shape, x.dtype) for key, x in shapes.items()}

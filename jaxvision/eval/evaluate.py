@@ -79,7 +79,7 @@ def evaluate(
     with report.Console(io.StringIO() if quiet else None) as console:
         part, names = _open_data(data, split, classifier.classes, options)
         _check_classes(part, names, log=console.warn)
-        check_batch_size(batch_size, mesh)
+        check_batch_size(batch_size, mesh, what="batch_size")
         if report_dir is not None:
             _make_report_dir(Path(report_dir))
         images = open_dataset(part, max_corrupt=max_corrupt, log=console.warn)

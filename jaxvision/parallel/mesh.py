@@ -129,25 +129,27 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
     return min(owned[jax.process_index()]) // size, n // size
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
+def check_batch_size(batch_size: int, mesh: Mesh, *, what: str, accumulate: int = 1) -> None:
     """Raises unless a batch can be split evenly over the devices.
 
     Args:
       batch_size: images per step, over all devices.
       mesh: from `make_mesh`.
+      what: where the size was given, for messages, such as ``"config.data.batch_size"``.
       accumulate: microbatches per step, each of which is split over the devices.
 
     Raises:
       UserError: `batch_size` is not divisible by devices × microbatches. The message names the nearest sizes that are.
     """
-    parts = batch_devices(mesh) * accumulate
+    n = batch_devices(mesh)
+    parts = n * accumulate
     if batch_size < 1:
-        raise UserError(f"batch size: got {batch_size}, expected 1 or more.")
+        raise UserError(f"{what}: got {batch_size}, expected 1 or more.")
     if batch_size % parts:
         lower = batch_size // parts * parts
         nearest = f"{lower} or {lower + parts}" if lower > 0 else f"{parts}"
-        by = f"{batch_devices(mesh)} devices" + (f" times {accumulate} microbatches" if accumulate > 1 else "")
-        raise UserError(f"batch size: got {batch_size}, expected a multiple of {by}. The nearest: {nearest}.")
+        by = f"{n} device{'s' * (n != 1)}" + (f" times {accumulate} microbatches" if accumulate > 1 else "")
+        raise UserError(f"{what}: got {batch_size}, expected a multiple of {by}. The nearest: {nearest}.")
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

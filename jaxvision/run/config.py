@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_dict
 from jaxvision.errors import UserError, nearest, unknown_name_error
 from jaxvision.eval.metrics import metric_function
 from jaxvision.extend import import_path
+from jaxvision.models.registry import keyword_parameters
 from jaxvision.parallel.mesh import AXES
 from jaxvision.run.sections import METRICS, SECTIONS, Section, model_builder
 from jaxvision.run.values import convert, parse, type_text
@@ -232,17 +233,13 @@ def _chosen_parameters(section: Section, chosen: Any) -> dict[str, inspect.Param
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Returns the named parameters of a function or class, with their annotations evaluated."""
-    # The metaclass of nnx modules replaces the signature of a class by (*args, **kwargs).
-    constructor: Any = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     try:
-        hints = typing.get_type_hints(constructor)
+        hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
     except Exception:  # names that exist only for type checkers
         hints = {}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
         name: parameter.replace(annotation=hints.get(name, _default_type(parameter)))
-        for name, parameter in inspect.signature(constructor).parameters.items()
-        if parameter.kind in named and name != "self"
+        for name, parameter in keyword_parameters(function).items()
     }
 
 
@@ -375,7 +372,7 @@ def help_text(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> str:
     return "\n".join(lines)
 
 
-_MESH_TEXTS = {
+_TOP_LEVEL_TEXTS = {
     "seed": "seed of everything random: weights, order and augmentation, from 0 to 2**31 - 1.",
     "mesh.data": "devices along the axis that batches are split over. -1: all devices that the other axes leave.",
     "mesh.fsdp": "devices along the axis that batches, parameters, gradients and optimizer state are split over.",
@@ -394,7 +391,7 @@ def explain_keys(config: Mapping[str, Any]) -> dict[str, str]:
       'stop after this many evaluations without a better top-1. None never stops early.'
     """
     config = complete(config, check=False)
-    texts = dict(_MESH_TEXTS)
+    texts = dict(_TOP_LEVEL_TEXTS)
     for name, section in SECTIONS.items():
         functions = list(section.functions)
         if section.choice is not None and (chosen := config[name][section.choice.key]) is not None:

@@ -15,15 +15,15 @@ from ml_collections import ConfigDict
 from jaxvision import report
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
-from jaxvision.data.image_path import ImagePath
+from jaxvision.data.image_path import ImagePath, batch_shapes
 from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.part import evaluate_part
 from jaxvision.eval.step import cached_eval_step
-from jaxvision.parallel.mesh import check_batch_size, make_mesh, process_share
+from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
-from jaxvision.run.sections import Loop, check_groups, set_keys
+from jaxvision.run.sections import TrainOptions, check_groups, without_none
 from jaxvision.train.loss import Loss, loss_function, make_loss
 from jaxvision.train.state import evaluated_model
 
@@ -45,12 +45,13 @@ class RunContext:
       program: the train step and the shapes that it works on.
       steps_per_epoch: batches in the training data, usually not a whole number.
       steps: number of steps of the whole run.
+      eval_batch_size: images per batch of an evaluation, over all devices.
       eval_step_for: returns the compiled evaluation step for images that reach the model in a given way.
     """
 
     config: ConfigDict
     workdir: Path
-    options: Loop
+    options: TrainOptions
     console: report.Console
     clock: report.Clock
     preemption: Preemption
@@ -60,6 +61,7 @@ class RunContext:
     program: Program
     steps_per_epoch: float
     steps: int
+    eval_batch_size: int
     eval_step_for: Callable[[ImagePath], Any]
 
     @property
@@ -76,11 +78,6 @@ class RunContext:
     def final_part(self) -> str:
         """The part that the result is measured on: the test data, or without any the validation data."""
         return "test" if "test" in self.data else "validation"
-
-    @property
-    def eval_batch_size(self) -> int:
-        """Images per batch of an evaluation, over all devices."""
-        return self.config.data.eval_batch_size or self.config.data.batch_size
 
     def evaluate(self, state: nnx.State, part: str) -> Evaluation:
         """Returns the evaluation of a training state on one part of the data.
@@ -108,7 +105,7 @@ class RunContext:
 def open_run(
     config: ConfigDict, workdir: Path, *, console: report.Console, clock: report.Clock, preemption: Preemption
 ) -> RunContext:
-    """Opens the devices and the data of a config, and makes its train step from shapes alone. Writes nothing.
+    """Opens the devices and the data of a config, and traces its steps from shapes alone. Writes nothing.
 
     Args:
       config: completed.
@@ -120,11 +117,12 @@ def open_run(
     Raises:
       UserError: the config is wrong, or does not fit the devices or the data.
     """
-    options, batch_size = Loop(**config.train), config.data.batch_size
+    options, batch_size = TrainOptions(**config.train), config.data.batch_size
     mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
     process = process_share(mesh)
-    check_batch_size(batch_size, mesh, accumulate=options.accumulate)
-    check_batch_size(config.data.eval_batch_size or batch_size, mesh)
+    eval_batch_size = config.data.eval_batch_size or batch_size
+    check_batch_size(batch_size, mesh, what="config.data.batch_size", accumulate=options.accumulate)
+    check_batch_size(eval_batch_size, mesh, what="config.data.eval_batch_size")
     check_groups(options, batch_size)
     with clock.part("data preparation"):
         data = _open_data(config, console)
@@ -138,7 +136,7 @@ def open_run(
         steps_per_epoch=steps_per_epoch,
     )
     loss, probabilities = _evaluation_loss(config)
-    return RunContext(
+    run = RunContext(
         config=config,
         workdir=workdir,
         options=options,
@@ -151,15 +149,36 @@ def open_run(
         program=program,
         steps_per_epoch=steps_per_epoch,
         steps=total_steps(options, steps_per_epoch),
+        eval_batch_size=eval_batch_size,
         eval_step_for=functools.partial(
             cached_eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
         ),
     )
+    _trace_steps(run)
+    return run
+
+
+def _trace_steps(run: RunContext) -> None:
+    """Traces the train step and the evaluation step, which raises the errors of a user's loss or augmentation.
+
+    JAX keeps the traces, and the first call of each step reuses its trace.
+    """
+    program = run.program
+    images = run.data[run.watched_part].image_path
+    batch = batch_shapes(
+        images,
+        batch_size=run.eval_batch_size,
+        image_size=program.preprocess.image_size,
+        sharding=batch_sharding(run.mesh),
+    )
+    with run.clock.part("compile"):
+        program.step.trace(program.abstract, program.batch)
+        run.eval_step_for(images).trace(program.abstract, batch)
 
 
 def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:
     """Returns the images of each part that the source has."""
-    parts = source.open_source(**set_keys(config.source))
+    parts = source.open_source(**without_none(config.source))
     limits = {"memory_limit": config.data.memory_limit, "max_corrupt": config.data.max_corrupt}
     data = {
         name: open_dataset(part, **limits, log=console.warn)

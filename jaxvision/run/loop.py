@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxvision import report
-from jaxvision.checkpoint import Checkpoints, Restored
+from jaxvision.checkpoint import Checkpoint, Checkpoints
 from jaxvision.data.image_path import blank_batch
 from jaxvision.errors import Preempted
 from jaxvision.eval.metrics import Evaluation
@@ -21,7 +21,7 @@ from jaxvision.eval.page import headline
 from jaxvision.eval.part import share_damaged
 from jaxvision.parallel.mesh import shard_batch
 from jaxvision.run.context import RunContext
-from jaxvision.run.watch import Watch
+from jaxvision.run.not_finite import NonFiniteSteps, fetch_metrics, mean_metrics
 
 
 @dataclass
@@ -72,7 +72,7 @@ class TrainingLoop:
       batches: training batches on the devices, from the first step on.
       checkpoints: where to save.
       metrics: where to log.
-      watch: checks that the steps are finite.
+      non_finite: checks that the steps are finite.
 
     Attributes:
       state: the training state on the devices.
@@ -87,13 +87,13 @@ class TrainingLoop:
     def __init__(
         self,
         run: RunContext,
-        start: Restored,
+        start: Checkpoint,
         *,
         data_fingerprint: dict[str, int],
         batches: Generator[Any, None, None],
         checkpoints: Checkpoints,
         metrics: report.MetricsWriter,
-        watch: Watch,
+        non_finite: NonFiniteSteps,
     ):
         position = start.position
         self.run = run
@@ -106,7 +106,7 @@ class TrainingLoop:
         self.evaluation: Evaluation | None = None
         self.checkpoints = checkpoints
         self._data_fingerprint = data_fingerprint
-        self._batches, self._metrics, self._watch = batches, metrics, watch
+        self._batches, self._metrics, self._non_finite = batches, metrics, non_finite
         # In steps, not rounded: a batch may contain the end of one epoch and the start of the next.
         self._evaluate_every = max(run.options.evaluate_every * run.steps_per_epoch, 1)
 
@@ -181,7 +181,8 @@ class TrainingLoop:
 
     def _log(self) -> None:
         run, step = self.run, self.step
-        means = self._watch.check(self.unlogged, step)
+        self._non_finite.check(self.unlogged, step)
+        means = mean_metrics(self.unlogged)
         self.unlogged, rates, epoch = [], run.clock.lap(), step / run.steps_per_epoch
         self._metrics.write(step, "train", means | rates, epoch=epoch)
         rates.pop("step_seconds", None)
@@ -196,27 +197,29 @@ class TrainingLoop:
                 share_damaged(run.data["train"])
         except Preempted:
             self._save_and_stop()
-        if step > self.first_step:  # otherwise the step is not compiled yet, and only this evaluation would be lost
+        # If a resumed run evaluates before its first step, only this evaluation is unsaved: SIGTERM may still end the
+        # process at once, also while the step compiles.
+        if step > self.first_step:
             run.preemption.working()
         self.patience.update(result.top1)
-        is_best = result.top1 == self.patience.best  # of equals the newest, which is the one that will be exported
-        epoch = step / run.steps_per_epoch
-        self._metrics.write(step, part, result.scalars(), epoch=epoch)
-        run.console.result(headline(result), name=part, step=step, epoch=epoch, best=is_best and part != "test")
+        epoch, metrics = step / run.steps_per_epoch, result.scalars()
+        self._metrics.write(step, part, metrics, epoch=epoch)
+        with run.clock.part("checkpoint"):
+            is_best = part == "validation" and self.checkpoints.is_best(metrics)
+        run.console.result(headline(result), name=part, step=step, epoch=epoch, best=is_best)
         with run.clock.part("checkpoint"):
             self.checkpoints.save(
                 step,
                 self.state,
                 position={"step": step, "data": self._data_fingerprint},
-                metrics=result.scalars(),
+                metrics=metrics,
                 overwrite=step == self.first_step,
             )
         self.evaluation, self.evaluation_due = result, False
 
     def _save(self) -> None:
         """Saves the state between evaluations, with the metrics that are not logged yet."""
-        if self.unlogged:
-            self._watch.check(self.unlogged, self.step)
+        self._non_finite.check(self.unlogged, self.step)
         with self.run.clock.part("checkpoint"):
             position = {
                 "step": self.step,
@@ -233,6 +236,5 @@ class TrainingLoop:
 
 
 def _as_floats(metrics: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Returns the metrics of steps, without the indices of their images, as floats that JSON stores exactly."""
-    fetched = jax.device_get([{key: x for key, x in values.items() if key != "index"} for values in metrics])
-    return [{key: float(x) for key, x in values.items()} for values in fetched]
+    """Returns the metrics of steps as floats, which JSON stores exactly."""
+    return [{key: float(x) for key, x in values.items()} for values in fetch_metrics(metrics)]

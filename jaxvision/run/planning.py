@@ -176,19 +176,19 @@ class _Planner:
 
     def unit(self, mesh: Mesh) -> int:
         """Returns the smallest batch that the mesh, the microbatches and the BatchNorm groups divide."""
-        loop = self.config.train
-        return math.lcm(batch_devices(mesh), loop.batch_norm_group or 1) * loop.accumulate
+        options = self.config.train
+        return math.lcm(batch_devices(mesh), options.batch_norm_group or 1) * options.accumulate
 
     def units(self, mesh: Mesh) -> int:
         """Returns the config's batch in units, rounded up."""
         return math.ceil(self.config.data.batch_size / self.unit(mesh))
 
-    def program(self, layout: _Layout, units: int, **loop: Any) -> Program:
-        """Returns the train step for a layout and a batch; `loop` replaces keys of ``config.train``."""
+    def program(self, layout: _Layout, units: int, **options: Any) -> Program:
+        """Returns the train step for a layout and a batch; `options` replace keys of ``config.train``."""
         config = self.config.copy_and_resolve_references()
         config.sharding.zero1 = layout.zero1
         config.data.batch_size = units * self.unit(layout.mesh)
-        config.train.update(loop)
+        config.train.update(options)
         return train_program(config, layout.mesh, **self.dataset)
 
     def distinct_layouts(self, devices: Sequence[jax.Device], *, compare: bool) -> list[_Layout]:

@@ -16,11 +16,11 @@ from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import find_export
 from jaxvision.create import create_model
 from jaxvision.data.image_path import ImagePath, batch_shapes
-from jaxvision.errors import unknown_name_error
 from jaxvision.models.base import Model
 from jaxvision.models.layers.mode import train_view
+from jaxvision.parallel.mesh import batch_sharding
 from jaxvision.parallel.rules import make_rules, state_shardings
-from jaxvision.run.sections import Loop, set_keys
+from jaxvision.run.sections import TrainOptions, without_none
 from jaxvision.train import optim, partial
 from jaxvision.train.blocks import Blocks
 from jaxvision.train.loss import make_loss
@@ -39,10 +39,10 @@ class Program:
       build: builds the model, ``weights=True`` or ``weights=False``.
       create: makes the training state of a model.
       graph: structure of the state.
-      abstract: shapes of the state.
+      abstract: shapes of the state, with their shardings.
       shardings: sharding of each leaf of the state.
       step: (state, batch) -> (state, metrics), from `make_train_step`.
-      batch: shapes of a batch over all devices.
+      batch: shapes of a batch over all devices, with their sharding.
     """
 
     preprocess: Preprocess
@@ -75,23 +75,29 @@ def train_program(
     Raises:
       UserError: the config is wrong, or does not fit the mesh.
     """
-    loop = Loop(**config.train)
-    steps = total_steps(loop, steps_per_epoch)
+    options = TrainOptions(**config.train)
+    steps = total_steps(options, steps_per_epoch)
     preprocess = preprocess_of(config, images)
     build = functools.partial(build_model, config, num_classes, images.channels, preprocess.image_size)
     bare = functools.partial(build, weights=False)
     template = nnx.eval_shape(bare)
-    train_view(template, batch_norm_group=loop.batch_norm_group)  # raises if there is no BatchNorm
+    train_view(template, batch_norm_group=options.batch_norm_group)  # raises if there is no BatchNorm
     rate = make_schedule(config.optimizer.learning_rate, steps=steps, **_schedule(config, steps_per_epoch, steps))
     tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
-    create = functools.partial(create_state, tx=tx, ema_decay=loop.ema_decay, ema_warmup=loop.ema_warmup)
+    create = functools.partial(create_state, tx=tx, ema_decay=options.ema_decay, ema_warmup=options.ema_warmup)
     graph, abstract = abstract_state(create, bare)
     rules = make_rules(mesh, template.tensor_rules, **config.sharding)
     shardings = state_shardings(abstract, mesh, rules.stored, moments=rules.moments, unused_ok=True)
-    blocks = Blocks(mesh, rules, pattern=template.block_pattern, remat=loop.remat, scan=loop.scan)
+    # With the shardings of the arrays to come, so that the first step reuses a trace that was made from shapes.
+    abstract = jax.tree.map(lambda x, sharding: x.update(sharding=sharding), abstract, shardings)
+    blocks = Blocks(mesh, rules, pattern=template.block_pattern, remat=options.remat, scan=options.scan)
     prepare = training_images(config, preprocess, num_classes, images)
-    batch = batch_shapes(images, batch_size=config.data.batch_size, image_size=preprocess.image_size)
-    jax.eval_shape(prepare, batch, 0)
+    batch = batch_shapes(
+        images,
+        batch_size=config.data.batch_size,
+        image_size=preprocess.image_size,
+        sharding=batch_sharding(mesh),
+    )
     step = make_train_step(
         graph,
         mesh=mesh,
@@ -99,9 +105,9 @@ def train_program(
         loss=make_loss(**config.loss),
         prepare=prepare,
         learning_rate=rate,
-        accumulate=loop.accumulate,
+        accumulate=options.accumulate,
         blocks=None if blocks.is_default else blocks,
-        batch_norm_group=loop.batch_norm_group,
+        batch_norm_group=options.batch_norm_group,
     )
     return Program(preprocess, build, create, graph, abstract, shardings, step, batch)
 
@@ -114,9 +120,9 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[st
     return options
 
 
-def total_steps(loop: Loop, steps_per_epoch: float) -> int:
+def total_steps(options: TrainOptions, steps_per_epoch: float) -> int:
     """Returns the number of steps of a run."""
-    return loop.steps or max(math.ceil(loop.epochs * steps_per_epoch), 1)
+    return options.steps or max(math.ceil(options.epochs * steps_per_epoch), 1)
 
 
 def wanted_devices(axes: Mapping[str, int]) -> list[jax.Device] | None:
@@ -144,7 +150,7 @@ def preprocess_of(config: ConfigDict, images: ImagePath) -> Preprocess:
     if own := find_export(config.model.checkpoint_path, entry.architecture):
         base, size = own.preprocess, config.model.image_size or own.preprocess.image_size
     base = replace(base.for_channels(images.channels), crop_pct=images.crop_pct(base.crop_pct))
-    return replace(base, image_size=size, **set_keys(config.preprocess))
+    return replace(base, image_size=size, **without_none(config.preprocess))
 
 
 def build_model(config: ConfigDict, num_classes: int, channels: int, image_size: int, *, weights: bool) -> Model:
@@ -158,7 +164,11 @@ def build_model(config: ConfigDict, num_classes: int, channels: int, image_size:
       weights: load the weights that the config names. False initializes at random; under `nnx.eval_shape` that takes
         neither time nor memory.
     """
-    options = set_keys(config.model) | {"num_classes": num_classes, "in_channels": channels, "image_size": image_size}
+    options = without_none(config.model) | {
+        "num_classes": num_classes,
+        "in_channels": channels,
+        "image_size": image_size,
+    }
     if not weights:
         options |= {"pretrained": False, "checkpoint_path": None, "revision": None}
     model = create_model(**options, seed=config.seed)
@@ -189,13 +199,3 @@ def training_images(
         return augmented, targets if mixes else batch["label"]
 
     return prepare
-
-
-def host_crop(config: ConfigDict) -> dict[str, Any] | None:
-    """Returns the options of the workers' random crop; None if the config sets no random crop."""
-    if config.augment.crop not in ("none", "resized"):
-        raise unknown_name_error("augment.crop", config.augment.crop, ("none", "resized"))
-    if config.augment.crop == "none":
-        return None
-    keys = {"scale": "crop_scale", "ratio": "crop_ratio", "interpolation": "interpolation"}
-    return {ours: config.augment[key] for ours, key in keys.items()}

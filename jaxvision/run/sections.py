@@ -58,7 +58,7 @@ class Section(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loop:
+class TrainOptions:
     """The section ``train``: how long a run is, and what happens during it.
 
     Args:
@@ -217,7 +217,7 @@ SECTIONS: dict[str, Section] = {
         passed=("learning_rate", "steps"),
         choice=Choice("name", schedule.schedule_function, passed=("steps",), positional=1),
     ),
-    "train": Section((Loop,)),
+    "train": Section((TrainOptions,)),
     "sharding": Section((make_rules,), passed=("mesh", "tensor_rules")),
     "checkpoint": Section((Checkpoints,), passed=("workdir", "config", "log", "read_only")),
 }
@@ -242,18 +242,18 @@ MAY_DIFFER = (
 )
 
 
-def set_keys(section: ConfigDict) -> dict[str, Any]:
+def without_none(section: ConfigDict) -> dict[str, Any]:
     """Returns the keys of a section that are not None, for a function whose own defaults replace None."""
     return {key: value for key, value in section.items() if value is not None}
 
 
-def check_groups(loop: Loop, batch_size: int) -> None:
+def check_groups(options: TrainOptions, batch_size: int) -> None:
     """Raises unless the groups of BatchNorm divide a microbatch.
 
     Raises:
-      UserError: `Loop.batch_norm_group` does not divide the images of a microbatch.
+      UserError: `TrainOptions.batch_norm_group` does not divide the images of a microbatch.
     """
-    images, group = batch_size // loop.accumulate, loop.batch_norm_group or 1
+    images, group = batch_size // options.accumulate, options.batch_norm_group or 1
     if images % group:
         raise UserError(
             f"config.train.batch_norm_group: got {group}, which does not divide the {images} images of a (micro)batch. "

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxvision import report
-from jaxvision.checkpoint import Checkpoints, Restored
+from jaxvision.checkpoint import Checkpoint, Checkpoints
 from jaxvision.data.dataset import Dataset
 from jaxvision.data.prefetch import prefetch
 from jaxvision.data.workers import Batch
@@ -22,9 +22,8 @@ from jaxvision.parallel.mesh import mesh_text, shard_batch
 from jaxvision.parallel.rules import state_bytes
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
-from jaxvision.run.program import host_crop
+from jaxvision.run.not_finite import NonFiniteSteps
 from jaxvision.run.sections import MAY_DIFFER
-from jaxvision.run.watch import Watch
 from jaxvision.run.workdir import check_config, config_record, lock, write_config
 from jaxvision.train.partial import parameter_counts
 from jaxvision.train.state import initialize
@@ -48,7 +47,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     checkpoints = stack.enter_context(Checkpoints(workdir, config=record, log=console.warn, **run.config.checkpoint))
     with run.clock.part("start"):
         restored = checkpoints.restore(program.abstract, program.shardings)
-        start = restored or Restored(
+        start = restored or Checkpoint(
             step=0,
             state=initialize(program.create, program.build(weights=True), program.shardings),
             position={},
@@ -66,7 +65,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
         if distributed.is_main() and check_config(workdir, record, may_differ=MAY_DIFFER):
             raise UserError(f"{workdir}: another run has just started in it. Choose another --workdir.")
     write_config(workdir, record)
-    watch = Watch(
+    non_finite = NonFiniteSteps(
         workdir,
         resume_step=start.step,
         skip=run.options.not_finite == "skip",
@@ -84,7 +83,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
         batches=batches,
         checkpoints=checkpoints,
         metrics=metrics,
-        watch=watch,
+        non_finite=non_finite,
     )
 
 
@@ -99,7 +98,7 @@ def data_fingerprint(images: Dataset) -> dict[str, int]:
     return {"images": len(source), "names": zlib.crc32(text.encode("utf-8", "surrogateescape"))}
 
 
-def _check_same_data(run: RunContext, start: Restored, fingerprint: dict[str, int]) -> None:
+def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, int]) -> None:
     """Raises `UserError` if a run that resumes was started with other training data."""
     before = start.position.get("data", fingerprint)
     if before != fingerprint:
@@ -111,13 +110,14 @@ def _check_same_data(run: RunContext, start: Restored, fingerprint: dict[str, in
 
 
 def _train_batches(run: RunContext, first_step: int) -> Iterator[Batch]:
-    return run.data["train"].train_batches(
+    images = run.data["train"]
+    return images.train_batches(
         batch_size=run.config.data.batch_size,
         image_size=run.program.preprocess.image_size,
         seed=run.config.seed,
         start_step=first_step,
         stop_step=run.steps,
-        crop=host_crop(run.config),
+        crop=images.image_path.host_crop(run.config.augment),
         workers=run.config.data.workers,
         process=run.process,
     )
@@ -166,6 +166,7 @@ def _unlikely_settings(config: ConfigDict, steps: int) -> list[str]:
         warnings.append("the frozen layers have random weights. Set model.pretrained or model.checkpoint_path.")
     if steps < 100:
         warnings.append(
-            f"training takes only {steps} steps. Set a smaller data.batch_size or more train.epochs for more steps."
+            f"training takes only {steps} step{'s' * (steps != 1)}. Set a smaller data.batch_size or more train.epochs "
+            f"for more steps."
         )
     return warnings

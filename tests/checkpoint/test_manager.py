@@ -14,7 +14,7 @@ from flax import nnx
 from support import tiny
 from support.damage import SHARDINGS, STATE, folder, save
 
-from jaxvision.checkpoint import Checkpoints
+from jaxvision.checkpoint import Checkpoints, saved_steps
 from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import make_mesh
 from jaxvision.parallel.rules import largest_axis
@@ -93,7 +93,7 @@ def test_keeps_the_newest_and_the_best(tmp_path: Path, mode: str, kept: list[int
             metrics = {"top1": top1[step], "loss": 1.0} if step in top1 else None
             checkpoints.save(step, jax.tree.map(lambda x: x + step, STATE), position={}, metrics=metrics)  # noqa: B023
         checkpoints.wait()
-        assert checkpoints.steps() == kept
+        assert checkpoints.steps() == saved_steps(tmp_path) == kept
     with Checkpoints(tmp_path, keep=2, best_mode=mode) as checkpoints:  # read from disk after a restart
         assert (checkpoints.steps(), checkpoints.best_step()) == (kept, best)
         restored = checkpoints.restore(STATE, SHARDINGS, step="best")
@@ -108,10 +108,16 @@ def test_keeps_the_newest_and_the_best(tmp_path: Path, mode: str, kept: list[int
 def test_the_newest_of_equals_is_the_best(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         for step, top1 in ((1, 0.5), (2, 0.5), (3, 0.4), (4, 0.3)):
+            assert checkpoints.is_best({"top1": top1}) == (step <= 2)
             checkpoints.save(step, STATE, position={}, metrics={"top1": top1})
             checkpoints.wait()
             assert checkpoints.best_step() == min(step, 2)
         assert checkpoints.steps() == [2, 4]
+        assert not checkpoints.is_best({"top1": float("nan")})
+    with Checkpoints(tmp_path, best=None) as checkpoints:
+        assert not checkpoints.is_best({"top1": 1.0})
+    with Checkpoints(tmp_path, best_mode="min") as checkpoints:
+        assert [checkpoints.is_best({"top1": top1}) for top1 in (0.31, 0.3, 0.2)] == [False, True, True]
 
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:

@@ -170,6 +170,10 @@ def test_evaluate_counts_every_image(capsys: pytest.CaptureFixture, export: Path
     assert "evaluate" in refused(capsys, "evaluate", "-m", export)
     arguments = ("evaluate", "-m", export, "--data", images)
     assert "a folder takes no option 'x'" in refused(capsys, *arguments, "--option", "x=1")
+    for name in ("split", "max_corrupt"):  # arguments of `evaluate`
+        assert f"--option: got '{name}', expected an option of the source" in refused(
+            capsys, *arguments, "--option", f"{name}=1"
+        )
     (tmp_path / "r" / "metrics.jsonl").touch()
     assert "has the report of a training run" in refused(capsys, *arguments, "--report", tmp_path / "r")
 

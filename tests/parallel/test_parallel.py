@@ -101,19 +101,23 @@ def test_one_axis_lies_across_the_nodes(axes: dict, across: str) -> None:
     [
         (30, 1, r"got 30, expected a multiple of 8 devices\. The nearest: 24 or 32"),
         (5, 1, r"got 5, expected a multiple of 8 devices\. The nearest: 8\."),
-        (24, 2, r"got 24, expected a multiple of 8 devices times 2 microbatches\. The nearest: 16 or 32"),
-        (0, 1, "batch size: got 0, expected 1 or more"),
+        (
+            24,
+            2,
+            r"^data\.batch_size: got 24, expected a multiple of 8 devices times 2 microbatches\. The nearest: 16 or 32",
+        ),
+        (0, 1, r"data\.batch_size: got 0, expected 1 or more"),
     ],
 )
 def test_batch_size_errors(batch_size: int, accumulate: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_batch_size(batch_size, make_mesh(), accumulate=accumulate)
+        check_batch_size(batch_size, make_mesh(), what="data.batch_size", accumulate=accumulate)
 
 
 def test_batches_are_split_over_data_and_fsdp_only() -> None:
     mesh = make_mesh({"data": 2, "fsdp": 2, "model": 2})
     assert batch_devices(mesh) == 4
-    check_batch_size(4, mesh)
+    check_batch_size(4, mesh, what="data.batch_size")
     assert batch_sharding(mesh).spec == P(("data", "fsdp"))
     batch = {"image": np.arange(16).reshape(8, 2), "label": np.arange(8)}
     on_devices = shard_batch(batch, mesh)

@@ -44,6 +44,9 @@ ALLOWED = {("models", "create")}
 # Edges within a row that are allowed.
 SIBLINGS = {("main", "cli"), ("tree", "errors"), ("extend", "errors")}
 
+#: Frameworks that jaxvision reads or compares with, and never imports by itself.
+OTHERS = {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "matplotlib"}
+
 
 @functools.cache
 def edges() -> set[tuple[str, str]]:
@@ -96,11 +99,23 @@ def test_models_and_weights_import_no_more_than_they_may() -> None:
                 assert f"models import {family}" not in text, file
 
 
-@pytest.mark.parametrize("module", ["jaxvision", "jaxvision.models", "jaxvision.cli", "jaxvision.run"])
-def test_import_brings_no_other_framework(module: str) -> None:
+def modules_after(statement: str) -> set[str]:
+    """Returns the modules that another Python has imported after a statement."""
     here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
-    code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    code = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
-    assert "jaxvision" in loaded
-    assert not {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "matplotlib"} & loaded
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["jaxvision", "jaxvision.models", "jaxvision.cli", "jaxvision.run.planning"])
+def test_import_brings_no_other_framework(module: str) -> None:
+    loaded = modules_after(f"import {module}")
+    assert module in loaded
+    assert not OTHERS & {name.partition(".")[0] for name in loaded}
+
+
+def test_the_trainer_imports_nothing_from_plan_and_no_other_framework() -> None:
+    loaded = modules_after("from jaxvision.run import train")
+    assert "jaxvision.run.loop" in loaded
+    assert not [name for name in loaded if name.startswith("jaxvision.plan")]
+    assert not OTHERS & {name.partition(".")[0] for name in loaded}

@@ -32,7 +32,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield "mine"
-    sys.modules.pop("mine", None)
+    for name in ("mine", "losses"):
+        sys.modules.pop(name, None)
     for name in registry.architectures("*two_blocks"):
         registry.unregister_model(name)
 
@@ -179,6 +180,50 @@ def test_a_function_that_cannot_be_found_again_is_refused(module: ModuleType) ->
             run.complete({**quick("resnet"), "loss": {"kind": function}})
 
 
+LOSSES = """
+import optax
+
+calls = []
+
+
+def mean():
+    def loss(logits, targets):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+    return loss
+
+
+def each():
+    def loss(logits, targets):
+        calls.append(logits.shape)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return loss
+"""
+
+
+def test_the_steps_are_traced_once_and_before_anything_is_written(mine: str, capsys: pytest.CaptureFixture) -> None:
+    Path("losses.py").write_text(LOSSES)
+    arguments = flags(**SMALL, mesh__data="2", train__evaluate_every="0.5")
+    message = "loss.kind: got a loss of shape (), expected (16,): one per image."
+    assert message in refused(capsys, *arguments, "--config.loss.kind=losses:mean")
+    assert not Path("run").exists()
+    status, _, err = start(capsys, *arguments, "--config.loss.kind=losses:each", "--config.data.eval_batch_size=8")
+    assert status == 0, err
+    assert importlib.import_module("losses").calls == [(16, 2), (8, 2)]  # the train step, then the evaluation
+
+
+def test_the_best_evaluation_is_marked_by_the_metric_of_the_config(mine: str, capsys: pytest.CaptureFixture) -> None:
+    Path("mine.py").write_text(
+        MODULE + "\n\nseen = []\n\n\ndef fewer(evaluation):\n    seen.append(1)\n    return -len(seen)\n"
+    )
+    status, out, err = start(
+        capsys, *flags(**SMALL, train__evaluate_every="1", metric__name="mine:fewer", checkpoint__best="fewer")
+    )
+    assert status == 0, err
+    evaluations = [line for line in out.splitlines() if line.startswith("validation at step")]
+    assert ["best" in line for line in evaluations] == [True, False]
+    assert "exporting the model of step 2, the best on the validation data" in out
+
+
 #: The module above as a config file.
 OWN_CONFIG = f"""{MODULE}
 
@@ -200,8 +245,9 @@ def get_config():
 
 def test_a_function_of_the_config_file_itself(mine: str, capsys: pytest.CaptureFixture) -> None:
     Path("own_config.py").write_text(OWN_CONFIG)
-    status, _, err = start(capsys, "--config=own_config.py", "--workdir=run", "--config.loss.gamma=1")
+    status, out, err = start(capsys, "--config=own_config.py", "--workdir=run", "--config.loss.gamma=1")
     assert status == 0, err
+    assert "training takes only 1 step. Set" in " ".join(out.split())
     assert json.loads(Path("run/config.json").read_text())["loss"]["kind"].endswith(":focal")
 
 

@@ -47,6 +47,7 @@ def test_a_resumed_run_has_the_same_bits(
                     interrupt()
                 return step(state, batch)
 
+            interrupted_step.trace = step.trace
             return interrupted_step
 
         with monkeypatch.context() as patched:
