@@ -59,7 +59,7 @@ def measure(name: str, batch_size: int) -> dict[str, float | str]:
     import numpy as np
 
     from jaxvision import run
-    from jaxvision.data.image_path import FromWorkers
+    from jaxvision.data.pipeline import FromWorkers
     from jaxvision.data.prefetch import AHEAD
     from jaxvision.parallel.mesh import make_mesh, shard_batch
     from jaxvision.run.config import load
@@ -73,7 +73,7 @@ def measure(name: str, batch_size: int) -> dict[str, float | str]:
     plan = run.plan(config, device="1000GB", search=False, compare=False).plans[0]
 
     mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
-    program = train_program(config, mesh, num_classes=1000, images=FromWorkers(), steps_per_epoch=1000.0)
+    program = train_program(config, mesh, num_classes=1000, pipeline=FromWorkers(), steps_per_epoch=1000.0)
     step = program.step.lower(program.abstract, program.batch).compile()
     gc.collect()
     before = reset_peak()

@@ -17,7 +17,7 @@ from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier, find_export, load_classifier, save_classifier
 from jaxvision.create import create_model
-from jaxvision.data.image_path import FromWorkers
+from jaxvision.data.pipeline import FromWorkers
 from jaxvision.errors import UserError
 from jaxvision.run import program
 from jaxvision.weights.timm import load_timm, save_timm

@@ -12,7 +12,7 @@ from jaxvision.lazy import lazy_names
 if TYPE_CHECKING:
     from jaxvision.data.arrays import ArraySource
     from jaxvision.data.dataset import Dataset, StoredDataset, StreamedDataset, open_dataset
-    from jaxvision.data.image_path import FromMemory, FromWorkers, ImagePath, batch_shapes
+    from jaxvision.data.pipeline import FromMemory, FromWorkers, InputPipeline, batch_shapes
     from jaxvision.data.source import Example, Source, Splits, open_source, source_function, stratified_split
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "Example",
     "FromMemory",
     "FromWorkers",
-    "ImagePath",
+    "InputPipeline",
     "Source",
     "Splits",
     "StoredDataset",
@@ -36,7 +36,7 @@ __all__ = [
 _HOME = {
     "arrays": ("ArraySource",),
     "dataset": ("Dataset", "StoredDataset", "StreamedDataset", "open_dataset"),
-    "image_path": ("FromMemory", "FromWorkers", "ImagePath", "batch_shapes"),
+    "pipeline": ("FromMemory", "FromWorkers", "InputPipeline", "batch_shapes"),
     "source": ("Example", "Source", "Splits", "open_source", "source_function", "stratified_split"),
 }
 

@@ -1,6 +1,6 @@
 """A source that is ready to be read: kept in memory, or streamed by workers.
 
-Both kinds yield the same images in the same order. See `jaxvision.data.image_path` for what differs on the device.
+Both kinds yield the same images in the same order. See `jaxvision.data.pipeline` for what differs on the device.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from jaxvision.augment.decoding import BadImage
 from jaxvision.augment.host import check_crop
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.data.image_path import FromMemory, FromWorkers, ImagePath
 from jaxvision.data.order import batch_indices, eval_indices, eval_steps, process_rows
+from jaxvision.data.pipeline import FromMemory, FromWorkers, InputPipeline
 from jaxvision.data.reading import check_labels, read_examples, to_pixels
 from jaxvision.data.source import Source
 from jaxvision.data.workers import Batch, ReadEvalBatch, ReadTrainBatch, run_ahead
@@ -36,10 +36,10 @@ class Dataset(ABC):
 
     Attributes:
       corrupt: the damaged images found so far, index -> (name, reason).
-      image_path: how its images reach the model.
+      pipeline: how its images reach the model.
     """
 
-    image_path: ImagePath
+    pipeline: InputPipeline
 
     def __init__(self, source: Source, *, max_corrupt: int = 0, log: Callable[[str], None] = print):
         self.source = source
@@ -53,7 +53,7 @@ class Dataset(ABC):
     @property
     def channels(self) -> int:
         """Number of channels of each image."""
-        return self.image_path.channels
+        return self.pipeline.channels
 
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
@@ -144,7 +144,7 @@ class StreamedDataset(Dataset):
 
     def __init__(self, source: Source, *, channels: int = 3, **options: Any):
         super().__init__(source, **options)
-        self.image_path = FromWorkers(channels)
+        self.pipeline = FromWorkers(channels)
 
     def image(self, index: int) -> np.ndarray:
         return to_pixels(self.source[index]["image"])
@@ -183,7 +183,7 @@ class StoredDataset(Dataset):
         self.images = images
         self.labels = labels
         _, h, w, c = images.shape
-        self.image_path = FromMemory((h, w, c))
+        self.pipeline = FromMemory((h, w, c))
 
     def image(self, index: int) -> np.ndarray:
         return self.images[index]
@@ -220,7 +220,7 @@ def open_dataset(
     """Returns a source ready to be read: in memory if its images have one shape and are small enough, else streamed.
 
     Args:
-      source: a part of what `jaxvision.data.open_source` returns.
+      source: a split of what `jaxvision.data.open_source` returns.
       memory_limit: GiB that the decoded images may take; 0 always streams.
       max_corrupt: number of damaged images that are skipped; one more is an error.
       log: called with a message about damaged images, and about files that are not images.
@@ -245,7 +245,7 @@ def open_dataset(
         streamed.record_corrupt(range(n))
         raise UserError(f"{source.name}: none of its {n:,} images can be read. Check the files.")
     shape = next(pixels.shape for pixels in probes if pixels is not None)
-    streamed.image_path = FromWorkers(shape[-1])
+    streamed.pipeline = FromWorkers(shape[-1])
     if len(shapes) > 1 or n * math.prod(shape) > memory_limit * 2**30:
         return streamed
     return _store(source, shape, max_corrupt=max_corrupt, log=log) or streamed

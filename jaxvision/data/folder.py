@@ -13,7 +13,7 @@ from jaxvision.data.source import Example, Splits, stratified_split
 from jaxvision.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-PARTS = {
+SPLITS = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
@@ -54,8 +54,8 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
     """Returns the images of a folder with one folder per class.
 
     Reads ``data_dir/train/CLASS/...`` and the folders ``val`` and ``test`` next to ``train``, if they exist. Otherwise
-    reads ``data_dir/CLASS/...`` and holds out a part for testing. Classes are the sorted names of the folders. Images
-    may be in subfolders. Hidden files and files without an image's extension are ignored.
+    reads ``data_dir/CLASS/...`` and holds out some images for testing. Classes are the sorted names of the folders.
+    Images may be in subfolders. Hidden files and files without an image's extension are ignored.
 
     Args:
       data_dir: the folder.
@@ -71,12 +71,12 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
             f"source.data_dir: got {data_dir!r}, expected a folder that exists. Set --config.source.data_dir to the "
             "folder of your images."
         )
-    parts = part_folders(root)
-    if parts and "train" not in parts:
-        found = ", ".join(folder.name for folder in parts.values())
+    splits = split_folders(root)
+    if splits and "train" not in splits:
+        found = ", ".join(folder.name for folder in splits.values())
         raise UserError(f"{root}: got only {found}, expected also a folder 'train'. Add one with the training images.")
-    if set(parts) <= {"train"}:
-        folder = parts.get("train", root)
+    if set(splits) <= {"train"}:
+        folder = splits.get("train", root)
         images = _read(folder, _classes(folder), "folder")
         kept, held = stratified_split(images.labels, test_fraction, seed=split_seed)
         if not len(held):
@@ -84,42 +84,42 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
                 f"{root}: got one image per class, expected at least two, one of them for testing. Add images."
             )
         return Splits(train=_take(images, kept, "train"), test=_take(images, held, "held out"))
-    classes = _classes(parts["train"])
-    classes_of = {part: _classes(folder) for part, folder in parts.items()}
-    for part, names in classes_of.items():
+    classes = _classes(splits["train"])
+    classes_of = {split: _classes(folder) for split, folder in splits.items()}
+    for split, names in classes_of.items():
         if unknown := sorted(set(names) - set(classes)):
             raise UserError(
-                f"{parts[part]}: got the class {unknown[0]!r}{_and_more(unknown)}, expected only classes of "
-                f"{parts['train']}. Rename the folder or move it away."
+                f"{splits[split]}: got the class {unknown[0]!r}{_and_more(unknown)}, expected only classes of "
+                f"{splits['train']}. Rename the folder or move it away."
             )
-    return Splits(**{part: _read(folder, classes, part, only=classes_of[part]) for part, folder in parts.items()})
+    return Splits(**{split: _read(folder, classes, split, only=classes_of[split]) for split, folder in splits.items()})
 
 
-def part_folders(root: Path) -> dict[str, Path]:
-    """Returns the folders of `root` that are parts of a dataset: ``train`` and so on, in any spelling of `PARTS`."""
+def split_folders(root: Path) -> dict[str, Path]:
+    """Returns the folders of `root` that are splits of a dataset: ``train`` and so on, in any spelling of `SPLITS`."""
     folders = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_dir()}
-    return {part: folders[name] for part, names in PARTS.items() for name in reversed(names) if name in folders}
+    return {split: folders[name] for split, names in SPLITS.items() for name in reversed(names) if name in folders}
 
 
-def open_test_folder(data_dir: str | Path, classes: Sequence[str], part: str = "test") -> FolderSource:
+def open_test_folder(data_dir: str | Path, classes: Sequence[str], split: str = "test") -> FolderSource:
     """Returns the images of ``data_dir/CLASS/...`` with the class numbers of a trained model.
 
     Args:
       data_dir: the folder.
       classes: the model's classes, in the order of their numbers.
-      part: the folder to read if `data_dir` has folders such as ``train``, ``validation`` and ``test``.
+      split: the folder to read if `data_dir` has folders such as ``train``, ``validation`` and ``test``.
 
     Raises:
-      UserError: a folder that is not one of the classes, or no such part.
+      UserError: a folder that is not one of the classes, or no such split.
     """
     root = Path(data_dir)
-    parts = part_folders(root)
-    if parts and not set(_classes(root)) <= set(classes):
-        part = next((name for name, spellings in PARTS.items() if part.lower() in spellings), part)
-        if part not in parts:
-            valid = ", ".join(f"{name} ({folder.name}/)" for name, folder in parts.items())
-            raise UserError(f"{root}: got the part {part!r}, expected one of {valid}. Choose one of them.")
-        root = parts[part]
+    splits = split_folders(root)
+    if splits and not set(_classes(root)) <= set(classes):
+        split = next((name for name, spellings in SPLITS.items() if split.lower() in spellings), split)
+        if split not in splits:
+            valid = ", ".join(f"{name} ({folder.name}/)" for name, folder in splits.items())
+            raise UserError(f"{root}: got the split {split!r}, expected one of {valid}. Choose one of them.")
+        root = splits[split]
     found = _classes(root)
     if unknown := [name for name in found if name not in classes]:
         known = ", ".join(list(classes)[:8]) + _and_more(classes, shown=8)
@@ -177,11 +177,11 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield os.path.join(path, name)
 
 
-def _take(source: FolderSource, rows: np.ndarray, part: str) -> FolderSource:
+def _take(source: FolderSource, rows: np.ndarray, split: str) -> FolderSource:
     return FolderSource(
         [source.files[i] for i in rows],
         source.labels[rows],
         classes=source.classes,
-        name=f"{source.name}, {part}",
-        ignored=source.ignored if part == "train" else 0,
+        name=f"{source.name}, {split}",
+        ignored=source.ignored if split == "train" else 0,
     )

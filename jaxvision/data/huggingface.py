@@ -67,7 +67,7 @@ def open_huggingface(
     revision: str | None = None,
     cache_dir: str | None = None,
 ) -> Splits:
-    """Returns the parts of a dataset in parquet files.
+    """Returns the splits of a dataset in parquet files.
 
     Args:
       path: a folder with files such as ``data/train-00000-of-00004.parquet``, or the name of a dataset on the hub,
@@ -75,9 +75,9 @@ def open_huggingface(
       folder: the folder within `path`, if the dataset has several (the hub calls them configurations).
       image: column of the images: bytes, or a struct with ``bytes``.
       label: column of the class numbers or names.
-      train: the part for training: files whose name or folder begins with this.
-      validation: the part for choosing the best checkpoint. None: no validation.
-      test: the part for the final evaluation. None: no test.
+      train: the split for training: files whose name or folder begins with this.
+      validation: the split for choosing the best checkpoint. None: no validation.
+      test: the split for the final evaluation. None: no test.
       revision: revision of the dataset on the hub. None: the newest.
       cache_dir: folder for the copies of the image columns, which are as large as the files. None:
         ``~/.cache/jaxvision/parquet``.
@@ -93,32 +93,32 @@ def open_huggingface(
     if not files:
         raise UserError(f"{root}: got no parquet files, expected at least one. Check source.path and source.folder.")
     named = {"train": train, "validation": validation, "test": test}
-    chosen = {part: _files_of(name, files, root) for part, name in named.items() if name}
-    columns = {part: [_labels(file, image, label) for file in chosen[part]] for part in chosen}
-    classes = _classes([column for part in columns.values() for column in part], chosen, label)
+    chosen = {split: _files_of(name, files, root) for split, name in named.items() if name}
+    columns = {split: [_labels(file, image, label) for file in chosen[split]] for split in chosen}
+    classes = _classes([column for split in columns.values() for column in split], chosen, label)
     cache = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "jaxvision" / "parquet").expanduser()
     number_of = {class_: i for i, class_ in enumerate(classes)}
 
-    def source(part: str) -> ParquetSource:
-        values = np.concatenate(columns[part])
+    def source(split: str) -> ParquetSource:
+        values = np.concatenate(columns[split])
         labels = np.array([number_of[v] for v in values]) if values.dtype.kind == "O" else values
-        copies = [_arrow_copy(file, image, cache) for file in chosen[part]]
-        return ParquetSource(copies, labels, classes=classes, name=f"{path} {named[part]}")
+        copies = [_arrow_copy(file, image, cache) for file in chosen[split]]
+        return ParquetSource(copies, labels, classes=classes, name=f"{path} {named[split]}")
 
-    return Splits(**{part: source(part) for part in chosen})
+    return Splits(**{split: source(split) for split in chosen})
 
 
-def _files_of(part: str, files: Sequence[Path], root: Path) -> list[Path]:
-    found = [file for file in files if any(x.startswith(part) for x in file.relative_to(root).parts[-2:])]
+def _files_of(split: str, files: Sequence[Path], root: Path) -> list[Path]:
+    found = [file for file in files if any(x.startswith(split) for x in file.relative_to(root).parts[-2:])]
     if not found:
         raise UserError(
-            f"{root}: got no parquet files of the part {part!r}, only {_some(files)}. Set source.train, "
-            "source.validation and source.test to the parts of the dataset, or to None."
+            f"{root}: got no parquet files of the split {split!r}, only {_some(files)}. Set source.train, "
+            "source.validation and source.test to the splits of the dataset, or to None."
         )
     folders = sorted({str(file.relative_to(root).parent) for file in found})
     if len(folders) > 1:
         raise UserError(
-            f"{root}: got the part {part!r} in several folders: {_short(folders)}. Choose one with "
+            f"{root}: got the split {split!r} in several folders: {_short(folders)}. Choose one with "
             "--config.source.folder."
         )
     return found
@@ -161,13 +161,13 @@ def _classes(columns: Sequence[np.ndarray], files: dict[str, list[Path]], label:
         return sorted(set().union(*(column.tolist() for column in columns)))
     import pyarrow.parquet as pq
 
-    names_of = {part: _class_names(pq.read_schema(of[0]).metadata, label) for part, of in files.items()}
+    names_of = {split: _class_names(pq.read_schema(of[0]).metadata, label) for split, of in files.items()}
     names = next((names for names in names_of.values() if names), None)
-    for part, other in names_of.items():
+    for split, other in names_of.items():
         if other and other != names:
             raise UserError(
-                f"source.{part}: got the classes {_short(other)}, expected those of the other parts: {_short(names)}. "
-                "Choose parts with the same classes."
+                f"source.{split}: got the classes {_short(other)}, expected those of the other splits: {_short(names)}."
+                " Choose splits with the same classes."
             )
     return names or [str(i) for i in range(max(int(column.max(initial=-1)) for column in columns) + 1)]
 
@@ -182,17 +182,17 @@ def _arrow_copy(file: Path, image: str, cache: Path) -> Path:
     copy = cache / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.arrow"
     if copy.exists():
         return copy
-    part = copy.with_suffix(f".{os.getpid()}")
+    incomplete = copy.with_suffix(f".{os.getpid()}")
     schema = pa.schema([("image", pa.large_binary())])
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetFile(file) as table, pa.ipc.new_file(str(part), schema) as writer:
+        with pq.ParquetFile(file) as table, pa.ipc.new_file(str(incomplete), schema) as writer:
             for batch in table.iter_batches(batch_size=256, columns=[image]):
                 images = batch.column(0)
                 if pa.types.is_struct(images.type):
                     images = images.field("bytes")
                 writer.write_batch(pa.record_batch([images.cast(pa.large_binary())], schema=schema))
-        part.replace(copy)  # atomic: the copy is complete or missing
+        incomplete.replace(copy)  # atomic: the copy is complete or missing
     except (pa.ArrowException, OSError, KeyError) as e:
         raise UserError(
             f"{file}: cannot copy the images to {cache}: {e}. Check source.image, and set source.cache_dir to a folder "
@@ -200,7 +200,7 @@ def _arrow_copy(file: Path, image: str, cache: Path) -> Path:
         ) from e
     finally:
         with contextlib.suppress(OSError):
-            part.unlink()
+            incomplete.unlink()
     return copy
 
 

@@ -61,7 +61,7 @@ class Source(Protocol):
 
 
 class Splits(NamedTuple):
-    """The parts of a dataset; a part that does not exist is None.
+    """The splits of a dataset; a split that does not exist is None.
 
     The best checkpoint is chosen on `validation`; without it the last checkpoint is used. `test` is evaluated when
     training is over, and also during training if there is no `validation`.
@@ -71,16 +71,16 @@ class Splits(NamedTuple):
     validation: Source | None = None
     test: Source | None = None
 
-    def part(self, name: str) -> Source:
-        """Returns one part by name.
+    def split(self, name: str) -> Source:
+        """Returns one split by name.
 
         Raises:
-          UserError: there is no such part.
+          UserError: there is no such split.
         """
-        parts = {key: source for key, source in self._asdict().items() if source is not None}
-        if name not in parts:
-            raise unknown_name_error("part", name, parts, expected="a part of the dataset")
-        return parts[name]
+        splits = {key: source for key, source in self._asdict().items() if source is not None}
+        if name not in splits:
+            raise unknown_name_error("split", name, splits, expected="a split of the dataset")
+        return splits[name]
 
 
 # Imported when the source is opened, because reading a folder needs neither pyarrow nor tensorflow_datasets.
@@ -106,7 +106,7 @@ def source_function(name: str | Callable[..., Splits]) -> Callable[..., Splits]:
 
 
 def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
-    """Returns the parts of a dataset.
+    """Returns the splits of a dataset.
 
     Args:
       name: as for `source_function`.
@@ -126,20 +126,22 @@ def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
         if key not in valid:
             raise unknown_name_error("source", key, valid, expected=f"an option of the source {name!r}")
     splits = function(**options)
-    for part, source in splits._asdict().items():
+    for split, source in splits._asdict().items():
         if source is not None:
-            check(source, part)
+            check(source, split)
     return splits
 
 
-def check(source: Source, part: str) -> None:
-    """Checks a part of a dataset that has just been opened.
+def check(source: Source, split: str) -> None:
+    """Checks a split of a dataset that has just been opened.
 
     Raises:
       UserError: no images, fewer than two classes, or a label that is not the number of a class.
     """
     if len(source) == 0:
-        raise UserError(f"{source.name}: got no images in the part {part!r}, expected at least one. Check the source.")
+        raise UserError(
+            f"{source.name}: got no images in the split {split!r}, expected at least one. Check the source."
+        )
     if source.labels is not None:
         labels = np.asarray(source.labels)
         wrong = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))

@@ -65,7 +65,7 @@ def open_tfds(
     validation: str | None = None,
     test: str | None = "test",
 ) -> Splits:
-    """Returns the parts of a dataset of TensorFlow Datasets.
+    """Returns the splits of a dataset of TensorFlow Datasets.
 
     Args:
       dataset: its name, such as ``"cifar10"`` or ``"imagenet2012"``, optionally with a config and a version.
@@ -110,10 +110,10 @@ def open_tfds(
     if not hasattr(builder.info.features[label_key], "names"):
         raise UserError(f"tfds {dataset}: {label_key!r} is not a class label. Choose a dataset for classification.")
 
-    def part(split: str | None) -> TfdsSource | None:
+    def open_split(split: str | None) -> TfdsSource | None:
         return None if not split else TfdsSource(builder, split, image_key=image_key, label_key=label_key)
 
-    return Splits(train=part(train), validation=part(validation), test=part(test))
+    return Splits(train=open_split(train), validation=open_split(validation), test=open_split(test))
 
 
 def _prepared(dataset: str, data_dir: str | None) -> Any:

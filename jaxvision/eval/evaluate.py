@@ -21,7 +21,7 @@ from jaxvision.data.folder import open_test_folder
 from jaxvision.errors import UserError, disk_errors_as_user_errors
 from jaxvision.eval.metrics import Evaluation
 from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
-from jaxvision.eval.part import evaluate_part
+from jaxvision.eval.split import evaluate_split
 from jaxvision.eval.step import cached_eval_step
 from jaxvision.parallel.mesh import check_batch_size, make_mesh
 from jaxvision.train.loss import make_loss
@@ -50,7 +50,7 @@ def evaluate(
     Args:
       classifier: from `jaxvision.load_classifier`.
       data: a folder with one folder per class, or the name of a source such as ``"digits"``.
-      split: ``"train"``, ``"validation"`` or ``"test"``, of a source or of a folder that has such parts.
+      split: ``"train"``, ``"validation"`` or ``"test"``, of a source or of a folder that has such splits.
       batch_size: images per step.
       workers: processes that decode images; None: one for each core, at most 16.
       report_dir: folder for ``report.html`` and ``mistakes.csv``. None writes nothing.
@@ -77,22 +77,22 @@ def evaluate(
     clock = report.Clock()
     mesh = make_mesh(devices=jax.devices()[:1])
     with report.Console(io.StringIO() if quiet else None) as console:
-        part, names = _open_data(data, split, classifier.classes, options)
-        _check_classes(part, names, log=console.warn)
+        chosen, names = _open_data(data, split, classifier.classes, options)
+        _check_classes(chosen, names, log=console.warn)
         check_batch_size(batch_size, mesh, what="batch_size")
         if report_dir is not None:
             _make_report_dir(Path(report_dir))
-        images = open_dataset(part, max_corrupt=max_corrupt, log=console.warn)
+        images = open_dataset(chosen, max_corrupt=max_corrupt, log=console.warn)
         graph, state = nnx.split(classifier.model)
         console.start(
             model=classifier.model.architecture,
             parameters=parameter_counts(state)[0],
-            dataset=part.name,
-            classes=len(part.classes),
-            data={split: len(part)},
+            dataset=chosen.name,
+            classes=len(chosen.classes),
+            data={split: len(chosen)},
         )
-        with clock.part("evaluation"):
-            result = evaluate_part(
+        with clock.phase("evaluation"):
+            result = evaluate_split(
                 images,
                 state=state,
                 name=split,
@@ -119,7 +119,7 @@ def _itself(model: nnx.Module) -> nnx.Module:
 
 
 def _open_data(data: str, split: str, classes: Sequence[str], options: dict[str, Any]) -> tuple[Any, Sequence[str]]:
-    """Returns one part of a folder or source, and the model's classes in the spelling of that dataset."""
+    """Returns one split of a folder or source, and the model's classes in the spelling of that dataset."""
     folder = Path(data)
     if folder.is_dir():
         if options:
@@ -132,8 +132,8 @@ def _open_data(data: str, split: str, classes: Sequence[str], options: dict[str,
             f"data: got {data!r}, expected a folder that exists or one of the sources {', '.join(source.SOURCES)}. "
             "Check the path."
         )
-    part: Any = source.open_source(data, **options).part(split)
-    return part, _in_dataset_spelling(classes, part.classes)
+    chosen: Any = source.open_source(data, **options).split(split)
+    return chosen, _in_dataset_spelling(classes, chosen.classes)
 
 
 def _in_dataset_spelling(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:
@@ -142,21 +142,22 @@ def _in_dataset_spelling(classes: Sequence[str], found: Collection[str]) -> Sequ
     return imagenet.synsets() if by_wordnet else classes
 
 
-def _check_classes(part: Any, names: Sequence[str], log: Callable[[str], None]) -> None:
+def _check_classes(chosen: Any, names: Sequence[str], log: Callable[[str], None]) -> None:
     """Raises if the classes of a dataset are not those of the model; logs a warning if only their names differ."""
-    if len(part.classes) != len(names):
+    if len(chosen.classes) != len(names):
         raise UserError(
-            f"{part.name}: got {len(part.classes)} classes, expected {len(names)}, as in the model. Choose a dataset "
-            "with the model's classes."
+            f"{chosen.name}: got {len(chosen.classes)} classes, expected {len(names)}, as in the model. Choose a "
+            "dataset with the model's classes."
         )
-    pairs = zip(part.classes, names, strict=True)
+    pairs = zip(chosen.classes, names, strict=True)
     differing = [f"{i} is {a!r} in the data, {b!r} in the model" for i, (a, b) in enumerate(pairs) if a != b]
     if not differing:
         return
     # The spelling may differ ("3" and "class 3"), but the same names in another order are a mistake.
-    if set(part.classes) == set(names):
+    if set(chosen.classes) == set(names):
         raise UserError(
-            f"{part.name}: got the model's classes in another order: {differing[0]}. Number them in the model's order."
+            f"{chosen.name}: got the model's classes in another order: {differing[0]}. Number them in "
+            "the model's order."
         )
     log(f"classes are compared by number, but their names differ: {differing[0]}")
 

@@ -129,10 +129,10 @@ def headline(result: Evaluation) -> dict[str, float]:
 
 
 def notes_on(data: Mapping[str, Dataset]) -> list[str]:
-    """Returns a note for each part of the data in which damaged images were skipped."""
+    """Returns a note for each split of the data in which damaged images were skipped."""
     return [
-        f"{len(part.corrupt)} damaged images of the {name} data were skipped: "
-        + ", ".join(where for where, _ in list(part.corrupt.values())[:5])
-        for name, part in data.items()
-        if part.corrupt
+        f"{len(images.corrupt)} damaged images of the {name} data were skipped: "
+        + ", ".join(where for where, _ in list(images.corrupt.values())[:5])
+        for name, images in data.items()
+        if images.corrupt
     ]

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.data.image_path import ImagePath
+from jaxvision.data.pipeline import InputPipeline
 from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.eval.metrics import Evaluation, summarize
 from jaxvision.models.layers.mode import eval_view
@@ -93,21 +93,21 @@ def cached_eval_step(
     probabilities: str,
     preprocess: Preprocess,
     model_of: Callable[[Any], nnx.Module],
-    images: ImagePath,
+    pipeline: InputPipeline,
 ) -> EvalStep:
     """Returns `make_eval_step` for images of a dataset; equal arguments return the same compiled step.
 
     Args:
       graph, mesh, loss, probabilities, model_of: as for `make_eval_step`.
       preprocess: the evaluation transform.
-      images: how the images reach the model.
+      pipeline: how the images reach the model.
     """
     return make_eval_step(
         graph,
         mesh=mesh,
         loss=loss,
         probabilities=probabilities,
-        prepare=lambda batch: images.prepare_eval(batch, preprocess),
+        prepare=lambda batch: pipeline.prepare_eval(batch, preprocess),
         model_of=model_of,
     )
 

@@ -1,4 +1,4 @@
-"""The time of a run, divided among its parts."""
+"""The time of a run, divided among its phases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Timing:
     """Measurements of a `Clock`.
 
     Attributes:
-      seconds: seconds by part, such as ``{"compile": 12.0, "data wait": 3.1, "steps": 250.0, "evaluation": 9.4}``.
+      seconds: seconds by phase, such as ``{"compile": 12.0, "data wait": 3.1, "steps": 250.0, "evaluation": 9.4}``.
       images_per_second: throughput of training, without compilation, evaluation and checkpoints. None: no training.
       step_seconds: median duration of a step, including the wait for its data. Each sample is the mean of one lap.
     """
@@ -49,9 +49,9 @@ class Timing:
 
 
 class Clock:
-    """Divides wall-clock time among the parts of a run.
+    """Divides wall-clock time among the phases of a run.
 
-    Time outside of every `part` counts as ``"steps"``. JAX dispatches asynchronously, so the duration of a step
+    Time outside of every `phase` counts as ``"steps"``. JAX dispatches asynchronously, so the duration of a step
     cannot be measured around its call, only as the remaining time.
 
     Args:
@@ -60,10 +60,10 @@ class Clock:
     Example:
       >>> ticks = iter(range(100))
       >>> clock = Clock(now=lambda: float(next(ticks)))           # each reading advances by one second
-      >>> with clock.part("compile"):
+      >>> with clock.phase("compile"):
       ...     pass
       >>> for batch in range(2):
-      ...     with clock.part("data wait"):
+      ...     with clock.phase("data wait"):
       ...         pass
       ...     clock.step(images=8)
       >>> clock.lap()
@@ -81,8 +81,8 @@ class Clock:
         self._lap_wait = self._lap_other = 0.0
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Counts the time inside the block as `name`. A part within a part counts as the outer one."""
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the time inside the block as `name`. A phase within a phase counts as the outer one."""
         assert name != STEPS, "steps are the remaining time"
         if self._inside:
             yield

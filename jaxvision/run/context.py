@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from jaxvision import report
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
-from jaxvision.data.image_path import ImagePath, batch_shapes
+from jaxvision.data.pipeline import InputPipeline, batch_shapes
 from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation, with_metric
-from jaxvision.eval.part import evaluate_part
+from jaxvision.eval.split import evaluate_split
 from jaxvision.eval.step import cached_eval_step
 from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
@@ -41,7 +41,7 @@ class RunContext:
       preemption: listens for SIGTERM.
       mesh: the devices.
       process: (index, count) of the part of each batch that this process reads.
-      data: images by part: ``train``, and ``validation``, ``test`` or both.
+      data: images by split: ``train``, and ``validation``, ``test`` or both.
       program: the train step and the shapes that it works on.
       steps_per_epoch: batches in the training data, usually not a whole number.
       steps: number of steps of the whole run.
@@ -62,7 +62,7 @@ class RunContext:
     steps_per_epoch: float
     steps: int
     eval_batch_size: int
-    eval_step_for: Callable[[ImagePath], Any]
+    eval_step_for: Callable[[InputPipeline], Any]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -70,25 +70,25 @@ class RunContext:
         return tuple(self.data["train"].source.classes)
 
     @property
-    def watched_part(self) -> str:
-        """The part that is evaluated during training: the validation data, or without any the test data."""
+    def watched_split(self) -> str:
+        """The split that is evaluated during training: the validation data, or without any the test data."""
         return "validation" if "validation" in self.data else "test"
 
     @property
-    def final_part(self) -> str:
-        """The part that the result is measured on: the test data, or without any the validation data."""
+    def final_split(self) -> str:
+        """The split that the result is measured on: the test data, or without any the validation data."""
         return "test" if "test" in self.data else "validation"
 
-    def evaluate(self, state: nnx.State, part: str) -> Evaluation:
-        """Returns the evaluation of a training state on one part of the data.
+    def evaluate(self, state: nnx.State, split: str) -> Evaluation:
+        """Returns the evaluation of a training state on one split of the data.
 
         Raises:
           Preempted: a SIGTERM arrived during the evaluation.
         """
-        evaluation = evaluate_part(
-            self.data[part],
+        evaluation = evaluate_split(
+            self.data[split],
             state=state,
-            name=part,
+            name=split,
             step_of=self.eval_step_for,
             mesh=self.mesh,
             preprocess=self.program.preprocess,
@@ -124,7 +124,7 @@ def open_run(
     check_batch_size(batch_size, mesh, what="config.data.batch_size", accumulate=options.accumulate)
     check_batch_size(eval_batch_size, mesh, what="config.data.eval_batch_size")
     check_groups(options, batch_size)
-    with clock.part("data preparation"):
+    with clock.phase("data preparation"):
         data = _open_data(config, console)
     train_data = data["train"]
     steps_per_epoch = len(train_data) / batch_size
@@ -132,7 +132,7 @@ def open_run(
         config,
         mesh,
         num_classes=len(train_data.source.classes),
-        images=train_data.image_path,
+        pipeline=train_data.pipeline,
         steps_per_epoch=steps_per_epoch,
     )
     loss, probabilities = _evaluation_loss(config)
@@ -164,30 +164,30 @@ def _trace_steps(run: RunContext) -> None:
     JAX keeps the traces, and the first call of each step reuses its trace.
     """
     program = run.program
-    images = run.data[run.watched_part].image_path
+    pipeline = run.data[run.watched_split].pipeline
     batch = batch_shapes(
-        images,
+        pipeline,
         batch_size=run.eval_batch_size,
         image_size=program.preprocess.image_size,
         sharding=batch_sharding(run.mesh),
     )
-    with run.clock.part("compile"):
+    with run.clock.phase("compile"):
         program.step.trace(program.abstract, program.batch)
-        run.eval_step_for(images).trace(program.abstract, batch)
+        run.eval_step_for(pipeline).trace(program.abstract, batch)
 
 
 def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:
-    """Returns the images of each part that the source has."""
-    parts = source.open_source(**without_none(config.source))
+    """Returns the images of each split that the source has."""
+    splits = source.open_source(**without_none(config.source))
     limits = {"memory_limit": config.data.memory_limit, "max_corrupt": config.data.max_corrupt}
     data = {
-        name: open_dataset(part, **limits, log=console.warn)
-        for name, part in parts._asdict().items()
-        if part is not None
+        name: open_dataset(images, **limits, log=console.warn)
+        for name, images in splits._asdict().items()
+        if images is not None
     }
     if not {"train"} < set(data):
         raise UserError(
-            f"config.source: got the parts {', '.join(data) or 'none'}, expected 'train' and at least one of "
+            f"config.source: got the splits {', '.join(data) or 'none'}, expected 'train' and at least one of "
             f"'validation' and 'test' to evaluate on. Choose the splits with the keys of config.source."
         )
     return data

@@ -14,11 +14,11 @@ from flax import nnx
 
 from jaxvision import report
 from jaxvision.checkpoint import Checkpoint, Checkpoints
-from jaxvision.data.image_path import blank_batch
+from jaxvision.data.pipeline import blank_batch
 from jaxvision.errors import Preempted
 from jaxvision.eval.metrics import Evaluation
 from jaxvision.eval.page import headline
-from jaxvision.eval.part import share_damaged
+from jaxvision.eval.split import share_damaged
 from jaxvision.parallel.mesh import shard_batch
 from jaxvision.run.context import RunContext
 from jaxvision.run.not_finite import NonFiniteSteps, fetch_metrics, mean_metrics
@@ -44,18 +44,18 @@ class Patience:
             self.waited += 1
 
     @classmethod
-    def read(cls, workdir: Path, part: str, *, before: int) -> Patience:
+    def read(cls, workdir: Path, split: str, *, before: int) -> Patience:
         """Returns the patience of a run that resumes, from its ``metrics.jsonl``.
 
         Args:
           workdir: folder of the run.
-          part: part of the data that is evaluated during training.
+          split: the split that is evaluated during training.
           before: leave out evaluations at this step and later. They are repeated, and process 0 may not have removed
             their lines from the file yet.
         """
         patience = cls()
         for line in report.read_metrics(workdir):
-            if line["split"] == part and line["step"] < before:
+            if line["split"] == split and line["step"] < before:
                 patience.update(line["top1"])
         return patience
 
@@ -102,7 +102,7 @@ class TrainingLoop:
         self.unlogged = [{key: np.float32(x) for key, x in values.items()} for values in position.get("recent", ())]
         self.evaluation_due = position.get("evaluation_due", False)  # True if the run was stopped while it evaluated
         first_repeated = start.step if self.evaluation_due else start.step + 1
-        self.patience = Patience.read(run.workdir, run.watched_part, before=first_repeated)
+        self.patience = Patience.read(run.workdir, run.watched_split, before=first_repeated)
         self.evaluation: Evaluation | None = None
         self.checkpoints = checkpoints
         self._data_fingerprint = data_fingerprint
@@ -150,22 +150,22 @@ class TrainingLoop:
         A lack of memory shows at once, and no later compilation blocks signal handling.
         """
         run = self.run
-        images = run.data[run.watched_part]
+        images = run.data[run.watched_split]
         run.console.note("compiling the evaluation and the step ...")
-        with run.clock.part("compile"):
+        with run.clock.phase("compile"):
             blank = blank_batch(
-                images.image_path,
+                images.pipeline,
                 batch_size=run.eval_batch_size // run.process[1],
                 image_size=run.program.preprocess.image_size,
             )
-            eval_step = run.eval_step_for(images.image_path)
+            eval_step = run.eval_step_for(images.pipeline)
             jax.block_until_ready(eval_step(self.state, shard_batch(blank, run.mesh)))
 
     def _train_step(self) -> None:
         run, clock, is_first = self.run, self.run.clock, self.step == self.first_step
-        with clock.part("data wait"):
+        with clock.phase("data wait"):
             batch = next(self._batches)
-        with clock.part("compile") if is_first else nullcontext():  # the clock counts the rest as steps
+        with clock.phase("compile") if is_first else nullcontext():  # the clock counts the rest as steps
             self.state, values = run.program.step(self.state, batch)
             if is_first:
                 jax.block_until_ready(values)
@@ -190,10 +190,10 @@ class TrainingLoop:
 
     def _evaluate(self) -> None:
         """Evaluates the state and saves it with its metrics."""
-        run, part, step = self.run, self.run.watched_part, self.step
+        run, split, step = self.run, self.run.watched_split, self.step
         try:
-            with run.clock.part("evaluation"):
-                result = run.evaluate(self.state, part)
+            with run.clock.phase("evaluation"):
+                result = run.evaluate(self.state, split)
                 share_damaged(run.data["train"])
         except Preempted:
             self._save_and_stop()
@@ -203,11 +203,11 @@ class TrainingLoop:
             run.preemption.working()
         self.patience.update(result.top1)
         epoch, metrics = step / run.steps_per_epoch, result.scalars()
-        self._metrics.write(step, part, metrics, epoch=epoch)
-        with run.clock.part("checkpoint"):
-            is_best = part == "validation" and self.checkpoints.is_best(metrics)
-        run.console.result(headline(result), name=part, step=step, epoch=epoch, best=is_best)
-        with run.clock.part("checkpoint"):
+        self._metrics.write(step, split, metrics, epoch=epoch)
+        with run.clock.phase("checkpoint"):
+            is_best = split == "validation" and self.checkpoints.is_best(metrics)
+        run.console.result(headline(result), name=split, step=step, epoch=epoch, best=is_best)
+        with run.clock.phase("checkpoint"):
             self.checkpoints.save(
                 step,
                 self.state,
@@ -220,7 +220,7 @@ class TrainingLoop:
     def _save(self) -> None:
         """Saves the state between evaluations, with the metrics that are not logged yet."""
         self._non_finite.check(self.unlogged, self.step)
-        with self.run.clock.part("checkpoint"):
+        with self.run.clock.phase("checkpoint"):
             position = {
                 "step": self.step,
                 "data": self._data_fingerprint,

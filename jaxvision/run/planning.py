@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvision.analysis.cost import operations
-from jaxvision.data.image_path import FromMemory, FromWorkers
+from jaxvision.data.pipeline import FromMemory, FromWorkers
 from jaxvision.data.prefetch import AHEAD
 from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import batch_devices, make_mesh, mesh_text
@@ -87,7 +87,7 @@ def plan(
         )
     dataset = {
         "num_classes": num_classes,
-        "images": FromWorkers(channels) if stored is None else FromMemory((stored, stored, channels)),
+        "pipeline": FromWorkers(channels) if stored is None else FromMemory((stored, stored, channels)),
         "steps_per_epoch": 1000.0,  # only changes a constant of the schedule
     }
     planner = _Planner(config, dataset, chip, quick, log)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import find_export
 from jaxvision.create import create_model
-from jaxvision.data.image_path import ImagePath, batch_shapes
+from jaxvision.data.pipeline import InputPipeline, batch_shapes
 from jaxvision.models.base import Model
 from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.mesh import batch_sharding
@@ -60,7 +60,7 @@ def train_program(
     mesh: jax.sharding.Mesh,
     *,
     num_classes: int,
-    images: ImagePath,
+    pipeline: InputPipeline,
     steps_per_epoch: float,
 ) -> Program:
     """Returns the train step of a config. `train` runs it, and `plan` compiles it without hardware.
@@ -69,7 +69,7 @@ def train_program(
       config: completed.
       mesh: the devices; they may be descriptions of devices that this machine does not have.
       num_classes: number of classes of the data.
-      images: how the images reach the model.
+      pipeline: how the images reach the model.
       steps_per_epoch: batches per epoch, for the schedule.
 
     Raises:
@@ -77,8 +77,8 @@ def train_program(
     """
     options = TrainOptions(**config.train)
     steps = total_steps(options, steps_per_epoch)
-    preprocess = preprocess_of(config, images)
-    build = functools.partial(build_model, config, num_classes, images.channels, preprocess.image_size)
+    preprocess = preprocess_of(config, pipeline)
+    build = functools.partial(build_model, config, num_classes, pipeline.channels, preprocess.image_size)
     bare = functools.partial(build, weights=False)
     template = nnx.eval_shape(bare)
     train_view(template, batch_norm_group=options.batch_norm_group)  # raises if there is no BatchNorm
@@ -91,9 +91,9 @@ def train_program(
     # With the shardings of the arrays to come, so that the first step reuses a trace that was made from shapes.
     abstract = jax.tree.map(lambda x, sharding: x.update(sharding=sharding), abstract, shardings)
     blocks = Blocks(mesh, rules, pattern=template.block_pattern, remat=options.remat, scan=options.scan)
-    prepare = training_images(config, preprocess, num_classes, images)
+    prepare = training_images(config, preprocess, num_classes, pipeline)
     batch = batch_shapes(
-        images,
+        pipeline,
         batch_size=config.data.batch_size,
         image_size=preprocess.image_size,
         sharding=batch_sharding(mesh),
@@ -136,12 +136,12 @@ def wanted_devices(axes: Mapping[str, int]) -> list[jax.Device] | None:
     return jax.devices()[:wanted] if min(axes.values()) > 0 and wanted < jax.device_count() else None
 
 
-def preprocess_of(config: ConfigDict, images: ImagePath) -> Preprocess:
+def preprocess_of(config: ConfigDict, pipeline: InputPipeline) -> Preprocess:
     """Returns the evaluation transform: that of the loaded weights, else a default; config.preprocess overrides both.
 
     Args:
       config: completed.
-      images: how the images reach the model.
+      pipeline: how the images reach the model.
     """
     entry = catalog.lookup(config.model.name)
     size = config.model.image_size or entry.preprocess.image_size
@@ -149,7 +149,7 @@ def preprocess_of(config: ConfigDict, images: ImagePath) -> Preprocess:
     base = entry.preprocess if loaded else Preprocess(crop_pct=0.875)
     if own := find_export(config.model.checkpoint_path, entry.architecture):
         base, size = own.preprocess, config.model.image_size or own.preprocess.image_size
-    base = replace(base.for_channels(images.channels), crop_pct=images.crop_pct(base.crop_pct))
+    base = replace(base.for_channels(pipeline.channels), crop_pct=pipeline.crop_pct(base.crop_pct))
     return replace(base, image_size=size, **without_none(config.preprocess))
 
 
@@ -178,7 +178,7 @@ def build_model(config: ConfigDict, num_classes: int, channels: int, image_size:
 
 
 def training_images(
-    config: ConfigDict, preprocess: Preprocess, num_classes: int, images: ImagePath
+    config: ConfigDict, preprocess: Preprocess, num_classes: int, pipeline: InputPipeline
 ) -> Callable[..., Any]:
     """Returns the function (batch, step) -> (images, targets) that runs inside the train step.
 
@@ -195,7 +195,7 @@ def training_images(
     }
 
     def prepare(batch: Mapping[str, Any], step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        augmented, targets = images.augment(batch, step=step, **options, **fixed)
+        augmented, targets = pipeline.augment(batch, step=step, **options, **fixed)
         return augmented, targets if mixes else batch["label"]
 
     return prepare

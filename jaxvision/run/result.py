@@ -29,7 +29,7 @@ class Chosen:
     Attributes:
       state: on the devices.
       step: number of steps done.
-      evaluation: of this state on the part that is evaluated during training; None if it is not known here.
+      evaluation: of this state on the split that is evaluated during training; None if it is not known here.
     """
 
     state: Any
@@ -48,11 +48,11 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
       UserError: the last checkpoint could not be written.
     """
     checkpoints, program = loop.checkpoints, run.program
-    with run.clock.part("checkpoint"):
+    with run.clock.phase("checkpoint"):
         checkpoints.wait()
     run.preemption.nothing_to_lose()
     chosen, reason = Chosen(loop.take_state(), loop.step, loop.evaluation), "the best on the validation data"
-    if run.watched_part != "validation":  # choosing by the test data would make its result too good
+    if run.watched_split != "validation":  # choosing by the test data would make its result too good
         reason = "the last: no validation data to choose by"
     elif checkpoints.best_step() not in (None, chosen.step):
         try:
@@ -69,10 +69,10 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
 
 def test(run: RunContext, chosen: Chosen) -> Evaluation:
     """Returns the evaluation of the chosen state on the test data, or without any on the validation data."""
-    if chosen.evaluation is not None and run.final_part == run.watched_part:
+    if chosen.evaluation is not None and run.final_split == run.watched_split:
         return chosen.evaluation
-    with run.clock.part("evaluation"):
-        return run.evaluate(chosen.state, run.final_part)
+    with run.clock.phase("evaluation"):
+        return run.evaluate(chosen.state, run.final_split)
 
 
 def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
@@ -91,8 +91,8 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
     chosen.state = None  # a device that holds a part of a large model has no room for the whole one beside it
     if not distributed.is_main():
         return
-    images = run.data[run.final_part]
-    with run.clock.part("report"):
+    images = run.data[run.final_split]
+    with run.clock.phase("report"):
         classifier = Classifier(partial.merge_lora(cast(Model, model)), classes, program.preprocess)
         save_classifier(run.workdir / "export", classifier)
         page = describe(
@@ -100,7 +100,7 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
             result,
             images,
             title=run.config.model.name,
-            subtitle=f"{run.final_part} data of {run.config.source.name}, step {chosen.step:,} of {run.steps:,}",
+            subtitle=f"{run.final_split} data of {run.config.source.name}, step {chosen.step:,} of {run.steps:,}",
             notes=[*notes_on(run.data), *_loss_note(run.config)],
             config=run.config.to_dict(),
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -108,7 +108,7 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
     path = report.write_report(run.workdir, replace(page, timing=run.clock.timing()))
     run.console.finish(
         final=headline(result),
-        name=run.final_part,
+        name=run.final_split,
         timing=run.clock.timing(),
         files={
             "report": path,

@@ -45,7 +45,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     if is_resumed:  # before anything is read, because another run may be writing
         stack.enter_context(lock(workdir))
     checkpoints = stack.enter_context(Checkpoints(workdir, config=record, log=console.warn, **run.config.checkpoint))
-    with run.clock.part("start"):
+    with run.clock.phase("start"):
         restored = checkpoints.restore(program.abstract, program.shardings)
         start = restored or Checkpoint(
             step=0,
@@ -117,7 +117,7 @@ def _train_batches(run: RunContext, first_step: int) -> Iterator[Batch]:
         seed=run.config.seed,
         start_step=first_step,
         stop_step=run.steps,
-        crop=images.image_path.host_crop(run.config.augment),
+        crop=images.pipeline.host_crop(run.config.augment),
         workers=run.config.data.workers,
         process=run.process,
     )
@@ -132,7 +132,7 @@ def _announce(run: RunContext, first_step: int) -> None:
         trainable=trainable,
         dataset=run.config.source.name,
         classes=len(run.classes),
-        data={name: len(part) for name, part in run.data.items()},
+        data={name: len(images) for name, images in run.data.items()},
         mesh=_mesh_text(run),
         steps=run.steps,
         steps_per_epoch=run.steps_per_epoch,

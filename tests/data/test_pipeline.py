@@ -22,7 +22,7 @@ from jaxvision.augment.decoding import decode
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data import ArraySource, order
 from jaxvision.data.dataset import StoredDataset, StreamedDataset, open_dataset
-from jaxvision.data.image_path import FromMemory, FromWorkers, batch_shapes
+from jaxvision.data.pipeline import FromMemory, FromWorkers, batch_shapes
 from jaxvision.data.prefetch import prefetch
 from jaxvision.data.source import open_source
 from jaxvision.errors import UserError
@@ -318,10 +318,10 @@ def test_either_the_workers_or_the_device_crop() -> None:
     assert FromWorkers().host_crop({**options, "crop": "none"}) is None
     assert FromMemory((8, 8, 3)).host_crop(options) is None
     fixed = {"num_classes": 2, "image_size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    for path in (FromWorkers(), FromMemory((8, 8, 3))):
-        batch = batch_shapes(path, batch_size=2, image_size=8)
-        with pytest.raises(UserError, match=r"augment\.crop 'resize'; did you mean 'resized'"):
-            path.augment(batch, seed=0, step=0, crop="resize", **fixed)
+    for pipeline in (FromWorkers(), FromMemory((8, 8, 3))):
+        batch = batch_shapes(pipeline, batch_size=2, image_size=8)
+        with pytest.raises(UserError, match=r"augment\.crop: got 'resize', .* Did you mean 'resized'"):
+            pipeline.augment(batch, seed=0, step=0, crop="resize", **fixed)
 
 
 # --- workers

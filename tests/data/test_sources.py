@@ -34,8 +34,8 @@ def test_an_unknown_source_or_option_names_the_nearest():
 
 
 def test_a_missing_part():
-    with pytest.raises(UserError, match=r"part: got 'validation', expected a part .* Valid names: 'test', 'train'\."):
-        open_source("digits").part("validation")
+    with pytest.raises(UserError, match=r"split: got 'validation', expected a split .* Valid names: 'test', 'train'\."):
+        open_source("digits").split("validation")
 
 
 def test_stratified_split_holds_out_the_share_of_each_class():
@@ -71,7 +71,7 @@ def test_digits_are_scikit_learns():
             levels = np.round(example["image"][..., 0] * (16 / 255.0))
             assert expected[levels.tobytes()] == example["label"] == source.labels[i]
             seen.add((levels.tobytes(), source is test))
-    assert len(seen) >= 1790  # no image is in both parts (a few of the 1797 may be equal)
+    assert len(seen) >= 1790  # no image is in both splits (a few of the 1797 may be equal)
     share = np.bincount(test.labels) / (np.bincount(test.labels) + np.bincount(train.labels))
     assert np.abs(share - 0.2).max() < 0.01
 
@@ -197,11 +197,11 @@ def test_a_test_folder_uses_the_models_class_numbers(tmp_path):
 def test_a_test_folder_may_have_parts(tmp_path):
     make_folder(tmp_path / "train", ["cat", "dog"])
     make_folder(tmp_path / "val", ["cat", "dog"], count=2)
-    for part in ("validation", "val", "VALID"):
-        assert len(open_test_folder(tmp_path, ["cat", "dog"], part)) == 4
-    with pytest.raises(UserError, match=r"got the part 'test', expected one of train \(train/\), validation \(val/\)"):
+    for split in ("validation", "val", "VALID"):
+        assert len(open_test_folder(tmp_path, ["cat", "dog"], split)) == 4
+    with pytest.raises(UserError, match=r"got the split 'test', expected one of train \(train/\), validation \(val/\)"):
         open_test_folder(tmp_path, ["cat", "dog"])
-    make_folder(tmp_path / "classes", ["test", "train"], count=1)  # classes with the names of parts
+    make_folder(tmp_path / "classes", ["test", "train"], count=1)  # classes with the names of splits
     assert len(open_test_folder(tmp_path / "classes", ["other", "test", "train"])) == 2
 
 
@@ -259,9 +259,9 @@ def test_parquet_classes_without_names_and_by_name(tmp_path):
 
 
 def test_parquet_parts_are_selected_by_name(tmp_path):
-    for part in ("train", "dev"):
-        write_parquet(tmp_path / "set" / part / "0000.parquet", [0, 1])
-    with pytest.raises(UserError, match="got no parquet files of the part 'test'"):
+    for split in ("train", "dev"):
+        write_parquet(tmp_path / "set" / split / "0000.parquet", [0, 1])
+    with pytest.raises(UserError, match="got no parquet files of the split 'test'"):
         open_parquet(tmp_path)
     train, validation, test = open_parquet(tmp_path, validation="dev", test=None)
     assert (len(train), len(validation), test) == (2, 2, None)

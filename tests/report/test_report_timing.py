@@ -14,18 +14,18 @@ def test_the_clock_divides_the_time() -> None:
     def spend(seconds: float) -> None:
         now[0] += seconds
 
-    with clock.part("compile"):
+    with clock.phase("compile"):
         spend(20)
     for _ in range(4):
-        with clock.part("data wait"):
+        with clock.phase("data wait"):
             spend(1)
         spend(3)  # the step itself
         clock.step(images=8)
-    with clock.part("evaluation"), clock.part("data wait"):  # the inner part counts as the outer one
+    with clock.phase("evaluation"), clock.phase("data wait"):  # the inner phase counts as the outer one
         spend(5)
     assert clock.lap() == {"images_per_second": 32 / 16, "data_wait": 4 / 16, "step_seconds": 4.0}
     assert clock.lap() == {}
-    with contextlib.suppress(RuntimeError), clock.part("checkpoint"):
+    with contextlib.suppress(RuntimeError), clock.phase("checkpoint"):
         spend(2)
         raise RuntimeError
     timing = clock.timing()
@@ -39,7 +39,7 @@ def test_the_clock_divides_the_time() -> None:
 def test_the_clock_of_an_evaluation_without_training() -> None:
     now = [0.0]
     clock = Clock(now=lambda: now[0])
-    with clock.part("evaluation"):
+    with clock.phase("evaluation"):
         now[0] += 3
     timing = clock.timing()
     assert timing.seconds == {"evaluation": 3.0}

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvision import plan
-from jaxvision.data.image_path import FromMemory
+from jaxvision.data.pipeline import FromMemory
 
 
 def digits_config(**sections: dict) -> ConfigDict:
@@ -20,7 +20,7 @@ def digits_config(**sections: dict) -> ConfigDict:
 
 
 #: The properties of the digits, as `train_program` takes them.
-DIGITS = {"num_classes": 10, "images": FromMemory((8, 8, 1)), "steps_per_epoch": 10.0}
+DIGITS = {"num_classes": 10, "pipeline": FromMemory((8, 8, 1)), "steps_per_epoch": 10.0}
 
 
 def make_plan(**changes: object) -> plan.Plan:

@@ -120,11 +120,11 @@ def test_a_checkpoint_of_timm_makes_the_same_predictions(name, epochs, shared, t
 
     data_dir = shared / "data" / "tfds"
     splits = open_source("tfds", dataset="cifar10", data_dir=str(data_dir))
-    images, labels = read(splits.part("test"))
+    images, labels = read(splits.split("test"))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        files = save(name, *train(timm, name, *read(splits.part("train")), epochs=epochs), tmp_path)
+        files = save(name, *train(timm, name, *read(splits.split("train")), epochs=epochs), tmp_path)
         theirs = {what: timm_logits(timm, name, path, images) for what, path in files.items()}
     finally:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The evaluation of one part of a dataset, on the devices of a mesh."""
+"""The evaluation of one split of a dataset, on the devices of a mesh."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jax.experimental import multihost_utils
 from jaxvision import report
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.dataset import Dataset, StoredDataset
-from jaxvision.data.image_path import ImagePath
 from jaxvision.data.order import eval_steps
+from jaxvision.data.pipeline import InputPipeline
 from jaxvision.data.prefetch import prefetch
 from jaxvision.errors import Preempted
 from jaxvision.eval.metrics import Evaluation
@@ -23,12 +23,12 @@ from jaxvision.eval.step import evaluate_batches
 from jaxvision.parallel.mesh import shard_batch
 
 
-def evaluate_part(
+def evaluate_split(
     images: Dataset,
     *,
     state: nnx.State,
     name: str,
-    step_of: Callable[[ImagePath], Any],
+    step_of: Callable[[InputPipeline], Any],
     mesh: jax.sharding.Mesh,
     preprocess: Preprocess,
     batch_size: int,
@@ -38,13 +38,13 @@ def evaluate_part(
     console: report.Console,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Returns the evaluation of a model on one part of a dataset.
+    """Returns the evaluation of a model on one split of a dataset.
 
     Args:
       images: from `jaxvision.data.open_dataset`.
       state: state of the model or of training, whichever the step takes.
-      name: name of the part, such as ``"test"``, for progress and messages.
-      step_of: (image path) -> the step, from `make_eval_step`, for images that reach the model in this way.
+      name: name of the split, such as ``"test"``, for progress and messages.
+      step_of: (input pipeline) -> the step, from `make_eval_step`, for images that reach the model in this way.
       mesh: the devices.
       preprocess: the evaluation transform.
       batch_size: images per step, over all devices.
@@ -71,7 +71,7 @@ def evaluate_part(
     on_devices = prefetch(batches, functools.partial(shard_batch, mesh=mesh))
     total = eval_steps(len(images), batch_size)
     shown = console.evaluation(until_stopped(on_devices), total=total, name=name)
-    result = evaluate_batches(step_of(images.image_path), state, shown, classes=classes)
+    result = evaluate_batches(step_of(images.pipeline), state, shown, classes=classes)
     share_damaged(images)
     return result
 

@@ -4,7 +4,7 @@
 which crops and resizes them inside the jitted step. `FromWorkers`: worker processes read, decode, crop and resize, and
 the device receives images of the model's size.
 
-`jaxvision.data.dataset.open_dataset` chooses between them; a dataset has its choice as the attribute `image_path`. A
+`jaxvision.data.dataset.open_dataset` chooses between them; a dataset has its choice as the attribute `pipeline`. A
 plan creates one from shapes alone.
 """
 
@@ -99,30 +99,30 @@ class FromWorkers:
         return on_device.prepare_eval(batch, preprocess=preprocess, resize=False)
 
 
-ImagePath = FromMemory | FromWorkers
+InputPipeline = FromMemory | FromWorkers
 
 
 def batch_shapes(
-    path: ImagePath, *, batch_size: int, image_size: int, sharding: jax.sharding.Sharding | None = None
+    pipeline: InputPipeline, *, batch_size: int, image_size: int, sharding: jax.sharding.Sharding | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch when it arrives on the device.
 
     Args:
-      path: how the images reach the model.
+      pipeline: how the images reach the model.
       batch_size: images in the batch.
       image_size: side of the model's input, in pixels.
-      sharding: of each array of the batch, if it is known.
+      sharding: sharding of each array of the batch, if it is known.
 
     >>> batch_shapes(FromWorkers(), batch_size=8, image_size=224)["image"].shape
     (8, 224, 224, 3)
     """
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-    image = shape((batch_size, *path.shape_on_arrival(image_size)), np.uint8)
+    image = shape((batch_size, *pipeline.shape_on_arrival(image_size)), np.uint8)
     rest = {"label": np.int32, "mask": np.bool_, "index": np.int32}
     return {"image": image} | {key: shape((batch_size,), kind) for key, kind in rest.items()}
 
 
-def blank_batch(path: ImagePath, *, batch_size: int, image_size: int) -> dict[str, np.ndarray]:
+def blank_batch(pipeline: InputPipeline, *, batch_size: int, image_size: int) -> dict[str, np.ndarray]:
     """Returns a batch of zeros on the host, for compilation; the arguments are those of `batch_shapes`."""
-    shapes = batch_shapes(path, batch_size=batch_size, image_size=image_size)
+    shapes = batch_shapes(pipeline, batch_size=batch_size, image_size=image_size)
     return {key: np.zeros(x.shape, x.dtype) for key, x in shapes.items()}
