@@ -160,7 +160,12 @@ def test_images_that_are_not_square() -> None:
 @pytest.mark.skipif(not flax.config.nnx_graph_mode, reason="nnx.grad of a module with random streams needs graph mode")
 @pytest.mark.parametrize(
     ("name", "out_indices"),
-    [("test_resnet", None), ("test_resnet", (0,)), ("test_vit", None), ("test_efficientnet", 3)],
+    [
+        ("test_resnet", None),
+        pytest.param("test_resnet", (0,), marks=pytest.mark.slow),
+        ("test_vit", None),
+        pytest.param("test_efficientnet", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_freezing_and_training(name: str, out_indices: Any) -> None:
     """Frozen layers and their statistics stay the same, and the others train. Views share their variables."""

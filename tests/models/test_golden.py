@@ -117,7 +117,7 @@ SMALL_CASES = [
     pytest.param("resnet18", 75, marks=pytest.mark.slow),
     pytest.param("resnetv2_18", 75, marks=pytest.mark.slow),
     ("test_vit", 64),
-    ("test_vit3", 64),
+    pytest.param("test_vit3", 64, marks=pytest.mark.slow),
     ("test_efficientnet", 75),
 ]
 

@@ -91,10 +91,10 @@ def test_an_unsupported_pooling_changes_nothing(name: str, num_classes: int, poo
     ("name", "pool"),
     [
         ("test_resnet", "catavgmax"),
-        ("resnetv2_18", "max"),
+        pytest.param("resnetv2_18", "max", marks=pytest.mark.slow),
         ("test_vit", "avg"),
-        ("test_vit2", "max"),
-        ("test_vit3", "avg"),
+        pytest.param("test_vit2", "max", marks=pytest.mark.slow),
+        pytest.param("test_vit3", "avg", marks=pytest.mark.slow),
     ],
 )
 def test_an_export_stores_the_new_pooling(name: str, pool: str, tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict({{
         "source": {{"name": stripes, "count": 16}},
-        "model": {{"name": "test_vit", "image_size": 16, "patch_size": 8}},
+        "model": {{"name": "test_vit", "image_size": 16, "patch_size": 8, "depth": 1}},
         "data": {{"batch_size": 8}},
         "loss": {{"kind": focal}},
         "optimizer": {{"learning_rate": 1e-3}},
@@ -254,7 +254,7 @@ def test_a_function_of_the_config_file_itself(mine: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize("name", ['"two_blocks"', "two_blocks"])
 def test_a_model_of_the_config_file_itself_is_refused(name: str, mine: str, capsys: pytest.CaptureFixture) -> None:
     """A process that loads the export could not import it."""
-    own = '"test_vit", "image_size": 16, "patch_size": 8'
+    own = '"test_vit", "image_size": 16, "patch_size": 8, "depth": 1'
     assert own in OWN_CONFIG
     Path("own_config.py").write_text(OWN_CONFIG.replace(own, name))
     error = refused(capsys, "--config=own_config.py", "--workdir=run")

@@ -73,6 +73,7 @@ def test_plan_and_train_compile_the_same_program(tmp_path: Path, monkeypatch: py
     assert lower(planned, given) == lower(trained, given)
 
 
+@pytest.mark.slow
 def test_recomputed_operations_are_not_model_flops() -> None:
     configs = [digits_config(train={"remat": remat}) for remat in (None, "nothing")]
     once, twice = (run.plan(given, device="h100", num_classes=10, search=False).plans[0] for given in configs)

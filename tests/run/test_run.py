@@ -124,13 +124,15 @@ def test_validation_data_stop_early_and_choose_the_best(tmp_path: Path) -> None:
 
 
 def test_lora_trains_on_eight_devices_and_exports_a_plain_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    result = run.train(quick("vit", lora={"rank": 4}, mesh={"data": 8}), tmp_path)
+    result = run.train(
+        quick("vit", lora={"rank": 4}, mesh={"data": 8}, train={"steps": 2}, model={"depth": 2}), tmp_path
+    )
     assert np.isfinite(result["loss"])
     assert result["count"] == 359
     text = capsys.readouterr().out
     assert "warning: config.mesh" not in text
     held, whole = re.search(r"mesh +data=8; ([\d.]+) of ([\d.]+) MiB of state on each device", text).groups()
-    assert float(held) == float(whole) > 1
+    assert float(held) == float(whole) > 0
     model = load_classifier(tmp_path).model
     assert not any("lora" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(model))
 

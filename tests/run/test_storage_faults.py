@@ -226,7 +226,8 @@ def test_the_disk_is_full(
     assert_same(workdir, undisturbed)
 
 
-@pytest.mark.parametrize("how", [pytest.param("mount", marks=pytest.mark.slow), "mode"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["mount", "mode"])
 def test_the_workdir_cannot_be_written_to(stopped: Path, undisturbed: Path, how: str) -> None:
     before = contents(stopped)
     if how == "mount":
@@ -282,7 +283,8 @@ def until(condition: Callable[[], object], timeout: float = 120) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_second_run_in_the_same_workdir(tmp_path: Path, undisturbed: Path, end: signal.Signals) -> None:
     """It is refused while the first one runs, even if that one is stopping, and accepted afterwards."""
     workdir, saving = tmp_path / "run", tmp_path / "saving"

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
+from support.quick import quick
 
+from jaxvision import run
 from jaxvision.errors import UserError
-from jaxvision.run.workdir import check_config, write_config
+from jaxvision.run.workdir import check_config, lock, write_config
 
 
 def test_config_is_written_once_and_then_compared(tmp_path: Path) -> None:
@@ -52,3 +54,9 @@ def test_config_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot use the workdir"):
         write_config(tmp_path / "file" / "run", {})
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path: Path) -> None:
+    with lock(tmp_path), pytest.raises(UserError, match="is in use by another run"):
+        run.train(quick("resnet"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
