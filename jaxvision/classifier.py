@@ -116,8 +116,8 @@ def _open_image(source: Any) -> Image:
         return source
     if not isinstance(source, str | Path):
         raise UserError(
-            f"images: got {type(source).__name__}, expected a file or a Pillow image. "
-            "PIL.Image.fromarray(array) makes one."
+            f"images: got {type(source).__name__}, expected a file name or a Pillow image. "
+            "Convert bytes with PIL.Image.open(io.BytesIO(data)), an array with PIL.Image.fromarray(array)."
         )
     try:
         return decode(Path(source).read_bytes())

@@ -110,7 +110,8 @@ def evaluate(
         files = {}
         if report_dir is not None:
             files = _write_report(Path(report_dir), classifier, result, images, split=split, clock=clock)
-        console.finish(final=headline(result) | {"count": result.count}, timing=clock.timing(), files=files)
+        final = headline(result) | {"count": result.count}
+        console.finish(final=final, name=split, timing=clock.timing(), files=files)
         return result.scalars()
 
 

@@ -56,7 +56,7 @@ _COMMON = {
 }
 # Arguments that every builder has to accept, because any caller may pass them.
 #: The fix in the error for an unknown model.
-ALL_NAMES = 'Run "jaxvision list" for all names.'
+ALL_NAMES = 'Run "jaxvision list" for all names, or name your own model as "module:function".'
 
 _REQUIRED = ("num_classes", "in_channels", "image_size", "rngs")
 

@@ -121,7 +121,7 @@ class Console:
         if steps:
             text = f"{steps:,}"
             if epochs and steps_per_epoch:
-                text += f": {epochs:.3g} epochs of {round(steps_per_epoch, 1):g}"
+                text += f" ({epochs:.3g} epochs of {round(steps_per_epoch, 1):g} steps)"
             if first_step:
                 text += f", resuming after step {first_step:,}"
             rows.append(("steps", text))

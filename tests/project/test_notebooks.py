@@ -152,7 +152,7 @@ def test_an_interrupted_cell_resumes(small: dict[str, str], tmp_path: Path) -> N
         assert "test at step 60 " not in printed
         printed, error = kernel.run(cell["train"])
         assert error == "", printed
-        assert "60: 20 epochs of 3, resuming after step" in printed
+        assert "60 (20 epochs of 3 steps), resuming after step" in printed
         assert "test at step 60 " in printed
     finally:
         kernel.client.stop_channels()

@@ -74,7 +74,7 @@ def test_plain_lines_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
         "  parameters  5,717,416, of which 1,930 trainable",
         "  data        cifar10, 10 classes: 50,000 train, 10,000 test",
         "  devices     8 × TPU v5",
-        "  steps       100: 2 epochs of 50",
+        "  steps       100 (2 epochs of 50 steps)",
         "  workdir     runs/x",
         "step 1/100  epoch 0.02/2  loss 2.0000  1,234 images/s  data wait 3 %",
         "step 100/100  epoch 2.00/2  loss 0.0200  1,234 images/s  data wait 3 %",
