@@ -79,12 +79,36 @@ def call(what: str, function: Callable[..., Any], *args: Any, **options: Any) ->
       >>> call("function", lambda x, *, scale: x * scale, 3, scale=2)
       6
     """
+    check_call(what, function, *args, **options)
+    return function(*args, **options)
+
+
+def check_call(what: str, function: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Checks that a function takes these arguments, without calling it; the arguments are those of `call`.
+
+    >>> check_call("function", lambda x, *, scale: x * scale, 3)
+    Traceback (most recent call last):
+    ...
+    jaxvision.errors.UserError: function: missing a required argument: 'scale'. The function takes (x, scale).
+    """
     try:
         inspect.signature(function).bind(*args, **options)
     except TypeError as e:
         taken = ", ".join(inspect.signature(function).parameters)
         raise UserError(f"{what}: {e}. The function takes ({taken}).") from e
-    return function(*args, **options)
+
+
+def check_returned(what: str, value: Any, *, valid: bool, expected: str) -> None:
+    """Raises unless what a user's function returned is `valid`.
+
+    >>> check_returned("schedule.name", None, valid=False, expected="a function of the step")
+    Traceback (most recent call last):
+    ...
+    jaxvision.errors.UserError: schedule.name: the function returned None, expected a function of the step.
+    """
+    if not valid:
+        got = "None" if value is None else f"a value of type {type(value).__name__}"
+        raise UserError(f"{what}: the function returned {got}, expected {expected}.")
 
 
 def import_path(what: str, function: Callable[..., Any]) -> str:

@@ -33,7 +33,7 @@ from jaxvision.augment.host import check_crop
 from jaxvision.augment.mixing import mix
 from jaxvision.augment.preprocess import Preprocess, check_mean_std
 from jaxvision.errors import UserError, unknown_name_error
-from jaxvision.extend import call, resolve
+from jaxvision.extend import call, check_returned, resolve
 
 # The number that each kind of choice folds into an image's key. Changing one changes the images of an old seed.
 _CROP, _PAD, _FLIP, _FLIP_VERTICAL, _COLOR, _RAND_AUGMENT, _ERASE = range(7)
@@ -258,7 +258,8 @@ def _apply_own(images: jax.Array, step_key: jax.Array, name: Any, options: Mappi
                 f"augment.{min(options)}: unknown option. Set augment.name to your own augmentation to pass it options."
             )
         return images
-    augmented = call("augmentation", own, images, key=jax.random.fold_in(step_key, _OWN), **options)
+    augmented = call("augment.name", own, images, key=jax.random.fold_in(step_key, _OWN), **options)
+    check_returned("augment.name", augmented, valid=hasattr(augmented, "shape"), expected="images")
     if augmented.shape != images.shape:
         raise UserError(
             f"augment.name: {name!r} returned images of shape {augmented.shape}, expected {images.shape}. Return "

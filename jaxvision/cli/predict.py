@@ -31,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from jaxvision.parallel.accelerators import check_accelerator
 
+    if arguments.top < 1:
+        raise UserError(f"--top: got {arguments.top}, expected 1 or more.")
     check_accelerator(warn)
     files = list(image_files(arguments.images))
     classifier = load_model(arguments)
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             status = MISTAKE
             continue
         probabilities = np.asarray(forward(classifier.model, images))[0]
-        order = np.argsort(-probabilities)[: max(arguments.top, 1)]
+        order = np.argsort(-probabilities)[: arguments.top]
         top = [{"label": classifier.classes[i], "index": int(i), "probability": float(probabilities[i])} for i in order]
         if arguments.json:
             print(json.dumps({"image": str(file), "predictions": top}, ensure_ascii=False), flush=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxvision.data.source import Example
+from jaxvision.errors import UserError
 
 
 class ArraySource:
@@ -18,6 +19,9 @@ class ArraySource:
       classes: names of the classes, in the order of their numbers.
       name: for messages.
 
+    Raises:
+      UserError: `images` is not uint8 [n, h, w, c], or there is not one label for each image.
+
     Example:
       >>> from jaxvision.data import ArraySource
       >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), classes=["a", "b"], name="two")
@@ -26,6 +30,11 @@ class ArraySource:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, *, classes: Sequence[str], name: str):
+        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
+            raise UserError(
+                f"{name}: got images {images.dtype} {list(images.shape)} and {len(labels)} labels, expected images "
+                "uint8 [n, h, w, c] and n labels."
+            )
         self.images = images
         self.labels = np.asarray(labels, np.int32)
         self.classes = list(classes)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from jaxvision.errors import UserError, unknown_name_error
-from jaxvision.extend import resolve
+from jaxvision.extend import call, check_returned, resolve
 
 
 class Example(TypedDict):
@@ -125,10 +125,21 @@ def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
     for key in options:
         if key not in valid:
             raise unknown_name_error("source", key, valid, expected=f"an option of the source {name!r}")
-    splits = function(**options)
-    for split, source in splits._asdict().items():
-        if source is not None:
-            check(source, split)
+    splits = call("source.name", function, **options)
+    check_returned("source.name", splits, valid=isinstance(splits, Splits), expected="jaxvision.data.Splits")
+    sources = {split: source for split, source in splits._asdict().items() if source is not None}
+    for split, source in sources.items():
+        missing = [name for name in ("name", "classes", "labels", "__len__", "__getitem__", "where")
+                   if not hasattr(source, name)]  # fmt: skip
+        expected = f"sources for all splits; that of {split!r} lacks {', '.join(missing)}"
+        check_returned("source.name", source, valid=not missing, expected=expected)
+        check(source, split)
+        first = next(iter(sources.values()))
+        if list(source.classes) != list(first.classes):
+            raise UserError(
+                f"{source.name}: got other classes in the split {split!r} than in {next(iter(sources))!r}, expected "
+                "the same in the same order. Number the classes alike in all splits."
+            )
     return splits
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxvision.errors import UserError
-from jaxvision.extend import call, resolve
+from jaxvision.extend import check_call, resolve
+
+#: The metrics that every evaluation has; `checkpoint.best` may name one of them, or a user's own.
+METRICS = ("top1", "top5", "loss", "calibration_error")
 
 #: Bins of the calibration error.
 BINS = 15
@@ -56,8 +59,7 @@ class Evaluation:
 
     def scalars(self) -> dict[str, float]:
         """Returns the metrics that are single numbers, and `count`."""
-        names = ("top1", "top5", "loss", "calibration_error", "count")
-        return {name: getattr(self, name) for name in names} | dict(self.own)
+        return {name: getattr(self, name) for name in (*METRICS, "count")} | dict(self.own)
 
     def mistakes(self, n: int = 16) -> np.ndarray:
         """Returns the rows [<= n] of the wrong predictions, the most confident first."""
@@ -80,6 +82,29 @@ def metric_function(name: str | Callable[..., float] | None) -> Callable[..., fl
       True
     """
     return None if name is None else resolve("metric.name", name, {}, expected="a metric")
+
+
+def metric_key(function: Callable[..., float]) -> str:
+    """Returns the name under which a user's metric is logged.
+
+    >>> metric_key(max)
+    'max'
+    """
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def check_metric(function: Callable[..., float], **options: Any) -> None:
+    """Checks what can be checked of a user's metric without an evaluation.
+
+    Raises:
+      UserError: the function does not take an option, or has the name of a built-in metric.
+
+    >>> check_metric(lambda evaluation, *, scale: scale, scale=2)
+    """
+    key = metric_key(function)
+    if key in (*METRICS, "count"):
+        raise UserError(f"metric.name: got {key!r}, which is the name of another metric. Rename the function.")
+    check_call("metric.name", function, None, **options)
 
 
 def with_metric(
@@ -106,10 +131,8 @@ def with_metric(
     function = metric_function(name)
     if function is None:
         return evaluation
-    key = getattr(function, "__name__", type(function).__name__)
-    if key in evaluation.scalars():
-        raise UserError(f"metric.name: got {key!r}, which is the name of another metric. Rename the function.")
-    value = call("metric.name", function, evaluation, **options)
+    check_metric(function, **options)
+    key, value = metric_key(function), function(evaluation, **options)
     try:
         number = float(value)
     except (TypeError, ValueError) as e:

@@ -13,14 +13,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
 from ml_collections import ConfigDict, config_dict
 
 from jaxvision.errors import UserError, nearest, unknown_name_error
-from jaxvision.eval.metrics import metric_function
+from jaxvision.eval import metrics
 from jaxvision.extend import import_path
 from jaxvision.models.registry import keyword_parameters
 from jaxvision.parallel.mesh import AXES
-from jaxvision.run.sections import METRICS, SECTIONS, Section, model_builder
+from jaxvision.run.sections import SECTIONS, Section, model_builder, without_none
 from jaxvision.run.values import convert, parse, type_text
 
 PACKAGED_CONFIGS = Path(__file__).parents[1] / "configs"
@@ -98,6 +99,7 @@ def _import(file: Path) -> ModuleType:
         raise UserError(f"{file}: {type(e).__name__}: {e}. Fix the config file.") from e
     if not hasattr(module, "get_config"):
         raise UserError(f"{file}: no function get_config(). Add one that returns a ConfigDict.")
+    cloudpickle.register_pickle_by_value(module)  # worker processes cannot import a config file
     return module
 
 
@@ -189,7 +191,14 @@ def _complete_section(
             raise UserError(f"config.{name}.{key}: not set. Add --config.{name}.{key}=..., or a line to the file.")
         if callable(chosen):
             values[key] = chosen = import_path(f"config.{name}.{key}", chosen)
-        parameters |= _chosen_parameters(section, chosen)
+        added = _chosen_parameters(section, chosen)
+        taken = {*parameters} if section.choice.exclusive else {key}
+        for clash in sorted(taken & added.keys()):
+            raise UserError(
+                f"config.{name}.{key}: got {chosen!r}, whose argument {clash!r} is a key of {name} already. Rename the "
+                "argument."
+            )
+        parameters |= added
     for key in values:
         if key not in parameters:
             raise _unknown_key_error(f"{name}.{key}", [f"{name}.{valid}" for valid in parameters])
@@ -331,8 +340,10 @@ def _check_ranges(config: ConfigDict) -> None:
 
 
 def _check_best(config: ConfigDict) -> None:
-    own = None if config.metric.name is None else metric_function(config.metric.name)
-    valid = [*METRICS, *([] if own is None else [own.__name__])]
+    own = metrics.metric_function(config.metric.name)
+    if own is not None:
+        metrics.check_metric(own, **{key: x for key, x in without_none(config.metric).items() if key != "name"})
+    valid = [*metrics.METRICS, *([] if own is None else [metrics.metric_key(own)])]
     if config.checkpoint.best not in (None, *valid):
         raise unknown_name_error("config.checkpoint.best", config.checkpoint.best, valid, expected="a metric")
 

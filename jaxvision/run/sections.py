@@ -34,6 +34,7 @@ class Choice(NamedTuple):
       positional: number of leading arguments that jaxvision passes by position.
       optional: whether the further keys default to None, which leaves an argument out. A model's defaults depend on its
         architecture.
+      exclusive: whether the function may not take keys that the section has anyway, because it would not get them.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Choice(NamedTuple):
     passed: tuple[str, ...] = ()
     positional: int = 0
     optional: bool = False
+    exclusive: bool = False
 
 
 class Section(NamedTuple):
@@ -203,7 +205,7 @@ SECTIONS: dict[str, Section] = {
     "augment": Section(
         (on_device.augment_batch,),
         passed=("batch", "seed", "step", "num_classes", "image_size", "mean", "std", "label_smoothing"),
-        choice=Choice("name", on_device.augmentation_function, passed=("key",), positional=1),
+        choice=Choice("name", on_device.augmentation_function, passed=("key",), positional=1, exclusive=True),
     ),
     "loss": Section((loss.make_loss,), choice=Choice("kind", loss.loss_function)),
     "metric": Section((metric_keys,), choice=Choice("name", metrics.metric_function, positional=1)),
@@ -222,9 +224,6 @@ SECTIONS: dict[str, Section] = {
     "checkpoint": Section((Checkpoints,), passed=("workdir", "config", "log", "read_only")),
 }
 
-#: The metrics that `checkpoint.best` may name, besides your own.
-METRICS = ("top1", "top5", "loss", "calibration_error")
-
 #: Keys and sections that may change between the start of a run and its resumption.
 MAY_DIFFER = (
     "checkpoint",
@@ -238,6 +237,7 @@ MAY_DIFFER = (
     "train.scan",
     "train.not_finite",
     "mesh",
+    "metric",
     "sharding",
 )
 

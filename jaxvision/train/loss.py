@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxvision.errors import UserError, unknown_name_error
-from jaxvision.extend import call, resolve
+from jaxvision.extend import call, check_returned, resolve
 
 #: (logits [b, classes], targets [b] or [b, classes]) -> loss of each image [b], float32.
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -110,9 +110,11 @@ def _own_loss(
                 f"loss.{key}: got {value}, but the function of loss.kind takes no {key}. Set loss.{key}={off[key]}."
             )
     compute = call("loss.kind", own, **{key: value for key, value in given.items() if key in taken}, **options)
+    check_returned("loss.kind", compute, valid=callable(compute), expected="a function of (logits, targets)")
 
     def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
         values = compute(logits.astype(jnp.float32), targets)
+        check_returned("loss.kind", values, valid=hasattr(values, "shape"), expected="an array: one loss per image")
         if values.shape != logits.shape[:1]:
             raise UserError(
                 f"loss.kind: got a loss of shape {values.shape}, expected {logits.shape[:1]}: one per image."

@@ -15,7 +15,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxvision import tree
 from jaxvision.errors import UserError
-from jaxvision.extend import call, resolve
+from jaxvision.extend import call, check_returned, resolve
 from jaxvision.models.layers.frozen import Frozen
 
 #: Arguments of an optimizer function that `create_optimizer` passes itself, so that they are not options.
@@ -153,13 +153,15 @@ def _own_optimizer(
     """Returns the transformation of a function that is not built in, with decay and learning rate in its updates."""
     parameters = inspect.signature(function).parameters
     mask = _by_name(decay_mask(model))
-    if "mask" in parameters and "weight_decay" in parameters:
+    decays = "mask" in parameters and "weight_decay" in parameters
+    if decays:
         options = options | {"weight_decay": weight_decay, "mask": mask}
-        return call("optimizer.name", function, learning_rate=learning_rate, **options)
-    if "weight_decay" in parameters:
+    elif "weight_decay" in parameters:
         options = options | {"weight_decay": 0.0}
     transformation = call("optimizer.name", function, learning_rate=learning_rate, **options)
-    if not weight_decay:
+    valid = hasattr(transformation, "init") and hasattr(transformation, "update")
+    check_returned("optimizer.name", transformation, valid=valid, expected="an optax.GradientTransformation")
+    if decays or not weight_decay:
         return transformation
     decay = optax.chain(optax.add_decayed_weights(weight_decay, mask=mask), optax.scale_by_learning_rate(learning_rate))
     return _sum_of_updates(transformation, decay)

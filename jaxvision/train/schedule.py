@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import optax
 
 from jaxvision.errors import UserError, unknown_name_error
-from jaxvision.extend import call, resolve
+from jaxvision.extend import call, check_returned, resolve
 
 NAMES = ("constant", "cosine", "linear", "step")
 
@@ -71,6 +72,9 @@ def make_schedule(
         shared = {"end": end, "milestones": milestones, "factor": factor}
         options |= {key: shared[key] for key in shared.keys() & inspect.signature(own).parameters.keys()}
         main: optax.Schedule = call("schedule.name", own, learning_rate, steps=max(rest, 1), **options)
+        check_returned("schedule.name", main, valid=callable(main), expected="a function of the step")
+        first = main(0)
+        check_returned("schedule.name", first, valid=_is_number(first), expected="a learning rate for each step")
     elif name == "step":
         main = _steps(learning_rate, steps=steps, warmup_steps=warmup_steps, milestones=milestones, factor=factor)
     elif name == "constant" or rest == 0:
@@ -110,6 +114,10 @@ def as_schedule(learning_rate: float | optax.Schedule) -> optax.Schedule:
     0.1
     """
     return learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float | np.number) or getattr(x, "shape", None) == ()
 
 
 def _steps(

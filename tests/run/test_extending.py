@@ -32,7 +32,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield "mine"
-    for name in ("mine", "losses"):
+    for name in ("mine", "losses", "wrong"):
         sys.modules.pop(name, None)
     for name in registry.architectures("*two_blocks"):
         registry.unregister_model(name)
@@ -266,3 +266,92 @@ def test_a_model_of_the_config_file_itself_is_refused(name: str, mine: str, caps
     status, _, err = start(capsys, *flags(**SMALL | {"model__name": advice[1]}))
     assert status == 0, err
     assert load_classifier("run").model.architecture == "mine:two_blocks"
+
+
+WRONG = """
+import optax
+from jaxvision.data import ArraySource, Splits
+import numpy as np
+
+
+def nothing(*args, **options):
+    return None
+
+
+def no_loss():
+    return lambda logits, targets: None
+
+
+def vector(learning_rate, *, steps):
+    return lambda step: np.zeros(2)
+
+
+def mixup_of_my_own(images, *, key, mixup: float = 0.7):
+    return images
+
+
+def accuracy():
+    return 0.0
+
+
+def top1(evaluation):
+    return 0.0
+
+
+def other_classes():
+    def part(classes):
+        images = np.zeros((8, 8, 8, 1), np.uint8)
+        return ArraySource(images, np.arange(8) % 2, classes=classes, name="mine")
+    return Splits(train=part(["a", "b"]), validation=None, test=part(["b", "a"]))
+
+
+def floats():
+    return Splits(train=ArraySource(np.zeros((8, 8, 8, 1), np.float32), np.zeros(8), classes=["a", "b"], name="mine"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"source__name": "wrong:nothing"}, "source.name: the function returned None, expected jaxvision.data.Splits"),
+        ({"source__name": "wrong:other_classes"}, "got other classes in the split 'test' than in 'train'"),
+        ({"source__name": "wrong:floats"}, "got images float32 [8, 8, 8, 1] and 8 labels, expected images uint8"),
+        ({"loss__kind": "wrong:nothing"}, "loss.kind: the function returned None, expected a function of"),
+        ({"loss__kind": "wrong:no_loss"}, "loss.kind: the function returned None, expected an array"),
+        ({"augment__name": "wrong:nothing"}, "augment.name: the function returned None, expected images"),
+        ({"augment__name": "wrong:mixup_of_my_own"}, "whose argument 'mixup' is a key of augment already"),
+        ({"optimizer__name": "wrong:nothing"}, "optimizer.name: the function returned None, expected an optax"),
+        ({"schedule__name": "wrong:nothing"}, "schedule.name: the function returned None, expected a function of"),
+        ({"schedule__name": "wrong:vector"}, "schedule.name: the function returned a value of type ndarray"),
+        ({"metric__name": "wrong:accuracy"}, "metric.name: too many positional arguments. The function takes ()"),
+        ({"metric__name": "wrong:top1"}, "metric.name: got 'top1', which is the name of another metric"),
+    ],
+)
+def test_what_a_function_takes_and_returns_is_checked_first(
+    mine: str, names: dict[str, str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    Path("wrong.py").write_text(WRONG)
+    assert message in refused(capsys, *flags(**names))
+    assert not Path("run").exists()
+
+
+def test_workers_read_a_source_of_the_config_file_itself(mine: str, capsys: pytest.CaptureFixture) -> None:
+    config = OWN_CONFIG.replace("def get_config", OWN_SOURCE + "\n\ndef get_config").replace(
+        '"name": stripes, "count": 16', '"name": of_many_sizes'
+    )
+    Path("own_config.py").write_text(config)
+    status, _, err = start(capsys, "--config=own_config.py", "--workdir=run", "--config.data.workers=2")
+    assert status == 0, err
+
+
+OWN_SOURCE = '''class OfManySizes(ArraySource):
+    def __getitem__(self, index):
+        return {"image": np.full((20 + index, 24, 1), index, np.uint8), "label": index % 2}
+
+
+def of_many_sizes():
+    """Returns images of different sizes, which cannot be kept in one array."""
+    def split():
+        return OfManySizes(np.zeros((16, 8, 8, 1), np.uint8), np.arange(16) % 2, classes=["even", "odd"], name="mine")
+    return Splits(train=split(), test=split())
+'''
