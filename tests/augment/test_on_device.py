@@ -151,7 +151,7 @@ def test_a_users_augmentation_with_wrong_options_or_shapes():
     run = functools.partial(
         on_device.augment_batch, image_batch(IMAGES), seed=0, step=0, num_classes=10, image_size=16, mean=MEAN, std=STD
     )
-    with pytest.raises(UserError, match=r"augmentation: .*'strength'"):
+    with pytest.raises(UserError, match=r"augment.name: .*'strength'"):
         run(name=darken, strength=1)
     with pytest.raises(UserError, match=r"augment\.by: unknown option. Set augment.name"):
         run(by=1)
