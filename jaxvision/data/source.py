@@ -105,6 +105,10 @@ def source_function(name: str | Callable[..., Splits]) -> Callable[..., Splits]:
     return resolve("source.name", name, SOURCES, expected="a source")
 
 
+#: What `open_source` requires of each split; see `Source`.
+_MEMBERS = ("name", "classes", "labels", "__len__", "__getitem__", "where")
+
+
 def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
     """Returns the splits of a dataset.
 
@@ -128,17 +132,16 @@ def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
     splits = call("source.name", function, **options)
     check_returned("source.name", splits, valid=isinstance(splits, Splits), expected="jaxvision.data.Splits")
     sources = {split: source for split, source in splits._asdict().items() if source is not None}
+    first = next(iter(sources), "")
     for split, source in sources.items():
-        missing = [name for name in ("name", "classes", "labels", "__len__", "__getitem__", "where")
-                   if not hasattr(source, name)]  # fmt: skip
+        missing = [name for name in _MEMBERS if not hasattr(source, name)]
         expected = f"sources for all splits; that of {split!r} lacks {', '.join(missing)}"
         check_returned("source.name", source, valid=not missing, expected=expected)
         check(source, split)
-        first = next(iter(sources.values()))
-        if list(source.classes) != list(first.classes):
+        if list(source.classes) != list(sources[first].classes):
             raise UserError(
-                f"{source.name}: got other classes in the split {split!r} than in {next(iter(sources))!r}, expected "
-                "the same in the same order. Number the classes alike in all splits."
+                f"{source.name}: got other classes in the split {split!r} than in {first!r}, expected the same in the "
+                "same order. Number the classes alike in all splits."
             )
     return splits
 
