@@ -82,8 +82,8 @@ class Dataset(ABC):
           stop_step: one past the last step.
           crop: options of `jaxvision.augment.host.train_crop`, for workers. None resizes the shorter side and crops
             the middle. A dataset in memory leaves cropping to the device.
-          workers: processes that read and decode; 0 reads in threads of this one. None: one for each core, at most
-            16, and 0 on one or two cores.
+          workers: processes that read and decode; 0 reads in threads of this one. None: one for each core that this
+            process may use, at most 16, and 0 on one or two cores. Processes that share a host pass their share.
           process: (index, count) of the JAX processes; each yields its own rows.
 
         Raises:

@@ -23,6 +23,7 @@ from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.order import batch_indices, crop_rng, eval_indices
 from jaxvision.data.reading import check_labels, read_examples
 from jaxvision.data.source import Source
+from jaxvision.parallel.cores import default_workers, usable_cores
 
 Batch = dict[str, np.ndarray]  # image uint8 [b, h, w, c], label int32 [b], index int32 [b], mask bool [b]
 
@@ -103,8 +104,7 @@ def run_ahead(task: Callable[[int], Batch], start: int, stop: int, workers: int 
       task: `ReadTrainBatch` or `ReadEvalBatch`.
       start: the first number.
       stop: one past the last number.
-      workers: number of processes; 0 uses two threads of this process. None: one for each core, at most 16, and 0 on
-        one or two cores.
+      workers: number of processes; 0 uses two threads of this process. None: `default_workers` of all usable cores.
     """
     import grain
     from absl import flags
@@ -113,8 +113,7 @@ def run_ahead(task: Callable[[int], Batch], start: int, stop: int, workers: int 
         # Grain reads absl's flags when it starts workers, and fails in a program that has not parsed any. This uses
         # their defaults. A program that parses its flags is not affected.
         flags.FLAGS.mark_as_parsed()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = (min(cores, 16) if cores > 2 else 0) if workers is None else workers
+    count = default_workers(usable_cores()) if workers is None else workers
     if stop <= start:
         return
     steps = grain.MapDataset.range(start, stop).map(task)

@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 
 from jaxvision.doctor.facts import GIB, Facts, extras_of
 from jaxvision.parallel.accelerators import MEMORY_FRACTION, hidden
+from jaxvision.parallel.cores import default_workers
 
 # The oldest driver for each CUDA: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html.
 _DRIVER = {"cuda12": 525, "cuda13": 580}
@@ -156,7 +157,7 @@ def check_settings(facts: Facts) -> Iterator[Finding]:
 
 def check_shared_memory(facts: Facts) -> Iterator[Finding]:
     """Checks that /dev/shm has room for the batches of the worker processes. Docker's default is 64 MiB."""
-    workers = min(facts.cores, 16) if facts.cores > 2 else 0  # as in jaxvision.data.workers
+    workers = default_workers(facts.cores)
     needed = workers * 3 * 64 * 224 * 224 * 3  # each worker has two finished batches and one in progress
     if facts.shared_memory is not None and facts.shared_memory < needed:
         size, needs = facts.shared_memory / 2**20, needed / 2**20

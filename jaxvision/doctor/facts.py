@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from jaxvision.parallel.accelerators import NAMES, accelerators
+from jaxvision.parallel.cores import usable_cores
 
 GIB = 2**30
 # The environment variables that are reported. Reports are passed on, and other variables may hold secrets.
@@ -78,7 +79,7 @@ class Facts:
       devices: kinds of JAX's devices.
       jax_error: why JAX does not start, or does not use an accelerator.
       shadowing: folders in ``LD_LIBRARY_PATH`` that hold CUDA libraries.
-      cores: number of CPU cores.
+      cores: number of CPU cores that this process may use, which the quota of a container can make a fraction.
       memory: bytes of main memory.
       shared_memory: bytes of ``/dev/shm``, None if there is none.
       workdir: the folder for runs.
@@ -100,7 +101,7 @@ class Facts:
     devices: tuple[str, ...] = ("cpu",)
     jax_error: str = ""
     shadowing: tuple[str, ...] = ()
-    cores: int = 8
+    cores: float = 8
     memory: int = 32 * GIB
     shared_memory: int | None = 16 * GIB
     workdir: str = "runs"
@@ -147,7 +148,7 @@ def examine(workdir: str | Path = "runs", *, seconds: float = 180.0) -> Facts:
             for path in os.environ.get("LD_LIBRARY_PATH", "").split(":")
             if path and any(found for pattern in _CUDA_LIBRARIES for found in Path(path).glob(pattern))
         ),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         shared_memory=shutil.disk_usage(shm).total if shm.is_dir() else None,
         workdir=str(workdir),
@@ -284,7 +285,7 @@ def summary(facts: Facts) -> dict[str, str]:
         free = ", ".join(f"{gpu.name}: {gpu.free:,} of {gpu.memory:,} MiB free" for gpu in facts.gpus)
         rows["driver"] = f"{facts.driver}; {free}"
     shm = "no /dev/shm" if facts.shared_memory is None else f"{facts.shared_memory / 2**20:,.0f} MiB of /dev/shm"
-    rows["host"] = f"{facts.cores} cores, {facts.memory / GIB:.1f} GiB of memory, {shm}"
+    rows["host"] = f"{facts.cores:g} cores, {facts.memory / GIB:.1f} GiB of memory, {shm}"
     rows["disk"] = f"{facts.disk / GIB:.1f} GiB free in {facts.workdir}"
     rows["environment"] = (
         ", ".join(f"{name}={value}" for name, value in sorted(facts.environment.items())) or "nothing set"

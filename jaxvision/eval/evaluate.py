@@ -52,7 +52,7 @@ def evaluate(
       data: a folder with one folder per class, or the name of a source such as ``"digits"``.
       split: ``"train"``, ``"validation"`` or ``"test"``, of a source or of a folder that has such splits.
       batch_size: images per step.
-      workers: processes that decode images; None: one for each core, at most 16.
+      workers: processes that decode images; None: one for each usable core, at most 16, and 0 on one or two.
       report_dir: folder for ``report.html`` and ``mistakes.csv``. None writes nothing.
       max_corrupt: number of damaged images that are reported and skipped. One more is an error.
       quiet: print nothing.

@@ -48,7 +48,7 @@ def evaluate_split(
       mesh: the devices.
       preprocess: the evaluation transform.
       batch_size: images per step, over all devices.
-      workers: processes that decode images; None: one for each core, at most 16.
+      workers: processes that decode images; None: one for each usable core, at most 16, and 0 on one or two.
       process: (i, n): this process reads part i of n of each batch.
       classes: number of classes of the model.
       console: shows the progress.

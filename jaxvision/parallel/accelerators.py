@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from jaxvision.errors import UserError
@@ -90,25 +92,34 @@ def check_accelerator(log: Callable[[str], None] = print) -> None:
     import jax  # not at the top, because `jaxvision doctor` uses this file even if JAX cannot be imported
 
     asked = (jax.config.jax_platforms or "").split(",")[0]  # type: ignore[attr-defined]
-    # JAX logs a page about a backend that does not start. The error below is one line.
-    logger, logged = logging.getLogger("jax._src.xla_bridge"), list[logging.LogRecord]()
-    logger.addFilter(keep := lambda record: bool(logged.append(record)))  # type: ignore[func-returns-value]
-    try:
-        platform = jax.devices()[0].platform
-    except (RuntimeError, AssertionError) as e:
-        reason = " ".join(str(e).partition(" (set JAX_PLATFORMS")[0].split()) or f"this machine shows no {asked}"
-        raise UserError(f"JAX does not start: {reason}. Run `jaxvision doctor` to find the cause.") from e
-    finally:
-        logger.removeFilter(keep)
+    with _jax_log_held() as logged:
+        try:
+            platform = jax.devices()[0].platform
+        except (RuntimeError, AssertionError) as e:
+            reason = " ".join(str(e).partition(" (set JAX_PLATFORMS")[0].split()) or f"this machine shows no {asked}"
+            raise UserError(f"JAX does not start: {reason}. Run `jaxvision doctor` to find the cause.") from e
     if refusal := why_not_cpu(platform, asked, accelerators()):
         raise UserError(refusal)
     if platform != "cpu":
         for record in logged:
-            logger.handle(record)
+            logging.getLogger(record.name).handle(record)
     elif asked != "cpu":
         for kind, name in NAMES.items():
             if installed := plugins(kind):
                 log(f"{installed[0]} is installed, but this machine shows no {name}: using the CPU")
+
+
+@contextmanager
+def _jax_log_held() -> Iterator[list[logging.LogRecord]]:
+    """Holds what JAX logs, such as a page about a backend that does not start, and yields the list of its records."""
+    logger = logging.getLogger("jax")
+    held = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [held], False
+    try:
+        yield held.buffer
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
 
 
 def why_not_cpu(platform: str, asked: str, shown: Sequence[str]) -> str | None:

@@ -20,6 +20,7 @@ from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.split import evaluate_split
 from jaxvision.eval.step import cached_eval_step
+from jaxvision.parallel.cores import cores_of_this_process, default_workers
 from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
@@ -46,6 +47,7 @@ class RunContext:
       steps_per_epoch: batches in the training data, usually not a whole number.
       steps: number of steps of the whole run.
       eval_batch_size: images per batch of an evaluation, over all devices.
+      workers: processes that read and decode images for this one.
       eval_step_for: returns the compiled evaluation step for images that reach the model in a given way.
     """
 
@@ -62,6 +64,7 @@ class RunContext:
     steps_per_epoch: float
     steps: int
     eval_batch_size: int
+    workers: int
     eval_step_for: Callable[[InputPipeline], Any]
 
     @property
@@ -93,7 +96,7 @@ class RunContext:
             mesh=self.mesh,
             preprocess=self.program.preprocess,
             batch_size=self.eval_batch_size,
-            workers=self.config.data.workers,
+            workers=self.workers,
             process=self.process,
             classes=len(self.classes),
             console=self.console,
@@ -150,12 +153,19 @@ def open_run(
         steps_per_epoch=steps_per_epoch,
         steps=total_steps(options, steps_per_epoch),
         eval_batch_size=eval_batch_size,
+        workers=_workers(config),
         eval_step_for=functools.partial(
             cached_eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
         ),
     )
     _trace_steps(run)
     return run
+
+
+def _workers(config: ConfigDict) -> int:
+    """Returns the number of workers of this process. All processes of the run call it together."""
+    given = config.data.workers
+    return default_workers(cores_of_this_process()) if given is None else given
 
 
 def _trace_steps(run: RunContext) -> None:

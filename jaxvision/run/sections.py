@@ -121,7 +121,8 @@ def data_keys(
     Args:
       batch_size: images per step, over all devices.
       eval_batch_size: images per step of an evaluation, over all devices. None: `batch_size`.
-      workers: processes that read and decode images. None: one per core, at most 16.
+      workers: processes that read and decode images, for each process of the run. None: one per core, at most 16, and
+        0 on one or two cores. Processes on one host divide its cores, or the CPU quota of their container.
       memory_limit: size in GiB up to which a dataset of small images of one shape is decoded once and kept in memory.
       max_corrupt: number of damaged images that are reported and skipped. One more stops the run.
     """

@@ -118,7 +118,7 @@ def _train_batches(run: RunContext, first_step: int) -> Iterator[Batch]:
         start_step=first_step,
         stop_step=run.steps,
         crop=images.pipeline.host_crop(run.config.augment),
-        workers=run.config.data.workers,
+        workers=run.workers,
         process=run.process,
     )
 

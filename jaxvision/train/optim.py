@@ -50,9 +50,11 @@ def create_optimizer(
 
     Args:
       model: with arrays or abstract. Only names and shapes are read, so the optimizer also serves later states.
-      name: ``"sgd"``; ``"adamw"`` (https://arxiv.org/abs/1711.05101); ``"lamb"`` (https://arxiv.org/abs/1904.00962);
-        ``"muon"`` (https://kellerjordan.github.io/posts/muon), which orthogonalizes the updates of hidden matrices
-        and leaves the other parameters to AdamW. Or a function, as a callable, as ``"optax:lion"`` or as
+      name: ``"sgd"``; ``"adamw"`` (https://arxiv.org/abs/1711.05101); ``"lamb"`` (https://arxiv.org/abs/1904.00962),
+        whose trust ratio applies to the parameters that decay, as in timm; ``"muon"``
+        (https://kellerjordan.github.io/posts/muon), which orthogonalizes the updates of hidden matrices and leaves the
+        other parameters to AdamW, with its author's coefficients and Nesterov momentum (timm's ``muon`` has other
+        coefficients and no Nesterov momentum). Or a function, as a callable, as ``"optax:lion"`` or as
         ``"package.module:function"``.
       learning_rate: a number, or a function from step to number such as `jaxvision.train.schedule.make_schedule`
         returns. Muon's updates are scaled to the size of AdamW's (https://arxiv.org/abs/2502.16982), so AdamW's rate
@@ -61,9 +63,10 @@ def create_optimizer(
         to the gradient (L2), the other optimizers to the update (decoupled).
       layer_decay: factor on the learning rate from each layer to the one before it, such as 0.75; see `layer_scales`.
         None: all layers have the same rate.
-      clip_norm: maximum norm of the whole gradient. None: no clipping.
+      clip_norm: maximum norm of the whole gradient. None: no clipping, also for ``lamb``, which timm clips at 1.0
+        unless told otherwise.
       momentum: of ``sgd`` (default 0.9) and ``muon`` (0.95).
-      nesterov: of ``sgd`` (default False) and ``muon`` (True).
+      nesterov: of ``sgd`` (default False as in PyTorch; timm's ``sgd`` sets True) and ``muon`` (True).
       betas: decay of the two moments of ``adamw``, ``lamb`` and of the parameters that ``muon`` leaves to AdamW.
         Default (0.9, 0.999).
       epsilon: added to the denominator of these. Default 1e-8; ``lamb`` 1e-6.
@@ -90,10 +93,7 @@ def create_optimizer(
     if own is not None:
         scaled = _own_optimizer(own, model, learning_rate, weight_decay, options)
     else:
-        decay = optax.identity()
-        if weight_decay:
-            decay = optax.add_decayed_weights(weight_decay, mask=_by_name(decay_mask(model)))
-        scaled = function(model, decay, **options)
+        scaled = function(model, weight_decay, **options)
     pieces = [scaled]
     if clip_norm is not None:
         pieces.insert(0, optax.clip_by_global_norm(clip_norm))
@@ -126,7 +126,7 @@ def _options(name: Any, function: Callable[..., Any], given: dict[str, Any]) -> 
     """Returns `given`, with a dtype for its name, after checking that the optimizer takes each option."""
     parameters = inspect.signature(function).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    valid = [key for key in parameters if key not in (*PASSED, "model", "decay")]
+    valid = [key for key in parameters if key not in (*PASSED, "model")]
     for key in given:
         if key not in valid and not takes_any:
             raise UserError(
@@ -251,36 +251,47 @@ def _scale_by_layer(scales: dict[str, float]) -> optax.GradientTransformation:
 # --- Built-in directions: gradients -> updates before the learning rate, with the weight decay where it belongs ---
 
 
-def _sgd(model: Any, decay: Any, *, momentum: float = 0.9, nesterov: bool = False) -> optax.GradientTransformation:
-    return optax.chain(decay, optax.trace(momentum, nesterov) if momentum else optax.identity())
+def _decay(model: Any, weight_decay: float) -> optax.GradientTransformation:
+    if not weight_decay:
+        return optax.identity()
+    return optax.add_decayed_weights(weight_decay, mask=_by_name(decay_mask(model)))
+
+
+def _sgd(
+    model: Any, weight_decay: float, *, momentum: float = 0.9, nesterov: bool = False
+) -> optax.GradientTransformation:
+    return optax.chain(_decay(model, weight_decay), optax.trace(momentum, nesterov) if momentum else optax.identity())
 
 
 def _adamw(
     model: Any,
-    decay: Any,
+    weight_decay: float,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
-    return optax.chain(optax.scale_by_adam(*betas, eps=epsilon, mu_dtype=mu_dtype), decay)
+    return optax.chain(optax.scale_by_adam(*betas, eps=epsilon, mu_dtype=mu_dtype), _decay(model, weight_decay))
 
 
 def _lamb(
     model: Any,
-    decay: Any,
+    weight_decay: float,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-6,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
     adam = optax.scale_by_adam(*betas, eps=epsilon, mu_dtype=mu_dtype)
-    return optax.chain(adam, decay, optax.scale_by_trust_ratio())
+    if not weight_decay:
+        return adam
+    trust_ratio = optax.masked(optax.scale_by_trust_ratio(), _by_name(decay_mask(model)))
+    return optax.chain(adam, _decay(model, weight_decay), trust_ratio)
 
 
 def _muon(
     model: Any,
-    decay: Any,
+    weight_decay: float,
     *,
     momentum: float = 0.95,
     nesterov: bool = True,
@@ -290,12 +301,19 @@ def _muon(
 ) -> optax.GradientTransformation:
     hidden = {name: _is_hidden_matrix(model, name, p.shape) for name, p in _named(model, nnx.Param).items()}
     muon = optax.chain(
-        scale_by_muon(beta=momentum, nesterov=nesterov, mu_dtype=mu_dtype, weight_dimension_numbers=_matrix_axes),
+        optax.trace(momentum, nesterov, accumulator_dtype=mu_dtype),
+        optax.stateless(lambda updates, _: _orthogonal(updates)),
         optax.stateless(lambda updates, _: jax.tree.map(_scale_to_adam, updates)),
     )
     adam = optax.scale_by_adam(*betas, eps=epsilon, mu_dtype=mu_dtype)
     labels = _by_name({name: "muon" if is_hidden else "adam" for name, is_hidden in hidden.items()})
-    return optax.chain(optax.partition({"muon": muon, "adam": adam}, labels), decay)
+    return optax.chain(optax.partition({"muon": muon, "adam": adam}, labels), _decay(model, weight_decay))
+
+
+def _orthogonal(updates: Any) -> Any:
+    # Without optax's momentum, whose bias correction gives Nesterov's first steps other weights than Muon's reference.
+    muon = scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=_matrix_axes)
+    return muon.update(updates, muon.init(updates))[0]
 
 
 def _is_hidden_matrix(model: Any, name: str, shape: tuple[int, ...]) -> bool:

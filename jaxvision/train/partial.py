@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 
 from jaxvision import tree
 from jaxvision.errors import UserError, nearest
+from jaxvision.models.layers import dtypes
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.models.layers.init import torch_default
 from jaxvision.models.layers.norm import BatchNorm

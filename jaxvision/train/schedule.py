@@ -29,6 +29,12 @@ def make_schedule(
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
+    The rates are those of timm's schedulers with ``--sched-on-updates --warmup-prefix`` and with ``--epochs`` that
+    leave out the warm-up: the rate changes with each step, and the shape starts at the end of the warm-up. By default
+    timm changes the rate once per epoch and starts the shape at step 0, so the rate is already below the peak when the
+    warm-up ends. ``"linear"`` is timm's ``poly`` of power 1. ``"step"`` is PyTorch's ``MultiStepLR``; timm's
+    ``multistep`` lowers the rate one step earlier.
+
     Args:
       learning_rate: the peak, reached at the end of the warm-up.
       steps: number of steps of the run, including the warm-up.

@@ -105,7 +105,7 @@ def test_levels_are_timms(increasing, monkeypatch):
     reference.import_timm()
     from timm.data import auto_augment
 
-    names = auto_augment._RAND_INCREASING_TRANSFORMS if increasing else auto_augment._RAND_TRANSFORMS
+    names = [op.name for op in auto_augment.rand_augment_transform(f"rand-inc{int(increasing)}", {}).ops]
     assert len(names) == len(ra.OPS)
     arguments = jax.jit(functools.partial(ra.arguments, increasing=increasing))
     for sign in (1, -1):

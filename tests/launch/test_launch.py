@@ -18,6 +18,8 @@ import yaml
 from support.compile_flags import xla_flags
 from support.paths import ROOT
 
+from jaxvision.parallel.cores import default_workers
+
 LAUNCH = ROOT / "launch"
 TINY = [
     "--config", "configs/quickstart.py:resnet", "--config.data.batch_size=16", "--config.model.image_size=16",
@@ -185,6 +187,19 @@ def test_slurm_requeues_only_after_sigterm(tmp_path: Path, status: int, state: s
     assert ("requeue 7" in calls) == again
 
 
+@pytest.mark.parametrize("given", ["12", None])
+def test_slurm_passes_the_cores_of_a_task_on_to_srun(tmp_path: Path, given: str | None) -> None:
+    """srun does not take them from the job since Slurm 22.05. Outside a job there is one."""
+    program(tmp_path / "bin", "srun", f'printf "%s\\n" "$@" > {tmp_path}/srun')
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    env |= {"SLURM_CPUS_PER_TASK": given} if given else {}
+    subprocess.run(["bash", LAUNCH / "slurm.sbatch"], env=env, timeout=60, check=True)
+    assert f"--cpus-per-task={given or 1}" in (tmp_path / "srun").read_text().splitlines()
+    directives = [line.split()[1] for line in (LAUNCH / "slurm.sbatch").read_text().splitlines() if "#SBATCH" in line]
+    cores = int(next(line for line in directives if "--cpus-per-task=" in line).split("=")[1])
+    assert default_workers(cores) == cores
+
+
 def test_slurm_forwards_a_signal_to_the_script_and_waits(tmp_path: Path) -> None:
     program(
         tmp_path / "bin", "srun", "trap 'sleep 1; echo saved; exit 75' TERM; echo ready; while :; do sleep 0.1; done"
@@ -206,9 +221,9 @@ def test_real_slurm_job_resumes_to_the_same_result(tmp_path: Path) -> None:
     """Two tasks of `srun`. SIGTERM saves and requeues, `scancel` ends the job, a user's mistake is not retried."""
 
     def submit(name: str, *flags: str, wait: bool = False) -> str:
-        command = ["sbatch", "--parsable", "--ntasks=2", f"--output={tmp_path / name}.out", *(["--wait"] * wait)]
+        command = ["sbatch", "--parsable", "--ntasks=2", "--cpus-per-task=1", f"--output={tmp_path / name}.out"]
         done = subprocess.run(
-            [*command, LAUNCH / "slurm.sbatch", *TINY, "--workdir", tmp_path / name, *flags],
+            [*command, *(["--wait"] * wait), LAUNCH / "slurm.sbatch", *TINY, "--workdir", tmp_path / name, *flags],
             cwd=ROOT, env={**environment(), "PYTHON": sys.executable}, capture_output=True, text=True, timeout=900,
             check=False,
         )  # fmt: skip
@@ -303,6 +318,9 @@ def test_jobset_is_consistent() -> None:
     assert container["command"] == ["python", "-m", "jaxvision.main"]
     assert {"name": "JAXVISION_DISTRIBUTED", "value": "1"} in container["env"]
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    # A container has 64 MiB of shared memory, too little for the workers' batches.
+    [shared] = [m["name"] for m in container["volumeMounts"] if m["mountPath"] == "/dev/shm"]
+    assert {"name": shared, "emptyDir": {"medium": "Memory"}} in pod["volumes"]
     # A user's mistake (status 2) ends the job, and its reason ends the JobSet. Everything else is retried.
     assert (job["backoffLimit"], pod["restartPolicy"]) == (0, "Never")  # podFailurePolicy requires Never
     [rule] = job["podFailurePolicy"]["rules"]

@@ -140,7 +140,7 @@ def test_gradients_match_timm(name) -> None:
 def test_names_shapes_groups_and_rates_match_timm(name) -> None:
     timm = import_timm()
     from timm.layers import DropPath
-    from timm.models._manipulate import group_parameters
+    from timm.models import group_parameters
     from torch import nn
 
     rates = {

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +12,8 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from support import tiny
-from support.compile_flags import xla_flags
 from support.paths import TESTS
+from support.processes import run_together
 
 from jaxvision.errors import UserError
 from jaxvision.parallel import distributed
@@ -198,32 +194,10 @@ def test_initialize_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_two_processes_train_and_save_as_one(tmp_path: Path) -> None:
     """Each has four devices and half of the batch: same losses as one process with eight devices, one checkpoint."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "XLA_FLAGS": xla_flags(4),
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, TESTS / "support" / "two_processes.py", tmp_path],
-            env={**environment, "JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    results = [process.communicate(timeout=240) for process in processes]
-    for process, (_, err) in zip(processes, results, strict=True):
-        assert process.returncode == 0, err
-    found = {out.splitlines()[-2].split("/")[0] for out, _ in results}
+    results = run_together(TESTS / "support" / "two_processes.py", tmp_path, processes=2, devices=4)
+    found = {out.splitlines()[-2].split("/")[0] for out in results}
     assert found == {"found", "state"}  # one process finds the damage in its file, the other is informed
-    printed = [out.splitlines()[-1] for out, _ in results]
+    printed = [out.splitlines()[-1] for out in results]
     assert printed[0] == printed[1]
     losses = [float(x) for x in printed[0].split()]
     one = tiny.Run(tiny.build(dropout=0.2), optax.sgd(0.1, momentum=0.9), create={"ema_decay": 0.9}, devices=8)

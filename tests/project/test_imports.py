@@ -7,9 +7,14 @@ import functools
 import os
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from support.paths import ROOT
 
 import jaxvision
 
@@ -83,6 +88,27 @@ def test_imports_point_downward() -> None:
         if b in ROW and not ROW[a] > ROW[b] and (a, b) not in ALLOWED and (a, b) not in SIBLINGS
     }
     assert not wrong, f"these imports do not point downward: {sorted(wrong)}"
+
+
+def test_every_imported_package_is_a_dependency() -> None:
+    """A package that is installed only because another one needs it may be gone with a release of that one."""
+    imported = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines} | {"libtpu"}  # of jax[tpu]
+    installed = metadata.packages_distributions()
+    undeclared = {
+        name
+        for name in imported - {"jaxvision"} - sys.stdlib_module_names
+        if name in installed and not declared & {canonicalize_name(each) for each in installed[name]}
+    }
+    assert not undeclared
 
 
 def test_models_and_weights_import_no_more_than_they_may() -> None:

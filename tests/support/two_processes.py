@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from jaxvision.checkpoint import Checkpoints
 from jaxvision.parallel import distributed
+from jaxvision.parallel.cores import cores_of_this_process, usable_cores
 from jaxvision.parallel.mesh import process_share, shard_batch
 from support import tiny
 
@@ -20,6 +21,7 @@ def main(workdir: str) -> None:
     assert distributed.initialize()  # before anything that queries JAX's devices, as importing `damage` does
     from support import damage
 
+    assert cores_of_this_process() == usable_cores() / jax.process_count()  # nothing binds a process to cores
     losses = []
     for first in (0, 2):  # two steps, a checkpoint, a restart, two more
         run = tiny.Run(tiny.build(dropout=0.2), optax.sgd(0.1, momentum=0.9), create={"ema_decay": 0.9}, devices=8)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from golden import descent
+from golden.make_trajectories import compute
+from support.paths import TESTS
 from support.reference import import_timm
 
 from jaxvision import tree
@@ -15,7 +21,10 @@ from jaxvision.errors import UserError
 from jaxvision.models import registry
 from jaxvision.train.optim import create_optimizer, decay_mask, layer_scales
 from jaxvision.train.partial import add_lora, freeze
+from jaxvision.train.schedule import make_schedule
 from jaxvision.weights.timm import timm_name
+
+TRAJECTORIES = json.loads((TESTS / "golden" / "trajectories.json").read_text(encoding="utf-8"))
 
 
 def abstract(name="test_vit", **options):
@@ -91,45 +100,59 @@ def test_a_model_without_a_head_ends_with_its_last_block() -> None:
 # --- updates ---
 
 
+class Problem(nnx.Module):
+    """The parameters of `golden.descent` as a model."""
+
+    first_conv, classifier_names = "conv_stem", ("head",)
+
+    def __init__(self):
+        for name, shape in descent.SHAPES.items():
+            module, _, leaf = name.rpartition(".")
+            if module and not hasattr(self, module):
+                setattr(self, module, nnx.Module())
+            setattr(getattr(self, module) if module else self, leaf, nnx.Param(jnp.zeros(shape)))
+
+    def no_weight_decay(self):
+        return ("pos_embed",)
+
+    def layer_groups(self):
+        return [rf"({names})(\.|$)" for names in descent.LAYERS]
+
+
+def descend(case: dict) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the parameters after each step in `descent.KEPT`, by name."""
+    model, options = Problem(), dict(case)
+    schedule = options.pop("schedule", None)
+    rate = make_schedule(descent.PEAK, **descent.SCHEDULES[schedule]) if schedule else descent.PEAK
+    tx = create_optimizer(model, learning_rate=rate, **options)
+    params = {name: value.astype(np.float32) for name, value in descent.start().items()}
+    state, kept = tx.init(nested(model, params)), {}
+    update = jax.jit(tx.update)
+    for step in range(descent.STEPS):
+        grads = {name: descent.gradient(name, step, value) for name, value in params.items()}
+        p = nested(model, params)
+        updates, state = update(nested(model, grads), state, p)
+        new = optax.apply_updates(p, updates)
+        params = dict(zip(tree.names(new), map(np.asarray, jax.tree.leaves(new)), strict=True))
+        if step + 1 in descent.KEPT:
+            kept[str(step + 1)] = params
+    return kept
+
+
+@pytest.mark.parametrize("case", descent.OPTIMIZERS)
+def test_twenty_steps_are_timms(case) -> None:
+    """tests/golden/make_trajectories.py wrote timm's trajectories, computed in float64."""
+    ours, theirs = descend(descent.OPTIMIZERS[case]), TRAJECTORIES["optimizers"][case]
+    for step, params in theirs.items():
+        for name, expected in params.items():
+            np.testing.assert_allclose(ours[step][name].ravel(), expected, rtol=0, atol=1e-5, err_msg=f"{step} {name}")
+
+
 @pytest.mark.timm
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("adamw", {"betas": (0.8, 0.95), "epsilon": 1e-6}), ("sgd", {"momentum": 0.8, "nesterov": True}), ("sgd", {})],
-)
-def test_updates_are_pytorchs_in_timms_groups(name, options) -> None:
-    import torch
-
-    model = abstract(depth=1, image_size=32)
-    params, gradients = random_like(model, 0), [random_like(model, i) for i in (1, 2, 3)]
-    tx = create_optimizer(model, name=name, learning_rate=0.1, weight_decay=0.05, layer_decay=0.5, **options)
-    ours = updated(tx, model, params, gradients)
-
-    tensors = {key: torch.nn.Parameter(torch.tensor(value)) for key, value in params.items()}
-    mask, scales = decay_mask(model), layer_scales(model, 0.5)
-    groups = [{"params": [p], "lr": 0.1 * scales[key], "weight_decay": 0.05 * mask[key]} for key, p in tensors.items()]
-    if name == "adamw":
-        optimizer = torch.optim.AdamW(groups, betas=options["betas"], eps=options["epsilon"])
-    else:
-        optimizer = torch.optim.SGD(groups, momentum=options.get("momentum", 0.9), nesterov="nesterov" in options)
-    for grads in gradients:
-        for key, p in tensors.items():
-            p.grad = torch.tensor(grads[key])
-        optimizer.step()
-    for key, p in tensors.items():
-        np.testing.assert_allclose(ours[key], p.detach().numpy(), rtol=1e-5, atol=1e-6, err_msg=key)
-
-
-def test_lamb_by_hand() -> None:
-    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-    params, grads = random_like(model, 0), random_like(model, 1)
-    tx = create_optimizer(model, name="lamb", learning_rate=0.1, weight_decay=0.2, epsilon=1e-3)
-    ours = updated(tx, model, params, [grads])
-    for key, w in params.items():
-        update = grads[key] / (np.abs(grads[key]) + 1e-3)  # the first step of Adam
-        if key == "kernel":
-            update += 0.2 * w
-        ratio = np.linalg.norm(w) / np.linalg.norm(update)
-        np.testing.assert_allclose(ours[key], w - 0.1 * ratio * update, rtol=1e-5)
+def test_stored_trajectories_are_those_of_the_installed_timm() -> None:
+    computed = compute()
+    for kind in ("optimizers", "schedules"):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9), computed[kind], TRAJECTORIES[kind])
 
 
 def test_muon_orthogonalizes_hidden_matrices_and_leaves_the_rest_to_adamw() -> None:
@@ -152,32 +175,15 @@ def test_muon_orthogonalizes_hidden_matrices_and_leaves_the_rest_to_adamw() -> N
             np.testing.assert_allclose(muon[key], adamw[key], rtol=1e-6)
 
 
-def test_muon_is_optaxs() -> None:
-    class Two(nnx.Module):
-        first_conv, classifier_names = "none", ("none",)
-
-        def __init__(self):
-            self.a, self.b = (nnx.Linear(6, n, rngs=nnx.Rngs(0)) for n in (4, 12))
-
-    model = Two()
-    params, gradients = random_like(model, 0), [random_like(model, i) for i in (1, 2)]
-    tx = create_optimizer(model, name="muon", learning_rate=0.1, weight_decay=0.3, momentum=0.9, nesterov=False)
-    reference = optax.contrib.muon(0.1, beta=0.9, nesterov=False, weight_decay=0.3, consistent_rms=0.2)
-    ours, theirs = (updated(t, model, params, gradients) for t in (tx, reference))
-    for key in params:
-        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-6, err_msg=key)
-
-
 def test_muon_reads_a_convolution_as_a_matrix_and_leaves_depthwise_ones_to_adamw() -> None:
     model = abstract("test_efficientnet")
     params = random_like(model, 0)
     state = create_optimizer(model, name="muon", learning_rate=0.1).init(nested(model, params))
     moments = {
         kind: {tree.join(path).partition(f"{kind}.")[2] for path, _ in jax.tree_util.tree_leaves_with_path(state)}
-        for kind in ("mu", "nu")
+        for kind in ("trace", "nu")
     }
-    by_adam = moments["nu"] - {""}
-    by_muon = moments["mu"] - by_adam - {""}
+    by_adam, by_muon = moments["nu"] - {""}, moments["trace"] - {""}
     assert by_muon | by_adam == set(params)
     for key, value in params.items():
         ends = key.startswith(("conv_stem.", "classifier."))
@@ -278,6 +284,20 @@ def test_weight_decay_without_a_mask_is_added_with_ours() -> None:
         np.testing.assert_allclose(ours[key], without[key] - decay, rtol=1e-5, err_msg=key)
 
 
+def test_an_option_of_optaxs_may_be_called_decay() -> None:
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    params, gradients = random_like(model, 0), [random_like(model, i) for i in (1, 2)]
+    ours = updated(
+        create_optimizer(model, name="optax:rmsprop", learning_rate=0.1, decay=0.5), model, params, gradients
+    )
+    for key, w in params.items():
+        second = np.zeros_like(w)
+        for grads in gradients:
+            second = 0.5 * second + 0.5 * grads[key] ** 2
+            w = w - 0.1 * grads[key] / np.sqrt(second + 1e-8)
+        np.testing.assert_allclose(ours[key], w, rtol=1e-5, err_msg=key)
+
+
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon", "optax:lion"])
 def test_first_moment_in_bfloat16(name) -> None:
     model = abstract(depth=1, image_size=32)
@@ -287,8 +307,9 @@ def test_first_moment_in_bfloat16(name) -> None:
         state = create_optimizer(model, name=name, learning_rate=0.1, **options).init(nested(model, params))
         found = {"mu": set(), "nu": set()}
         for path, x in jax.tree_util.tree_leaves_with_path(state):
-            for kind in found.keys() & set(tree.join(path).split(".")):
-                found[kind].add(x.dtype)
+            for kind in ({"trace": "mu"}.get(key, key) for key in tree.join(path).split(".")):  # trace: Muon's momentum
+                if kind in found:
+                    found[kind].add(x.dtype)
         return found
 
     nu = set() if name == "optax:lion" else {jnp.dtype("float32")}

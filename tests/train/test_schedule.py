@@ -1,12 +1,15 @@
-"""jaxvision.train.schedule at points that can be computed by hand."""
+"""jaxvision.train.schedule against timm's schedulers and at points that can be computed by hand."""
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import optax
 import pytest
+from golden import descent
+from support.paths import TESTS
 
 from jaxvision.errors import UserError
 from jaxvision.train.schedule import as_schedule, make_schedule, schedule_function
@@ -15,6 +18,14 @@ from jaxvision.train.schedule import as_schedule, make_schedule, schedule_functi
 def values(at: list[int], learning_rate: float = 2.0, **options: object) -> list[float]:
     schedule = make_schedule(learning_rate, **options)
     return [float(schedule(step)) for step in at]
+
+
+@pytest.mark.parametrize("case", descent.SCHEDULES)
+def test_rates_are_timms(case: str) -> None:
+    """tests/golden/make_trajectories.py wrote timm's rates, which begin after the warm-up (``warmup_prefix``)."""
+    theirs = json.loads((TESTS / "golden" / "trajectories.json").read_text(encoding="utf-8"))["schedules"][case]
+    ours = values(list(range(len(theirs))), descent.PEAK, **descent.SCHEDULES[case])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
 def test_warmup_rises_linearly_to_the_peak() -> None:

@@ -59,7 +59,7 @@ def test_a_grid_that_is_not_square_is_an_error(tokens, wanted):
 def test_input_channels_match_timm(old, channels):
     import_timm()
     import torch
-    from timm.models._manipulate import adapt_input_conv
+    from timm.models import adapt_input_conv
 
     weight = noise(5, old, 3, 3)
     expected = adapt_input_conv(channels, torch.tensor(weight), base_chans=old).numpy()

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 from jax import lax
 
+from jaxvision.models.layers import dtypes
 from jaxvision.models.layers.convolve import convolve, padding_of
 from jaxvision.models.layers.init import torch_default, zeros
 

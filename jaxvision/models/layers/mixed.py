@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 
+from jaxvision.models.layers import dtypes
 from jaxvision.models.layers.conv import Conv
 from jaxvision.models.layers.convolve import convolve, padding_of
 from jaxvision.models.layers.init import uniform

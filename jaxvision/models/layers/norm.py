@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 from jax import lax
 
 from jaxvision.errors import UserError
+from jaxvision.models.layers import dtypes
 from jaxvision.models.layers.init import ones, zeros
 from jaxvision.platform import by_platform
 

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 
-from jaxvision.models.layers import sizes
+from jaxvision.models.layers import dtypes, sizes
 from jaxvision.models.layers.init import torch_default, torch_default_bias
 from jaxvision.models.layers.norm import Norm
 
