@@ -176,10 +176,10 @@ def _complete_section(
     """Returns a section with all its keys, and those of `texts` that it does not have."""
     parameters = _own_parameters(section)
     values = dict(given.items())
-    for key in values:
+    for key in (*values, *texts):
         if key in section.passed:
             raise UserError(
-                f"config.{name}.{key}: this key cannot be set, because it follows from the data or from config.seed. "
+                f"config.{name}.{key}: this key cannot be set, because it follows from the data or from other keys. "
                 "Remove it."
             )
     if section.choice is not None:
@@ -398,8 +398,8 @@ def explain_keys(config: Mapping[str, Any]) -> dict[str, str]:
       config: from `load` or `complete`.
 
     Example:
-      >>> explain_keys(load("configs/quickstart.py:vit"))["train.patience"]
-      'stop after this many evaluations without a better top-1. None never stops early.'
+      >>> explain_keys(load("configs/quickstart.py:vit"))["train.log_every"]
+      'steps between lines of metrics.jsonl.'
     """
     config = complete(config, check=False)
     texts = dict(_TOP_LEVEL_TEXTS)

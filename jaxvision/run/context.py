@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.pipeline import InputPipeline, batch_shapes
 from jaxvision.errors import UserError
-from jaxvision.eval.metrics import Evaluation, with_metric
+from jaxvision.eval.metrics import Evaluation, is_lower_better, with_metric
 from jaxvision.eval.split import evaluate_split
 from jaxvision.eval.step import cached_eval_step
 from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh, process_share
@@ -79,6 +79,26 @@ class RunContext:
         """The split that the result is measured on: the test data, or without any the validation data."""
         return "test" if "test" in self.data else "validation"
 
+    @property
+    def decisive_metric(self) -> str:
+        """The metric that decides which evaluation is the best."""
+        return self.config.checkpoint.best or "top1"
+
+    @property
+    def is_lower_better(self) -> bool:
+        """Whether a lower value of the decisive metric is better."""
+        return is_lower_better(self.decisive_metric, self.config.metric.name)
+
+    @property
+    def checkpoint_options(self) -> dict[str, Any]:
+        """Options of `Checkpoints`. Without validation data none is the best, because the test data may not choose."""
+        chooses = self.watched_split == "validation"
+        return {
+            **self.config.checkpoint,
+            "best": self.config.checkpoint.best if chooses else None,
+            "best_mode": "min" if self.is_lower_better else "max",
+        }
+
     def evaluate(self, state: nnx.State, split: str) -> Evaluation:
         """Returns the evaluation of a training state on one split of the data.
 
@@ -126,6 +146,7 @@ def open_run(
     check_groups(options, batch_size)
     with clock.phase("data preparation"):
         data = _open_data(config, console)
+    check_validation(config, data)
     train_data = data["train"]
     steps_per_epoch = len(train_data) / batch_size
     program = train_program(
@@ -191,6 +212,28 @@ def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset
             f"'validation' and 'test' to evaluate on. Choose the splits with the keys of config.source."
         )
     return data
+
+
+def check_validation(config: ConfigDict, splits: Collection[str]) -> None:
+    """Raises if a key needs validation data and there are none.
+
+    Raises:
+      UserError: `train.patience` or another `checkpoint.best` than the default is set without validation data. By the
+        test data the choice would make the result too good.
+    """
+    if "validation" in splits:
+        return
+    set_keys = []
+    if config.train.patience is not None:
+        set_keys.append(("train.patience", config.train.patience))
+    if config.checkpoint.best not in (None, "top1"):  # the default chooses only if there are validation data
+        set_keys.append(("checkpoint.best", config.checkpoint.best))
+    for key, value in set_keys:
+        raise UserError(
+            f"config.{key}: got {value!r} without validation data, expected some, because the test data may not decide "
+            "about the model that they measure. Hold out a part of the training data, for example with "
+            "--config.source.validation_fraction=0.1."
+        )
 
 
 def _evaluation_loss(config: ConfigDict) -> tuple[Loss, str]:

@@ -51,9 +51,14 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
     with run.clock.phase("checkpoint"):
         checkpoints.wait()
     run.preemption.nothing_to_lose()
-    chosen, reason = Chosen(loop.take_state(), loop.step, loop.evaluation), "the best on the validation data"
+    chosen, reason = (
+        Chosen(loop.take_state(), loop.step, loop.evaluation),
+        f"the best {run.decisive_metric} on the validation data",
+    )
     if run.watched_split != "validation":  # choosing by the test data would make its result too good
         reason = "the last: no validation data to choose by"
+    elif run.config.checkpoint.best is None:
+        reason = "the last: checkpoint.best is None"
     elif checkpoints.best_step() not in (None, chosen.step):
         try:
             best = checkpoints.restore(program.abstract, program.shardings, step="best")
