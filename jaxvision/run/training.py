@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxvision import report
-from jaxvision.errors import disk_errors_as_user_errors
+from jaxvision.errors import disk_errors_as_user_errors, memory_errors_as_user_errors
 from jaxvision.parallel import distributed
 from jaxvision.parallel.accelerators import check_accelerator
 from jaxvision.parallel.preemption import Preemption
@@ -16,6 +16,11 @@ from jaxvision.run import result
 from jaxvision.run.config import complete
 from jaxvision.run.context import open_run
 from jaxvision.run.start import start_loop
+
+_LESS_MEMORY = (
+    "Set a smaller data.batch_size (data.eval_batch_size for the evaluations), a larger train.accumulate or "
+    "train.remat=nothing. `jaxvision plan` computes what fits."
+)
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
@@ -33,11 +38,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       ``top1``, ``top5``, ``loss``, ``calibration_error`` and ``count``. Without test data, on the validation data.
 
     Raises:
-      UserError: the config, the data or the weights are wrong; or a loss is not finite.
+      UserError: the config, the data or the weights are wrong; a loss is not finite; or a device is out of memory.
       Preempted: a SIGTERM arrived; the state has been saved.
     """
     config, workdir, clock = complete(config), Path(workdir), report.Clock()
     with ExitStack() as stack:
+        stack.enter_context(memory_errors_as_user_errors(_LESS_MEMORY))
         preemption = stack.enter_context(Preemption())  # first, because joining other processes may take minutes
         console = _open_console(stack, workdir)
         run = open_run(config, workdir, console=console, clock=clock, preemption=preemption)
