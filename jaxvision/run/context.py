@@ -19,12 +19,11 @@ from jaxvision.data.pipeline import InputPipeline, batch_shapes
 from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation, is_lower_better, with_metric
 from jaxvision.eval.split import evaluate_split
-from jaxvision.eval.step import cached_eval_step
+from jaxvision.eval.step import cached_eval_step, evaluation_loss
 from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
 from jaxvision.run.sections import TrainOptions, check_groups, without_none
-from jaxvision.train.loss import Loss, loss_function, make_loss
 from jaxvision.train.state import evaluated_model
 
 
@@ -125,7 +124,7 @@ class RunContext:
 def open_run(
     config: ConfigDict, workdir: Path, *, console: report.Console, clock: report.Clock, preemption: Preemption
 ) -> RunContext:
-    """Opens the devices and the data of a config, and traces its steps from shapes alone. Writes nothing.
+    """Opens the devices and the data of a config. Writes nothing, and allocates no array of the model.
 
     Args:
       config: completed.
@@ -156,8 +155,8 @@ def open_run(
         pipeline=train_data.pipeline,
         steps_per_epoch=steps_per_epoch,
     )
-    loss, probabilities = _evaluation_loss(config)
-    run = RunContext(
+    loss, probabilities = evaluation_loss(**config.loss)
+    return RunContext(
         config=config,
         workdir=workdir,
         options=options,
@@ -175,11 +174,9 @@ def open_run(
             cached_eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
         ),
     )
-    _trace_steps(run)
-    return run
 
 
-def _trace_steps(run: RunContext) -> None:
+def trace_steps(run: RunContext) -> None:
     """Traces the train step and the evaluation step, which raises the errors of a user's loss or augmentation.
 
     JAX keeps the traces, and the first call of each step reuses its trace.
@@ -234,9 +231,3 @@ def check_validation(config: ConfigDict, splits: Collection[str]) -> None:
             "about the model that they measure. Hold out a part of the training data, for example with "
             "--config.source.validation_fraction=0.1."
         )
-
-
-def _evaluation_loss(config: ConfigDict) -> tuple[Loss, str]:
-    """Returns the loss of an evaluation, which leaves the targets as they are, and how logits become probabilities."""
-    options = {key: value for key, value in config.loss.items() if key not in ("label_smoothing", "target_threshold")}
-    return make_loss(**options), config.loss.kind if loss_function(config.loss.kind) is None else "softmax"

@@ -18,6 +18,7 @@ from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
+from jaxvision.run.workdir import result_files
 from jaxvision.train import partial
 from jaxvision.train.state import gather_model
 
@@ -110,17 +111,13 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
             config=run.config.to_dict(),
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         )
-    path = report.write_report(run.workdir, replace(page, timing=run.clock.timing()))
+    report.write_report(run.workdir, replace(page, timing=run.clock.timing()))
+    write_mistakes(run.workdir, classes, result, images)
     run.console.finish(
         final=headline(result),
         name=run.final_split,
         timing=run.clock.timing(),
-        files={
-            "report": path,
-            "mistakes": write_mistakes(run.workdir, classes, result, images),
-            "model": run.workdir / "export",
-            "metrics": run.workdir / "metrics.jsonl",
-        },
+        files=result_files(run.workdir),
     )
 
 

@@ -209,7 +209,12 @@ def test_the_steps_are_traced_once_and_before_anything_is_written(mine: str, cap
     assert not Path("run").exists()
     status, _, err = start(capsys, *arguments, "--config.loss.kind=losses:each", "--config.data.eval_batch_size=8")
     assert status == 0, err
-    assert importlib.import_module("losses").calls == [(16, 2), (8, 2)]  # the train step, then the evaluation
+    calls = importlib.import_module("losses").calls
+    assert calls == [(16, 2), (8, 2)]  # the train step, then the evaluation
+    status, out, _ = start(capsys, *arguments, "--config.loss.kind=losses:each", "--config.data.eval_batch_size=8")
+    assert status == 0
+    assert "this run is finished" in out
+    assert len(calls) == 2
 
 
 def test_the_best_evaluation_is_marked_by_the_metric_of_the_config(mine: str, capsys: pytest.CaptureFixture) -> None:
