@@ -191,13 +191,11 @@ class Subset:
       source: all examples.
       rows: int [n], the indices of those that are kept.
       name: for messages.
-      ignored: number of files that the source has ignored; reported when this subset is read.
     """
 
-    def __init__(self, source: Source, rows: np.ndarray, *, name: str, ignored: int = 0):
+    def __init__(self, source: Source, rows: np.ndarray, *, name: str):
         self._source, self._rows = source, rows
         self.name = name
-        self.ignored = ignored
         self.classes = source.classes
         self.labels = None if source.labels is None else np.asarray(source.labels)[rows]
 
@@ -242,11 +240,11 @@ def hold_out_validation(splits: Splits, fraction: float, *, seed: int) -> Splits
     if not len(held):
         raise UserError(f"{where}: got one image per class, expected at least two to hold one of them out. Add images.")
     subset = _SubsetReadTogether if hasattr(splits.train, "__getitems__") else Subset
-    name, ignored = splits.train.name, getattr(splits.train, "ignored", 0)
-    return splits._replace(
-        train=subset(splits.train, kept, name=f"{name}, kept", ignored=ignored),
-        validation=subset(splits.train, held, name=f"{name}, held out"),
-    )
+    train = subset(splits.train, kept, name=f"{splits.train.name}, kept")
+    for attribute in ("ignored", "notes", "warnings"):  # what a source may have to say when it is read
+        if hasattr(splits.train, attribute):
+            setattr(train, attribute, getattr(splits.train, attribute))
+    return splits._replace(train=train, validation=subset(splits.train, held, name=f"{splits.train.name}, held out"))
 
 
 def stratified_split(
