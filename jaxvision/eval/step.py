@@ -114,7 +114,10 @@ def cached_eval_step(
 
 
 def evaluation_loss(
-    *, kind: str | Callable[..., Loss] = "softmax", label_smoothing: float = 0.0, target_threshold: float | None = None,
+    *,
+    kind: str | Callable[..., Loss] = "softmax",
+    label_smoothing: float = 0.0,
+    target_threshold: float | None = None,
     **options: Any,
 ) -> tuple[Loss, str]:
     """Returns the loss of an evaluation, and how logits become probabilities.

@@ -23,6 +23,7 @@ from jaxvision.models.registry import keyword_parameters
 from jaxvision.parallel.mesh import AXES
 from jaxvision.run.sections import SECTIONS, Section, model_builder, without_none
 from jaxvision.run.values import convert, parse, type_text
+from jaxvision.run.workdir import read_record
 
 PACKAGED_CONFIGS = Path(__file__).parents[1] / "configs"
 _CONFIG_MODULE = "_jaxvision_config_"  # the name of a config file's module is this and the file's name
@@ -145,6 +146,25 @@ def complete(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = (
         _check_ranges(full)
         _check_best(full)
     return full
+
+
+def recorded(workdir: str | Path) -> ConfigDict | None:
+    """Returns the complete config of the run in a workdir; None if no run has been started there.
+
+    Args:
+      workdir: the workdir, or the folder ``export`` in it.
+
+    Raises:
+      UserError: ``config.json`` is damaged, or it has a key or names a function that this version does not find.
+    """
+    folder = Path(workdir)
+    record = read_record(folder)
+    if record is None and folder.resolve().name == "export":
+        record = read_record(folder.resolve().parent)
+    if record is None:
+        return None
+    record.get("checkpoint", {}).pop("best_mode", None)  # a key of earlier versions
+    return complete(record)
 
 
 def _seed(given: ConfigDict, texts: dict[str, str]) -> Any:
