@@ -199,6 +199,12 @@ def _export_config(classifier: Classifier) -> dict[str, Any]:
     }
     if row.module is not None:
         config["jaxvision_builder"] = f"{row.module}:{getattr(row.build, '__qualname__', '')}"
+        if row.module == "__main__":
+            logger.warning(
+                "%s is defined in a script or notebook, so only a program that registers it first can load the export; "
+                "move it to a module",
+                model.architecture,
+            )
     elif unknown := timm.unknown_to_timm(model):
         options = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
         logger.warning(

@@ -51,12 +51,12 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxvision.eval.evaluate import evaluate
     from jaxvision.models.registry import keyword_parameters
     from jaxvision.parallel.accelerators import check_accelerator
-    from jaxvision.run.config import recorded
+    from jaxvision.run.recorded import recorded_config
     from jaxvision.run.sections import without_none
 
     check_accelerator(warn)
     options = _source_options(arguments.option, keyword_parameters(evaluate))
-    config = recorded(arguments.model)
+    config = recorded_config(arguments.model)
     as_trained: dict[str, Any] = {}
     if config is not None:
         as_trained = {

@@ -184,6 +184,25 @@ def check(source: Source, split: str) -> None:
         )
 
 
+def empty_classes_text(source: Source) -> str:
+    """Returns a line about the classes without an image in a source; empty if there are none or the labels are unknown.
+
+    Example:
+      >>> from jaxvision.data.arrays import ArraySource
+      >>> images, labels = np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 2])
+      >>> empty_classes_text(ArraySource(images, labels, classes=["cat", "dog", "horse"], name="mine"))
+      "1 of 3 classes has no image: 'dog'"
+    """
+    if source.labels is None:
+        return ""
+    classes = list(source.classes)
+    empty = np.flatnonzero(np.bincount(source.labels, minlength=len(classes)) == 0)
+    if not len(empty):
+        return ""
+    named = ", ".join(repr(classes[i]) for i in empty[:5]) + (", ..." if len(empty) > 5 else "")
+    return f"{len(empty):,} of {len(classes):,} classes {'has' if len(empty) == 1 else 'have'} no image: {named}"
+
+
 class Subset:
     """Some of the examples of a source.
 
@@ -252,7 +271,8 @@ def stratified_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (kept, held out), sorted indices, with a fraction of each class held out at random.
 
-    A class of two or more images has at least one on each side. A single image is kept.
+    A class of two or more images has at least one on each side. A single image is kept; `empty_classes_text` then names
+    the class.
 
     Args:
       labels: int [n].

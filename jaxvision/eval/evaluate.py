@@ -93,6 +93,8 @@ def evaluate(
         check_batch_size(batch_size, mesh, what="batch_size")
         if report_dir is not None:
             _make_report_dir(Path(report_dir))
+        if text := source.empty_classes_text(chosen):
+            console.warn(f"{name} data: {text}")
         images = open_dataset(chosen, max_corrupt=max_corrupt, memory_limit=memory_limit, log=console.warn)
         graph, state = nnx.split(classifier.model)
         console.start(

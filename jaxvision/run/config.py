@@ -18,12 +18,11 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxvision.errors import UserError, nearest, unknown_name_error
 from jaxvision.eval import metrics
-from jaxvision.extend import import_path
+from jaxvision.extend import import_path, module_of
 from jaxvision.models.registry import keyword_parameters
 from jaxvision.parallel.mesh import AXES
 from jaxvision.run.sections import SECTIONS, Section, model_builder, without_none
 from jaxvision.run.values import convert, parse, type_text
-from jaxvision.run.workdir import read_record
 
 PACKAGED_CONFIGS = Path(__file__).parents[1] / "configs"
 _CONFIG_MODULE = "_jaxvision_config_"  # the name of a config file's module is this and the file's name
@@ -146,25 +145,6 @@ def complete(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = (
         _check_ranges(full)
         _check_best(full)
     return full
-
-
-def recorded(workdir: str | Path) -> ConfigDict | None:
-    """Returns the complete config of the run in a workdir; None if no run has been started there.
-
-    Args:
-      workdir: the workdir, or the folder ``export`` in it.
-
-    Raises:
-      UserError: ``config.json`` is damaged, or it has a key or names a function that this version does not find.
-    """
-    folder = Path(workdir)
-    record = read_record(folder)
-    if record is None and folder.resolve().name == "export":
-        record = read_record(folder.resolve().parent)
-    if record is None:
-        return None
-    record.get("checkpoint", {}).pop("best_mode", None)  # a key of earlier versions
-    return complete(record)
 
 
 def _seed(given: ConfigDict, texts: dict[str, str]) -> Any:
@@ -313,11 +293,13 @@ def _check_required(config: ConfigDict) -> None:
 
 
 def _check_model(config: ConfigDict) -> None:
-    """Raises for a model of the config file itself: another process could not import it to load the export."""
+    """Raises for a model of the config file or of a script: another process could not import it to load the export."""
     build = model_builder(config.model.name)
-    if build.__module__.startswith(_CONFIG_MODULE):
+    is_of_script = module_of(build) == "__main__" and hasattr(sys.modules["__main__"], "__file__")
+    if is_of_script or build.__module__.startswith(_CONFIG_MODULE):
+        place = "script" if is_of_script else "config file"
         raise UserError(
-            f"config.model.name: got {config.model.name!r}, which is defined in the config file, expected a model in a "
+            f"config.model.name: got {config.model.name!r}, which is defined in the {place}, expected a model in a "
             "module, so that its export can be loaded elsewhere. Move it to mine.py and set "
             f"config.model.name='mine:{build.__qualname__}'."
         )

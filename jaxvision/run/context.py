@@ -203,6 +203,9 @@ def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset
         for name, images in splits._asdict().items()
         if images is not None
     }
+    for name, images in data.items():
+        if text := source.empty_classes_text(images.source):
+            console.warn(f"{name} data: {text}")
     if not {"train"} < set(data):
         raise UserError(
             f"config.source: got the splits {', '.join(data) or 'none'}, expected 'train' and at least one of "

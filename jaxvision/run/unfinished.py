@@ -13,8 +13,8 @@ from jaxvision.classifier import Classifier
 from jaxvision.errors import UserError
 from jaxvision.models.base import Model
 from jaxvision.parallel.preemption import Preemption
-from jaxvision.run.config import recorded
 from jaxvision.run.context import RunContext, open_run
+from jaxvision.run.recorded import recorded_config
 from jaxvision.train import partial
 from jaxvision.train.state import gather_model
 
@@ -35,7 +35,7 @@ def load_checkpoint(
     Raises:
       UserError: there is no run or no such checkpoint, or the data or the checkpoint cannot be read.
     """
-    config = recorded(workdir)
+    config = recorded_config(workdir)
     if config is None or not saved_steps(workdir):
         raise UserError(f"{workdir}: got no checkpoint, expected the workdir of a run that has saved one.")
     config.mesh = ConfigDict({"data": 1})

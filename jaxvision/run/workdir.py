@@ -96,23 +96,6 @@ def _changed_config_text(workdir: str | Path, changes: list[str]) -> str:
     )
 
 
-def read_record(workdir: str | Path) -> dict[str, Any] | None:
-    """Returns the config of the run in a workdir, as `config_record` makes it; None if there is no run.
-
-    Raises:
-      UserError: ``config.json`` is damaged.
-    """
-    path = Path(workdir) / "config.json"
-    try:
-        record = json.loads(path.read_text())
-    except OSError:
-        return None
-    except ValueError as e:
-        raise UserError(f"{path}: got invalid JSON ({e}), expected the config of a run. Restore the file.") from e
-    # An export has a config.json as well.
-    return record if isinstance(record, dict) and {"source", "model", "train"} <= record.keys() else None
-
-
 def write_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
     """Writes ``config.json`` into a workdir, which is created if necessary. Only process 0 writes.
 

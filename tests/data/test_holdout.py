@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxvision.data import ArraySource, Splits, open_dataset
-from jaxvision.data.source import open_source
+from jaxvision.data.source import empty_classes_text, open_source
 from jaxvision.errors import UserError
 
 LABELS = np.repeat(np.arange(3), [50, 20, 10])
@@ -114,3 +114,19 @@ def test_an_image_that_cannot_be_read_is_skipped_in_a_part_as_well():
 def test_what_cannot_be_held_out(source, fraction, message):
     with pytest.raises(UserError, match=message):
         open_source(source, validation_fraction=fraction)
+
+
+def rare(*, split_seed: int = 0) -> Splits:
+    """One image of the classes "b" and "c"."""
+    images = np.zeros((12, 4, 4, 1), np.uint8)
+    source = ArraySource(images, np.array([0] * 10 + [1, 2]), classes=["a", "b", "c"], name="rare")
+    return Splits(train=source, test=source)
+
+
+def test_classes_without_an_image_are_named():
+    train, validation, test = open_source(rare, validation_fraction=0.2)
+    assert [empty_classes_text(part) for part in (train, validation, test)] == [
+        "",
+        "2 of 3 classes have no image: 'b', 'c'",
+        "",
+    ]

@@ -206,11 +206,14 @@ def test_empty_class_folders_and_damaged_images(capsys: pytest.CaptureFixture, t
     assert "empty: got no images" in refused(capsys, *arguments)
     shutil.rmtree(images / "empty")
 
+    (images / "single").mkdir()
+    shutil.copy(images / "class1" / "1.jpg", images / "single")
     bad = images / "class1" / "3.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     status, out, err = start(capsys, *arguments)
     assert status == 0, err
     assert str(bad) in re.sub(r"\s+", "", out)
+    assert "warning: test data: 1 of 3 classes has no image: 'single'" in out
     assert "damaged" in (tmp_path / "run" / "report.html").read_text()
 
     shutil.rmtree(tmp_path / "run")
