@@ -133,7 +133,7 @@ def open_source(
     """
     function = source_function(name)
     valid = inspect.signature(function).parameters
-    if "validation_fraction" in valid:  # a source that holds out images itself
+    if validation_fraction is not None and "validation_fraction" in valid:  # the source holds out images itself
         options, validation_fraction = options | {"validation_fraction": validation_fraction}, None
     for key in options:
         if key not in valid:

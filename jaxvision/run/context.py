@@ -145,7 +145,7 @@ def open_run(
     check_groups(options, batch_size)
     with clock.phase("data preparation"):
         data = _open_data(config, console)
-    check_validation(config, data)
+    _check_validation(config, data)
     train_data = data["train"]
     steps_per_epoch = len(train_data) / batch_size
     program = train_program(
@@ -214,7 +214,7 @@ def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset
     return data
 
 
-def check_validation(config: ConfigDict, splits: Collection[str]) -> None:
+def _check_validation(config: ConfigDict, splits: Collection[str]) -> None:
     """Raises if a key needs validation data and there are none.
 
     Raises:

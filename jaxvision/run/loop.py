@@ -41,18 +41,13 @@ class Patience:
     best: float | None = None
     waited: int = 0
 
-    def update(self, metrics: Mapping[str, float]) -> None:
-        """Counts one more evaluation. An equal value or NaN is no improvement."""
-        value = metrics[self.metric]
-        if self._improves(value):
+    def update(self, metrics: Mapping[str, float | None]) -> None:
+        """Counts one more evaluation. An equal value is no improvement, nor is NaN, which a file holds as None."""
+        value, sign = metrics[self.metric], -1 if self.lower_is_better else 1
+        if value is not None and math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.waited = value, 0
         else:
             self.waited += 1
-
-    def _improves(self, value: float) -> bool:
-        if self.best is None:
-            return not math.isnan(value)
-        return value < self.best if self.lower_is_better else value > self.best
 
     def read(self, workdir: Path, split: str, *, before: int) -> None:
         """Counts the evaluations of a run that resumes, from its ``metrics.jsonl``.
