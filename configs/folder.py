@@ -4,10 +4,15 @@
     python -m jaxvision.main --config configs/folder.py:efficientnet_b3.ra2_in1k --config.source.data_dir=photos
 
 `photos/` holds ``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg`` or ``test/CLASS/*.jpg``. With ``CLASS/*.jpg`` only, a
-seeded part of each class is held out. The argument after the colon is any model of `jaxvision list --pretrained`.
+seeded part of each class is held out as the test data. The argument after the colon is any model of
+`jaxvision list --pretrained`.
 
 Recipe: AdamW for 20 epochs with learning rate 1e-3, layer-wise decay 0.75, label smoothing 0.1, crops and flips. The
 layer-wise decay reduces overfitting on small datasets.
+
+With ``val/``, the evaluations during training use it and choose the exported checkpoint, and ``test/`` is evaluated
+once, at the end. Without ``val/``, the last step is exported. To choose a checkpoint or to stop early without ``val/``,
+hold out a part of the training images: --config.source.validation_fraction=0.1.
 
 - Few images or little time: --config.model.freeze_backbone=True trains only the head.
 - No network: --config.model.checkpoint_path=model.safetensors reads a weight file of timm.

@@ -5,7 +5,8 @@
     python -m jaxvision.main --config configs/quickstart.py:efficientnet
 
 Data: the digits of scikit-learn, 1,797 scans of 8x8 pixels (UCI, Alpaydin & Kaynak 1998). The package contains them, so
-nothing is downloaded.
+nothing is downloaded. A fifth of each class is the test data, on which the model is evaluated during training and at
+the end. The evaluations decide nothing: the last step is exported and reported.
 
 Cost and result, on two cores of an AMD EPYC including compilation: vit 99.16 % in 83 to 102 s, resnet 99.44 % in 33 s,
 efficientnet 98.89 % in 30 s (docs/results.md).

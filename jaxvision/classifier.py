@@ -199,6 +199,12 @@ def _export_config(classifier: Classifier) -> dict[str, Any]:
     }
     if row.module is not None:
         config["jaxvision_builder"] = f"{row.module}:{getattr(row.build, '__qualname__', '')}"
+        if row.module == "__main__":
+            logger.warning(
+                "%s is defined in a script or notebook, so only a program that registers it first can load the export; "
+                "move it to a module",
+                model.architecture,
+            )
     elif unknown := timm.unknown_to_timm(model):
         options = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
         logger.warning(
@@ -240,7 +246,10 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
     if folder.is_dir():
         export = read_export(folder) or read_export(folder / "export")
         if export is None:
-            raise UserError(f"{source}: found no export/config.json. Let the run finish, then try again.")
+            raise UserError(
+                f"{source}: found no export/config.json. Let the run finish, or export a checkpoint of it: jaxvision "
+                f"convert {source} FOLDER"
+            )
         return _load_export(export, checkpoint_path, options)
     if folder.is_file() or "/" in str(source):
         raise UserError(
@@ -372,7 +381,7 @@ def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export
     """
     if checkpoint_path is None:
         return None
-    path = Path(checkpoint_path).expanduser()
+    path = files.weights_folder(Path(checkpoint_path).expanduser())
     path = path / "model.safetensors" if path.is_dir() else path
     if path.name != "model.safetensors" or not path.is_file():
         return None

@@ -67,8 +67,8 @@ def create_model(
         the name that you gave it by `jaxvision.register_model`, the class or function that builds it, or
         ``"package.module:function"``.
       pretrained: load the weights of the tag (by default the architecture's default tag) from the hub or its cache.
-      checkpoint_path: load the weights from this file or folder instead, without network access. Safetensors, or a
-        PyTorch pickle such as a checkpoint of timm's trainer, which needs torch.
+      checkpoint_path: load the weights from this file, folder or workdir of a finished run instead, without network
+        access. Safetensors, or a PyTorch pickle such as a checkpoint of timm's trainer, which needs torch.
       revision: branch, tag or commit of the weights' repository on the hub. Default: its main branch.
       num_classes: number of classes of the head; 0 for no head. If the weights have another number, the head is freshly
         initialized. Default: that of the weights; without weights that of the tag.

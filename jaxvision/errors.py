@@ -105,3 +105,31 @@ def disk_errors_as_user_errors(folder: Path) -> Iterator[None]:
             f"{e.filename or folder}: {e.strerror}. Files that were saved before are intact. Fix the disk or the "
             "permissions, and run the same command again."
         ) from e
+
+
+@contextmanager
+def memory_errors_as_user_errors(fix: str) -> Iterator[None]:
+    """Raises XLA's error for a device without enough memory as a `UserError`.
+
+    XLA raises it when it compiles, when it runs a program, or when a result is fetched.
+
+    Args:
+      fix: what takes less memory, as sentences.
+
+    Example:
+      >>> import jax
+      >>> with memory_errors_as_user_errors("Set a smaller data.batch_size."):
+      ...     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 70368744177664 bytes.")
+      Traceback (most recent call last):
+      ...
+      jaxvision.errors.UserError: out of memory: a device has too little for this (RESOURCE_EXHAUSTED: Out of memory
+      allocating 70368744177664 bytes). Set a smaller data.batch_size.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        # By its name, because a process without JAX comes here as well.
+        if type(e).__name__ not in ("JaxRuntimeError", "XlaRuntimeError") or "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        reason = str(e)[str(e).index("RESOURCE_EXHAUSTED") :].splitlines()[0][:300].rstrip(".")
+        raise UserError(f"out of memory: a device has too little for this ({reason}). {fix}") from e

@@ -111,6 +111,21 @@ def check_returned(what: str, value: Any, *, valid: bool, expected: str) -> None
         raise UserError(f"{what}: the function returned {got}, expected {expected}.")
 
 
+def module_of(function: Callable[..., Any]) -> str:
+    """Returns the name by which the module of a function or class can be imported.
+
+    ``python -m mine`` runs the module as ``__main__``, but it is imported as ``mine``. A script or a notebook, which
+    another program cannot import, stays ``"__main__"``.
+
+    >>> module_of(resolve)
+    'jaxvision.extend'
+    """
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if function.__module__ == "__main__" and spec is not None:
+        return spec.name
+    return function.__module__
+
+
 def import_path(what: str, function: Callable[..., Any]) -> str:
     """Returns the ``"package.module:function"`` by which `resolve` finds `function`, so that a file can record it.
 

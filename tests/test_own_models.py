@@ -215,3 +215,36 @@ def test_an_option_that_json_cannot_hold(module: ModuleType, tmp_path: Path) -> 
     classifier.model.options = (("scale", nnx.relu),)
     with pytest.raises(UserError, match="cannot save the options of own_models:narrow"):
         save_classifier(tmp_path, classifier)
+
+
+#: What follows the model in a script of the user.
+SCRIPT = """
+import numpy as np
+from jaxvision import run
+from jaxvision.augment.preprocess import Preprocess
+
+if __name__ == "__main__":
+    model = jaxvision.create_model("PlainNet", num_classes=2)
+    preprocess = Preprocess(image_size=16)
+    jaxvision.save_classifier("export", jaxvision.Classifier(model, ("a", "b"), preprocess))
+    config = {"source": {"name": "digits"}, "model": {"name": "PlainNet"}, "optimizer": {"learning_rate": 0.1}}
+    print(run.complete(config).model.name)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["-m", "own_models"], ["own_models.py"]])
+def test_a_model_of_the_program_itself(arguments: list[str], module: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "own_models.py").write_text(MODULE + SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    builder = json.loads((tmp_path / "export" / "config.json").read_text())["jaxvision_builder"]
+    if arguments[0] == "-m":
+        assert done.stdout == "PlainNet\n", done.stderr
+        assert builder == "own_models:PlainNet"
+        forget()
+        assert load_classifier(tmp_path / "export").classes == ("a", "b")
+    else:  # importing a script may run it
+        assert "only a program that registers it first can load the export" in done.stderr
+        message = "got 'PlainNet', which is defined in the script, expected a model in a module"
+        assert message in done.stderr
+        assert "config.model.name='mine:PlainNet'" in done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxvision.data import source
 from jaxvision.run.config import argument_texts, complete, explain_keys, leaves, load, packaged
+from jaxvision.run.sections import source_keys
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +50,8 @@ def page() -> str:
     for name in packaged():
         summary = (ast.get_docstring(ast.parse((ROOT / name).read_text())) or "").splitlines()[0]
         lines.append(f"| `{name}` | {summary} |")
-    lines.append(MIDDLE)
+    lines += [MIDDLE, "## `source`, every source\n"]
+    lines += [*[f"- `{key}`: {text}" for key, text in argument_texts(source_keys).items()], ""]
     for name in source.SOURCES:
         lines.append(f"## `source`, name `{name}`\n")
         texts = argument_texts(source.source_function(name))

@@ -58,7 +58,8 @@ class Checkpoints:
     Args:
       workdir: folder of the run; checkpoints go to its folder ``checkpoints``.
       keep: how many of the newest checkpoints are kept.
-      best: metric that selects one more checkpoint to keep, such as ``"top1"``; None keeps none.
+      best: metric of the validation data that selects one more checkpoint to keep, such as ``"top1"`` or ``"loss"``.
+        None keeps none.
       best_mode: whether the highest (``"max"``) or the lowest (``"min"``) value of that metric is best.
       config: stored in each checkpoint, so that a copy elsewhere is self-describing; anything that JSON can hold.
       read_only: never write or remove anything, for an evaluation while the run continues.

@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxvision.cli.arguments import load_model
 from jaxvision.errors import UserError
 
-HELP = "convert a finished run or a weight file to a folder or file that timm reads"
-EXAMPLES = """examples:
+if TYPE_CHECKING:
+    from jaxvision.classifier import Classifier
+
+HELP = "convert a run, a checkpoint or a weight file to a folder or file that timm reads"
+EXAMPLES = """A run that was stopped for good has checkpoints, but no export. Its best checkpoint by the validation data
+is converted, or without validation data the newest one.
+
+examples:
   jaxvision convert runs/mine mine-timm
+  jaxvision convert runs/stopped mine-timm --step newest
   jaxvision convert resnet50.a1_in1k gray.safetensors --in-channels 1"""
 
 
@@ -20,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="WORKDIR|NAME",
-        help="workdir of a finished run, its export folder, or the name of a model",
+        help="workdir of a run, its export folder, or the name of a model",
     )
     parser.add_argument(
         "output",
@@ -32,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         metavar="FILE",
         help="read the weights of NAME from this file in timm's format instead of the hub",
+    )
+    parser.add_argument(
+        "--step",
+        metavar="newest|best|STEP",
+        help="convert this checkpoint of the run in WORKDIR (default: its export, if the run is finished)",
     )
     parser.add_argument("--num-classes", type=int, help="number of classes of the head (default: the weights' own)")
     parser.add_argument(
@@ -57,9 +70,35 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{output} is the workdir of a run, and convert would overwrite its config.json. Choose another folder."
         )
-    classifier = load_model(arguments)
+    classifier, step = _load(arguments)
     if output.suffix == ".safetensors":
         save_timm(classifier.model, output)
     else:
         save_classifier(output, classifier)
-    print(f"{output}: {classifier.model.architecture} with {classifier.model.num_classes} classes, in timm's format")
+    of_step = "" if step is None else f", step {step:,} of {arguments.model}"
+    model = classifier.model
+    print(f"{output}: {model.architecture} with {model.num_classes} classes{of_step}, in timm's format")
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Classifier, int | None]:
+    """Returns the model to convert, and its step if it is that of a checkpoint."""
+    from jaxvision.checkpoint import saved_steps
+    from jaxvision.classifier import read_export
+
+    workdir, step = Path(arguments.model), arguments.step
+    is_stopped = bool(saved_steps(workdir)) and read_export(workdir / "export") is None
+    if step is None and not is_stopped:
+        return load_model(arguments), None
+    for option in ("checkpoint", "num_classes", "image_size", "in_channels"):
+        if getattr(arguments, option) is not None:
+            raise UserError(
+                f"--{option.replace('_', '-')}: got {getattr(arguments, option)} for a checkpoint of a run, which has "
+                "its own. Remove it, and convert the result again if necessary."
+            )
+    if step not in (None, "newest", "best") and not step.isdigit():
+        raise UserError(f"--step: got {step!r}, expected newest, best or the number of a step.")
+    from jaxvision import report
+    from jaxvision.run.unfinished import load_checkpoint
+
+    with report.Console() as console:
+        return load_checkpoint(workdir, step=int(step) if step and step.isdigit() else step, console=console)

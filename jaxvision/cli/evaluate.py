@@ -12,7 +12,11 @@ from jaxvision.cli.arguments import add_model_arguments, load_model, warn
 from jaxvision.errors import UserError
 
 HELP = "evaluate a model on a dataset: accuracy, loss, calibration error and mistakes"
-EXAMPLES = """examples:
+EXAMPLES = """A model that is named by its workdir is evaluated with the loss and the metric of its run. Without --data
+it is evaluated on the run's own data.
+
+examples:
+  jaxvision evaluate --model runs/mine --split validation
   jaxvision evaluate --model runs/mine --data images/test --report runs/mine-test
   jaxvision evaluate --model runs/cifar10 --data tfds --option dataset=cifar10"""
 
@@ -22,17 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--data",
-        required=True,
         metavar="FOLDER|SOURCE",
-        help="a folder with one subfolder per class, or a source such as digits or tfds",
+        help="a folder with one subfolder per class, or a source such as digits or tfds (default: the data of the run, "
+        "if --model is its workdir)",
     )
-    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument(
+        "--split", help="train, validation or test (default: test, or validation for a run without test data)"
+    )
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="option of the source, such as dataset=cifar10 or data_dir=FOLDER; may be repeated",
+        help="option of the source, such as dataset=cifar10 or data_dir=FOLDER; may be repeated (default: those of the "
+        "run, if it has the same source)",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     parser.add_argument("--report", metavar="FOLDER", help="write report.html and mistakes.csv to this folder")
@@ -44,20 +51,58 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxvision.eval.evaluate import evaluate
     from jaxvision.models.registry import keyword_parameters
     from jaxvision.parallel.accelerators import check_accelerator
+    from jaxvision.run.recorded import recorded_config
+    from jaxvision.run.sections import without_none
 
     check_accelerator(warn)
     options = _source_options(arguments.option, keyword_parameters(evaluate))
+    config = recorded_config(arguments.model)
+    as_trained: dict[str, Any] = {}
+    if config is not None:
+        as_trained = {
+            "loss": without_none(config.loss),
+            "metric": without_none(config.metric),
+            "max_corrupt": config.data.max_corrupt,
+            "memory_limit": config.data.memory_limit,
+        }
+    classifier = load_model(arguments)
+    data, split, options = _data(arguments, None if config is None else without_none(config.source), options)
     result = evaluate(
-        load_model(arguments),
-        arguments.data,
-        split=arguments.split,
+        classifier,
+        data,
+        split=split,
         batch_size=arguments.batch_size,
         report_dir=arguments.report,
         quiet=arguments.json,
+        **as_trained,
         **options,
     )
     if arguments.json:
         print(json.dumps(result))
+
+
+def _data(
+    arguments: argparse.Namespace, source: dict[str, Any] | None, options: dict[str, Any]
+) -> tuple[Any, str, dict[str, Any]]:
+    """Returns the data to evaluate on, the name of the split, and the options of the data.
+
+    Args:
+      arguments: of the command.
+      source: the section of the run's config; None if the model does not come from a run.
+      options: of the source, from the command line.
+    """
+    from jaxvision.data.source import open_source
+
+    name = arguments.data
+    if source is None and name is None:
+        raise UserError(
+            "evaluate: --data is missing, and --model is not the workdir of a run, which would name its data. Add it."
+        )
+    if source is None or name not in (None, source["name"]):
+        return name, arguments.split or "test", options
+    splits = open_source(**{**source, **options})
+    split = arguments.split or ("validation" if splits.test is None else "test")
+    return splits.split(split), split, {}
 
 
 def _source_options(texts: Sequence[str], reserved: Collection[str]) -> dict[str, Any]:

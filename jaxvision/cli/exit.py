@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from jaxvision.errors import Preempted, UserError
+from jaxvision.errors import Preempted, UserError, memory_errors_as_user_errors
 
 MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
@@ -22,14 +22,15 @@ INTERRUPTED = 130  # 128 + SIGINT, as in shells
 def exit_status(command: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status.
 
-    Prints a `UserError` as one line. Returns 0 if the command returns None.
+    Prints a `UserError`, or a lack of memory on a device, as one line. Returns 0 if the command returns None.
 
     Example:
       >>> exit_status(lambda: None), exit_status(lambda: 1)
       (0, 1)
     """
     try:
-        return command() or 0
+        with memory_errors_as_user_errors("Use a smaller model, smaller images or fewer of them at once."):
+            return command() or 0
     except UserError as e:
         process = os.environ.get("JAX_PROCESS_ID") or os.environ.get("SLURM_PROCID") or "0"
         print(f"error{'' if process == '0' else f' in process {process}'}: {e}", file=sys.stderr)

@@ -63,8 +63,8 @@ class Source(Protocol):
 class Splits(NamedTuple):
     """The splits of a dataset; a split that does not exist is None.
 
-    The best checkpoint is chosen on `validation`; without it the last checkpoint is used. `test` is evaluated when
-    training is over, and also during training if there is no `validation`.
+    `validation` chooses the best checkpoint and stops training early; without it the last checkpoint is used. `test` is
+    evaluated when training is over, and also during training if there is no `validation`.
     """
 
     train: Source | None = None
@@ -109,11 +109,15 @@ def source_function(name: str | Callable[..., Splits]) -> Callable[..., Splits]:
 _MEMBERS = ("name", "classes", "labels", "__len__", "__getitem__", "where")
 
 
-def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
+def open_source(
+    name: str | Callable[..., Splits], *, validation_fraction: float | None = None, **options: Any
+) -> Splits:
     """Returns the splits of a dataset.
 
     Args:
       name: as for `source_function`.
+      validation_fraction: as for `hold_out_validation`, whose seed is the source's option ``split_seed``, or else 0.
+        None: the splits are those of the source.
       **options: keyword arguments of the source's function.
 
     Raises:
@@ -123,9 +127,14 @@ def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
       >>> splits = open_source("digits")
       >>> len(splits.train), len(splits.test), splits.train.classes[3]
       (1438, 359, '3')
+      >>> splits = open_source("digits", validation_fraction=0.1)
+      >>> len(splits.train), len(splits.validation), len(splits.test)
+      (1295, 143, 359)
     """
     function = source_function(name)
     valid = inspect.signature(function).parameters
+    if validation_fraction is not None and "validation_fraction" in valid:  # the source holds out images itself
+        options, validation_fraction = options | {"validation_fraction": validation_fraction}, None
     for key in options:
         if key not in valid:
             raise unknown_name_error("source", key, valid, expected=f"an option of the source {name!r}")
@@ -143,7 +152,9 @@ def open_source(name: str | Callable[..., Splits], **options: Any) -> Splits:
                 f"{source.name}: got other classes in the split {split!r} than in {first!r}, expected the same in the "
                 "same order. Number the classes alike in all splits."
             )
-    return splits
+    if validation_fraction is None:
+        return splits
+    return hold_out_validation(splits, validation_fraction, seed=options.get("split_seed", 0))
 
 
 def check(source: Source, split: str) -> None:
@@ -173,22 +184,108 @@ def check(source: Source, split: str) -> None:
         )
 
 
-def stratified_split(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def empty_classes_text(source: Source) -> str:
+    """Returns a line about the classes without an image in a source; empty if there are none or the labels are unknown.
+
+    Example:
+      >>> from jaxvision.data.arrays import ArraySource
+      >>> images, labels = np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 2])
+      >>> empty_classes_text(ArraySource(images, labels, classes=["cat", "dog", "horse"], name="mine"))
+      "1 of 3 classes has no image: 'dog'"
+    """
+    if source.labels is None:
+        return ""
+    classes = list(source.classes)
+    empty = np.flatnonzero(np.bincount(source.labels, minlength=len(classes)) == 0)
+    if not len(empty):
+        return ""
+    named = ", ".join(repr(classes[i]) for i in empty[:5]) + (", ..." if len(empty) > 5 else "")
+    return f"{len(empty):,} of {len(classes):,} classes {'has' if len(empty) == 1 else 'have'} no image: {named}"
+
+
+class Subset:
+    """Some of the examples of a source.
+
+    Args:
+      source: all examples.
+      rows: int [n], the indices of those that are kept.
+      name: for messages.
+    """
+
+    def __init__(self, source: Source, rows: np.ndarray, *, name: str):
+        self._source, self._rows = source, rows
+        self.name = name
+        self.classes = source.classes
+        self.labels = None if source.labels is None else np.asarray(source.labels)[rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._rows[index])]
+
+    def where(self, index: int) -> str:
+        return self._source.where(int(self._rows[index]))
+
+
+class _SubsetReadTogether(Subset):
+    """Some of the examples of a source that reads several of them together."""
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        source: Any = self._source
+        return source.__getitems__([int(row) for row in self._rows[list(indices)]])
+
+
+def hold_out_validation(splits: Splits, fraction: float, *, seed: int) -> Splits:
+    """Returns the splits of a dataset, with a part of the training data as the validation data.
+
+    Args:
+      splits: without validation data.
+      fraction: share of each class that is held out, in (0, 1). If the labels are known only after reading the images,
+        it is a share of all images.
+      seed: seed of the random choice.
+
+    Raises:
+      UserError: there are validation data already, there are no training data, or `fraction` holds out no image.
+    """
+    where = "source.validation_fraction"
+    if splits.train is None or splits.validation is not None:
+        found = "no training data" if splits.train is None else "a validation split"
+        raise UserError(f"{where}: got {fraction} for a source with {found}. Set {where}=None.")
+    labels = splits.train.labels
+    if labels is None:
+        labels = np.zeros(len(splits.train), int)  # as if all images had the same class
+    kept, held = stratified_split(labels, fraction, seed=seed, where=where)
+    if not len(held):
+        raise UserError(f"{where}: got one image per class, expected at least two to hold one of them out. Add images.")
+    subset = _SubsetReadTogether if hasattr(splits.train, "__getitems__") else Subset
+    train = subset(splits.train, kept, name=f"{splits.train.name}, kept")
+    for attribute in ("ignored", "notes", "warnings"):  # what a source may have to say when it is read
+        if hasattr(splits.train, attribute):
+            setattr(train, attribute, getattr(splits.train, attribute))
+    return splits._replace(train=train, validation=subset(splits.train, held, name=f"{splits.train.name}, held out"))
+
+
+def stratified_split(
+    labels: np.ndarray, fraction: float, *, seed: int, where: str = "source.test_fraction"
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns (kept, held out), sorted indices, with a fraction of each class held out at random.
 
-    A class of two or more images has at least one on each side. A single image is kept.
+    A class of two or more images has at least one on each side. A single image is kept; `empty_classes_text` then names
+    the class.
 
     Args:
       labels: int [n].
       fraction: share of each class that is held out, in (0, 1).
       seed: seed of the random choice.
+      where: the key of `fraction`, for messages.
 
     >>> kept, held = stratified_split(np.array([0] * 10 + [1] * 10), 0.2, seed=0)
     >>> len(kept), len(held)
     (16, 4)
     """
     if not 0 < fraction < 1:
-        raise UserError(f"source.test_fraction: got {fraction}, expected a number between 0 and 1.")
+        raise UserError(f"{where}: got {fraction}, expected a number between 0 and 1.")
     rng = np.random.Generator(np.random.Philox(seed))
     held: list[np.ndarray] = []
     for label in np.unique(labels):

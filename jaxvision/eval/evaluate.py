@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,31 @@ from jaxvision.classifier import Classifier
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import open_test_folder
-from jaxvision.errors import UserError, disk_errors_as_user_errors
-from jaxvision.eval.metrics import Evaluation
+from jaxvision.errors import UserError, disk_errors_as_user_errors, memory_errors_as_user_errors
+from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
 from jaxvision.eval.split import evaluate_split
-from jaxvision.eval.step import cached_eval_step
+from jaxvision.eval.step import cached_eval_step, evaluation_loss
 from jaxvision.parallel.mesh import check_batch_size, make_mesh
-from jaxvision.train.loss import make_loss
 from jaxvision.train.partial import parameter_counts
 from jaxvision.weights import imagenet
 
-_LOSS = make_loss()  # one object, because `cached_eval_step` compares losses by identity
+_LOSS = evaluation_loss()  # one object, because `cached_eval_step` compares losses by identity
+_LESS_MEMORY = "Set a smaller batch size (--batch-size)."
 
 
 def evaluate(
     classifier: Classifier,
-    data: str,
+    data: str | source.Source,
     *,
     split: str = "test",
+    loss: Mapping[str, Any] | None = None,
+    metric: Mapping[str, Any] | None = None,
     batch_size: int = 32,
     workers: int | None = None,
     report_dir: str | Path | None = None,
     max_corrupt: int = 10,
+    memory_limit: float = 2.0,
     quiet: bool = False,
     **options: Any,
 ) -> dict[str, float]:
@@ -49,20 +52,27 @@ def evaluate(
 
     Args:
       classifier: from `jaxvision.load_classifier`.
-      data: a folder with one folder per class, or the name of a source such as ``"digits"``.
-      split: ``"train"``, ``"validation"`` or ``"test"``, of a source or of a folder that has such splits.
+      data: a folder with one folder per class, the name of a source such as ``"digits"``, or one split of an open
+        source.
+      split: ``"train"``, ``"validation"`` or ``"test"``, of a source or of a folder that has such splits. If `data` is
+        an open split, this is its name in what is printed.
+      loss: the section ``loss`` of the config that the classifier was trained with, such as ``{"kind": "sigmoid"}``;
+        see `jaxvision.eval.step.evaluation_loss`. None: cross entropy of the softmax.
+      metric: the section ``metric`` of a config, for one more metric; see `jaxvision.eval.with_metric`.
       batch_size: images per step.
       workers: processes that decode images; None: one for each usable core, at most 16, and 0 on one or two.
       report_dir: folder for ``report.html`` and ``mistakes.csv``. None writes nothing.
       max_corrupt: number of damaged images that are reported and skipped. One more is an error.
+      memory_limit: size in GiB up to which small images of one shape are kept in memory and resized on the device.
       quiet: print nothing.
       **options: of the source.
 
     Returns:
-      ``top1``, ``top5``, ``loss``, ``calibration_error`` and ``count``.
+      ``top1``, ``top5``, ``loss``, ``calibration_error`` and ``count``, and the metric of `metric`.
 
     Raises:
-      UserError: the dataset does not exist, its classes are not the model's, or `report_dir` cannot be written.
+      UserError: the dataset does not exist, its classes are not the model's, `report_dir` cannot be written, or the
+        device is out of memory.
 
     Example:
       >>> import jaxvision
@@ -76,28 +86,31 @@ def evaluate(
     """
     clock = report.Clock()
     mesh = make_mesh(devices=jax.devices()[:1])
-    with report.Console(io.StringIO() if quiet else None) as console:
-        chosen, names = _open_data(data, split, classifier.classes, options)
+    loss_of, probabilities = _LOSS if loss is None else evaluation_loss(**loss)
+    with report.Console(io.StringIO() if quiet else None) as console, memory_errors_as_user_errors(_LESS_MEMORY):
+        chosen, names, name = _open_data(data, split, classifier.classes, options)
         _check_classes(chosen, names, log=console.warn)
         check_batch_size(batch_size, mesh, what="batch_size")
         if report_dir is not None:
             _make_report_dir(Path(report_dir))
-        images = open_dataset(chosen, max_corrupt=max_corrupt, log=console.warn)
+        if text := source.empty_classes_text(chosen):
+            console.warn(f"{name} data: {text}")
+        images = open_dataset(chosen, max_corrupt=max_corrupt, memory_limit=memory_limit, log=console.warn)
         graph, state = nnx.split(classifier.model)
         console.start(
             model=classifier.model.architecture,
             parameters=parameter_counts(state)[0],
             dataset=chosen.name,
             classes=len(chosen.classes),
-            data={split: len(chosen)},
+            data={name: len(chosen)},
         )
         with clock.phase("evaluation"):
             result = evaluate_split(
                 images,
                 state=state,
-                name=split,
+                name=name,
                 step_of=functools.partial(
-                    cached_eval_step, graph, mesh, _LOSS, "softmax", classifier.preprocess, _itself
+                    cached_eval_step, graph, mesh, loss_of, probabilities, classifier.preprocess, _itself
                 ),
                 mesh=mesh,
                 preprocess=classifier.preprocess,
@@ -107,11 +120,12 @@ def evaluate(
                 classes=len(classifier.classes),
                 console=console,
             )
+        result = with_metric(result, **(metric or {}))
         files = {}
         if report_dir is not None:
-            files = _write_report(Path(report_dir), classifier, result, images, split=split, clock=clock)
+            files = _write_report(Path(report_dir), classifier, result, images, name=name, clock=clock)
         final = headline(result) | {"count": result.count}
-        console.finish(final=final, name=split, timing=clock.timing(), files=files)
+        console.finish(final=final, name=name, timing=clock.timing(), files=files)
         return result.scalars()
 
 
@@ -119,22 +133,33 @@ def _itself(model: nnx.Module) -> nnx.Module:
     return model
 
 
-def _open_data(data: str, split: str, classes: Sequence[str], options: dict[str, Any]) -> tuple[Any, Sequence[str]]:
-    """Returns one split of a folder or source, and the model's classes in the spelling of that dataset."""
-    folder = Path(data)
+def _open_data(
+    data: str | source.Source, split: str, classes: Sequence[str], options: dict[str, Any]
+) -> tuple[Any, Sequence[str], str]:
+    """Returns one split of a dataset, the model's classes in the spelling of that dataset, and the split's name."""
+    if not isinstance(data, str | Path):
+        return data, _in_dataset_spelling(classes, data.classes), split
+    folder = Path(data).expanduser()
     if folder.is_dir():
         if options:
             raise UserError(f"{data}: a folder takes no option {min(options)!r}. Options are for sources. Remove it.")
         found = {path.name for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir()}
         names = _in_dataset_spelling(classes, found)
-        return open_test_folder(data, names, split), names
+        images = open_test_folder(folder, names, split)
+        return images, names, _name_in_folder(folder, images, names, split)
     if data not in source.SOURCES and ":" not in data:
         raise UserError(
             f"data: got {data!r}, expected a folder that exists or one of the sources {', '.join(source.SOURCES)}. "
             "Check the path."
         )
     chosen: Any = source.open_source(data, **options).split(split)
-    return chosen, _in_dataset_spelling(classes, chosen.classes)
+    return chosen, _in_dataset_spelling(classes, chosen.classes), split
+
+
+def _name_in_folder(folder: Path, images: source.Source, classes: Sequence[str], split: str) -> str:
+    """Returns the name of what was read: the split if the folder has splits, else the name of the folder itself."""
+    below = Path(images.where(0)).relative_to(folder).parts[0]
+    return folder.resolve().name if below in classes else split
 
 
 def _in_dataset_spelling(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:
@@ -180,7 +205,7 @@ def _write_report(
     result: Evaluation,
     images: Dataset,
     *,
-    split: str,
+    name: str,
     clock: report.Clock,
 ) -> dict[str, Path]:
     page = describe(
@@ -189,7 +214,7 @@ def _write_report(
         images,
         title=classifier.model.architecture,
         subtitle=f"evaluated on {images.source.name}",
-        notes=notes_on({split: images}),
+        notes=notes_on({name: images}),
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
     )
     with disk_errors_as_user_errors(folder):

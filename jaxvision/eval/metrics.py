@@ -14,6 +14,9 @@ from jaxvision.extend import check_call, resolve
 #: The metrics that every evaluation has; `checkpoint.best` may name one of them, or a user's own.
 METRICS = ("top1", "top5", "loss", "calibration_error")
 
+#: Those of which a lower value is better.
+LOWER_IS_BETTER = ("loss", "calibration_error")
+
 #: Bins of the calibration error.
 BINS = 15
 
@@ -91,6 +94,32 @@ def metric_key(function: Callable[..., float]) -> str:
     'max'
     """
     return getattr(function, "__name__", type(function).__name__)
+
+
+def is_lower_better(metric: str, own: str | Callable[..., float] | None = None) -> bool:
+    """Returns whether a lower value of a metric is better.
+
+    Args:
+      metric: name of a built-in metric, or of the user's own.
+      own: the user's own metric, as for `metric_function`. Its attribute ``lower_is_better`` states its direction;
+        without the attribute a higher value is better.
+
+    Raises:
+      UserError: no such module or function.
+
+    Example:
+      >>> is_lower_better("top1"), is_lower_better("loss")
+      (False, True)
+      >>> def mistakes(evaluation):
+      ...     return len(evaluation.mistakes(evaluation.count))
+      >>> mistakes.lower_is_better = True
+      >>> is_lower_better("mistakes", mistakes)
+      True
+    """
+    function = metric_function(own)
+    if function is not None and metric == metric_key(function):
+        return bool(getattr(function, "lower_is_better", False))
+    return metric in LOWER_IS_BETTER
 
 
 def check_metric(function: Callable[..., float], **options: Any) -> None:

@@ -18,6 +18,7 @@ from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.eval.metrics import Evaluation, summarize
 from jaxvision.models.layers.mode import eval_view
 from jaxvision.parallel.mesh import batch_sharding, replicated
+from jaxvision.train.loss import Loss, make_loss
 
 Batch = Mapping[str, Any]
 EvalStep = Callable[[nnx.State, Batch], dict[str, jax.Array]]
@@ -110,6 +111,30 @@ def cached_eval_step(
         prepare=lambda batch: pipeline.prepare_eval(batch, preprocess),
         model_of=model_of,
     )
+
+
+def evaluation_loss(
+    *,
+    kind: str | Callable[..., Loss] = "softmax",
+    label_smoothing: float = 0.0,
+    target_threshold: float | None = None,
+    **options: Any,
+) -> tuple[Loss, str]:
+    """Returns the loss of an evaluation, and how logits become probabilities.
+
+    Args:
+      kind: as for `jaxvision.train.loss.make_loss`.
+      label_smoothing, target_threshold: of the training; an evaluation leaves the targets as they are.
+      **options: keyword arguments of your own function.
+
+    Raises:
+      UserError: `kind` is unknown, or an option is out of range.
+
+    Example:
+      >>> evaluation_loss(kind="sigmoid", label_smoothing=0.1)[1]
+      'sigmoid'
+    """
+    return make_loss(kind=kind, **options), "sigmoid" if kind == "sigmoid" else "softmax"
 
 
 def evaluate_batches(step: EvalStep, state: nnx.State, batches: Iterable[Batch], *, classes: int) -> Evaluation:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, overload
 import jax
 from flax import nnx
 
+from jaxvision import extend
 from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models.base import Model
 from jaxvision.models.layers.init import shapes_only, streams
@@ -111,7 +112,8 @@ def register_model(build: B | None = None, *, name: str | None = None) -> B | Ca
             "The part after a dot is the tag of weights."
         )
     known = _VARIANTS.get(architecture)
-    if known is not None and known.module != build.__module__:
+    module = extend.module_of(build)
+    if known is not None and known.module != module:
         owner = "is a built-in model" if known.module is None else f"was registered by the module {known.module}"
         raise UserError(f"register_model: {architecture!r} {owner}. Choose another name.")
     parameters = keyword_parameters(build)
@@ -120,7 +122,7 @@ def register_model(build: B | None = None, *, name: str | None = None) -> B | Ca
             f"register_model: {architecture!r} does not take {', '.join(missing)}. Add the keyword "
             f"argument{'s' if len(missing) > 1 else ''} by name; **options do not count."
         )
-    _VARIANTS[architecture] = Variant(architecture, "custom", build, {}, build.__module__)
+    _VARIANTS[architecture] = Variant(architecture, "custom", build, {}, module)
     return build
 
 

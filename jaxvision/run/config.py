@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxvision.errors import UserError, nearest, unknown_name_error
 from jaxvision.eval import metrics
-from jaxvision.extend import import_path
+from jaxvision.extend import import_path, module_of
 from jaxvision.models.registry import keyword_parameters
 from jaxvision.parallel.mesh import AXES
 from jaxvision.run.sections import SECTIONS, Section, model_builder, without_none
@@ -176,10 +176,10 @@ def _complete_section(
     """Returns a section with all its keys, and those of `texts` that it does not have."""
     parameters = _own_parameters(section)
     values = dict(given.items())
-    for key in values:
+    for key in (*values, *texts):
         if key in section.passed:
             raise UserError(
-                f"config.{name}.{key}: this key cannot be set, because it follows from the data or from config.seed. "
+                f"config.{name}.{key}: this key cannot be set, because it follows from the data or from other keys. "
                 "Remove it."
             )
     if section.choice is not None:
@@ -293,11 +293,13 @@ def _check_required(config: ConfigDict) -> None:
 
 
 def _check_model(config: ConfigDict) -> None:
-    """Raises for a model of the config file itself: another process could not import it to load the export."""
+    """Raises for a model of the config file or of a script: another process could not import it to load the export."""
     build = model_builder(config.model.name)
-    if build.__module__.startswith(_CONFIG_MODULE):
+    is_of_script = module_of(build) == "__main__" and hasattr(sys.modules["__main__"], "__file__")
+    if is_of_script or build.__module__.startswith(_CONFIG_MODULE):
+        place = "script" if is_of_script else "config file"
         raise UserError(
-            f"config.model.name: got {config.model.name!r}, which is defined in the config file, expected a model in a "
+            f"config.model.name: got {config.model.name!r}, which is defined in the {place}, expected a model in a "
             "module, so that its export can be loaded elsewhere. Move it to mine.py and set "
             f"config.model.name='mine:{build.__qualname__}'."
         )
@@ -398,8 +400,8 @@ def explain_keys(config: Mapping[str, Any]) -> dict[str, str]:
       config: from `load` or `complete`.
 
     Example:
-      >>> explain_keys(load("configs/quickstart.py:vit"))["train.patience"]
-      'stop after this many evaluations without a better top-1. None never stops early.'
+      >>> explain_keys(load("configs/quickstart.py:vit"))["train.log_every"]
+      'steps between lines of metrics.jsonl.'
     """
     config = complete(config, check=False)
     texts = dict(_TOP_LEVEL_TEXTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,14 @@ from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.pipeline import InputPipeline, batch_shapes
 from jaxvision.errors import UserError
-from jaxvision.eval.metrics import Evaluation, with_metric
+from jaxvision.eval.metrics import Evaluation, is_lower_better, with_metric
 from jaxvision.eval.split import evaluate_split
-from jaxvision.eval.step import cached_eval_step
+from jaxvision.eval.step import cached_eval_step, evaluation_loss
 from jaxvision.parallel.cores import cores_of_this_process, default_workers
 from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
 from jaxvision.run.sections import TrainOptions, check_groups, without_none
-from jaxvision.train.loss import Loss, loss_function, make_loss
 from jaxvision.train.state import evaluated_model
 
 
@@ -82,6 +81,26 @@ class RunContext:
         """The split that the result is measured on: the test data, or without any the validation data."""
         return "test" if "test" in self.data else "validation"
 
+    @property
+    def decisive_metric(self) -> str:
+        """The metric that decides which evaluation is the best."""
+        return self.config.checkpoint.best or "top1"
+
+    @property
+    def is_lower_better(self) -> bool:
+        """Whether a lower value of the decisive metric is better."""
+        return is_lower_better(self.decisive_metric, self.config.metric.name)
+
+    @property
+    def checkpoint_options(self) -> dict[str, Any]:
+        """Options of `Checkpoints`. Without validation data none is the best, because the test data may not choose."""
+        chooses = self.watched_split == "validation"
+        return {
+            **self.config.checkpoint,
+            "best": self.config.checkpoint.best if chooses else None,
+            "best_mode": "min" if self.is_lower_better else "max",
+        }
+
     def evaluate(self, state: nnx.State, split: str) -> Evaluation:
         """Returns the evaluation of a training state on one split of the data.
 
@@ -108,7 +127,7 @@ class RunContext:
 def open_run(
     config: ConfigDict, workdir: Path, *, console: report.Console, clock: report.Clock, preemption: Preemption
 ) -> RunContext:
-    """Opens the devices and the data of a config, and traces its steps from shapes alone. Writes nothing.
+    """Opens the devices and the data of a config. Writes nothing, and allocates no array of the model.
 
     Args:
       config: completed.
@@ -129,6 +148,7 @@ def open_run(
     check_groups(options, batch_size)
     with clock.phase("data preparation"):
         data = _open_data(config, console)
+    _check_validation(config, data)
     train_data = data["train"]
     steps_per_epoch = len(train_data) / batch_size
     program = train_program(
@@ -138,8 +158,8 @@ def open_run(
         pipeline=train_data.pipeline,
         steps_per_epoch=steps_per_epoch,
     )
-    loss, probabilities = _evaluation_loss(config)
-    run = RunContext(
+    loss, probabilities = evaluation_loss(**config.loss)
+    return RunContext(
         config=config,
         workdir=workdir,
         options=options,
@@ -158,8 +178,6 @@ def open_run(
             cached_eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
         ),
     )
-    _trace_steps(run)
-    return run
 
 
 def _workers(config: ConfigDict) -> int:
@@ -168,7 +186,7 @@ def _workers(config: ConfigDict) -> int:
     return default_workers(cores_of_this_process()) if given is None else given
 
 
-def _trace_steps(run: RunContext) -> None:
+def trace_steps(run: RunContext) -> None:
     """Traces the train step and the evaluation step, which raises the errors of a user's loss or augmentation.
 
     JAX keeps the traces, and the first call of each step reuses its trace.
@@ -195,6 +213,9 @@ def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset
         for name, images in splits._asdict().items()
         if images is not None
     }
+    for name, images in data.items():
+        if text := source.empty_classes_text(images.source):
+            console.warn(f"{name} data: {text}")
     if not {"train"} < set(data):
         raise UserError(
             f"config.source: got the splits {', '.join(data) or 'none'}, expected 'train' and at least one of "
@@ -203,7 +224,23 @@ def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset
     return data
 
 
-def _evaluation_loss(config: ConfigDict) -> tuple[Loss, str]:
-    """Returns the loss of an evaluation, which leaves the targets as they are, and how logits become probabilities."""
-    options = {key: value for key, value in config.loss.items() if key not in ("label_smoothing", "target_threshold")}
-    return make_loss(**options), config.loss.kind if loss_function(config.loss.kind) is None else "softmax"
+def _check_validation(config: ConfigDict, splits: Collection[str]) -> None:
+    """Raises if a key needs validation data and there are none.
+
+    Raises:
+      UserError: `train.patience` or another `checkpoint.best` than the default is set without validation data. By the
+        test data the choice would make the result too good.
+    """
+    if "validation" in splits:
+        return
+    set_keys = []
+    if config.train.patience is not None:
+        set_keys.append(("train.patience", config.train.patience))
+    if config.checkpoint.best not in (None, "top1"):  # the default chooses only if there are validation data
+        set_keys.append(("checkpoint.best", config.checkpoint.best))
+    for key, value in set_keys:
+        raise UserError(
+            f"config.{key}: got {value!r} without validation data, expected some, because the test data may not decide "
+            "about the model that they measure. Hold out a part of the training data, for example with "
+            "--config.source.validation_fraction=0.1."
+        )

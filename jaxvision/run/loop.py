@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,26 +27,30 @@ from jaxvision.run.not_finite import NonFiniteSteps, fetch_metrics, mean_metrics
 
 @dataclass
 class Patience:
-    """The best validation accuracy so far, and how many evaluations have not improved on it.
+    """The best evaluation so far, and how many evaluations have not improved on it.
 
     Attributes:
-      best: highest top-1; None before the first evaluation.
+      metric: name of the metric that decides.
+      lower_is_better: whether a lower value of it is better.
+      best: best value; None before the first evaluation.
       waited: number of evaluations since then.
     """
 
+    metric: str = "top1"
+    lower_is_better: bool = False
     best: float | None = None
     waited: int = 0
 
-    def update(self, top1: float) -> None:
-        """Counts one more evaluation. An equal accuracy is no improvement."""
-        if self.best is None or top1 > self.best:
-            self.best, self.waited = top1, 0
+    def update(self, metrics: Mapping[str, float | None]) -> None:
+        """Counts one more evaluation. An equal value is no improvement, nor is NaN, which a file holds as None."""
+        value, sign = metrics[self.metric], -1 if self.lower_is_better else 1
+        if value is not None and math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
+            self.best, self.waited = value, 0
         else:
             self.waited += 1
 
-    @classmethod
-    def read(cls, workdir: Path, split: str, *, before: int) -> Patience:
-        """Returns the patience of a run that resumes, from its ``metrics.jsonl``.
+    def read(self, workdir: Path, split: str, *, before: int) -> None:
+        """Counts the evaluations of a run that resumes, from its ``metrics.jsonl``.
 
         Args:
           workdir: folder of the run.
@@ -53,11 +58,10 @@ class Patience:
           before: leave out evaluations at this step and later. They are repeated, and process 0 may not have removed
             their lines from the file yet.
         """
-        patience = cls()
         for line in report.read_metrics(workdir):
-            if line["split"] == split and line["step"] < before:
-                patience.update(line["top1"])
-        return patience
+            # The metric may be new since the run was interrupted.
+            if line["split"] == split and line["step"] < before and self.metric in line:
+                self.update(line)
 
 
 class TrainingLoop:
@@ -80,7 +84,7 @@ class TrainingLoop:
       first_step: number of steps that were done when the loop was created.
       unlogged: metrics of the steps since the last line of the log, on the devices.
       evaluation_due: whether this step still has to be evaluated.
-      patience: the best accuracy so far, for early stopping.
+      patience: the best evaluation so far, for early stopping.
       evaluation: of `state`; None if this loop has not evaluated it.
     """
 
@@ -102,7 +106,8 @@ class TrainingLoop:
         self.unlogged = [{key: np.float32(x) for key, x in values.items()} for values in position.get("recent", ())]
         self.evaluation_due = position.get("evaluation_due", False)  # True if the run was stopped while it evaluated
         first_repeated = start.step if self.evaluation_due else start.step + 1
-        self.patience = Patience.read(run.workdir, run.watched_split, before=first_repeated)
+        self.patience = Patience(run.decisive_metric, run.is_lower_better)
+        self.patience.read(run.workdir, run.watched_split, before=first_repeated)
         self.evaluation: Evaluation | None = None
         self.checkpoints = checkpoints
         self._data_fingerprint = data_fingerprint
@@ -111,7 +116,7 @@ class TrainingLoop:
         self._evaluate_every = max(run.options.evaluate_every * run.steps_per_epoch, 1)
 
     def train(self) -> None:
-        """Trains to the last step, or until the accuracy has not improved for ``train.patience`` evaluations.
+        """Trains to the last step, or until ``train.patience`` evaluations have not improved on the best one.
 
         Raises:
           Preempted: a SIGTERM arrived; the state has been saved.
@@ -133,7 +138,9 @@ class TrainingLoop:
                 self._save_and_stop()
         self._batches.close()  # ends the workers and frees the memory that they share
         if self.step < run.steps:
-            run.console.note(f"stopped early: {self.patience.waited} evaluations without a better top-1")
+            run.console.note(
+                f"stopped early: {self.patience.waited} evaluations without a better {run.decisive_metric}"
+            )
 
     def take_state(self) -> nnx.State:
         """Returns the state and releases it, so that it is freed when the caller releases it."""
@@ -201,11 +208,11 @@ class TrainingLoop:
         # process at once, also while the step compiles.
         if step > self.first_step:
             run.preemption.working()
-        self.patience.update(result.top1)
         epoch, metrics = step / run.steps_per_epoch, result.scalars()
+        self.patience.update(metrics)
         self._metrics.write(step, split, metrics, epoch=epoch)
         with run.clock.phase("checkpoint"):
-            is_best = split == "validation" and self.checkpoints.is_best(metrics)
+            is_best = self.checkpoints.is_best(metrics)
         run.console.result(headline(result), name=split, step=step, epoch=epoch, best=is_best)
         with run.clock.phase("checkpoint"):
             self.checkpoints.save(

@@ -18,6 +18,7 @@ from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
+from jaxvision.run.workdir import result_files
 from jaxvision.train import partial
 from jaxvision.train.state import gather_model
 
@@ -51,9 +52,14 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
     with run.clock.phase("checkpoint"):
         checkpoints.wait()
     run.preemption.nothing_to_lose()
-    chosen, reason = Chosen(loop.take_state(), loop.step, loop.evaluation), "the best on the validation data"
+    chosen, reason = (
+        Chosen(loop.take_state(), loop.step, loop.evaluation),
+        f"the best {run.decisive_metric} on the validation data",
+    )
     if run.watched_split != "validation":  # choosing by the test data would make its result too good
         reason = "the last: no validation data to choose by"
+    elif run.config.checkpoint.best is None:
+        reason = "the last: checkpoint.best is None"
     elif checkpoints.best_step() not in (None, chosen.step):
         try:
             best = checkpoints.restore(program.abstract, program.shardings, step="best")
@@ -105,17 +111,13 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
             config=run.config.to_dict(),
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         )
-    path = report.write_report(run.workdir, replace(page, timing=run.clock.timing()))
+    report.write_report(run.workdir, replace(page, timing=run.clock.timing()))
+    write_mistakes(run.workdir, classes, result, images)
     run.console.finish(
         final=headline(result),
         name=run.final_split,
         timing=run.clock.timing(),
-        files={
-            "report": path,
-            "mistakes": write_mistakes(run.workdir, classes, result, images),
-            "model": run.workdir / "export",
-            "metrics": run.workdir / "metrics.jsonl",
-        },
+        files=result_files(run.workdir),
     )
 
 

@@ -71,7 +71,8 @@ class TrainOptions:
         as 0.9998. The average is then evaluated and exported. None keeps no average.
       ema_warmup: start the average with a smaller decay, 1 - (1 + t)^(-2/3) at step t, until it reaches `ema_decay`.
       evaluate_every: epochs between evaluations. The last step is always evaluated.
-      patience: stop after this many evaluations without a better top-1. None never stops early.
+      patience: stop after this many evaluations on the validation data without a better `checkpoint.best`, or without
+        a better top-1 if that is None. None never stops early.
       log_every: steps between lines of ``metrics.jsonl``.
       save_every: steps between checkpoints, in addition to the one at each evaluation. None saves only those.
       remat: what each block of the model keeps for the backward pass, which recomputes the rest: ``"products"`` (of
@@ -99,12 +100,15 @@ class TrainOptions:
     not_finite: str = "stop"
 
 
-def source_keys(*, name: str) -> None:
+def source_keys(*, name: str, validation_fraction: float | None = None) -> None:
     """The keys of ``source`` that every source has.
 
     Args:
       name: where the images come from: ``"digits"``, ``"folder"``, ``"tfds"``, ``"huggingface"``, or your own function,
         ``"package.module:function"``.
+      validation_fraction: share of each class of the training data that is held out to choose the best checkpoint and
+        to stop early, for a source without validation data. The choice is seeded by `split_seed` where the source has
+        that key. None: the splits are those of the source.
     """
 
 
@@ -180,7 +184,8 @@ def metric_keys(*, name: str | None = None) -> None:
 
     Args:
       name: your own metric, ``"package.module:function"``. It is called with every `Evaluation` and returns a number,
-        which is logged under the function's name; `checkpoint.best` may name it. None: only the built-in metrics.
+        which is logged under the function's name; `checkpoint.best` may name it. A higher number is better, unless the
+        function has an attribute ``lower_is_better = True``. None: only the built-in metrics.
     """
 
 
@@ -222,7 +227,7 @@ SECTIONS: dict[str, Section] = {
     ),
     "train": Section((TrainOptions,)),
     "sharding": Section((make_rules,), passed=("mesh", "tensor_rules")),
-    "checkpoint": Section((Checkpoints,), passed=("workdir", "config", "log", "read_only")),
+    "checkpoint": Section((Checkpoints,), passed=("workdir", "best_mode", "config", "log", "read_only")),
 }
 
 #: Keys and sections that may change between the start of a run and its resumption.

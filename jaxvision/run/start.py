@@ -44,7 +44,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     is_resumed = check_config(workdir, record, may_differ=MAY_DIFFER)
     if is_resumed:  # before anything is read, because another run may be writing
         stack.enter_context(lock(workdir))
-    checkpoints = stack.enter_context(Checkpoints(workdir, config=record, log=console.warn, **run.config.checkpoint))
+    checkpoints = stack.enter_context(Checkpoints(workdir, config=record, log=console.warn, **run.checkpoint_options))
     with run.clock.phase("start"):
         restored = checkpoints.restore(program.abstract, program.shardings)
         start = restored or Checkpoint(

@@ -4,49 +4,75 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxvision import report
-from jaxvision.errors import disk_errors_as_user_errors
+from jaxvision.errors import disk_errors_as_user_errors, memory_errors_as_user_errors
 from jaxvision.parallel import distributed
 from jaxvision.parallel.accelerators import check_accelerator
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run import result
 from jaxvision.run.config import complete
-from jaxvision.run.context import open_run
+from jaxvision.run.context import open_run, trace_steps
 from jaxvision.run.start import start_loop
+from jaxvision.run.workdir import read_result, result_files, write_result
+
+_LESS_MEMORY = (
+    "Set a smaller data.batch_size (data.eval_batch_size for the evaluations), a larger train.accumulate or "
+    "train.remat=nothing. `jaxvision plan` computes what fits."
+)
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """Trains a model and returns its metrics on the test data.
 
     Called again with the same workdir, training resumes from the newest intact checkpoint, with bit-identical results.
+    A finished run returns its result without doing anything again.
 
     Args:
       config: sections as in `jaxvision.run.sections.SECTIONS`, and ``source``, ``mesh`` and ``seed``. A missing key has
         the default of the function that its section is passed to.
       workdir: folder for ``config.json``, ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``report.html``,
-        ``mistakes.csv`` and ``export/``, the model in timm's format with its classes and its transform.
+        ``mistakes.csv``, ``export/``, the model in timm's format with its classes and its transform, and, when all of
+        them are written, ``result.json``.
 
     Returns:
       ``top1``, ``top5``, ``loss``, ``calibration_error`` and ``count``. Without test data, on the validation data.
 
     Raises:
-      UserError: the config, the data or the weights are wrong; or a loss is not finite.
+      UserError: the config, the data or the weights are wrong; a loss is not finite; or a device is out of memory.
       Preempted: a SIGTERM arrived; the state has been saved.
     """
     config, workdir, clock = complete(config), Path(workdir), report.Clock()
     with ExitStack() as stack:
+        stack.enter_context(memory_errors_as_user_errors(_LESS_MEMORY))
         preemption = stack.enter_context(Preemption())  # first, because joining other processes may take minutes
         console = _open_console(stack, workdir)
+        if finished := read_result(workdir, config):
+            return _finished(console, workdir, finished)
         run = open_run(config, workdir, console=console, clock=clock, preemption=preemption)
+        trace_steps(run)
         loop = start_loop(run, stack)
         loop.train()
         chosen = result.choose(run, loop)
         evaluation = result.test(run, chosen)
         result.export(run, chosen, evaluation)
+        write_result(workdir, step=chosen.step, split=run.final_split, metrics=evaluation.scalars())
         return evaluation.scalars()
+
+
+def _finished(console: report.Console, workdir: Path, finished: dict[str, Any]) -> dict[str, float]:
+    """Prints the result of a finished run and returns its metrics."""
+    console.note(
+        f"this run is finished, and {workdir} has its result, the model of step {finished['step']:,}. Choose another "
+        f"--workdir to train again, or remove {workdir / 'result.json'} to evaluate and export again."
+    )
+    metrics = finished["metrics"]
+    shown = {name: value for name, value in metrics.items() if name != "count"}
+    console.finish(final=shown, name=finished["split"], files=result_files(workdir))
+    return metrics
 
 
 def _open_console(stack: ExitStack, workdir: Path) -> report.Console:

@@ -1,4 +1,4 @@
-"""What a workdir holds besides checkpoints: the config that its run was started with, and the lock of one run."""
+"""What a workdir holds besides checkpoints: the config that its run was started with, its result, and its lock."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+_RESULT = "result.json"
 
 
 def config_record(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,16 +105,74 @@ def write_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
     if jax.process_index() != 0:
         return
     path = epath.Path(workdir) / "config.json"
-    unfinished = path.parent / "config.json.tmp"
+    try:
+        (path.parent / _RESULT).unlink(missing_ok=True)  # of the run before, which this one continues
+    except OSError as e:
+        raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
+    _write_json(path, config_record(config))
+
+
+def result_files(workdir: str | Path) -> dict[str, Path]:
+    """Returns the files and folders of a run's result by name."""
+    folder = Path(workdir)
+    return {
+        "report": folder / "report.html",
+        "mistakes": folder / "mistakes.csv",
+        "model": folder / "export",
+        "metrics": folder / "metrics.jsonl",
+    }
+
+
+def write_result(workdir: str | Path, *, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    """Writes ``result.json``: a run is finished, and all its files are written. Only process 0 writes.
+
+    Args:
+      workdir: folder of the run.
+      step: the training step of the exported model.
+      split: the split that the result is measured on.
+      metrics: the result.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if jax.process_index() == 0:
+        _write_json(epath.Path(workdir) / _RESULT, {"step": step, "split": split, "metrics": dict(metrics)})
+
+
+def read_result(workdir: str | Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what `write_result` wrote, or None unless the run is finished, with this config and all its files.
+
+    With several processes, all of them must call it, and it returns None on all of them if it does on one.
+
+    Args:
+      workdir: folder of the run; it may not exist yet.
+      config: nested, as for `config_record`.
+    """
+    folder = epath.Path(workdir)
+    try:
+        recorded = json.loads((folder / "config.json").read_text())
+        result = json.loads((folder / _RESULT).read_text())
+    except (OSError, ValueError):
+        result = recorded = None
+    files = [*result_files(workdir).values(), Path(workdir) / "export" / "model.safetensors"]
+    same = result is not None and not _differences(_flat(recorded), _flat(config_record(config)))
+    finished = same and all(path.exists() for path in files)
+    if jax.process_count() > 1:
+        finished = bool(np.all(multihost_utils.process_allgather(np.bool_(finished))))
+    return result if finished else None
+
+
+def _write_json(path: epath.Path, value: Any) -> None:
+    """Writes a JSON file of a workdir, which is created if necessary. The file is either complete or missing."""
+    unfinished = path.parent / f"{path.name}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed into place, so that the file is either complete or missing.
-        unfinished.write_text(json.dumps(config_record(config), indent=2) + "\n")
+        unfinished.write_text(json.dumps(value, indent=2) + "\n")
         unfinished.replace(path)
     except OSError as e:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
+        raise UserError(f"cannot use the workdir {path.parent}: {e.strerror or e}") from e
 
 
 @contextmanager

@@ -69,21 +69,40 @@ def _is_pickle(file: BinaryIO) -> bool:
 
 
 def find_file(path: str | Path) -> Path:
-    """Returns the path of an existing weight file; for a folder, that of the ``model.safetensors`` in it.
+    """Returns the path of an existing weight file; for a folder or a run, that of its ``model.safetensors``.
 
     Raises:
       UserError: the file does not exist.
     """
     path = Path(path).expanduser()
     try:
+        path = weights_folder(path)
         if path.is_dir():
             path = path / "model.safetensors"
         exists = path.is_file()
-    except (OSError, ValueError):  # a name that is too long or contains a NUL
+    except (OSError, ValueError) as e:  # a name that is too long or contains a NUL
+        if isinstance(e, UserError):
+            raise
         exists = False
     if not exists:
         raise UserError(f"no such weight file: {str(path)[:300]!r}")
     return path
+
+
+def weights_folder(path: Path) -> Path:
+    """Returns a path as it is, or for the workdir of a run the folder in it that holds the weights of its result.
+
+    Raises:
+      UserError: the run has checkpoints, but no result yet.
+    """
+    if not (path / "checkpoints").is_dir() or (path / "model.safetensors").is_file():
+        return path
+    if not (path / "export" / "model.safetensors").is_file():
+        raise UserError(
+            f"{path}: got the workdir of a run without a result, expected weights. Export a checkpoint of it: "
+            f"jaxvision convert {path} FOLDER"
+        )
+    return path / "export"
 
 
 class SafetensorsFile(WeightFile):

@@ -84,7 +84,8 @@ def test_one_of_each_by_flags(mine: str, capsys: pytest.CaptureFixture) -> None:
     recorded = json.loads(Path("run/config.json").read_text())
     assert recorded["loss"]["kind"] == "mine:focal"
     assert recorded["loss"]["gamma"] == 1.5
-    assert recorded["source"] == {"name": "mine:stripes", "count": 32, "side": 20, "contrast": 100.0}
+    own = {"count": 32, "side": 20, "contrast": 100.0}
+    assert recorded["source"] == {"name": "mine:stripes", "validation_fraction": None, **own}
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     evaluations = [line for line in lines if line["split"] != "train"]
     assert evaluations
@@ -208,7 +209,12 @@ def test_the_steps_are_traced_once_and_before_anything_is_written(mine: str, cap
     assert not Path("run").exists()
     status, _, err = start(capsys, *arguments, "--config.loss.kind=losses:each", "--config.data.eval_batch_size=8")
     assert status == 0, err
-    assert importlib.import_module("losses").calls == [(16, 2), (8, 2)]  # the train step, then the evaluation
+    calls = importlib.import_module("losses").calls
+    assert calls == [(16, 2), (8, 2)]  # the train step, then the evaluation
+    status, out, _ = start(capsys, *arguments, "--config.loss.kind=losses:each", "--config.data.eval_batch_size=8")
+    assert status == 0
+    assert "this run is finished" in out
+    assert len(calls) == 2
 
 
 def test_the_best_evaluation_is_marked_by_the_metric_of_the_config(mine: str, capsys: pytest.CaptureFixture) -> None:
@@ -221,7 +227,7 @@ def test_the_best_evaluation_is_marked_by_the_metric_of_the_config(mine: str, ca
     assert status == 0, err
     evaluations = [line for line in out.splitlines() if line.startswith("validation at step")]
     assert ["best" in line for line in evaluations] == [True, False]
-    assert "exporting the model of step 2, the best on the validation data" in out
+    assert "exporting the model of step 2, the best fewer on the validation data" in out
 
 
 #: The module above as a config file.

@@ -40,7 +40,8 @@ def test_fine_tune_configs_run_from_a_local_timm_file(name: str, tmp_path: Path,
     )
     if family == "vit":
         config.model.update({"image_size": 160})
-    config.source.update({"data_dir": str(shared / "data" / "tfds"), "train": "train[:256]", "test": "test[:100]"})
+    splits = {"train": "train[:256]", "validation": "train[256:320]", "test": "test[:100]"}
+    config.source.update({"data_dir": str(shared / "data" / "tfds"), **splits})
     config.data.batch_size = 16
     config.mesh = ConfigDict({"data": 1})
     config.train.update({"steps": 6})  # milestones at 0.3 of it come after the warm-up
@@ -58,7 +59,8 @@ def test_fine_tune_configs_run_as_they_are(name: str, tmp_path: Path, shared: Pa
     config = load(f"configs/{name}.py")
     save_timm(create_model(config.model.name.partition(".")[0], seed=5), tmp_path / "model.safetensors")
     config.model.checkpoint_path = str(tmp_path / "model.safetensors")
-    config.source.update({"data_dir": str(shared / "data" / "tfds"), "train": "train[:64]", "test": "test[:16]"})
+    splits = {"train": "train[:64]", "validation": "train[64:80]", "test": "test[:16]"}
+    config.source.update({"data_dir": str(shared / "data" / "tfds"), **splits})
     config.data.batch_size = 8
     config.mesh = ConfigDict({"data": 1})
     config.train.update({"steps": 6})  # milestones at 0.3 of it come after the warm-up

@@ -68,12 +68,24 @@ def test_a_resumed_run_has_the_same_bits(
 
 def test_patience_counts_across_a_restart(tmp_path: Path) -> None:
     rows = [("validation", x) for x in (0.5, 0.7, 0.7, 0.6)] + [("test", 0.9)]
-    lines = [json.dumps({"step": i, "split": split, "top1": top1}) for i, (split, top1) in enumerate(rows)]
+    losses = (None, 2.0, None, None, 1.0)
+    lines = [
+        json.dumps({"step": i, "split": split, "top1": top1, "loss": loss})
+        for i, ((split, top1), loss) in enumerate(zip(rows, losses, strict=True))
+    ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    assert Patience.read(tmp_path, "validation", before=9) == Patience(0.7, 2)  # an equal accuracy is no improvement
-    repeated = Patience.read(tmp_path, "validation", before=3)  # an evaluation that is made again counts once
-    assert repeated == Patience(0.7, 1)
-    assert Patience.read(tmp_path / "new", "validation", before=9) == Patience()
+
+    def read(workdir: Path, before: int, **options: Any) -> tuple[float | None, int]:
+        patience = Patience(**options)
+        patience.read(workdir, "validation", before=before)
+        return patience.best, patience.waited
+
+    assert read(tmp_path, 9) == (0.7, 2)  # an equal accuracy is no improvement
+    assert read(tmp_path, 3) == (0.7, 1)  # an evaluation that is made again counts once
+    assert read(tmp_path, 9, lower_is_better=True) == (0.5, 3)
+    assert read(tmp_path, 9, metric="loss", lower_is_better=True) == (2.0, 2)  # null is NaN
+    assert read(tmp_path, 9, metric="new") == (None, 0)
+    assert read(tmp_path / "new", 9) == (None, 0)
 
 
 def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path) -> None:

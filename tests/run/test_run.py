@@ -22,13 +22,14 @@ from jaxvision.errors import UserError
 from jaxvision.eval.evaluate import evaluate
 from jaxvision.run.config import load
 
+FINISHED = quick("resnet", train={"steps": 45, "evaluate_every": 1.0}, data={"batch_size": 64})
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a finished run that has learned something."""
     workdir = tmp_path_factory.mktemp("finished")
-    config = quick("resnet", train={"steps": 45, "evaluate_every": 1.0}, data={"batch_size": 64})
-    result = run.train(config, workdir)
+    result = run.train(FINISHED, workdir)
     # Far above the 10 % of chance, whatever the platform's rounding.
     assert result["top1"] > 0.5
     assert result["count"] == 359
@@ -38,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_writes_all_its_files(finished: Path) -> None:
     assert {p.name for p in finished.iterdir()} == {
         "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.html", "mistakes.csv", "export",
-        ".lock", ".saved",
+        "result.json", ".lock", ".saved",
     }  # fmt: skip
     page = (finished / "report.html").read_text()
     assert "test_resnet" in page
@@ -46,6 +47,30 @@ def test_a_run_writes_all_its_files(finished: Path) -> None:
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert {"train", "test"} == {line["split"] for line in lines}
     assert {"loss", "grad_norm", "learning_rate", "accuracy", "images_per_second"} <= set(lines[0])
+
+
+def test_a_finished_run_answers_at_once(finished: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    files = [workdir / name for name in ("report.html", "mistakes.csv", "export/model.safetensors", "config.json")]
+    times = [file.stat().st_mtime_ns for file in files]
+    result = run.train(FINISHED, workdir)
+    out = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "this run is finished" in out
+    assert all(name in out for name in ("report.html", "mistakes.csv", "export", "metrics.jsonl"))
+    assert f"top-1 {result['top1']:.2%}".replace("%", " %") in out
+    assert [file.stat().st_mtime_ns for file in files] == times
+
+    def is_done_again(**data: int) -> bool:
+        config = FINISHED.copy_and_resolve_references()
+        config.data.update(data)
+        assert run.train(config, workdir) == pytest.approx(result)
+        return "no step is left to train" in capsys.readouterr().out
+
+    assert is_done_again(eval_batch_size=32)  # a key that may change
+    assert not is_done_again(eval_batch_size=32)
+    (workdir / "export" / "model.safetensors").unlink()
+    assert is_done_again(eval_batch_size=32)
+    assert (workdir / "export" / "model.safetensors").exists()
 
 
 def test_mistakes_are_sorted_by_confidence(finished: Path) -> None:
@@ -181,11 +206,14 @@ def test_empty_class_folders_and_damaged_images(capsys: pytest.CaptureFixture, t
     assert "empty: got no images" in refused(capsys, *arguments)
     shutil.rmtree(images / "empty")
 
+    (images / "single").mkdir()
+    shutil.copy(images / "class1" / "1.jpg", images / "single")
     bad = images / "class1" / "3.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     status, out, err = start(capsys, *arguments)
     assert status == 0, err
     assert str(bad) in re.sub(r"\s+", "", out)
+    assert "warning: test data: 1 of 3 classes has no image: 'single'" in out
     assert "damaged" in (tmp_path / "run" / "report.html").read_text()
 
     shutil.rmtree(tmp_path / "run")

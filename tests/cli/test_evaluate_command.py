@@ -1,0 +1,98 @@
+"""`jaxvision evaluate`: as the run evaluated, and under the name of what is evaluated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.quick import quick
+
+from jaxvision import cli, run
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.classifier import Classifier, save_classifier
+from jaxvision.create import create_model
+
+
+def mistakes(evaluation, *, scale: float = 1.0) -> float:
+    """Returns the number of wrong predictions, times `scale`."""
+    return scale * len(evaluation.mistakes(evaluation.count))
+
+
+def jaxvision(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
+    status = cli.main([str(argument) for argument in arguments])
+    return (status, *capsys.readouterr())
+
+
+def evaluated(capsys: pytest.CaptureFixture, *arguments: object) -> dict[str, float]:
+    status, out, err = jaxvision(capsys, "evaluate", "--json", "--batch-size", 64, *arguments)
+    assert status == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """The workdir of a finished run whose loss, metric and data are not the defaults, and its result."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = quick(
+        "resnet",
+        train={"steps": 2},
+        source={"test_fraction": 0.5, "validation_fraction": 0.2},
+        loss={"kind": "sigmoid", "label_smoothing": 0.1},
+        metric={"name": mistakes, "scale": 2.0},
+    )
+    return workdir, run.train(config, workdir)
+
+
+def test_as_the_run_did(finished: tuple[Path, dict[str, float]], capsys: pytest.CaptureFixture) -> None:
+    workdir, expected = finished
+    assert expected["count"] == 898
+    # The loss of a sigmoid and its confidences, hence the calibration error, differ from those of a softmax.
+    assert evaluated(capsys, "-m", workdir) == pytest.approx(expected, rel=1e-5)
+    validation = evaluated(capsys, "-m", workdir / "export", "--split", "validation")
+    assert validation["count"] == 179
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if line["split"] == "validation")
+    assert validation == pytest.approx({key: logged[key] for key in validation}, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_other_options_of_the_same_source(
+    finished: tuple[Path, dict[str, float]], capsys: pytest.CaptureFixture
+) -> None:
+    workdir, expected = finished
+    assert evaluated(capsys, "-m", workdir, "--data", "digits") == pytest.approx(expected, rel=1e-5)
+    assert evaluated(capsys, "-m", workdir, "--option", "test_fraction=0.1")["count"] == 179
+
+
+def test_a_copy_of_the_export_is_not_part_of_a_run(
+    finished: tuple[Path, dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    copy = shutil.copytree(finished[0] / "export", tmp_path / "export")
+    assert evaluated(capsys, "-m", copy, "--data", "digits")["loss"] > 2 * finished[1]["loss"]
+    status, _, err = jaxvision(capsys, "evaluate", "-m", copy)
+    assert status == 2
+    assert "evaluate: --data is missing, and --model is not the workdir of a run" in err
+
+
+def test_the_name_of_what_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = create_model("test_resnet", num_classes=2, image_size=32)
+    export = save_classifier(tmp_path / "export", Classifier(model, ("cat", "dog"), Preprocess(image_size=32)))
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "images" / split / name / "0.png")
+
+    def names(*arguments: object) -> list[str]:
+        status, out, err = jaxvision(capsys, "evaluate", "-m", export, "--data", *arguments)
+        assert status == 0, err
+        return [name for name in ("train", "test", "photos") if f"2 {name}" in out and f" {name}\n" in out]
+
+    assert names(tmp_path / "images") == ["test"]
+    assert names(tmp_path / "images", "--split", "train") == ["train"]
+    assert names(tmp_path / "images" / "train") == ["train"]
+    (tmp_path / "images" / "train").rename(tmp_path / "photos")
+    assert names(tmp_path / "photos") == ["photos"]
