@@ -152,6 +152,7 @@ def train_crop(
     """
     check_crop(scale, ratio, interpolation)
     if isinstance(image, np.ndarray):
+        check_image(image)
         pixels, box = image, random_box(image.shape[0], image.shape[1], rng, scale=scale, ratio=ratio)
     elif frame := jpeg_frame(image):
         box = random_box(*frame.upright, rng, scale=scale, ratio=ratio)
@@ -180,8 +181,8 @@ def check_crop(scale: Sequence[float], ratio: Sequence[float], interpolation: st
 
 
 def check_image(image: np.ndarray) -> None:
-    """Raises `UserError` unless `image` is uint8 [h, w, c]."""
-    if image.dtype != np.uint8 or image.ndim != 3:
+    """Raises `UserError` unless `image` is uint8 [h, w, c] and not empty."""
+    if image.dtype != np.uint8 or image.ndim != 3 or not image.size:
         raise UserError(f"image: got {image.dtype} {list(image.shape)}, expected uint8 [h, w, c].")
 
 

@@ -249,7 +249,7 @@ def open_dataset(
         streamed.record_corrupt(range(n))
         raise UserError(f"{source.name}: none of its {n:,} images can be read. Check the files.")
     shape = next(pixels.shape for pixels in probes if pixels is not None)
-    streamed.pipeline = FromWorkers(shape[-1])
+    streamed.pipeline = FromWorkers(max(shape[-1] for shape in shapes))  # single channels are repeated
     if len(shapes) > 1 or n * math.prod(shape) > memory_limit * 2**30:
         return streamed
     return _store(source, shape, max_corrupt=max_corrupt, log=log) or streamed
