@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from jaxvision import extend
 from jaxvision.augment import host, on_device
-from jaxvision.augment.decoding import decode
+from jaxvision.augment.decoding import decode, to_rgb
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.create import create_model
 from jaxvision.errors import UserError
@@ -105,7 +105,7 @@ class Classifier:
                 f"images: this model takes {self.model.in_channels} channels, but image files have 3 or 1. "
                 "Call the model with an array [b, h, w, c]."
             )
-        image = image.convert("RGB")
+        image = to_rgb(image)
         if self.model.in_channels == 1:
             image = image.convert("L")
         return host.eval_transform(image, replace(self.preprocess, image_size=times * self.preprocess.image_size))

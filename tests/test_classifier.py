@@ -189,6 +189,18 @@ def test_images_that_are_no_images(tmp_path):
         match=r"got ndarray, expected a file name .* an array with PIL.Image.fromarray\(array\)",
     ):
         classifier.images([np.zeros((8, 8, 3), np.uint8)])
+    with pytest.raises(UserError, match="floating-point values of unknown range"):
+        classifier.images([Image.new("F", (40, 30), 0.5)])
+
+
+def test_a_pillow_image_of_16_bits_is_read_as_its_file_is(tmp_path):
+    classifier = Classifier(create_model("test_resnet", num_classes=2, image_size=32), ("a", "b"), Preprocess())
+    deep = Image.fromarray(np.arange(40 * 30, dtype=np.uint16).reshape(30, 40) * 50)
+    deep.save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as opened:
+        from_file, from_memory, from_opened = classifier.images([str(tmp_path / "deep.png"), deep, opened])
+    np.testing.assert_array_equal(from_memory, from_file)
+    np.testing.assert_array_equal(from_opened, from_file)
 
 
 def test_only_safetensors_files_are_written(tmp_path, capsys):

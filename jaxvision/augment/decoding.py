@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from jaxvision.errors import UserError
 
@@ -19,14 +19,13 @@ class BadImage(UserError):
 def decode(data: bytes) -> Image.Image:
     """Decodes an image file to RGB, upright.
 
-    Applies the EXIF rotation, repeats grayscale over the channels, drops transparency and keeps the color below it (as
-    Pillow's ``convert("RGB")``), keeps the upper 8 of 16 bits, and takes the first frame of an animation.
+    Applies the EXIF rotation, takes the first frame of an animation, and converts the pixels as `to_rgb` does.
 
     Args:
       data: the bytes of a file, in any format that Pillow reads.
 
     Raises:
-      BadImage: `data` is not an image, or is a damaged one.
+      BadImage: `data` is not an image, or is a damaged one, or its range of brightness is unknown.
 
     Example:
       >>> buffer = io.BytesIO()
@@ -37,28 +36,64 @@ def decode(data: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
     except BadImage:
         raise
-    except Image.DecompressionBombError as e:
-        raise BadImage(str(e)) from e
-    # Pillow's plugins raise all of these for damaged files, although they document only a few.
-    except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, OverflowError, EOFError) as e:
-        if isinstance(e, Image.UnidentifiedImageError):
-            raise BadImage(f"not an image that Pillow can read ({len(data)} bytes)") from e
-        raise BadImage(f"damaged image: {e}") from e
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:  # the latter under python -W error
+        raise BadImage(f"image too large: {e} Resize it to fewer pixels.") from e
+    except Image.UnidentifiedImageError as e:
+        what = "a TIFF" if data[:4] in (b"II*\0", b"MM\0*") else "not an image, or one"
+        raise BadImage(f"{what} of a kind that Pillow cannot read ({len(data)} bytes)") from e
+    except Exception as e:  # Pillow's plugins raise nearly every class for damaged files
+        raise BadImage(f"damaged image: {str(e) or type(e).__name__}") from e
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":  # Pillow clips to 0 and 255, which would turn values in [0, 1] black
-        raise BadImage("floating-point image with an unknown range of values; save it with 8 or 16 bits per channel")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow's own conversion clips 16 bits to 255, which would turn nearly every pixel white.
-        high = np.asarray(image.convert("I")).clip(0, 65535) >> 8
-        image = Image.fromarray(high.astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns a Pillow image of any mode as RGB, 8 bits per channel.
+
+    Repeats grayscale over the channels, drops transparency and keeps the color below it (as Pillow's
+    ``convert("RGB")``), and keeps the upper 8 of 12 or 16 bits. Embedded color profiles are ignored, as by timm.
+
+    Raises:
+      BadImage: the range of the values is unknown, as in images of floating-point numbers or 32-bit integers.
+    """
+    if unknown := _unknown_range(image):
+        raise BadImage(f"{unknown} of unknown range; save the image with 8 or 16 unsigned bits per channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _upper_8_bits(image)
+    elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    elif image.mode in ("La", "RGBa"):  # color multiplied by alpha
+        image = image.convert(image.mode.upper())
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _unknown_range(image: Image.Image) -> str | None:
+    """Returns what the pixels are if nothing says which values are black and white, else None."""
+    if image.mode == "F":
+        return "floating-point values"
+    if 2 in _tiff_tag(image, TiffImagePlugin.SAMPLEFORMAT):
+        return "signed integers"
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # there "I" holds 16 bits
+        return "32-bit integers"
+    if image.mode.startswith("I;16") and image.format not in ("PNG", "TIFF", "JPEG2000", None):
+        return f"16-bit {image.format} values"  # FITS and McIDAS store measurements
+    return None
+
+
+def _upper_8_bits(image: Image.Image) -> Image.Image:
+    """Returns a grayscale image of 12 or 16 bits with 8. Pillow's conversion clips at 255, turning most white."""
+    bits = next(iter(_tiff_tag(image, TiffImagePlugin.BITSPERSAMPLE)), 16)
+    values = np.asarray(image).astype(np.uint16)
+    if 0 in _tiff_tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION):  # 0 is white, which Pillow ignores
+        values = 2**bits - 1 - values
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:
+    value = image.tag_v2.get(tag, ()) if isinstance(image, TiffImagePlugin.TiffImageFile) else ()
+    return value if isinstance(value, tuple) else (value,)
 
 
 class Box(NamedTuple):
@@ -90,17 +125,22 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
     # A file without an end marker may be truncated, and the fast decoder would fill the missing part with gray.
     if data[:2] != b"\xff\xd8" or data.rfind(b"\xff\xd9", -64) < 0:
         return None
-    orientation, i = 1, 2
+    may_be_rotated, i = False, 2
     while i + 10 <= len(data) and data[i] == 0xFF:
         marker = data[i + 1]
-        if marker == 0xE1 and data[i + 4 : i + 8] == b"Exif":
-            orientation = _orientation(data)
+        length = data[i + 2] << 8 | data[i + 3]
+        if marker == 0xE1:  # Pillow reads the orientation of either
+            may_be_rotated |= data[i + 4 : i + 8] == b"Exif" or data.find(b"tiff:Orientation", i, i + length) > 0
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width, channels = data[i + 5] << 8 | data[i + 6], data[i + 7] << 8 | data[i + 8], data[i + 9]
-            # Pillow decodes CMYK (four channels) and files that store their height after the pixels (0 here).
+            # Pillow decodes CMYK (four channels) and files that store their height after the pixels (0 here), and
+            # refuses images that are too large.
             is_supported = marker in (0xC0, 0xC1, 0xC2) and channels in (1, 3) and height and width
-            return JpegFrame(i, marker != 0xC2, height, width, orientation) if is_supported else None
-        i += 2 + (data[i + 2] << 8 | data[i + 3])
+            if not is_supported or height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+                return None
+            orientation = _orientation(data) if may_be_rotated else 1
+            return JpegFrame(i, marker != 0xC2, height, width, orientation)
+        i += 2 + length
     return None
 
 
@@ -108,7 +148,7 @@ def _orientation(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             orientation = image.getexif().get(0x0112, 1)
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # damaged metadata; the plugins raise nearly every class
         return 1
     return orientation if orientation in range(1, 9) else 1
 

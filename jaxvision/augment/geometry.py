@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxvision.augment import rand_augment as ra
-from jaxvision.augment.preprocess import Preprocess, crop_offset
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.augment.resampling import crop_passes
 from jaxvision.errors import unknown_name_error
 
 
@@ -27,59 +27,22 @@ def resize_and_crop(image: jax.Array, preprocess: Preprocess) -> jax.Array:
     >>> resize_and_crop(jnp.ones((10, 20, 3)), Preprocess(image_size=8)).shape
     (8, 8, 3)
     """
+    check_interpolation(preprocess.interpolation)
     h, w, c = image.shape
     size = preprocess.image_size
-    image = resize(image, *preprocess.resized_shape(h, w), interpolation=preprocess.interpolation)
+    passes = crop_passes((h, w), preprocess.resized_shape(h, w), size, preprocess.interpolation)
+    for axis, start, stop, _ in passes:
+        image = jax.lax.slice_in_dim(image, start, stop, axis=axis)
+    for axis, _, _, weights in passes:
+        if weights is not None:  # of 22 bits, so that the sums fit into an int32
+            sums = jnp.einsum(("oh,hwc->owc", "ow,hwc->hoc")[axis], weights, image.astype(jnp.int32))
+            image = jnp.clip((sums + (1 << 21)) >> 22, 0, 255).astype(jnp.float32)
     h, w, _ = image.shape
     if h < size or w < size:
-        dh, dw = max(size - h, 0), max(size - w, 0)
-        canvas = jnp.broadcast_to(jnp.asarray(preprocess.fill(c), jnp.float32)[None, None], (h + dh, w + dw, c))
-        image = canvas.at[dh // 2 : dh // 2 + h, dw // 2 : dw // 2 + w].set(image)
-        h, w, _ = image.shape
-    top, left = crop_offset(h, size), crop_offset(w, size)
-    return image[top : top + size, left : left + size]
-
-
-def resize(image: jax.Array, height: int, width: int, *, interpolation: str) -> jax.Array:
-    """Returns an image resized to [height, width, c], with the same pixels as Pillow's resize.
-
-    Args:
-      image: float32 [h, w, c], whole numbers in 0 to 255.
-      height: in pixels.
-      width: in pixels.
-      interpolation: ``"bicubic"`` or ``"bilinear"``.
-    """
-    h, w, _ = image.shape
-    # Pillow resizes one axis at a time and rounds in between. With weights of 22 bits the sums fit into an int32.
-    if width != w:
-        image = _round_22(jnp.einsum("ow,hwc->hoc", _weights(w, width, interpolation), image.astype(jnp.int32)))
-    if height != h:
-        image = _round_22(jnp.einsum("oh,hwc->owc", _weights(h, height, interpolation), image.astype(jnp.int32)))
+        top, left = (size - h) // 2, (size - w) // 2
+        canvas = jnp.broadcast_to(jnp.asarray(preprocess.fill(c), jnp.float32)[None, None], (size, size, c))
+        image = canvas.at[top : top + h, left : left + w].set(image)
     return image
-
-
-def _round_22(sums: jax.Array) -> jax.Array:
-    return jnp.clip((sums + (1 << 21)) >> 22, 0, 255).astype(jnp.float32)
-
-
-def _weights(size: int, new_size: int, interpolation: str) -> np.ndarray:
-    """Returns the weight of each source pixel in each new pixel, int32 [new_size, size], in units of 2**-22."""
-    check_interpolation(interpolation)
-    zoom = size / new_size
-    stretch = max(zoom, 1.0)  # shrinking widens the filter, so that every pixel contributes
-    reach = {"bilinear": 1, "bicubic": 2}[interpolation] * stretch
-    weights = np.zeros((new_size, size), np.int32)
-    for i in range(new_size):
-        middle = (i + 0.5) * zoom
-        first, last = max(int(middle - reach + 0.5), 0), min(int(middle + reach + 0.5), size)
-        x = np.abs((np.arange(first, last) - middle + 0.5) / stretch)
-        if interpolation == "bilinear":
-            w = np.maximum(1 - x, 0)
-        else:  # Keys' cubic convolution with a = -1/2
-            w = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0))
-        w = w / w.sum() * 2**22
-        weights[i, first:last] = np.trunc(w + np.copysign(0.5, w))
-    return weights
 
 
 def check_interpolation(interpolation: str) -> None:

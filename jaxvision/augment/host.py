@@ -15,7 +15,10 @@ from PIL import Image
 
 from jaxvision.augment.decoding import Box, decode, decode_jpeg_box, jpeg_frame
 from jaxvision.augment.preprocess import Preprocess, crop_offset
+from jaxvision.augment.resampling import resize_and_crop
 from jaxvision.errors import UserError, unknown_name_error
+
+_NARROW = 32  # an image this many times as large as its crop is not resized whole
 
 TRAIN_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "lanczos", "random")
 
@@ -43,16 +46,23 @@ def eval_transform(image: Image.Image | np.ndarray | bytes, preprocess: Preproce
         layers = [Image.fromarray(plane) for plane in planes]
     else:
         layers = [image]
-    w, h = layers[0].size
-    h, w = preprocess.resized_shape(h, w)
-    if (w, h) != layers[0].size:
-        flag = Image.Resampling[preprocess.interpolation.upper()]
-        layers = [layer.resize((w, h), flag) for layer in layers]
-    pixels = np.concatenate([np.asarray(layer).reshape(h, w, -1) for layer in layers], axis=-1)
     size = preprocess.image_size
+    pixels = np.concatenate([_resized(layer, preprocess) for layer in layers], axis=-1)
     pixels = _pad(pixels, size, preprocess.fill(pixels.shape[-1]))
     top, left = crop_offset(pixels.shape[0], size), crop_offset(pixels.shape[1], size)
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+
+
+def _resized(layer: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    """Returns an image after the resize, [h, w, c]. A narrow one is already cropped."""
+    h, w = preprocess.resized_shape(layer.height, layer.width)
+    size = preprocess.image_size
+    if h * w > _NARROW * size**2:
+        pixels = np.asarray(layer).reshape(layer.height, layer.width, -1)
+        return resize_and_crop(pixels, (h, w), size, preprocess.interpolation)
+    if (w, h) != layer.size:
+        layer = layer.resize((w, h), Image.Resampling[preprocess.interpolation.upper()])
+    return np.asarray(layer).reshape(h, w, -1)
 
 
 def _pad(pixels: np.ndarray, size: int, fill: Sequence[int]) -> np.ndarray:
@@ -100,9 +110,9 @@ def random_box(
             return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
     w, h = width, height
     if width / height < ratio[0]:
-        h = round(width / ratio[0])
+        h = max(round(width / ratio[0]), 1)
     elif width / height > ratio[1]:
-        w = round(height * ratio[1])
+        w = max(round(height * ratio[1]), 1)
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
@@ -142,6 +152,7 @@ def train_crop(
     """
     check_crop(scale, ratio, interpolation)
     if isinstance(image, np.ndarray):
+        check_image(image)
         pixels, box = image, random_box(image.shape[0], image.shape[1], rng, scale=scale, ratio=ratio)
     elif frame := jpeg_frame(image):
         box = random_box(*frame.upright, rng, scale=scale, ratio=ratio)
@@ -170,8 +181,8 @@ def check_crop(scale: Sequence[float], ratio: Sequence[float], interpolation: st
 
 
 def check_image(image: np.ndarray) -> None:
-    """Raises `UserError` unless `image` is uint8 [h, w, c]."""
-    if image.dtype != np.uint8 or image.ndim != 3:
+    """Raises `UserError` unless `image` is uint8 [h, w, c] and not empty."""
+    if image.dtype != np.uint8 or image.ndim != 3 or not image.size:
         raise UserError(f"image: got {image.dtype} {list(image.shape)}, expected uint8 [h, w, c].")
 
 

@@ -35,8 +35,11 @@ class ArraySource:
                 f"{name}: got images {images.dtype} {list(images.shape)} and {len(labels)} labels, expected images "
                 "uint8 [n, h, w, c] and n labels."
             )
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "iu":
+            raise UserError(f"{name}: got labels {labels.dtype}, expected whole numbers. Number the classes from 0.")
         self.images = images
-        self.labels = np.asarray(labels, np.int32)
+        self.labels = labels.astype(np.int64)
         self.classes = list(classes)
         self.name = name
 

@@ -237,6 +237,10 @@ def open_dataset(
     if ignored := getattr(source, "ignored", 0):
         files = "1 file that is not an image" if ignored == 1 else f"{ignored:,} files that are not images"
         log(f"{source.name}: ignored {files}, by the file name extension")
+    if source.labels is not None:
+        absent = len(source.classes) - np.count_nonzero(np.bincount(source.labels, minlength=len(source.classes)))
+        if absent:
+            log(f"{source.name}: no images of {absent:,} of the {len(source.classes):,} classes")
     streamed = StreamedDataset(source, max_corrupt=max_corrupt, log=log)
     # Checks a few images first, because reading a million photographs only to find two shapes would take long.
     probes = [_pixels_or_none(source, int(i)) for i in np.unique(np.linspace(0, n - 1, _PROBES).astype(int))]
@@ -245,7 +249,7 @@ def open_dataset(
         streamed.record_corrupt(range(n))
         raise UserError(f"{source.name}: none of its {n:,} images can be read. Check the files.")
     shape = next(pixels.shape for pixels in probes if pixels is not None)
-    streamed.pipeline = FromWorkers(shape[-1])
+    streamed.pipeline = FromWorkers(max(shape[-1] for shape in shapes))  # single channels are repeated
     if len(shapes) > 1 or n * math.prod(shape) > memory_limit * 2**30:
         return streamed
     return _store(source, shape, max_corrupt=max_corrupt, log=log) or streamed

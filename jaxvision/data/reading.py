@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxvision.augment.decoding import decode
+from jaxvision.augment.host import check_image
 from jaxvision.data.source import Example, Source
 from jaxvision.errors import UserError
 
@@ -39,5 +40,9 @@ def to_pixels(image: bytes | np.ndarray) -> np.ndarray:
 
     Raises:
       BadImage: the file is damaged or not an image.
+      UserError: an array of another type or shape.
     """
-    return image if isinstance(image, np.ndarray) else np.asarray(decode(image))
+    if not isinstance(image, np.ndarray):
+        return np.asarray(decode(image))
+    check_image(image)
+    return image

@@ -29,13 +29,18 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         try:
+            parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
+            # TFDS itself reads other examples than asked for if a part ends before it begins.
+            chosen = [range(builder.info.splits[part.splitname].num_examples)[part.from_ : part.to] for part in parts]
+            if not all(chosen):
+                raise ValueError("a part without examples")
             with _quiet():
                 self._data = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
-        except (ValueError, AssertionError, KeyError, AttributeError) as e:
+        except (ValueError, AssertionError, KeyError, AttributeError, TypeError) as e:
             valid = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
             raise UserError(
-                f"tfds {builder.name}: got the split {split!r}, expected one of {valid}. Set source.train, "
-                "source.validation and source.test to those, or to None."
+                f"tfds {builder.name}: got the split {split!r}, expected one of {valid}, or examples of one such as "
+                "'train[:90%]'. Set source.train, source.validation and source.test to those, or to None."
             ) from e
         self._image, self._label = image_key, label_key
         self.classes = list(builder.info.features[label_key].names)

@@ -23,6 +23,7 @@ from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.order import batch_indices, crop_rng, eval_indices
 from jaxvision.data.reading import check_labels, read_examples
 from jaxvision.data.source import Source
+from jaxvision.errors import UserError
 from jaxvision.parallel.cores import default_workers, usable_cores
 
 Batch = dict[str, np.ndarray]  # image uint8 [b, h, w, c], label int32 [b], index int32 [b], mask bool [b]
@@ -90,7 +91,13 @@ def _read_batch(
             if isinstance(example, OSError):
                 raise example
             labels[row] = example["label"]
-            images[row] = transform(int(row), example["image"])
+            pixels = transform(int(row), example["image"])
+            if pixels.shape[-1] not in (1, shape[-1]):  # a single channel is repeated
+                raise UserError(
+                    f"{source.where(int(indices[row]))}: got {pixels.shape[-1]} channels, expected {shape[-1]} as in "
+                    "other images of the dataset. Give all images of the source the same number of channels."
+                )
+            images[row] = pixels
         except (BadImage, OSError):
             mask[row] = False
     check_labels(source, indices, labels)

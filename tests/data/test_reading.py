@@ -1,0 +1,89 @@
+"""jaxvision.data: the same pixels from memory and from workers, whatever the images are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.images import encode, scene
+
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.data import ArraySource
+from jaxvision.data.dataset import StoredDataset, StreamedDataset, open_dataset
+from jaxvision.data.source import check
+from jaxvision.errors import UserError
+
+
+class Images:
+    """A source of images as bytes or arrays, all of class 0 or 1."""
+
+    name, classes, labels = "images", ("a", "b"), None
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"image": self.images[index], "label": index % 2}
+
+    def where(self, index):
+        return f"images[{index}]"
+
+
+def batches(dataset, **options):
+    return next(dataset.eval_batches(batch_size=4, preprocess=Preprocess(**options), workers=0))
+
+
+def files_of_each_mode():
+    """Returns a dataset whose first image is gray and whose later ones are colored, with and without a palette."""
+    gray, color = scene(16, 16, channels=1)[..., 0], Image.fromarray(scene(16, 16))
+    return [encode(gray), encode(color.quantize(16)), encode(color), encode(color.convert("LA"))]
+
+
+def test_files_are_rgb_whatever_the_first_one_is():
+    source = Images(files_of_each_mode())
+    stored = open_dataset(source)
+    streamed = open_dataset(source, memory_limit=0)
+    assert isinstance(stored, StoredDataset)
+    assert isinstance(streamed, StreamedDataset)
+    assert stored.channels == streamed.channels == 3
+    np.testing.assert_array_equal(
+        batches(stored)["image"], batches(streamed, image_size=16, crop_pct=1.0, crop_mode="center")["image"]
+    )
+
+
+def test_a_gray_array_among_colored_ones_is_repeated():
+    first, second, third = scene(16, 16, channels=1), scene(16, 16), scene(16, 18)
+    for images in ([first, second, third], [second, third, first]):
+        dataset = open_dataset(Images(images))
+        assert dataset.channels == 3
+        got = batches(dataset, image_size=16, crop_pct=1.0)["image"]
+        gray = next(i for i, image in enumerate(images) if image is first)
+        np.testing.assert_array_equal(got[gray], np.repeat(first, 3, -1))
+
+
+def test_an_array_with_another_number_of_channels_is_named():
+    images = [scene(16, 16)] * 40
+    images[1] = scene(16, 18, channels=5)  # between the images that are looked at first
+    dataset = open_dataset(Images(images), memory_limit=0)
+    with pytest.raises(UserError, match=r"images\[1\]: got 5 channels, expected 3 as in other images"):
+        batches(dataset, image_size=16)
+
+
+@pytest.mark.parametrize("wrong", [scene(8, 8) / 255, scene(8, 8).astype(np.int64), scene(8, 8)[..., 0]])
+def test_arrays_that_are_not_8_bit_images(wrong):
+    """Floats in [0, 1] would turn black as uint8."""
+    for limit in (2.0, 0.0):
+        with pytest.raises(UserError, match=r"image: got .*, expected uint8 \[h, w, c\]"):
+            open_dataset(Images([wrong] * 3), memory_limit=limit)
+    with pytest.raises(UserError, match="uint8"):
+        ArraySource(np.stack([wrong] * 3), np.arange(3) % 2, classes=["a", "b"], name="arrays")
+
+
+@pytest.mark.parametrize("labels", [[0.0, 0.7, 1.0], [0, 1, 2**32 + 1]])
+def test_labels_of_arrays_are_not_rounded(labels):
+    """2**32 + 1 would be 1 as an int32."""
+    with pytest.raises(UserError, match=r"expected whole numbers|got the label 4294967297, expected 0 to 1"):
+        check(ArraySource(np.stack([scene(8, 8)] * 3), np.array(labels), classes=["a", "b"], name="arrays"), "train")
