@@ -20,7 +20,7 @@ from jaxvision.data.pipeline import FromMemory, FromWorkers, InputPipeline
 from jaxvision.data.reading import check_labels, read_examples, to_pixels
 from jaxvision.data.source import Source
 from jaxvision.data.workers import Batch, ReadEvalBatch, ReadTrainBatch, run_ahead
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, printable
 
 _PROBES = 16  # images that are checked for a common shape before the whole dataset is read
 _CHUNK = 512  # examples per read when a whole dataset is read
@@ -123,7 +123,7 @@ class Dataset(ABC):
             where, reason = self.source.where(index), self._why_corrupt(index)
             self.corrupt[index] = (where, reason)
             if len(self.corrupt) <= 5:
-                self.log(f"skipped the damaged image {where}: {reason}")
+                self.log(printable(f"skipped the damaged image {where}: {reason}"))
             if len(self.corrupt) > self.max_corrupt:
                 named = "; ".join(f"{where} ({reason})" for where, reason in list(self.corrupt.values())[:5])
                 raise UserError(
