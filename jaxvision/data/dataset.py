@@ -223,7 +223,7 @@ def open_dataset(
       source: a split of what `jaxvision.data.open_source` returns.
       memory_limit: GiB that the decoded images may take; 0 always streams.
       max_corrupt: number of damaged images that are skipped; one more is an error.
-      log: called with a message about damaged images, and about files that are not images.
+      log: called with a message about each of the source's warnings and about damaged images.
 
     Raises:
       UserError: too many damaged images.
@@ -234,9 +234,8 @@ def open_dataset(
       (359, 8, 8, 1)
     """
     n = len(source)
-    if ignored := getattr(source, "ignored", 0):
-        files = "1 file that is not an image" if ignored == 1 else f"{ignored:,} files that are not images"
-        log(f"{source.name}: ignored {files}, by the file name extension")
+    for warning in getattr(source, "warnings", ()):
+        log(printable(warning))
     streamed = StreamedDataset(source, max_corrupt=max_corrupt, log=log)
     # Checks a few images first, because reading a million photographs only to find two shapes would take long.
     probes = [_pixels_or_none(source, int(i)) for i in np.unique(np.linspace(0, n - 1, _PROBES).astype(int))]
