@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -63,7 +65,9 @@ def test_flags_are_read_by_the_annotation(text: str, annotation: Any, value: Any
         ((1.0,), tuple[float, float], "a tuple of 2 values"),
         ((1.0, "x"), tuple[float, ...], "a tuple, each element a number"),
         ("med", Literal["min", "max"], "'min' or 'max'"),
-        (0.5, Path | None, "Path or None"),
+        (0.5, Path | None, "a path or None"),
+        ("x", float | jax.Array | np.ndarray, "a number or an array"),
+        ("x", dict[str, int] | OrderedDict, "a dict or an OrderedDict"),
         ("f", Callable[[int], int], "a function"),
     ],
 )
