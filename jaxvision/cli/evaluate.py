@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from jaxvision.cli.arguments import add_model_arguments, load_model, warn
+from jaxvision.cli.arguments import add_model_arguments, load_model, path_argument, warn
 from jaxvision.errors import UserError
 
 HELP = "evaluate a model on a dataset: accuracy, loss, calibration error and mistakes"
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         required=True,
+        type=path_argument,
         metavar="FOLDER|SOURCE",
         help="a folder with one subfolder per class, or a source such as digits or tfds",
     )
@@ -35,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="option of the source, such as dataset=cifar10 or data_dir=FOLDER; may be repeated",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
-    parser.add_argument("--report", metavar="FOLDER", help="write report.html and mistakes.csv to this folder")
+    parser.add_argument(
+        "--report", type=path_argument, metavar="FOLDER", help="write report.html and mistakes.csv to this folder"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -75,5 +78,5 @@ def _source_options(texts: Sequence[str], reserved: Collection[str]) -> dict[str
         try:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):  # a string without quotes
-            options[key] = value
+            options[key] = path_argument(value)
     return options

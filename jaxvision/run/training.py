@@ -36,7 +36,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       UserError: the config, the data or the weights are wrong; or a loss is not finite.
       Preempted: a SIGTERM arrived; the state has been saved.
     """
-    config, workdir, clock = complete(config), Path(workdir), report.Clock()
+    config, workdir, clock = complete(config), Path(workdir).expanduser(), report.Clock()
     with ExitStack() as stack:
         preemption = stack.enter_context(Preemption())  # first, because joining other processes may take minutes
         console = _open_console(stack, workdir)

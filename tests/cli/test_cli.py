@@ -242,6 +242,34 @@ def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture, tmp_path: Path,
     assert "Did you mean 'resnet50'" in refused(capsys, "predict", "-m", "resnet5O", images)
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["predict", "-m=~/run", "~/x.png"], "~/x.png: no such file"),
+        (["predict", "-m=~/none/run", "~/image.png"], "~/none/run is not a folder"),
+        (["attention", "-m=~/none/run", "~/image.png"], "~/none/run is not a folder"),
+        (["predict", "-m=test_resnet", "--checkpoint=~/none.safetensors", "~/image.png"], "~/none.safetensors"),
+        (["evaluate", "-m=~/none/run", "--data=~/images"], "~/none/run is not a folder"),
+        (["convert", "~/none/run", "~/out"], "~/none/run is not a folder"),
+        (["convert", "test_resnet", "~/out.pth"], "~/out.pth: expected a folder"),
+        (["convert", "test_resnet", "~/out", "--checkpoint=~/none.safetensors"], "~/none.safetensors"),
+        (["plan", "--config=~/none.py"], "no file '~/none.py'"),
+        (["train", "--config=~/none.py"], "no file '~/none.py'"),
+        (["train", "--config=configs/folder.py:test_resnet", "--config.source.data_dir=~/x"], "got '~/x', expected"),
+    ],
+)
+def test_the_home_folder_in_every_path(
+    command: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message of a missing file shows which path was looked for."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    error = refused(capsys, *command)
+    assert message.replace("~", str(tmp_path)) in error
+    assert "~" not in error
+    assert main.parse(["--config=configs/quickstart.py:vit", "--workdir=~/run"])[1] == tmp_path / "run"
+
+
 def test_train_is_the_same_as_the_main_module(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     flags = ["--config=configs/quickstart.py:vit", f"--workdir={tmp_path}", "--config.train.steps", "0"]
     message = "error: config.train.steps: got 0, expected 1 or more.\n"

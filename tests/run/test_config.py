@@ -105,6 +105,24 @@ def test_the_name_of_an_override_decides_which_keys_there_are() -> None:
     assert config.model.patch_size == 8
 
 
+def test_the_home_folder_in_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = {"name": "folder", "data_dir": "~/photos"}
+    config = complete({**MINIMAL, "source": source}, [("model.checkpoint_path", "~/x.safetensors")])
+    assert config.source.data_dir == str(tmp_path / "photos")
+    assert config.model.checkpoint_path == str(tmp_path / "x.safetensors")
+    (tmp_path / "mine.py").write_text("from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()\n")
+    assert load("~/mine.py").to_dict() == {}
+
+
+def test_a_folder_of_configs_is_not_a_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--config: got the folder .*, expected a Python file.* no Python files\."):
+        load(str(tmp_path))
+    (tmp_path / "mine.py").touch()
+    with pytest.raises(UserError, match=r"expected a Python file with get_config\(\)\. Choose one of .*/mine\.py\."):
+        load(f"{tmp_path}/")
+
+
 def test_axes_of_the_mesh_that_the_file_omits() -> None:
     config = complete(MINIMAL, [("mesh.tensor", "2"), ("mesh.fsdp", "4")])
     assert config.mesh.to_dict() == {"data": -1, "fsdp": 4, "tensor": 2}
