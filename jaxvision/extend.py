@@ -46,6 +46,11 @@ def resolve(
         own = 'Write your own as "package.module:function".'
         raise unknown_name_error(where, str(name), builtin, expected=expected, fix=own)
     module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
+        raise UserError(
+            f'{where}: got {name!r}, expected "package.module:function", names with dots and without slashes or .py. '
+            "Start the command in the folder of the module, or add that folder to PYTHONPATH."
+        )
     try:
         if (here := os.getcwd()) not in sys.path:
             sys.path.append(here)  # `python -m` has it, a console command does not
@@ -59,7 +64,7 @@ def resolve(
     except Exception as e:
         raise UserError(f"{where}: importing {module!r} of {name!r} raises {type(e).__name__}: {e}.") from e
     if not callable(found):
-        raise UserError(f"{where}: {name!r} is a {type(found).__name__}, expected a function.")
+        raise UserError(f"{where}: got {name!r} of type {type(found).__name__}, expected a function.")
     return found
 
 

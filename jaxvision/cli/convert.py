@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxvision.cli.arguments import load_model
+from jaxvision.cli.arguments import load_model, path_argument
 from jaxvision.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,17 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``jaxvision convert``."""
     parser.add_argument(
         "model",
+        type=path_argument,
         metavar="WORKDIR|NAME",
         help="workdir of a run, its export folder, or the name of a model",
     )
     parser.add_argument(
         "output",
+        type=path_argument,
         metavar="OUTPUT",
         help="a folder (for model.safetensors and config.json), or a file that ends in .safetensors",
     )
     parser.add_argument("--to", default="timm", choices=["timm"], help="format of the output (default: timm)")
     parser.add_argument(
         "--checkpoint",
+        type=path_argument,
         metavar="FILE",
         help="read the weights of NAME from this file in timm's format instead of the hub",
     )

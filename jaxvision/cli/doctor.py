@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 
+from jaxvision.cli.arguments import path_argument
+
 HELP = "check that JAX sees the accelerator, and print the commands that fix problems of this machine"
 EXAMPLES = """examples:
   jaxvision doctor
@@ -14,7 +16,9 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``jaxvision doctor``."""
-    parser.add_argument("--workdir", default="runs", help="where your runs write their files (default: runs)")
+    parser.add_argument(
+        "--workdir", default="runs", type=path_argument, help="where your runs write their files (default: runs)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON: facts and findings")
 
 

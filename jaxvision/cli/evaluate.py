@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from jaxvision.cli.arguments import add_model_arguments, load_model, warn
+from jaxvision.cli.arguments import add_model_arguments, load_model, path_argument, warn
 from jaxvision.errors import UserError
 
 HELP = "evaluate a model on a dataset: accuracy, loss, calibration error and mistakes"
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--data",
+        type=path_argument,
         metavar="FOLDER|SOURCE",
         help="a folder with one subfolder per class, or a source such as digits or tfds (default: the data of the run, "
         "if --model is its workdir)",
@@ -42,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run, if it has the same source)",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
-    parser.add_argument("--report", metavar="FOLDER", help="write report.html and mistakes.csv to this folder")
+    parser.add_argument(
+        "--report", type=path_argument, metavar="FOLDER", help="write report.html and mistakes.csv to this folder"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -120,5 +123,5 @@ def _source_options(texts: Sequence[str], reserved: Collection[str]) -> dict[str
         try:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):  # a string without quotes
-            options[key] = value
+            options[key] = path_argument(value)
     return options

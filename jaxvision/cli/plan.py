@@ -10,7 +10,7 @@ import re
 import sys
 from typing import Any
 
-from jaxvision.cli.arguments import split_overrides
+from jaxvision.cli.arguments import path_argument, split_overrides
 
 HELP = "predict the memory and time of a config's train step on TPUs or a GPU, before renting them"
 EXAMPLES = """examples:
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         required=True,
+        type=path_argument,
         metavar="FILE",
         help="the config, as for training; --config.SECTION.KEY=VALUE overrides a key",
     )

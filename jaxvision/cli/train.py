@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxvision.cli.arguments import split_overrides
+from jaxvision.cli.arguments import path_argument, split_overrides
 from jaxvision.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s --config FILE[:ARGUMENT] [--workdir FOLDER] [--config.SECTION.KEY=VALUE ...]"
     parser.add_argument(
         "--config",
+        type=path_argument,
         metavar="FILE[:ARGUMENT]",
         help="a Python file with get_config([argument]): a config of your own, or one of those listed below. "
         "--config.SECTION.KEY=VALUE overrides a key",
     )
     parser.add_argument(
         "--workdir",
+        type=path_argument,
         metavar="FOLDER",
         help="where the run writes its checkpoints, metrics, report and exported model (default: runs/NAME)",
     )

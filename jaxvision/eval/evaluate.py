@@ -18,7 +18,12 @@ from jaxvision.classifier import Classifier
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import open_test_folder
-from jaxvision.errors import UserError, disk_errors_as_user_errors, memory_errors_as_user_errors
+from jaxvision.errors import (
+    UserError,
+    disk_errors_as_user_errors,
+    memory_errors_as_user_errors,
+    unknown_name_error,
+)
 from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
 from jaxvision.eval.split import evaluate_split
@@ -65,7 +70,7 @@ def evaluate(
       max_corrupt: number of damaged images that are reported and skipped. One more is an error.
       memory_limit: size in GiB up to which small images of one shape are kept in memory and resized on the device.
       quiet: print nothing.
-      **options: of the source.
+      **options: of the source. Of a folder: ``layout``, as for `jaxvision.data.folder.open_folder`.
 
     Returns:
       ``top1``, ``top5``, ``loss``, ``calibration_error`` and ``count``, and the metric of `metric`.
@@ -89,6 +94,8 @@ def evaluate(
     loss_of, probabilities = _LOSS if loss is None else evaluation_loss(**loss)
     with report.Console(io.StringIO() if quiet else None) as console, memory_errors_as_user_errors(_LESS_MEMORY):
         chosen, names, name = _open_data(data, split, classifier.classes, options)
+        for note in getattr(chosen, "notes", ()):
+            console.note(note)
         _check_classes(chosen, names, log=console.warn)
         check_batch_size(batch_size, mesh, what="batch_size")
         if report_dir is not None:
@@ -141,11 +148,11 @@ def _open_data(
         return data, _in_dataset_spelling(classes, data.classes), split
     folder = Path(data).expanduser()
     if folder.is_dir():
-        if options:
-            raise UserError(f"{data}: a folder takes no option {min(options)!r}. Options are for sources. Remove it.")
+        if unknown := sorted({*options} - {"layout"}):
+            raise unknown_name_error("--option", unknown[0], ["layout"], expected="an option of a folder")
         found = {path.name for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir()}
         names = _in_dataset_spelling(classes, found)
-        images = open_test_folder(folder, names, split)
+        images = open_test_folder(folder, names, split, **options)
         return images, names, _name_in_folder(folder, images, names, split)
     if data not in source.SOURCES and ":" not in data:
         raise UserError(

@@ -35,7 +35,7 @@ class VisionTransformer(Model):
 
     Args:
       image_size: size of the images in pixels: an integer for a square, or (height, width).
-      patch_size: size of a patch in pixels, in the same form. It must divide `image_size`.
+      patch_size: size of a patch in pixels: an integer, or (height, width). It must divide `image_size`.
       in_channels: channels of the images.
       num_classes: width of the logits; 0 to return pooled features instead.
       global_pool: how tokens are pooled for the head: ``"token"`` takes the class token; ``"avg"``, ``"max"`` and

@@ -38,7 +38,7 @@ class HybridEmbed(nnx.Module):
 
     Args:
       image_size: size of the images in pixels: an integer, or (height, width).
-      patch_size: size of a patch in pixels of the feature map, in the same form.
+      patch_size: size of a patch in pixels of the feature map: an integer, or (height, width).
       in_channels: channels c of the images.
       features: width d of the tokens.
       backbone: function ``(in_channels, dtype=..., param_dtype=..., rngs=...)`` that returns a `Backbone`.

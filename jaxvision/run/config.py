@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import os
 import sys
 import textwrap
 import typing
@@ -71,7 +72,11 @@ def load(spec: str) -> ConfigDict:
 
 
 def _find(path: str) -> Path:
-    file = Path(path)
+    file = Path(path).expanduser()
+    if file.is_dir():
+        inside = ", ".join(str(p) for p in sorted(file.glob("*.py")) if not p.name.startswith("_"))
+        fix = f"Choose one of {inside}." if inside else "It has no Python files."
+        raise UserError(f"--config: got the folder {path!r}, expected a Python file with get_config(). {fix}")
     if file.is_file() and file.suffix != ".py":
         raise UserError(f"--config: got {path}, expected a Python file with get_config().")
     if file.is_file():
@@ -207,6 +212,8 @@ def _complete_section(
     for key, parameter in parameters.items():
         value = values.get(key, None if parameter.default is parameter.empty else parameter.default)
         if key in values and value is not None:
+            if isinstance(value, str) and value.startswith("~/"):  # shells replace ~ only at the start of a word
+                value = os.path.expanduser(value)
             value = _convert(f"{name}.{key}", value, parameter.annotation, default=parameter.default)
         elif key in values and not _may_be_none(parameter):
             raise _type_error(f"{name}.{key}", value, parameter.annotation, default=parameter.default)

@@ -162,6 +162,15 @@ def schedule_keys(*, warmup_epochs: float | None = None) -> None:
     """
 
 
+def model_keys(*, image_size: int | None = None) -> None:
+    """The keys of ``model`` that differ from the arguments of `create_model`.
+
+    Args:
+      image_size: side of the images in pixels. Training and evaluation images are square. The position embeddings of a
+        ViT are resampled as in timm. Default: the size that the weights were trained at.
+    """
+
+
 def lora_keys(*, rank: int = 0) -> None:
     """The keys of ``lora`` that differ from the arguments of `add_lora`.
 
@@ -203,7 +212,7 @@ SECTIONS: dict[str, Section] = {
     "data": Section((data_keys,)),
     "preprocess": Section((preprocess_keys,)),
     "model": Section(
-        (create_model,),
+        (create_model, model_keys),
         passed=("num_classes", "in_channels", "seed", "features_only", "out_indices"),
         choice=Choice("name", model_builder, passed=("num_classes", "in_channels", "rngs"), optional=True),
     ),

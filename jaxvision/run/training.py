@@ -45,7 +45,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       UserError: the config, the data or the weights are wrong; a loss is not finite; or a device is out of memory.
       Preempted: a SIGTERM arrived; the state has been saved.
     """
-    config, workdir, clock = complete(config), Path(workdir), report.Clock()
+    config, workdir, clock = complete(config), Path(workdir).expanduser(), report.Clock()
     with ExitStack() as stack:
         stack.enter_context(memory_errors_as_user_errors(_LESS_MEMORY))
         preemption = stack.enter_context(Preemption())  # first, because joining other processes may take minutes

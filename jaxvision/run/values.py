@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import collections.abc
 import numbers
+import pathlib
 import types
 import typing
 from typing import Any
+
+import numpy as np
 
 
 def parse(text: str, annotation: Any) -> Any:
@@ -141,7 +144,12 @@ _TEXTS = {
     int: "an integer",
     float: "a number",
     str: "a string",
+    complex: "a complex number",
     type(None): "None",
+    pathlib.Path: "a path",
+    np.bool_: "True or False",
+    np.number: "a number",
+    np.ndarray: "an array",
 }
 
 
@@ -150,8 +158,10 @@ def type_text(annotation: Any) -> str:
 
     >>> type_text(int | None), type_text(tuple[float, float]), type_text(typing.Sequence[str])
     ('an integer or None', 'a tuple of 2 values', 'a tuple, each element a string')
+    >>> type_text(float | np.ndarray | list[int]), type_text(dict[str, int])
+    ('a number or an array or a tuple, each element an integer', 'a dict')
     """
-    return " or ".join(_member_text(member) for member in _members(annotation))
+    return " or ".join(dict.fromkeys(_member_text(member) for member in _members(annotation)))
 
 
 def _member_text(member: Any) -> str:
@@ -166,4 +176,7 @@ def _member_text(member: Any) -> str:
         return f"a tuple of {len(elements)} values"
     if elements is not None:
         return f"a tuple, each element {type_text(elements)}" if elements is not Any else "a tuple"
-    return getattr(member, "__name__", None) or str(member).replace("typing.", "")
+    name = (getattr(member, "__name__", None) or str(member)).rpartition(".")[2]
+    if name == "Array":  # jax.Array; this module does not import JAX
+        return "an array"
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

@@ -132,7 +132,7 @@ def test_predict_reports_a_damaged_image_and_continues(
     bad = images / "cat" / "1.png"
     bad.write_bytes(b"not an image")
     status, out, err = run(capsys, "predict", "-m", export, images / "cat")
-    assert status == 2
+    assert status == 1
     assert out.count(".png") == 2
     assert str(bad) in err
     assert "no such file or folder" in refused(capsys, "predict", "-m", export, images / "none.png")
@@ -169,7 +169,9 @@ def test_evaluate_counts_every_image(capsys: pytest.CaptureFixture, export: Path
     assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
     assert "evaluate" in refused(capsys, "evaluate", "-m", export)
     arguments = ("evaluate", "-m", export, "--data", images)
-    assert "a folder takes no option 'x'" in refused(capsys, *arguments, "--option", "x=1")
+    assert "--option: got 'x', expected an option of a folder. Valid names: 'layout'" in refused(
+        capsys, *arguments, "--option", "x=1"
+    )
     for name in ("split", "max_corrupt"):  # arguments of `evaluate`
         assert f"--option: got '{name}', expected an option of the source" in refused(
             capsys, *arguments, "--option", f"{name}=1"
@@ -238,6 +240,34 @@ def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture, tmp_path: Path,
     assert "is not a folder with config.json" in refused(capsys, "predict", "-m", tmp_path / "none", images)
     assert "found no export/config.json" in refused(capsys, "predict", "-m", images, images)
     assert "Did you mean 'resnet50'" in refused(capsys, "predict", "-m", "resnet5O", images)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["predict", "-m=~/run", "~/x.png"], "~/x.png: no such file"),
+        (["predict", "-m=~/none/run", "~/image.png"], "~/none/run is not a folder"),
+        (["attention", "-m=~/none/run", "~/image.png"], "~/none/run is not a folder"),
+        (["predict", "-m=test_resnet", "--checkpoint=~/none.safetensors", "~/image.png"], "~/none.safetensors"),
+        (["evaluate", "-m=~/none/run", "--data=~/images"], "~/none/run is not a folder"),
+        (["convert", "~/none/run", "~/out"], "~/none/run is not a folder"),
+        (["convert", "test_resnet", "~/out.pth"], "~/out.pth: expected a folder"),
+        (["convert", "test_resnet", "~/out", "--checkpoint=~/none.safetensors"], "~/none.safetensors"),
+        (["plan", "--config=~/none.py"], "no file '~/none.py'"),
+        (["train", "--config=~/none.py"], "no file '~/none.py'"),
+        (["train", "--config=configs/folder.py:test_resnet", "--config.source.data_dir=~/x"], "got '~/x', expected"),
+    ],
+)
+def test_the_home_folder_in_every_path(
+    command: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message of a missing file shows which path was looked for."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    error = refused(capsys, *command)
+    assert message.replace("~", str(tmp_path)) in error
+    assert "~" not in error
+    assert main.parse(["--config=configs/quickstart.py:vit", "--workdir=~/run"])[1] == tmp_path / "run"
 
 
 def test_train_is_the_same_as_the_main_module(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

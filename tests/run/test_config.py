@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -63,7 +65,9 @@ def test_flags_are_read_by_the_annotation(text: str, annotation: Any, value: Any
         ((1.0,), tuple[float, float], "a tuple of 2 values"),
         ((1.0, "x"), tuple[float, ...], "a tuple, each element a number"),
         ("med", Literal["min", "max"], "'min' or 'max'"),
-        (0.5, Path | None, "Path or None"),
+        (0.5, Path | None, "a path or None"),
+        ("x", float | jax.Array | np.ndarray, "a number or an array"),
+        ("x", dict[str, int] | OrderedDict, "a dict or an OrderedDict"),
         ("f", Callable[[int], int], "a function"),
     ],
 )
@@ -99,6 +103,24 @@ def test_the_name_of_an_override_decides_which_keys_there_are() -> None:
         complete(MINIMAL, [("source.data_dir", "images")])
     config = complete(MINIMAL, [("model.name", "test_vit"), ("model.patch_size", "8")])
     assert config.model.patch_size == 8
+
+
+def test_the_home_folder_in_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = {"name": "folder", "data_dir": "~/photos"}
+    config = complete({**MINIMAL, "source": source}, [("model.checkpoint_path", "~/x.safetensors")])
+    assert config.source.data_dir == str(tmp_path / "photos")
+    assert config.model.checkpoint_path == str(tmp_path / "x.safetensors")
+    (tmp_path / "mine.py").write_text("from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()\n")
+    assert load("~/mine.py").to_dict() == {}
+
+
+def test_a_folder_of_configs_is_not_a_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--config: got the folder .*, expected a Python file.* no Python files\."):
+        load(str(tmp_path))
+    (tmp_path / "mine.py").touch()
+    with pytest.raises(UserError, match=r"expected a Python file with get_config\(\)\. Choose one of .*/mine\.py\."):
+        load(f"{tmp_path}/")
 
 
 def test_axes_of_the_mesh_that_the_file_omits() -> None:

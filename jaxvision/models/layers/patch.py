@@ -19,7 +19,7 @@ class PatchEmbed(nnx.Module):
 
     Args:
       image_size: size of the images in pixels: an integer, or (height, width).
-      patch_size: size of a patch in pixels, in the same form. It must divide `image_size`.
+      patch_size: size of a patch in pixels: an integer, or (height, width). It must divide `image_size`.
       in_channels: channels c of the images.
       features: width d of the tokens.
       use_bias: whether the projection has a bias.
