@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import threading
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -183,7 +183,8 @@ def replaced(path: Path) -> Iterator[Path]:
 
     The folder is created. After an exception, the temporary file is removed and an earlier file at `path` is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    # Process numbers are not unique, because containers on several machines may share the disk.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
