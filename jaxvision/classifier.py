@@ -24,7 +24,9 @@ from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
 from jaxvision.weights import catalog, files, imagenet, timm
+from jaxvision.weights.prefix import without_prefix
 from jaxvision.weights.timm.names import OURS
+from jaxvision.weights.weight_file import WeightFile
 
 logger = logging.getLogger(__name__)
 
@@ -274,12 +276,13 @@ def _load_by_name(
         preprocess = replace(preprocess, image_size=options["image_size"])
     num_classes = options.get("num_classes")
     if checkpoint_path is None:
-        _check_head(entry.name, entry.num_classes, num_classes)
+        if num_classes not in (None, 0, entry.num_classes):
+            raise _untrained_head_error(entry.name, entry.num_classes, num_classes)
         model: Model = create_model(name, True, **options)
     else:
         file = files.open_weights(checkpoint_path)
         model = create_model(name, checkpoint_path=file, **options)
-        _check_head(file.path, timm.num_classes(file, model.classifier_names), num_classes)
+        _check_head(model, file, num_classes)
     return Classifier(model, imagenet.class_names(model.num_classes), preprocess.for_channels(model.in_channels))
 
 
@@ -311,7 +314,7 @@ def _load_export(export: Export, checkpoint_path: str | Path | None, options: Ma
     # model_args contain the size of a model that has a fixed one; for others it is that of the transform.
     arguments = {"image_size": size, **arguments, "num_classes": export.num_classes, **options}
     model = cast(Model, create_model(export.architecture, checkpoint_path=file, **arguments))
-    _check_head(file.path, timm.num_classes(file, model.classifier_names), export.num_classes)
+    _check_head(model, file, export.num_classes)
     return Classifier(model, export.classes, preprocess.for_channels(model.in_channels))
 
 
@@ -418,14 +421,19 @@ def _damaged_config_error(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: not a config.json of save_classifier ({error!r}). Export the model again.")
 
 
-def _check_head(weights: Any, found: int, num_classes: int | None) -> None:
-    """Raises if a head of `num_classes` would be untrained, because the weights have another one or none."""
+def _check_head(model: Model, file: WeightFile, num_classes: int | None) -> None:
+    """Raises if the head of `num_classes` is untrained, because the file has another one or none."""
+    found = timm.num_classes(without_prefix(file, model.first_conv), model.classifier_names)
     if num_classes not in (None, 0, found):
-        head = f"a head of {found} classes" if found else "no head"
-        raise UserError(
-            f"num_classes: got {num_classes}, but {weights} has {head}. Leave num_classes out, or train another head "
-            "by python -m jaxvision.main."
-        )
+        raise _untrained_head_error(file.path, found, num_classes)
+
+
+def _untrained_head_error(weights: Any, found: int, num_classes: int | None) -> UserError:
+    head = f"a head of {found} classes" if found else "no head"
+    return UserError(
+        f"num_classes: got {num_classes}, but {weights} has {head}. Leave num_classes out, or train another head by "
+        "python -m jaxvision.main."
+    )
 
 
 def _height_and_width(model: Model, preprocess: Preprocess) -> tuple[int, int]:

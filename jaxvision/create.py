@@ -23,6 +23,7 @@ from jaxvision.models.layers.init import streams
 from jaxvision.models.layers.mode import eval_view
 from jaxvision.train import partial
 from jaxvision.weights import catalog, files, hub, timm
+from jaxvision.weights.prefix import without_prefix
 from jaxvision.weights.weight_file import WeightFile
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def create_model(
     file = _open_weights(entry, pretrained, checkpoint_path, revision)  # last: it may download
     published = entry.num_classes
     if checkpoint_path is not None and file is not None:
-        published = _count_classes(entry, file, arguments)
+        file, published = _find_model(entry, file, arguments)
     if features_only:
         num_classes = 0
     arguments["num_classes"] = published if num_classes is None else num_classes
@@ -139,7 +140,7 @@ def create_model(
         model = timm.load_timm(
             registry.build_abstract(entry.architecture, **arguments),
             file,
-            head="load" if arguments["num_classes"] == published else "fresh",
+            head="load" if num_classes is None or 0 != num_classes == published else "fresh",
             published=checkpoint_path is None,
             rngs=rngs,
         )
@@ -214,13 +215,14 @@ def _open_weights(
     return files.open_weights(hub.fetch(entry, revision=revision)) if pretrained else None
 
 
-def _count_classes(entry: catalog.Entry, file: WeightFile, arguments: Mapping[str, Any]) -> int:
-    """Returns the number of classes of the head in a file; 0 if it has none."""
-    names = entry.classifier
-    if not names:  # a model from outside the catalog
+def _find_model(entry: catalog.Entry, file: WeightFile, arguments: Mapping[str, Any]) -> tuple[WeightFile, int]:
+    """Returns the part of a file that contains the model, and the number of classes of its head; 0 if it has none."""
+    classifier, first_conv = entry.classifier, entry.first_conv
+    if not classifier:  # a model from outside the catalog
         abstract = registry.build_abstract(entry.architecture, **arguments, num_classes=entry.num_classes)
-        names = abstract.classifier_names
-    return timm.num_classes(file, names)
+        classifier, first_conv = abstract.classifier_names, abstract.first_conv
+    file = without_prefix(file, first_conv)
+    return file, timm.num_classes(file, classifier)
 
 
 def _given_dtypes(entry: catalog.Entry, dtype: Any, param_dtype: Any) -> dict[str, Any]:

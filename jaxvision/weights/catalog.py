@@ -34,7 +34,6 @@ class Entry:
       hub_id: repository on the Hugging Face hub; None if the weights are not there.
       url: address of weights that are not on the hub, a PyTorch pickle.
       filename: name of the file in the repository, or of the pickle.
-      sha256: SHA-256 digest of the file, in hexadecimal digits; None if unknown.
       num_classes: size of the head in the file; 0 for a backbone without a head.
       image_size: side of the images in the last phase of training, in pixels.
       test_image_size: side at which timm evaluates; larger than `image_size` for many convnets.
@@ -58,7 +57,6 @@ class Entry:
     hub_id: str | None = None
     url: str | None = None
     filename: str = "model.safetensors"
-    sha256: str | None = None
     num_classes: int = 1000
     image_size: int = 224
     test_image_size: int = 224

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import threading
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,17 +17,23 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxvision.errors import UserError
+from jaxvision.weights.formats import recognize, sharded_error
 from jaxvision.weights.pickle import PickleFile
-from jaxvision.weights.weight_file import FLOATS, WeightFile, without_wrappers
+from jaxvision.weights.weight_file import FLOATS, WeightFile, first_names, without_wrappers
+
+#: Names of the weight file in a folder, preferred first, as in timm.
+NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+#: Endings of weight files.
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pth.tar")
 
 
 def open_weights(source: str | Path | WeightFile) -> WeightFile:
     """Returns the open weight file.
 
     Args:
-      source: a safetensors file, or a PyTorch pickle of a state_dict or of a checkpoint that nests one as timm's
-        trainer does (``state_dict_ema`` is preferred to ``state_dict``). For a folder, the ``model.safetensors`` in
-        it. An open file is returned unchanged.
+      source: a safetensors file, or a PyTorch pickle of a state_dict or of a checkpoint that nests one as training
+        scripts do. A moving average of the weights is preferred, as in timm. For a folder see `find_file`. An open
+        file is returned unchanged.
 
     Raises:
       UserError: the file is missing, truncated or of another format, or it is a pickle of more than tensors.
@@ -45,15 +51,14 @@ def open_weights(source: str | Path | WeightFile) -> WeightFile:
     path = find_file(source)
     try:
         with path.open("rb") as file:
-            if not _is_pickle(file):
+            if recognize(path, file) == "safetensors":
                 return SafetensorsFile(path, file)
     except (SafetensorError, OSError, ValueError) as e:
         if isinstance(e, UserError):
             raise
         size = f"{path.stat().st_size:,} bytes"
-        raise UserError(
-            f"{path} ({size}) is truncated or not a safetensors file: {e}. Copy or download the file again."
-        ) from e
+        formats = "not a safetensors file" if path.suffix == ".safetensors" else "not a weight file"
+        raise UserError(f"{path} ({size}) is truncated or {formats}: {e}. Copy or download the file again.") from e
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path}: got a PyTorch pickle, expected a safetensors file. If you trust its source, rename it to "
@@ -62,23 +67,21 @@ def open_weights(source: str | Path | WeightFile) -> WeightFile:
     return PickleFile(path)
 
 
-def _is_pickle(file: BinaryIO) -> bool:
-    start = file.read(2)
-    file.seek(0)
-    return start == b"PK" or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))
-
-
 def find_file(path: str | Path) -> Path:
-    """Returns the path of an existing weight file; for a folder or a run, that of its ``model.safetensors``.
+    """Returns the path of an existing weight file.
+
+    Args:
+      path: the file, its folder, or the workdir of a finished run. In a folder, the names that timm writes are preferred
+        (`NAMES`). Otherwise the folder must contain a single weight file.
 
     Raises:
-      UserError: the file does not exist.
+      UserError: the file does not exist, or the folder contains none or several.
     """
     path = Path(path).expanduser()
     try:
         path = weights_folder(path)
         if path.is_dir():
-            path = path / "model.safetensors"
+            return _find_in_folder(path)
         exists = path.is_file()
     except (OSError, ValueError) as e:  # a name that is too long or contains a NUL
         if isinstance(e, UserError):
@@ -103,6 +106,26 @@ def weights_folder(path: Path) -> Path:
             f"jaxvision convert {path} FOLDER"
         )
     return path / "export"
+
+
+def _find_in_folder(folder: Path) -> Path:
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for name in NAMES:
+        if name in names:
+            return folder / name
+    for name in names:
+        if name.endswith(".index.json"):
+            raise sharded_error(folder / name)
+    found = [name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
+    if len(found) == 1:
+        return folder / found[0]
+    if found:
+        raise UserError(
+            f"{folder}: got a folder with {len(found)} weight files ({first_names(found)}), expected {NAMES[0]} or a "
+            "single file. Pass the path of one of them."
+        )
+    contents = first_names(names) or "no files"
+    raise UserError(f"{folder}: got a folder without weights ({contents}), expected {NAMES[0]} or {NAMES[1]}.")
 
 
 class SafetensorsFile(WeightFile):
@@ -177,7 +200,8 @@ def replaced(path: Path) -> Iterator[Path]:
 
     The folder is created. After an exception, the temporary file is removed and an earlier file at `path` is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    # Process numbers are not unique, because containers on several machines may share the disk.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary

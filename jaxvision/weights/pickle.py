@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,32 @@ import ml_dtypes
 import numpy as np
 
 from jaxvision.errors import UserError, missing_package_error
-from jaxvision.weights.weight_file import WeightFile, without_wrappers
+from jaxvision.weights.weight_file import WeightFile, first_names, without_wrappers
 
 logger = logging.getLogger(__name__)
 
-# Keys under which a checkpoint stores its weights, preferred first: the moving averages of timm's trainer, the plain
-# weights, the encoder of I-JEPA.
-_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "encoder")
+# Entries of checkpoints that hold weights, preferred first: moving averages (timm, BasicSR and others), then plain
+# weights (timm, Lightning and MMCV; DeepSpeed's "module"; I-JEPA's "encoder").
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema")
+_WEIGHTS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "params",
+    "weights",
+    "module",
+    "backbone",
+    "encoder",
+)
 
 
 class PickleFile(WeightFile):
     """A PyTorch pickle, read by ``torch.load(weights_only=True)``.
 
     Args:
-      path: a pickle of a state_dict, or of a checkpoint that nests one as timm's trainer does.
+      path: a pickle of a state_dict, or of a checkpoint that nests one as training scripts do.
 
     Raises:
       UserError: torch is not installed, the file is damaged, or it contains no tensors or more than tensors.
@@ -39,8 +52,7 @@ class PickleFile(WeightFile):
         self.path = path
         state = without_wrappers(_find_state(_load(path), path), path)
         self._tensors: dict[str, Any] = {name: x for name, x in state.items() if isinstance(x, torch.Tensor)}
-        if not self._tensors:
-            raise UserError(f"{path}: got a PyTorch pickle without weights, expected a state_dict.")
+        self.unused = [name for name in state if name not in self._tensors]
         sparse = [name for name, x in self._tensors.items() if x.layout is not torch.strided]
         if sparse:
             raise UserError(f"{path}: {sparse[0]} is a sparse tensor, expected a dense one. Save it as x.to_dense().")
@@ -63,7 +75,8 @@ def _load(path: Path) -> Any:
     import torch
 
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's trainer saves its flags in a Namespace
+        # timm's trainer saves its flags in a Namespace. PyTorch warns about its own use of deprecated storages.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # files of PyTorch 1.5 and older cannot be mapped
@@ -91,9 +104,39 @@ def _find_state(checkpoint: Any, path: Path) -> Mapping[str, Any]:
     """Returns the state_dict in a checkpoint: that of the moving average if there is one, as in timm."""
     found = checkpoint
     while isinstance(found, Mapping):
-        key = next((key for key in _NESTED if isinstance(found.get(key), Mapping)), None)
-        if key is None:
+        known = [key for key in (*_AVERAGES, *_WEIGHTS) if _holds_state(found.get(key))]
+        others = [key for key, value in found.items() if key not in known and _holds_state(value)]
+        # A checkpoint may hold a few tensors beside its weights, and a state_dict a few entries beside its tensors.
+        if not known and _count_tensors(found) > max((_count_tensors(found[key]) for key in others), default=0):
             return found
-        logger.info("%s: loading the entry %r", path, key)
+        if not known and len(others) != 1:
+            break
+        key, rest = [*known, *others][0], [*known, *others][1:]
+        if rest:  # a choice between several, so it is announced
+            logger.warning("%s: loading the entry %r, not %s", path, key, first_names(map(repr, rest)))
+        else:
+            logger.info("%s: loading the entry %r", path, key)
         found = found[key]
-    raise UserError(f"{path}: got a PyTorch pickle of a {type(checkpoint).__name__}, expected a state_dict.")
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: got a PyTorch pickle of a {type(checkpoint).__name__}, expected a state_dict.")
+    entries = first_names(map(repr, found), 8) or "none"
+    raise UserError(
+        f"{path}: got a PyTorch pickle without weights at a known place (its entries are {entries}), expected a "
+        "state_dict, or one as the entry 'state_dict' or 'model'. Save the state_dict as a file of its own."
+    )
+
+
+def _count_tensors(value: Any) -> int:
+    """Returns how many names a value maps to tensors."""
+    import torch
+
+    if not isinstance(value, Mapping):
+        return 0
+    return sum(isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in value.items())
+
+
+def _holds_state(value: Any) -> bool:
+    """Returns whether a value is a state_dict, or a checkpoint with one in an entry of a known name."""
+    if not isinstance(value, Mapping):
+        return False
+    return _count_tensors(value) > 0 or any(_holds_state(value.get(key)) for key in (*_AVERAGES, *_WEIGHTS))

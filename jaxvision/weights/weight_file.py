@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,12 +26,14 @@ class WeightFile(ABC):
       shapes: shape of each tensor by name. Prefixes of wrappers, such as ``module.``, are removed from the names.
       dtypes: dtype of each tensor by name, in safetensors' notation, such as ``"F32"``.
       metadata: the file's own key-value pairs; empty for a pickle.
+      unused: names of the file's other entries, which are not among the tensors.
     """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
     metadata: Mapping[str, str] = MappingProxyType({})
+    unused: Sequence[str] = ()
 
     @abstractmethod
     def tensor(self, name: str) -> np.ndarray:

@@ -206,8 +206,12 @@ def test_a_label_that_is_not_the_number_of_a_class(tmp_path, wrong):
 
 @pytest.mark.parametrize(
     ("labels", "n", "said"),
-    [([1, 2, 3], 4, "1 of 4 classes has no image: '0'"), ([0, 7, 0], 8, "6 of 8 classes have no image: '1'"), ([0, 1, 1], 2, "")],
-)  # fmt: skip
+    [
+        ([1, 2, 3], 4, "1 of 4 classes has no image: '0'"),
+        ([0, 7, 0], 8, "6 of 8 classes have no image: '1'"),
+        ([0, 1, 1], 2, ""),
+    ],
+)
 def test_classes_without_images_are_counted(tmp_path, labels, n, said):
     write_parquet(tmp_path / "set" / "train.parquet", labels)
     train = open_parquet(tmp_path, test=None).train

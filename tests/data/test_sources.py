@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.images import encode, scene
+from support.images import scene
 
-from jaxvision.augment.decoding import decode
 from jaxvision.data.source import SOURCES, open_source, stratified_split
 from jaxvision.errors import UserError
 

@@ -29,7 +29,7 @@ def _parts(architecture: str, **options: Any) -> Any:
 
 def abstract(architecture: str, **options: Any) -> Any:
     """Returns an abstract model."""
-    return nnx.merge(*_parts(architecture, **options))
+    return nnx.merge(*_parts(architecture, **options), copy=True)  # without the copy, `build` would fill the parts
 
 
 def build(architecture: str, seed: int = 1, **options: Any) -> Any:

@@ -1,18 +1,14 @@
-"""Weights from the hub's cache, from the hub and from other addresses."""
+"""Weights from the hub's cache, and the errors of the hub."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import http.server
-import io
+import os
 import re
-import sys
-import threading
 from pathlib import Path
 
 import pytest
-from support.weight_files import assert_loads, torch_state, write
+from support.weight_files import assert_loads, write
 
 from jaxvision.create import create_model
 from jaxvision.errors import UserError
@@ -36,6 +32,16 @@ def put(cache: Path, repository: str, architecture: str, *, revision: str = "mai
     (folder / "refs" / revision).write_text(commit)
     (folder / "snapshots" / commit).mkdir(parents=True)
     return write(folder / "snapshots" / commit / (name or "model.safetensors"), architecture, **options)
+
+
+def put_blob(cache: Path, repository: str) -> Path:
+    """Puts a file into the hub's cache as huggingface_hub does: named by its digest, with a link in the snapshot."""
+    path = put(cache, repository, "test_resnet")
+    blob = cache / f"models--{repository.replace('/', '--')}" / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+    blob.parent.mkdir()
+    path.rename(blob)
+    path.symlink_to(os.path.relpath(blob, path.parent))
+    return path
 
 
 def test_a_cached_file_needs_no_network(cache):
@@ -88,16 +94,33 @@ def test_create_model_takes_the_revision(cache):
             create_model("test_resnet", revision="v2", **options)
 
 
-def test_a_file_with_another_sha256(cache):
-    path = put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
-    entry = catalog.lookup("test_resnet")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert hub.fetch(dataclasses.replace(entry, sha256=digest)) == path
-    data = bytearray(path.read_bytes())
+def test_a_damaged_file_of_the_cache_is_an_error_that_names_it(cache):
+    path = put_blob(cache, "timm/test_resnet.r160_in1k")
+    entry, blob = catalog.lookup("test_resnet"), path.resolve()
+    assert hub.fetch(entry) == path
+    data = bytearray(blob.read_bytes())
     data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=f"expected {digest} for test_resnet.r160_in1k"):
-        hub.fetch(dataclasses.replace(entry, sha256=digest))
+    blob.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    with pytest.raises(UserError) as error:
+        create_model("test_resnet", pretrained=True)
+    assert str(error.value).startswith(
+        f"{path} is damaged: got the sha256 {digest}, expected {blob.name}, which the hub"
+    )
+    assert f"Delete {blob} and run the command again to download it" in str(error.value)
+    create_model("test_resnet", checkpoint_path=path)
+    blob.unlink()  # as the message says; then the hub is asked again
+    with pytest.raises(UserError, match=r"cannot download timm/test_resnet.r160_in1k/model.safetensors"):
+        hub.fetch(entry)
+
+
+def test_a_link_into_a_store_with_other_names_is_followed_once(cache, tmp_path):
+    """huggingface_hub can share the files of several caches in a store that names them by another hash."""
+    path = put_blob(cache, "timm/test_resnet.r160_in1k")
+    blob = path.resolve()
+    blob.rename(tmp_path / ("0" * 64))
+    blob.symlink_to(tmp_path / ("0" * 64))
+    assert hub.fetch(catalog.lookup("test_resnet")) == path
 
 
 def test_a_repository_without_safetensors(cache):
@@ -137,63 +160,6 @@ def test_errors_of_the_hub(cache, monkeypatch):
     with pytest.raises(UserError, match="cannot download"):  # the download itself fails without a network
         hub.fetch("a/b")
     assert requests == ["model.safetensors", "pytorch_model.bin"]
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `content`, also in ranges. The first `breaks` responses end after half of it."""
-
-    content, breaks, ranges = b"", 0, []
-
-    def do_GET(self):
-        wanted = self.headers.get("Range")
-        Server.ranges.append(wanted)
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        body = self.content[start:]
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if Server.breaks:
-            Server.breaks -= 1
-            body = body[: len(body) // 2]
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.mark.timm
-def test_an_interrupted_download_is_continued(tmp_path, monkeypatch, caplog):
-    import torch
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
-    content = io.BytesIO()
-    torch.save({"encoder": {f"module.{key}": value for key, value in torch_state().items()}}, content)
-    Server.content, Server.breaks, Server.ranges = content.getvalue(), 1, []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/x/IN1K.pth.tar"
-        entry = catalog.Entry(
-            architecture="mine", tag="ijepa", url=url, filename="IN1K.pth.tar", license="cc-by-nc-4.0"
-        )
-        with pytest.raises(UserError, match=f"cannot download {url} .*HF_HUB_OFFLINE is set.*checkpoint_path, or copy"):
-            hub.fetch(entry)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        with pytest.raises(UserError, match="to continue the download"):
-            hub.fetch(entry)
-        assert not (tmp_path / "torch" / "checkpoints" / "IN1K.pth.tar").exists()
-        path = hub.fetch(entry)
-        assert hub.fetch(entry) == path  # and no further request
-        server.shutdown()
-    assert Server.ranges == [None, f"bytes={len(Server.content) // 2}-"]
-    assert path.read_bytes() == Server.content
-    assert_loads(path)
-    assert "non-commercial use only" in caplog.text
-    with pytest.raises(UserError, match="which has no revisions"):
-        hub.fetch(entry, revision="v1")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"PyTorch pickle; reading them needs the package 'torch'"):
-        hub.fetch(entry)
 
 
 def test_a_tag_without_weights_names_the_others(cache):

@@ -242,6 +242,15 @@ def test_a_full_disk_leaves_the_earlier_file(file):
     assert os.listdir(file.parent) == [file.name]
 
 
+def test_temporary_names_are_unique_across_machines_that_share_a_disk(file):
+    """Two containers may have the same process number, as here two writers in one process and thread."""
+    with files.replaced(file) as first, files.replaced(file) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert file.read_text() == "first"  # replaced last, and complete
+    assert os.listdir(file.parent) == [file.name]
+
+
 def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):

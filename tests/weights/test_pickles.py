@@ -103,6 +103,86 @@ def test_nested_and_old_pickles(tmp_path):
 
 
 @pytest.mark.timm
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "params", "module", "my_network"])
+def test_the_entry_with_the_weights(key, tmp_path, caplog):
+    """Beside it lies what training scripts save as well: counters, tensors, and the state of an optimizer."""
+    import torch
+
+    optimizer = torch.optim.Adam(torch.nn.Linear(2, 2).parameters())
+    others = {"epoch": 3, "step": torch.tensor(7), "optimizer": optimizer.state_dict(), "best": {"top1": 0.7}}
+    torch.save({**others, key: torch_state()}, tmp_path / "model.pth")
+    with caplog.at_level("INFO", "jaxvision"):
+        assert_loads(tmp_path / "model.pth")
+    assert caplog.messages == [f"{tmp_path / 'model.pth'}: loading the entry {key!r}"]
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize(
+    ("average", "plain"),
+    [("state_dict_ema", "state_dict"), ("model_ema", "model"), ("ema", "model"), ("params_ema", "params")],
+)
+def test_a_moving_average_is_preferred_and_announced(average, plain, tmp_path, caplog):
+    import torch
+
+    torch.save({plain: torch_state(), average: torch_state(seed=5)}, tmp_path / "model.pth")
+    assert_loads(tmp_path / "model.pth", seed=5)
+    assert caplog.messages == [f"{tmp_path / 'model.pth'}: loading the entry {average!r}, not {plain!r}"]
+
+
+@pytest.mark.timm
+def test_a_checkpoint_of_lightning(tmp_path, caplog):
+    """The entries are those of ``Trainer.save_checkpoint``, with torch.compile and a loss that has weights."""
+    import torch
+
+    state = {f"model._orig_mod.{key}": value for key, value in torch_state().items()}
+    checkpoint = {
+        "epoch": 1,
+        "global_step": 10,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {**state, "criterion.weight": torch.ones(1000)},
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5), "best_model_path": "x"}},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {"lr": 0.1, "name": "test_resnet"},
+    }
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    assert_loads(tmp_path / "last.ckpt")
+    assert caplog.messages == [f"{tmp_path / 'last.ckpt'}: not used: criterion.weight"]
+
+
+@pytest.mark.timm
+def test_an_averaged_model_of_torch(tmp_path, caplog):
+    import torch
+
+    model = import_timm().create_model("test_resnet")
+    model.load_state_dict(torch_state())
+    torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), tmp_path / "swa.pth")
+    assert_loads(tmp_path / "swa.pth")
+    assert not caplog.records
+
+
+@pytest.mark.timm
+def test_entries_without_a_known_name_are_listed(tmp_path):
+    import torch
+
+    torch.save({"student": torch_state(), "teacher": torch_state(), "epoch": torch.tensor(3)}, tmp_path / "model.pth")
+    message = load_error(build("test_resnet"), tmp_path / "model.pth")
+    assert "its entries are 'student', 'teacher', 'epoch'" in message
+    assert "Save the state_dict as a file of its own" in message
+
+
+@pytest.mark.timm
+def test_values_that_are_not_tensors_are_announced(tmp_path, caplog):
+    import torch
+
+    torch.save({**torch_state(), "fc._extra_state": {"scale": 1.0}, "version": 3}, tmp_path / "model.pth")
+    assert_loads(tmp_path / "model.pth")
+    assert caplog.messages == [f"{tmp_path / 'model.pth'}: not used: fc._extra_state, version"]
+
+
+@pytest.mark.timm
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_pickles_of_other_dtypes(dtype, tmp_path):
     import torch

@@ -16,8 +16,9 @@ from jaxvision import tree
 from jaxvision.errors import UserError
 from jaxvision.models.base import Model
 from jaxvision.weights import files
-from jaxvision.weights.timm.match import Shapes, is_in_head, match_tensors
-from jaxvision.weights.timm.names import COUNTER, check_model, timm_axes, timm_name, weights
+from jaxvision.weights.prefix import without_prefix
+from jaxvision.weights.timm.match import Shapes, is_in_head, match_tensors, other_head_text
+from jaxvision.weights.timm.names import COUNTERS, check_model, timm_axes, timm_name, weights
 from jaxvision.weights.weight_file import FLOATS, WeightFile, first_names
 
 logger = logging.getLogger(__name__)
@@ -37,18 +38,21 @@ def load_timm(
     """Fills `model` in place from one of timm's weight files, and returns it.
 
     Every leaf of the model is filled and every tensor of the file is used; otherwise the model is unchanged and the
-    error lists what does not fit. As in timm, the first convolution is adapted to the model's number of input channels
-    and position embeddings are resampled to its grid. Values are cast to the dtype of the leaf and placed on its
-    devices. The host holds one tensor at a time, and each of several hosts reads only the parts for its own devices.
+    error lists what does not fit. There are two exceptions, which are logged: a head that is replaced, and tensors
+    beside the model in the file of a larger module (``criterion.weight`` beside ``model.*``). As in timm, the first
+    convolution is adapted to the model's number of input channels and position embeddings are resampled to its grid.
+    Values are cast to the dtype of the leaf and placed on its devices. The host holds one tensor at a time, and each of
+    several hosts reads only the parts for its own devices.
 
     Args:
       model: a model with arrays, or an abstract one from `registry.build_abstract`, which is filled without being
         initialized first.
-      path: the file, a folder with a ``model.safetensors``, or a file opened by `jaxvision.weights.files.open_weights`.
-        With torch installed, also a PyTorch pickle (``.pth``, ``.pt``, ``.bin``, ``.pth.tar``) of a state_dict or of a
-        checkpoint of timm's trainer.
+      path: the file, its folder, or a file opened by `jaxvision.weights.files.open_weights`. With torch installed, also
+        a PyTorch pickle (``.pth``, ``.pt``, ``.bin``, ``.pth.tar``) of a state_dict or of a training script's
+        checkpoint. The names may share a prefix, such as ``model.``.
       head: ``"load"`` requires that the file's classifier fits. ``"fresh"`` keeps the model's own classifier, and
-        initializes that of an abstract model. ``"auto"`` loads it unless the numbers of classes differ.
+        initializes that of an abstract model. The file's classifier must have the same layers. ``"auto"`` loads it
+        unless the numbers of classes differ.
       published: whether the weights are timm's own. They were trained at the architecture's image size, so their
         position embeddings are resampled even to another grid with as many positions. Without `published`, position
         embeddings with as many positions as the model's are used as they are, unless the file states their grid.
@@ -73,18 +77,15 @@ def load_timm(
     if head not in ("auto", "load", "fresh"):
         raise UserError(f"head: got {head!r}, expected 'auto', 'load' or 'fresh'.")
     check_model(model)
-    file = files.open_weights(path)
+    file = without_prefix(files.open_weights(path), model.first_conv)
     targets = weights(model)
-    shapes: Shapes = {key: shape for key, shape in file.shapes.items() if not key.endswith(COUNTER)}
+    shapes: Shapes = {key: shape for key, shape in file.shapes.items() if not key.endswith(COUNTERS)}
     head_names = [name for name in targets if is_in_head(model, name)]
-    if head == "auto":
-        head = "fresh" if _heads_differ(model, targets, shapes) else "load"
-        if head == "fresh" and head_names:
-            logger.warning("%s has no head of %d classes: the head is untrained", file.path, model.num_classes)
     fresh: dict[str, nnx.Variable] = {}
-    if head == "fresh":
+    if head == "fresh" or (head == "auto" and _heads_differ(model, targets, shapes)):
         fresh = {name: targets.pop(name) for name in head_names}
-        shapes = {key: shape for key, shape in shapes.items() if not is_in_head(model, key)}
+        is_untrained = head == "auto" or any(_is_abstract(leaf) for leaf in fresh.values())
+        shapes = _without_head(model, file, shapes, level=logging.WARNING if is_untrained else logging.INFO)
     adapters = match_tensors(model, file, targets, shapes, published=published)
     _check_dtypes(file, shapes)
     values = {}
@@ -96,6 +97,8 @@ def load_timm(
         file.forget(key)
     for name, leaf in targets.items():  # only now: every value is known to be valid
         leaf.set_value(values[name])
+    if file.unused:
+        logger.warning("%s: not used: %s", file.path, first_names(file.unused))
     _fill_remaining(model, fresh, nnx.Rngs(0) if rngs is None else rngs)
     return model
 
@@ -104,7 +107,7 @@ def num_classes(path: str | Path | WeightFile, classifier: Sequence[str]) -> int
     """Returns the number of classes of the head in a file; 0 if it has none.
 
     Args:
-      path: the file, a folder with a ``model.safetensors``, or an open file.
+      path: the file, its folder, or an open file. Its names must have no prefix; see `jaxvision.weights.prefix`.
       classifier: dotted names of the layers that may be the head, such as ``model.classifier_names``.
 
     Raises:
@@ -122,13 +125,37 @@ def _heads_differ(model: Model, targets: Mapping[str, nnx.Variable], shapes: Sha
     return any(shapes.get(key, (0,))[0] != classes for key, classes in wanted.items())
 
 
+def _without_head(model: Model, file: WeightFile, shapes: Shapes, *, level: int) -> Shapes:
+    """Returns the tensors outside the head. Logs at `level` that the model's head is not loaded.
+
+    Raises:
+      UserError: the model has a head, and that of the file has other layers.
+    """
+    head = [key for key in shapes if is_in_head(model, key)]
+    other = [key for key in head if key.rpartition(".")[0] not in model.classifier_names]
+    if model.num_classes and other:
+        raise UserError(f"{file.path} does not fit {model.architecture}: {other_head_text(model, shapes, other)}")
+    what = f"a head of {shapes[head[0]][0]} classes, which is not used" if head and shapes[head[0]] else "no head"
+    if model.num_classes:
+        logger.log(level, "%s has %s: the head of %d classes is untrained", file.path, what, model.num_classes)
+    elif head:  # no head was asked for, so only a head of other layers may be a surprise
+        level = logging.WARNING if other else logging.INFO
+        logger.log(level, "%s: the model has no head; not used: %s", file.path, first_names(head))
+    return {key: shape for key, shape in shapes.items() if key not in head}
+
+
 def _check_dtypes(file: WeightFile, shapes: Shapes) -> None:
     others = [f"{key} {file.dtypes[key]}" for key in shapes if file.dtypes[key] not in FLOATS]
     if others:
         raise UserError(
-            f"{file.path}: got {len(others)} quantized tensors ({first_names(others)}), expected floating-point ones. "
-            "Use the weights from before the quantization."
+            f"{file.path}: got {len(others)} tensors of other dtypes ({first_names(others)}), expected one of "
+            f"{', '.join(FLOATS)}. If they are quantized, use the weights from before the quantization; otherwise "
+            "convert them by x.float()."
         )
+
+
+def _is_abstract(leaf: nnx.Variable) -> bool:
+    return isinstance(leaf.get_raw_value(), jax.ShapeDtypeStruct)
 
 
 def _placed(tensor: np.ndarray, old: Any, *, what: str) -> jax.Array:
@@ -183,7 +210,7 @@ def _fill_remaining(model: Model, fresh: Mapping[str, nnx.Variable], rngs: nnx.R
             if name in fresh and old[name].sharding is not None:
                 leaf.set_value(jax.device_put(leaf.get_raw_value(), old[name].sharding))
     for path, leaf in nnx.iter_graph(model):
-        if isinstance(leaf, nnx.Variable) and isinstance(leaf.get_raw_value(), jax.ShapeDtypeStruct):
+        if isinstance(leaf, nnx.Variable) and _is_abstract(leaf):
             assert isinstance(leaf, nnx.RngState), f"{tree.join(path)} is neither a weight nor random state"
             value = rngs.dropout() if isinstance(leaf, nnx.RngKey) else jnp.zeros((), jnp.uint32)
             sharding = leaf.get_raw_value().sharding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,22 @@ def is_in_head(model: Model, name: str) -> bool:
     return name.startswith(tuple(f"{attribute}." for attribute in model.classifier_names))
 
 
+def other_head_text(model: Model, shapes: Shapes, keys: Sequence[str]) -> str:
+    """Returns what is wrong with a head of other layers than the model's, and what to do.
+
+    Args:
+      model: the model.
+      shapes: the tensors of the file.
+      keys: those of them that belong to the head's other layers.
+    """
+    wanted = " and ".join(f"{name}.weight" for name in model.classifier_names)
+    listed = first_names([f"{key} {list(shapes[key])}" for key in keys])
+    return (
+        f"its head has other layers ({listed}), expected {wanted}. Rename the tensors if the head is one linear layer "
+        "after dropout, or pass num_classes=0 to load everything but the head."
+    )
+
+
 def _mismatch_error(
     model: Model, file: WeightFile, *, missing: list[str], unexpected: list[str], differing: list[str]
 ) -> UserError:
@@ -80,7 +96,16 @@ def _mismatch_error(
         if keys
     ]
     advice = [text for pattern, text in model.missing_weight_hints if all(re.match(pattern, key) for key in missing)]
-    if len(problems) == 1 and differing and all(is_in_head(model, text) for text in differing):
+    in_head = [key for key in unexpected if is_in_head(model, key)]
+    if not file.shapes:
+        hint = "The file contains no tensors."
+    elif re.search(r"-\d{5}-of-\d{5}\.", file.path.name):
+        hint = (
+            "The file is one of several parts. Join them by safetensors.torch.save_file with the tensors of all parts."
+        )
+    elif in_head and in_head == unexpected and all(is_in_head(model, key) for key in missing) and not differing:
+        hint = f"The file: {other_head_text(model, file.shapes, in_head)}"
+    elif len(problems) == 1 and differing and all(is_in_head(model, text) for text in differing):
         hint = (
             f"The model has {model.num_classes} classes. Build it with the number of classes in the file, or load with "
             "head='fresh'."

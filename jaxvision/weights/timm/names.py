@@ -26,6 +26,8 @@ from jaxvision.models.layers.frozen import Frozen
 _LAST_SEGMENT = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # PyTorch's BatchNorm counts its batches under this name. The count is not used.
 COUNTER = "num_batches_tracked"
+# Endings of the names that loading ignores: such counts, and that of torch.optim.swa_utils.AveragedModel.
+COUNTERS = (COUNTER, "n_averaged")
 # Metadata key for the rows and columns of a ViT's position embeddings, such as "4x25". The number of positions does not
 # determine them.
 GRID = "jaxvision.grid"

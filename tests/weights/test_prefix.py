@@ -1,0 +1,114 @@
+"""Weight files of a larger module, in which the names of the model share a prefix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.weight_files import abstract, arrays, assert_loads, assert_same, load_error, write
+
+from jaxvision.classifier import load_classifier
+from jaxvision.create import create_model
+from jaxvision.errors import UserError
+from jaxvision.weights import timm
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+def rename(prefix: str):
+    def change(tensors: dict) -> None:
+        for key in list(tensors):
+            tensors[prefix + key] = tensors.pop(key)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "model.",
+        "backbone.",
+        "encoder.",
+        "net.",
+        "timm_model.",
+        "model._orig_mod.",
+        "module.model.",
+        "student.backbone.",
+    ],
+)
+def test_a_prefix_is_removed(prefix, file, caplog):
+    write(file, change=rename(prefix))
+    assert_loads(file)
+    assert create_model("test_resnet", checkpoint_path=file).num_classes == 1000
+    assert load_classifier("test_resnet", checkpoint_path=file).model.num_classes == 1000
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_efficientnet", "resnetv2_18", "vit_tiny_r_s16_p8_224"])
+def test_a_prefix_is_removed_in_every_family(architecture, file):
+    plain = arrays(timm.load_timm(abstract(architecture), write(file, architecture)))
+    write(file, architecture, change=rename("model."))
+    assert_same(plain, arrays(timm.load_timm(abstract(architecture), file)))
+
+
+def test_the_number_of_classes_is_found_behind_a_prefix(file):
+    write(file, num_classes=7, change=rename("model."))
+    assert create_model("test_resnet", checkpoint_path=file).num_classes == 7
+    assert load_classifier("test_resnet", checkpoint_path=file, num_classes=7).model.num_classes == 7
+    with pytest.raises(UserError, match="has a head of 7 classes"):
+        load_classifier("test_resnet", checkpoint_path=file, num_classes=8)
+
+
+def test_tensors_beside_the_model_are_announced(file, caplog):
+    def change(tensors):
+        rename("model.")(tensors)
+        tensors["criterion.weight"] = np.ones(1000, np.float32)
+
+    write(file, change=change)
+    assert_loads(file)
+    assert caplog.messages == [f"{file}: not used: criterion.weight"]
+
+
+def test_a_head_beside_the_backbone_is_announced(file, caplog):
+    def change(tensors):
+        head = {key: tensors.pop(key) for key in ("fc.weight", "fc.bias")}
+        rename("backbone.")(tensors)
+        tensors.update(head)
+
+    write(file, change=change)
+    assert create_model("test_resnet", checkpoint_path=file).num_classes == 0
+    assert caplog.messages == [f"{file}: not used: fc.bias, fc.weight"]
+    with pytest.raises(UserError, match=r"num_classes: got 1000, but .* has no head"):
+        load_classifier("test_resnet", checkpoint_path=file, num_classes=1000)
+
+
+def test_two_models_in_a_file_are_an_error_that_names_their_prefixes(file):
+    def change(tensors):
+        for key in list(tensors):
+            tensors[f"encoder_q.{key}"] = tensors[f"encoder_k.{key}"] = tensors.pop(key)
+
+    message = load_error(create_model("test_resnet"), write(file, change=change))
+    assert "got 2 models, with the prefixes 'encoder_k.', 'encoder_q.', expected one" in message
+
+
+def test_a_model_without_a_prefix_does_not_hide_another(file):
+    def change(tensors):
+        tensors.update({f"ema.{key}": value for key, value in tensors.items()})
+
+    assert "unexpected (ema.bn1.bias, " in load_error(create_model("test_resnet"), write(file, change=change))
+
+
+def test_the_counter_of_an_averaged_model_is_ignored(file, caplog):
+    """torch.optim.swa_utils.AveragedModel saves ``module.*`` and the number of averaged models."""
+
+    def change(tensors):
+        rename("module.")(tensors)
+        tensors["n_averaged"] = np.asarray(5)
+
+    write(file, change=change)
+    assert_loads(file)
+    assert not caplog.records
