@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxvision.errors import UserError
 from jaxvision.models.layers import sizes
+from jaxvision.models.layers.frozen import replace_layer
 from jaxvision.models.layers.head import linear_head
 
 
@@ -197,6 +198,8 @@ class Model(nnx.Module):
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
         """Replaces the head by a newly initialized one, in place; the other parameters are kept.
 
+        Make views afterwards: a view that holds the previous head raises when it is called.
+
         Args:
           num_classes: width of the logits; 0 removes the head.
           rngs: stream ``params``.
@@ -220,7 +223,7 @@ class Model(nnx.Module):
                 )
             width = self.num_features if head is None else head.in_features
             types = {} if head is None else {"dtype": head.dtype, "param_dtype": head.param_dtype}
-            setattr(owner, attribute, linear_head(width, num_classes, **types, rngs=rngs))
+            replace_layer(owner, attribute, linear_head(width, num_classes, **types, rngs=rngs))
         self.num_classes = num_classes
 
     def cut(self, level: int) -> None:

@@ -25,6 +25,7 @@ from jaxvision.models.base import FeatureInfo, Model, feature_indices, with_opti
 from jaxvision.models.efficientnet_blocks import BLOCKS, Parts
 from jaxvision.models.efficientnet_plan import Pruned, Shape, Stage, plan_blocks, repeat_rows
 from jaxvision.models.layers import sizes
+from jaxvision.models.layers.frozen import replace_layer
 from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.init import uniform, zeros
 from jaxvision.models.layers.pool import GLOBAL_POOLS, check_global_pool, global_pool
@@ -229,7 +230,7 @@ class EfficientNet(Model):
         if global_pool is not None:
             self.global_pool, self.options = pool, with_options(self, global_pool=pool)
         self.num_classes = num_classes
-        self.classifier = self._new_head(rngs)
+        replace_layer(self, "classifier", self._new_head(rngs))
 
     def cut(self, level: int) -> None:
         """Removes, in place, the layers after a level of `feature_info`, except the head."""

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec
 from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models.base import FeatureInfo, Model, feature_indices, with_options
 from jaxvision.models.layers import drop, sizes
+from jaxvision.models.layers.frozen import replace_layer
 from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.pool import GLOBAL_POOLS, check_global_pool, global_pool, max_pool
 from jaxvision.models.layers.sequential import Sequential
@@ -266,7 +267,8 @@ class ResNet(Model):
             self.global_pool, self.options = pool, with_options(self, global_pool=pool)
         self.num_classes = num_classes
         self.num_features = self.feature_info[-1].channels * GLOBAL_POOLS[pool]
-        self.fc = linear_head(self.num_features, num_classes, dtype=self.dtype, param_dtype=self.param_dtype, rngs=rngs)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        replace_layer(self, "fc", linear_head(self.num_features, num_classes, **types, rngs=rngs))
 
     def cut(self, level: int) -> None:
         """Removes, in place, the layers after a level of `feature_info`, except the head."""

@@ -18,6 +18,7 @@ from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models.base import FeatureInfo, Model, feature_indices, with_options
 from jaxvision.models.layers import drop, sizes
 from jaxvision.models.layers.conv import Conv
+from jaxvision.models.layers.frozen import replace_layer
 from jaxvision.models.layers.init import normal, torch_default, torch_default_bias, zeros
 from jaxvision.models.layers.pool import GLOBAL_POOLS, check_global_pool, global_pool, max_pool
 from jaxvision.models.layers.sequential import Sequential
@@ -50,11 +51,13 @@ class Head(nnx.Module):
     def __init__(self, features: int, num_classes: int, *, pool: str, dropout: float, **options: Any):
         self.pool = pool
         self.drop = nnx.Dropout(dropout, deterministic=True, rngs=options["rngs"] if dropout else None)
+        self.fc: Conv | None = nnx.data(None)
         self.reset(features, num_classes, kernel_init=normal(0.01), bias_init=zeros, **options)
 
     def reset(self, features: int, num_classes: int, **options: Any) -> None:
         """Replaces the convolution by a newly initialized one, or by None for 0 classes."""
-        self.fc = Conv(features, num_classes, 1, use_bias=True, **options) if num_classes else nnx.data(None)
+        conv = Conv(features, num_classes, 1, use_bias=True, **options) if num_classes else nnx.data(None)
+        replace_layer(self, "fc", conv)
 
     def __call__(self, x: jax.Array, pre_logits: bool = False) -> jax.Array:
         """Returns the logits [b, num_classes] of a map [b, h, w, c], or the pooled features [b, c] if `pre_logits`."""

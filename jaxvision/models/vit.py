@@ -19,6 +19,7 @@ from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models.base import FeatureInfo, Model, PatchWeights, feature_indices, with_options
 from jaxvision.models.layers import drop, sizes
 from jaxvision.models.layers.attention import AttentionPool
+from jaxvision.models.layers.frozen import replace_layer
 from jaxvision.models.layers.head import linear_head
 from jaxvision.models.layers.init import normal, zeros
 from jaxvision.models.layers.mlp import ACTIVATIONS, linear_init
@@ -361,7 +362,7 @@ class VisionTransformer(Model):
             self.options = with_options(self, global_pool=global_pool, fc_norm=self.fc_norm is not None)
         self.num_classes = num_classes
         for name in self.classifier_names:
-            setattr(self, name, self._new_head(rngs))
+            replace_layer(self, name, self._new_head(rngs))
 
     def cut(self, level: int) -> None:
         """Removes, in place, the layers after a level of `feature_info`, except the head."""

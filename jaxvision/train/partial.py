@@ -19,9 +19,8 @@ from flax import nnx
 from jaxvision import tree
 from jaxvision.errors import UserError, nearest
 from jaxvision.models.layers import dtypes
-from jaxvision.models.layers.frozen import Frozen
+from jaxvision.models.layers.frozen import Frozen, Replaced, convert, replace_layer
 from jaxvision.models.layers.init import torch_default
-from jaxvision.models.layers.norm import BatchNorm
 
 M = TypeVar("M", bound=Any)  # with the attributes of jaxvision.models.base.Model
 
@@ -31,7 +30,8 @@ M = TypeVar("M", bound=Any)  # with the attributes of jaxvision.models.base.Mode
 def freeze(model: M, *, backbone: bool = False, layers: int = 0, patterns: Sequence[str] = ()) -> M:
     """Freezes parameters of `model` in place and returns it. Frozen parameters stay frozen.
 
-    Create the optimizer afterwards: an older one expects the parameters that are now frozen.
+    Views of `model` that were made before are frozen as well. Create the optimizer afterwards: an older one expects the
+    parameters that are now frozen.
 
     Args:
       model: any model of jaxvision.
@@ -94,7 +94,7 @@ def _parameters(model: nnx.Module) -> Iterator[tuple[str, nnx.Module, str]]:
     """Yields (name, module, attribute) of every parameter, frozen or not, except LoRA's factors, which always train."""
     for path, module in nnx.iter_modules(model):
         for attribute, value in vars(module).items():
-            if isinstance(value, nnx.Param | Frozen) and not isinstance(value, nnx.LoRAParam):
+            if isinstance(value, nnx.Param | Frozen) and not isinstance(value, nnx.LoRAParam | Replaced):
                 yield tree.join((*path, attribute)), module, attribute
 
 
@@ -107,15 +107,8 @@ def _convert(model: nnx.Module, names: set[str], to: type[nnx.Variable]) -> None
     for name, module, attribute in list(_parameters(model)):
         variable = getattr(module, attribute)
         if name in names and type(variable) is not to:
-            # From the metadata instead of the value, to keep the sharding and to convert abstract leaves, too.
-            setattr(module, attribute, to.from_metadata(variable.get_raw_value(), variable.get_metadata()))
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, BatchNorm):
-            all_frozen = isinstance(module.scale, Frozen) and isinstance(module.bias, Frozen)
-            if all_frozen and to is Frozen:
-                module.frozen = module.use_running_average = True
-            elif not all_frozen and to is nnx.Param:
-                module.frozen = False
+            # In place, because the views of the model share its Variables.
+            convert(variable, to)
 
 
 # --- LoRA ---
@@ -183,7 +176,8 @@ def add_lora(
 ) -> M:
     """Freezes everything but the classifier and adds low-rank adapters to linear layers, in place; returns the model.
 
-    The outputs are unchanged at first. Weights may be loaded before or after.
+    The outputs are unchanged at first. Weights may be loaded before or after. Make views afterwards: a view that holds
+    layers without adapters raises when it is called.
 
     Args:
       model: a model with linear layers besides its head, such as a ViT.
@@ -212,7 +206,8 @@ def add_lora(
     freeze(model, backbone=True)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     for parent, attribute in chosen.values():
-        setattr(parent, attribute, LoRALinear(getattr(parent, attribute), rank=rank, alpha=alpha, rngs=rngs))
+        linear = nnx.clone(getattr(parent, attribute))  # shares the arrays, but no Variables
+        replace_layer(parent, attribute, LoRALinear(linear, rank=rank, alpha=alpha, rngs=rngs))
     return model
 
 

@@ -71,8 +71,8 @@ def find_file(path: str | Path) -> Path:
     """Returns the path of an existing weight file.
 
     Args:
-      path: the file, its folder, or the workdir of a finished run. In a folder, the names that timm writes are preferred
-        (`NAMES`). Otherwise the folder must contain a single weight file.
+      path: the file, its folder, or the workdir of a finished run. In a folder, the names that timm writes (`NAMES`)
+        are preferred. Otherwise the folder must contain a single weight file.
 
     Raises:
       UserError: the file does not exist, or the folder contains none or several.

@@ -33,14 +33,11 @@ class Attend(nnx.Module):
         self.num_heads = num_heads
         self.attn_drop = nnx.Dropout(attention_dropout, deterministic=True, rngs=rngs if attention_dropout else None)
         self.keep_weights = False
-        self.deterministic = True
 
-    def set_view(self, keep_weights: bool | None = None, deterministic: bool | None = None) -> None:
-        """Sets the modes in a view made by `nnx.view`."""
+    def set_view(self, keep_weights: bool | None = None) -> None:
+        """Sets the mode in a view made by `nnx.view`."""
         if keep_weights is not None:
             self.keep_weights = keep_weights
-        if deterministic is not None:
-            self.deterministic = deterministic
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Returns the weighted sums of values for each query.
@@ -54,7 +51,7 @@ class Attend(nnx.Module):
           [b, heads, t, c].
         """
         # A fused kernel does not return its weights, so keeping them or applying dropout needs the explicit form.
-        if not self.keep_weights and (self.attn_drop.rate == 0 or self.deterministic):
+        if not self.keep_weights and (self.attn_drop.rate == 0 or self.attn_drop.deterministic):
             return self.attend_fused(q, k, v)
         weights = softmax_weights(q, k)
         if self.keep_weights:

@@ -188,7 +188,7 @@ def _sliced(x, kernel, stride, padding, dilation, groups):
 # --- Depthwise convolution. The derivative is written out, so that each direction has a lowering of its own. ---
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Returns the depthwise convolution of `x` [b, h, w, c] with `kernel` [k, k, 1, c]."""
     # The barrier makes XLA write the padded image once, in the loop that also normalizes and activates it. Without it
@@ -201,23 +201,46 @@ def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -
     )
 
 
-def _depthwise_forward(x, kernel, stride, padding):
-    return _depthwise(x, kernel, stride, padding), (x, kernel)
+@functools.partial(_depthwise.defjvp, symbolic_zeros=True)
+def _depthwise_jvp(stride, padding, primals, tangents):
+    # Reverse mode transposes these terms, each of which is linear in its tangent. On CPU they are written as transposes
+    # of the gradients that are fast there, so that transposing them yields those gradients.
+    (x, kernel), (dx, dkernel) = primals, tangents
+    y = _depthwise(x, kernel, stride, padding)
+    zero = jax.custom_derivatives.SymbolicZero
+    dy = [] if isinstance(dx, zero) else [_along_input(kernel, dx, y.shape, stride, padding)]
+    dy += [] if isinstance(dkernel, zero) else [_along_kernel(x, dkernel, y.shape, stride, padding)]
+    return y, sum(dy)
 
 
-def _depthwise_backward(stride, padding, residuals, dy):
-    def by_autodiff(x, kernel, dy):
-        return jax.vjp(lambda x, k: _convolution(x, k, stride, padding, groups=x.shape[-1]), x, kernel)[1](dy)
+# The checkpoints keep x and the kernel for the backward pass, instead of what is computed from them alone.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3, 4))
+def _along_input(kernel, dx, shape, stride, padding):
+    """Returns the depthwise convolution of `dx`, of a shape; its transpose is the gradient of the input."""
 
-    def by_shifts(x, kernel, dy):
-        return _shifted_input_gradient(x, kernel, dy, stride, padding), _shifted_kernel_gradient(
-            _pad(x, padding), kernel, dy, stride
-        )
+    def on_cpu(kernel, dx):
+        def gradient(dy):
+            return _shifted_input_gradient(dx.shape, kernel, dy, stride, padding)
 
-    return by_platform(*residuals, dy, cpu=by_shifts, default=by_autodiff)
+        return jax.linear_transpose(gradient, jax.ShapeDtypeStruct(shape, dx.dtype))(dx)[0]
+
+    return by_platform(
+        kernel,
+        dx,
+        cpu=on_cpu,
+        default=lambda kernel, dx: _convolution(dx, kernel, stride, padding, groups=dx.shape[-1]),
+    )
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3, 4))
+def _along_kernel(x, dkernel, shape, stride, padding):
+    """Returns the depthwise convolution with `dkernel`, of a shape; its transpose is the gradient of the kernel."""
+    return by_platform(
+        x,
+        dkernel,
+        cpu=lambda x, dkernel: _tap_by_tap(_pad(x, padding), dkernel, shape, stride),
+        default=lambda x, dkernel: _convolution(x, dkernel, stride, padding, groups=x.shape[-1]),
+    )
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:
@@ -233,28 +256,34 @@ def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return y.astype(x.dtype)
 
 
-def _shifted_input_gradient(x, kernel, dy, stride, padding):
+def _shifted_input_gradient(shape, kernel, dy, stride, padding):
     # The transpose of a strided correlation: spread dy by the stride, correlate with the flipped kernel.
     k = kernel.shape[0]
     config = [(0, 0, 0)]
-    for n, m, (low, high) in zip(x.shape[1:3], dy.shape[1:3], padding, strict=True):
+    for n, m, (low, high) in zip(shape[1:3], dy.shape[1:3], padding, strict=True):
         unused = n + low + high - ((m - 1) * stride + k)  # rows at the end that no window reaches
         config.append((k - 1 - low, k - 1 - high + unused, stride - 1))
     spread = lax.pad(dy, jnp.zeros((), dy.dtype), (*config, (0, 0, 0)))
     return _shifted_sum(spread, kernel[::-1, ::-1], 1)
 
 
-def _shifted_kernel_gradient(x, kernel, dy, stride):
-    # One tap at a time: allocating k * k products of the size of dy would take longer than computing them.
-    b, h, w, c = dy.shape
-    k = kernel.shape[0]
-    exact = jnp.promote_types(dy.dtype, jnp.float32)
+def _tap_by_tap(x, kernel, shape, stride):
+    """Returns the depthwise convolution of a padded `x`, of a shape, as a loop over the taps.
 
-    def tap(n):
+    Its transpose is a loop that computes the gradient of one tap at a time: allocating k * k products of the size of
+    the result would take longer than computing them.
+    """
+    (b, h, w, c), k = shape, kernel.shape[0]
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add_tap(y, each):
+        n, tap = each
         window = (b, (h - 1) * stride + 1, (w - 1) * stride + 1, c)
         shifted = lax.dynamic_slice(x, (0, n // k, n % k, 0), window)[:, ::stride, ::stride]
-        return jnp.sum(shifted.astype(exact) * dy.astype(exact), axis=(1, 2))
+        return y + shifted.astype(exact) * tap, None
 
-    per_image = lax.map(tap, jnp.arange(k * k))  # [k * k, b, c]
-    # The sum over images comes last, so that devices that shard the batch communicate once.
-    return per_image.sum(axis=1).reshape(kernel.shape).astype(kernel.dtype)
+    # One copy of the kernel per image, so that the transpose sums over images last and devices that shard the batch
+    # communicate once.
+    taps = jnp.broadcast_to(kernel.astype(exact).reshape(k * k, 1, 1, 1, c), (k * k, b, 1, 1, c))
+    return lax.scan(add_tap, jnp.zeros(shape, exact), (jnp.arange(k * k), taps))[0].astype(x.dtype)

@@ -19,7 +19,14 @@ M = TypeVar("M", bound=nnx.Module)
 def train_view(model: M, *, batch_norm_group: int | None = None) -> M:
     """Returns a view of `model` for training: dropout and stochastic depth on, BatchNorm statistics updated.
 
-    Frozen BatchNorm layers keep their statistics. Dropout and stochastic depth are on in frozen blocks, too.
+    Frozen BatchNorm layers keep their statistics. Dropout and stochastic depth are on in frozen blocks, too. The view
+    shares the Variables of `model`, so `jaxvision.freeze` also freezes views that exist already. A view that holds a
+    layer which `reset_classifier` or `jaxvision.add_lora` has replaced raises when it is called.
+
+    Calling the view updates its BatchNorm statistics and its random streams in place. `nnx.jit` and `nnx.grad` write
+    these updates back. A module that is passed to plain `jax.jit` or `jax.grad` is a copy there, and its updates are
+    lost unless the function returns them, for example as ``nnx.state(view, nnx.BatchStat)``. A plain JAX transformation
+    that captures the view instead of taking it as an argument raises Flax's ``TraceContextError``.
 
     Args:
       model: any model, or a module that contains one.

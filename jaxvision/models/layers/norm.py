@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxvision.errors import UserError
 from jaxvision.models.layers import dtypes
+from jaxvision.models.layers.frozen import Frozen
 from jaxvision.models.layers.init import ones, zeros
 from jaxvision.platform import by_platform
 
@@ -36,7 +37,7 @@ class BatchNorm(nnx.Module):
       rngs: stream ``params``.
 
     Attributes:
-      frozen: if True, training also uses the running statistics and does not update them. `jaxvision.freeze` sets it.
+      use_running_average: whether to normalize with the running statistics, as in evaluation. The default.
       group: number of images that are normalized together in training; None for the whole batch.
     """
 
@@ -58,21 +59,26 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype))
         self.epsilon, self.momentum, self.dtype = epsilon, momentum, dtype
         self.use_running_average = True
-        self.frozen = False
         self.group: int | None = None
 
+    @property
+    def frozen(self) -> bool:
+        """Whether scale and bias are frozen. The layer then uses and keeps its running statistics in any mode."""
+        # From the Variables, so that no switch of modes can change it, and so that every view agrees.
+        return isinstance(self.scale, Frozen) and isinstance(self.bias, Frozen)
+
     def set_view(self, use_running_average: bool | None = None, batch_norm_group: int | None = None) -> None:
-        """Sets the mode in a view made by `nnx.view`. A frozen layer stays in evaluation mode."""
+        """Sets the mode in a view made by `nnx.view`."""
         if batch_norm_group is not None:
             self.group = batch_norm_group
         if use_running_average is not None:
-            self.use_running_average = use_running_average or self.frozen
+            self.use_running_average = use_running_average
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the normalized `x`, in the same shape. In training it also updates the statistics."""
         shape = (1,) * (x.ndim - 1) + (-1,)
         x, gain, bias = dtypes.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
-        if not self.use_running_average:
+        if not (self.use_running_average or self.frozen):
             input_shape = x.shape
             if self.group is not None:
                 x, shape = _grouped(x, self.group), (1, *shape)
