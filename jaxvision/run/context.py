@@ -206,19 +206,17 @@ def trace_steps(run: RunContext) -> None:
 
 def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:
     """Returns the images of each split that the source has."""
-    splits = source.open_source(**without_none(config.source))
-    for images in filter(None, splits):
+    data: dict[str, Dataset] = {}
+    for name, images in source.open_source(**without_none(config.source))._asdict().items():
+        if images is None:
+            continue
         for note in getattr(images, "notes", ()):
             console.note(note)
-    limits = {"memory_limit": config.data.memory_limit, "max_corrupt": config.data.max_corrupt}
-    data = {
-        name: open_dataset(images, **limits, log=console.warn)
-        for name, images in splits._asdict().items()
-        if images is not None
-    }
-    for name, images in data.items():
-        if text := source.empty_classes_text(images.source):
+        if text := source.empty_classes_text(images):
             console.warn(f"{name} data: {text}")
+        data[name] = open_dataset(
+            images, memory_limit=config.data.memory_limit, max_corrupt=config.data.max_corrupt, log=console.warn
+        )
     if not {"train"} < set(data):
         raise UserError(
             f"config.source: got the splits {', '.join(data) or 'none'}, expected 'train' and at least one of "
