@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxvision import report
-from jaxvision.errors import disk_errors_as_user_errors
+from jaxvision.errors import UserError, disk_errors_as_user_errors, printable
 from jaxvision.parallel import distributed
 from jaxvision.parallel.accelerators import check_accelerator
 from jaxvision.parallel.preemption import Preemption
@@ -37,6 +37,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       Preempted: a SIGTERM arrived; the state has been saved.
     """
     config, workdir, clock = complete(config), Path(workdir).expanduser(), report.Clock()
+    if printable(str(workdir)) != str(workdir):
+        raise UserError(
+            f"workdir: got {workdir}, expected a name in UTF-8, for the checkpoints. Choose another --workdir."
+        )
     with ExitStack() as stack:
         preemption = stack.enter_context(Preemption())  # first, because joining other processes may take minutes
         console = _open_console(stack, workdir)
