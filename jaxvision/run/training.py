@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxvision import report
-from jaxvision.errors import disk_errors_as_user_errors, memory_errors_as_user_errors
+from jaxvision.errors import UserError, disk_errors_as_user_errors, memory_errors_as_user_errors, printable
 from jaxvision.parallel import distributed
 from jaxvision.parallel.accelerators import check_accelerator
 from jaxvision.parallel.preemption import Preemption
@@ -46,6 +46,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
       Preempted: a SIGTERM arrived; the state has been saved.
     """
     config, workdir, clock = complete(config), Path(workdir).expanduser(), report.Clock()
+    if printable(str(workdir)) != str(workdir):
+        raise UserError(
+            f"workdir: got {workdir}, expected a name in UTF-8, for the checkpoints. Choose another --workdir."
+        )
     with ExitStack() as stack:
         stack.enter_context(memory_errors_as_user_errors(_LESS_MEMORY))
         preemption = stack.enter_context(Preemption())  # first, because joining other processes may take minutes

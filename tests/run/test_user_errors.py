@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ from jaxvision.weights.timm import save_timm
         (["--config.model.freeze=layer1,layer2"], "layer1"),
         (["--confg=x"], "unknown argument '--confg'"),
         (["--workdir=gs://bucket/run"], "Mount the bucket"),
+        (["--workdir=" + os.fsdecode(b"caf\xe9")], r"workdir: got caf\xe9, expected a name in UTF-8"),
     ],
 )
 def test_mistakes_end_in_one_line(
