@@ -8,13 +8,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
 from PIL.Image import Image
 
-from jaxvision import extend
 from jaxvision.augment import host, on_device
 from jaxvision.augment.decoding import decode, to_rgb
 from jaxvision.augment.preprocess import Preprocess
@@ -24,14 +23,11 @@ from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
 from jaxvision.weights import catalog, files, imagenet, timm
+from jaxvision.weights.folder import EXPORT_ID, Export, find_export, read_export
 from jaxvision.weights.prefix import without_prefix
-from jaxvision.weights.timm.names import OURS
 from jaxvision.weights.weight_file import WeightFile
 
 logger = logging.getLogger(__name__)
-
-# This key of config.json and of the weights' metadata holds the identifier of an export, the same in both files.
-_EXPORT_ID = "jaxvision.export"
 
 
 @dataclass(frozen=True)
@@ -171,7 +167,7 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
         with files.replaced(folder / "config.json") as temporary:
             temporary.write_bytes(text)
             files.sync(temporary)
-            timm.save_timm(classifier.model, folder / "model.safetensors", metadata={_EXPORT_ID: config[_EXPORT_ID]})
+            timm.save_timm(classifier.model, folder / "model.safetensors", metadata={EXPORT_ID: config[EXPORT_ID]})
     except OSError as e:
         raise UserError(f"cannot write {folder / 'config.json'}: {e.strerror or e}") from e
     return folder
@@ -212,16 +208,17 @@ def _export_config(classifier: Classifier) -> dict[str, Any]:
         logger.warning(
             "timm has no argument for %s and will build another model; jaxvision will build this one", options
         )
-    return config | {_EXPORT_ID: hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]}
+    return config | {EXPORT_ID: hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]}
 
 
 def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = None, **options: Any) -> Classifier:
-    """Returns a classifier from a folder of `save_classifier`, the workdir of a finished run, or a model's name.
+    """Returns a classifier from a folder of `save_classifier` or timm, a finished run's workdir, or a model's name.
 
     Args:
-      source: a folder with ``config.json`` and ``model.safetensors``, a workdir with such a folder named ``export``, or
-        a name for `create_model`, whose weights come from the hub unless `checkpoint_path` is given. The folder of a
-        model from outside jaxvision names the module that builds it, which is imported.
+      source: a folder with ``config.json`` and weights, a workdir with such a folder named ``export``, or a name for
+        `create_model`, whose weights come from the hub unless `checkpoint_path` is given. The folder may have timm's
+        prefix ``local-dir:``. The folder of a model from outside jaxvision names the module that builds it, which is
+        imported.
       checkpoint_path: other weights, from this file or the ``model.safetensors`` in this folder. If `source` is a name
         and the weights are those of an export, its classes and its transform are used.
       **options: further arguments of `create_model`.
@@ -244,7 +241,11 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
             "features_only: a classifier has a head. For feature maps, pass the folder to create_model: "
             "create_model(name, checkpoint_path=folder, features_only=True)."
         )
-    folder = Path(source)
+    if str(source).startswith("local-dir:"):
+        source = str(source).removeprefix("local-dir:")
+        if not Path(source).expanduser().is_dir():
+            raise UserError(f"classifier: got local-dir:{source}, expected an existing folder.")
+    folder = Path(source).expanduser()
     if folder.is_dir():
         export = read_export(folder) or read_export(folder / "export")
         if export is None:
@@ -253,7 +254,7 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
                 f"convert {source} FOLDER"
             )
         return _load_export(export, checkpoint_path, options)
-    if folder.is_file() or "/" in str(source):
+    if folder.is_file() or ("/" in str(source) and not catalog.is_on_hub(str(source))):
         raise UserError(
             f"{source} is not a folder with config.json. For a weight file, pass the model's name and the file as "
             "checkpoint_path (on the command line: --checkpoint)."
@@ -283,7 +284,8 @@ def _load_by_name(
         file = files.open_weights(checkpoint_path)
         model = create_model(name, checkpoint_path=file, **options)
         _check_head(model, file, num_classes)
-    return Classifier(model, imagenet.class_names(model.num_classes), preprocess.for_channels(model.in_channels))
+    classes = entry.classes if len(entry.classes) == model.num_classes else imagenet.class_names(model.num_classes)
+    return Classifier(model, classes, preprocess.for_channels(model.in_channels))
 
 
 def _load_export(export: Export, checkpoint_path: str | Path | None, options: Mapping[str, Any]) -> Classifier:
@@ -292,18 +294,10 @@ def _load_export(export: Export, checkpoint_path: str | Path | None, options: Ma
             f"num_classes: {export.folder} has its own {export.num_classes} classes. Remove num_classes, or pass a "
             "model's name instead of the folder."
         )
-    _find_builder(export)
-    entry = catalog.lookup(export.architecture)
-    valid, expected = registry.options(entry.architecture), f"an option of {entry.architecture}"
-    registry.check_options(str(export.folder / "config.json"), export.options, valid, expected=expected)
-    arguments = export.options | {
-        ours: export.model_args[key] for key, ours in OURS.items() if key in export.model_args
-    }
-    if entry.activation is not None:
-        # Without a stated activation the model has the architecture's own, not that of the default tag's weights.
-        arguments.setdefault("activation", registry.default_arguments(entry.architecture)["activation"])
-    file = files.open_weights(checkpoint_path or export.folder / "model.safetensors")
-    ids = {file.metadata.get(_EXPORT_ID), export.export_id}
+    export.register()
+    arguments = catalog.export_entry(export).options
+    file = files.open_weights(checkpoint_path or export.folder)
+    ids = {file.metadata.get(EXPORT_ID), export.export_id}
     if checkpoint_path is None and None not in ids and len(ids) == 2:
         raise UserError(
             f"{export.folder}: config.json and model.safetensors belong to different exports, because the later one "
@@ -316,109 +310,6 @@ def _load_export(export: Export, checkpoint_path: str | Path | None, options: Ma
     model = cast(Model, create_model(export.architecture, checkpoint_path=file, **arguments))
     _check_head(model, file, export.num_classes)
     return Classifier(model, export.classes, preprocess.for_channels(model.in_channels))
-
-
-def _find_builder(export: Export) -> None:
-    """Imports the module of a model from outside jaxvision, unless the model is registered already."""
-    if export.builder is None or export.architecture in registry.architectures():
-        return
-    try:
-        build = extend.resolve("model", export.builder, {}, expected="a model")
-        if export.architecture not in registry.architectures():
-            registry.register_model(build, name=export.architecture)
-    except UserError as e:
-        raise UserError(
-            f"{export.folder / 'config.json'}: cannot find the model {export.architecture!r}, which was built by "
-            f"{export.builder!r} ({e}) Import the module that registers it first, or put it on PYTHONPATH."
-        ) from e
-
-
-class Export(NamedTuple):
-    """The contents of ``config.json`` in a folder of `save_classifier`.
-
-    Attributes:
-      folder: that contains it.
-      architecture: name of the model, without a tag.
-      num_classes: number of classes.
-      classes: their names.
-      preprocess: the evaluation transform.
-      export_id: equal to the one in the weights' metadata if both files are of one export; None if there is none.
-      options: options of the model.
-      model_args: the same for timm, by timm's names.
-      builder: ``"package.module:function"`` for a model from outside jaxvision, otherwise None.
-    """
-
-    folder: Path
-    architecture: str
-    num_classes: int
-    classes: tuple[str, ...]
-    preprocess: Preprocess
-    export_id: str | None
-    options: dict[str, Any]
-    model_args: dict[str, Any]
-    builder: str | None
-
-
-def read_export(folder: Path) -> Export | None:
-    """Returns the contents of a folder of `save_classifier`; None if one of its two files is missing.
-
-    Raises:
-      UserError: ``config.json`` is damaged, or not one of `save_classifier`.
-    """
-    path = folder / "config.json"
-    if not (path.is_file() and (folder / "model.safetensors").is_file()):
-        return None
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as e:
-        raise _damaged_config_error(path, e) from e
-    return _parse_export(folder, config)
-
-
-def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export | None:
-    """Returns the export that a weight file belongs to, if it is one of this architecture; otherwise None.
-
-    Args:
-      checkpoint_path: the weight file or the folder that contains it, as for `create_model`, or None.
-      architecture: name of the model, without a tag.
-    """
-    if checkpoint_path is None:
-        return None
-    path = files.weights_folder(Path(checkpoint_path).expanduser())
-    path = path / "model.safetensors" if path.is_dir() else path
-    if path.name != "model.safetensors" or not path.is_file():
-        return None
-    try:
-        config = json.loads((path.parent / "config.json").read_text())
-        is_ours = config["architecture"] == architecture and config["pretrained_cfg"]["tag"] == "jaxvision"
-    except (ValueError, LookupError, TypeError, OSError):
-        return None  # no config.json, or another program's
-    return _parse_export(path.parent, config) if is_ours else None
-
-
-def _parse_export(folder: Path, config: Mapping[str, Any]) -> Export:
-    try:
-        cfg = config["pretrained_cfg"]
-        transform = {key: cfg[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std")}
-        return Export(
-            folder=folder,
-            architecture=config["architecture"],
-            num_classes=config["num_classes"],
-            classes=tuple(config["label_names"]),
-            preprocess=Preprocess(image_size=cfg["input_size"][-1], **transform),
-            export_id=config.get(_EXPORT_ID),
-            options=dict(config.get("jaxvision_options", {})),
-            model_args=dict(config.get("model_args", {})),
-            builder=config.get("jaxvision_builder"),
-        )
-    except (ValueError, LookupError, TypeError) as e:
-        if isinstance(e, UserError):
-            raise
-        raise _damaged_config_error(folder / "config.json", e) from e
-
-
-def _damaged_config_error(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: not a config.json of save_classifier ({error!r}). Export the model again.")
 
 
 def _check_head(model: Model, file: WeightFile, num_classes: int | None) -> None:

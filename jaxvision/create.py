@@ -46,7 +46,7 @@ def create_model(
     revision: str | None = None,
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     dropout: float | None = None,
     head_dropout: float | None = None,
     attention_dropout: float | None = None,
@@ -64,9 +64,10 @@ def create_model(
     """Returns a model that is ready to predict (evaluation view).
 
     Args:
-      name: timm's name, ``"resnet50"``, optionally with a weight tag, ``"resnet50.a1_in1k"``. For a model of your own:
-        the name that you gave it by `jaxvision.register_model`, the class or function that builds it, or
-        ``"package.module:function"``.
+      name: timm's name, ``"resnet50"``, optionally with a weight tag, ``"resnet50.a1_in1k"``. With timm's prefixes,
+        a folder or a repository in timm's format: ``"local-dir:runs/mine/export"``, ``"hf-hub:someone/mine@revision"``.
+        Its model is built with the options that it states. For a model of your own: the name that you gave it by
+        `jaxvision.register_model`, the class or function that builds it, or ``"package.module:function"``.
       pretrained: load the weights of the tag (by default the architecture's default tag) from the hub or its cache.
       checkpoint_path: load the weights from this file, folder or workdir of a finished run instead, without network
         access. Safetensors, or a PyTorch pickle such as a checkpoint of timm's trainer, which needs torch.
@@ -75,7 +76,8 @@ def create_model(
         initialized. Default: that of the weights; without weights that of the tag.
       image_size: side of the square image in pixels; for a ViT also (height, width), and its position embeddings are
         resampled as in timm. A convnet accepts images of any size. Default: the size that the weights were trained at.
-      in_channels: channels of the image. The first convolution is adapted as in timm.
+      in_channels: channels of the image. The first convolution is adapted as in timm. Default: 3, or what the folder or
+        repository of `name` states.
       dropout: rate before the classifier of a convnet (timm's ``drop_rate``), or after position embeddings, attention
         and MLP of a ViT (timm's ``pos_drop_rate`` and ``proj_drop_rate``). Default: 0.
       head_dropout: rate before the classifier of a ViT (timm's ``drop_rate``). Default: 0.
@@ -119,8 +121,10 @@ def create_model(
     if out_indices is not None and not features_only:
         raise UserError("out_indices: got it without features_only. Pass features_only=True to get feature maps.")
     arguments: dict[str, Any] = {
-        "image_size": entry.preprocess.image_size if image_size is None else image_size,
-        "in_channels": in_channels,
+        "image_size": entry.preprocess.image_size,
+        "in_channels": 3,
+        **entry.options,
+        **_without_none(image_size=image_size, in_channels=in_channels),
         **_given_dtypes(entry, dtype, param_dtype),
         **_class_options(entry, options),
         **_given_rates(dropout, head_dropout, attention_dropout, drop_path),
@@ -141,7 +145,7 @@ def create_model(
             registry.build_abstract(entry.architecture, **arguments),
             file,
             head="load" if num_classes is None or 0 != num_classes == published else "fresh",
-            published=checkpoint_path is None,
+            published=checkpoint_path is None and entry.folder is None,
             rngs=rngs,
         )
     if freeze_backbone or freeze_layers or patterns:
@@ -163,11 +167,12 @@ def _find_entry(name: str | Callable[..., Model]) -> catalog.Entry:
 
 
 def _check_sizes(
-    entry: catalog.Entry, num_classes: int | None, image_size: int | tuple[int, int] | None, in_channels: int
+    entry: catalog.Entry, num_classes: int | None, image_size: int | tuple[int, int] | None, in_channels: int | None
 ) -> None:
     if num_classes is not None:
         sizes.require_int("num_classes", num_classes, 0)
-    sizes.require_int("in_channels", in_channels, 1)
+    if in_channels is not None:
+        sizes.require_int("in_channels", in_channels, 1)
     # A function does not declare it, so a pair is accepted.
     takes_pair = getattr(registry.variant(entry.architecture).build, "has_fixed_image_size", True)
     if image_size is not None and not (takes_pair and isinstance(image_size, list | tuple)):
@@ -179,6 +184,10 @@ def _parse_patterns(freeze: Any) -> tuple[str, ...]:
     if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
         raise UserError(f"freeze: got {freeze!r}, expected a list of regular expressions of names, such as ['conv1'].")
     return tuple(patterns)
+
+
+def _without_none(**arguments: Any) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _given_rates(*rates: float | None) -> dict[str, float]:

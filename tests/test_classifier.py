@@ -100,7 +100,7 @@ def test_the_dtype_of_parameters_must_be_floating_point(dtype):
         (None, {}, "expected a name such as 'resnet50.a1_in1k'"),
         ("x" * 500, {}, "expected a model name"),
         ("", {}, "expected a model name"),
-        ("test_resnet", {"in_channels": None}, "in_channels: got None, expected an integer, 1 or more"),
+        ("test_resnet", {"in_channels": 0}, "in_channels: got 0, expected an integer, 1 or more"),
         ("test_resnet", {"seed": "a"}, "seed: got 'a', expected an integer"),
         ("test_resnet", {"freeze": 5}, "freeze: got 5, expected a list of regular expressions"),
         ("test_resnet", {"checkpoint_path": 3}, "checkpoint_path: got 3, expected the path of a file"),

@@ -146,8 +146,10 @@ def model_info(model: str | Model, image_size: int | None = None) -> ModelInfo:
         entry = catalog.lookup(model, where="model")
         if image_size is not None and image_size < 1:
             raise UserError(f"image_size: got {image_size}, expected 1 pixel or more.")
-        overrides = {"num_classes": entry.num_classes, "image_size": image_size or entry.image_size}
-        model = registry.build_abstract(entry.architecture, **overrides)
+        arguments = {"num_classes": entry.num_classes, "image_size": entry.image_size, **entry.options}
+        if image_size is not None:
+            arguments["image_size"] = image_size
+        model = registry.build_abstract(entry.architecture, **arguments)
     size = image_size or model.image_size
     stages = _stages(model, _model_products(model, size))
     numbers = [field.name for field in dataclasses.fields(Cost) if field.name != "name"]

@@ -10,8 +10,9 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from jaxvision import extend
@@ -19,6 +20,8 @@ from jaxvision.augment.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models import registry
 from jaxvision.models.base import Model
+from jaxvision.weights import download
+from jaxvision.weights.folder import Export, read_config, read_export
 
 # Licenses that need no note to the user. For all others see `Entry.license_note`.
 _FREE_LICENSES = frozenset({"apache-2.0", "bsd-3-clause", "mit"})
@@ -50,6 +53,11 @@ class Entry:
       macs: multiply-adds per image by image size, including attention itself. The number that timm publishes,
         rounded to 1e7, or else the count of `model_info`. Empty if unknown.
       accuracy: published ImageNet-1k (top-1, top-5) in percent by image size; may be empty.
+      folder: folder with the ``config.json`` that the row is from, for a name such as ``"local-dir:runs/mine/export"``;
+        None for a row of timm's. Without a `hub_id` the folder contains the weights as well.
+      revision: revision of the repository, for a name such as ``"hf-hub:someone/mine@v1"``.
+      options: arguments of the model with which a folder or a repository says that its weights were trained.
+      classes: names of the classes, if a folder or a repository has them.
     """
 
     architecture: str
@@ -73,6 +81,10 @@ class Entry:
     params: int | None = None
     macs: Mapping[int, int] = field(default_factory=dict)
     accuracy: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    folder: Path | None = None
+    revision: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -82,7 +94,7 @@ class Entry:
     @property
     def published(self) -> bool:
         """Whether weights are published."""
-        return self.hub_id is not None or self.url is not None
+        return self.hub_id is not None or self.url is not None or self.folder is not None
 
     @property
     def rated_size(self) -> int:
@@ -122,7 +134,7 @@ class Entry:
     @property
     def license_note(self) -> str | None:
         """A note on weights that are not free for any use; otherwise None."""
-        if not self.published or self.license in _FREE_LICENSES:
+        if not self.published or self.folder is not None or self.license in _FREE_LICENSES:
             return None
         if self.license is None:
             return f"the weights {self.name} have no stated license"
@@ -154,14 +166,16 @@ def lookup(name: str | Callable[..., Model], *, where: str = "name") -> Entry:
     """Returns the row of ``"architecture.tag"``, or of an architecture's default tag.
 
     Args:
-      name: timm's name. Without a tag, the row of the tag that timm loads by default. timm's prefixes ``timm/``,
-        ``hf_hub:timm/`` and ``hf-hub:timm/`` are accepted. For a model from outside jaxvision: its registered name, the
-        class or function that builds it, or ``"package.module:function"``. An architecture without published weights
-        has a row too.
+      name: timm's name. Without a tag, the row of the tag that timm loads by default. timm's prefixes are accepted:
+        ``timm/``, ``hf-hub:timm/`` and ``hf_hub:timm/`` before such a name, ``hf-hub:`` before another repository in
+        timm's format (whose ``config.json`` is downloaded), and ``local-dir:`` before a folder in that format. For a
+        model from outside jaxvision: its registered name, the class or function that builds it, or
+        ``"package.module:function"``. An architecture without published weights has a row too.
       where: the key or argument that has the name, for messages.
 
     Raises:
-      UserError: the architecture or the tag is unknown, or a function cannot be imported.
+      UserError: the architecture or the tag is unknown, a function cannot be imported, or a folder or repository is not
+        in timm's format.
 
     Example:
       >>> lookup("resnet50").name, lookup("hf_hub:timm/resnet50.a1_in1k").name
@@ -169,13 +183,18 @@ def lookup(name: str | Callable[..., Model], *, where: str = "name") -> Entry:
       >>> lookup("resnet50.tv_in1k").preprocess.interpolation
       'bilinear'
     """
+    if isinstance(name, str) and name.startswith("local-dir:"):
+        return _folder_entry(name.removeprefix("local-dir:"), where)
+    if isinstance(name, str) and is_on_hub(name):
+        return _hub_entry(name)
     if callable(name) or re.fullmatch(r"[\w.]+:[\w.]+", name):
         return _own_entry(_register(name, where))
     name = re.sub(r"^(hf[-_]hub:)?timm/", "", str(name))
     if re.search(r"[^\w.-]", name):
         raise UserError(
             f"{where}: got {name[:300]!r}, expected a name such as 'resnet50.a1_in1k'. Pass a weight file as "
-            "checkpoint_path, in addition to the name."
+            "checkpoint_path, in addition to the name, or a folder with config.json as local-dir:FOLDER, or another "
+            "repository of the hub as hf-hub:NAME."
         )
     architecture, dot, tag = name.partition(".")
     known = registry.architectures()
@@ -189,6 +208,66 @@ def lookup(name: str | Callable[..., Model], *, where: str = "name") -> Entry:
         fix = f"{tag!r} is a tag of {' and '.join(owners[:3])}." if owners else ""
         raise unknown_name_error(where, tag, tags, expected=f"a weight tag of {architecture}", fix=fix)
     return tags[tag]
+
+
+def is_on_hub(name: str) -> bool:
+    """Returns whether a name is that of a repository on the hub, with timm's prefix, that is not in the catalog.
+
+    >>> is_on_hub("hf-hub:someone/mine"), is_on_hub("hf-hub:timm/resnet50.a1_in1k"), is_on_hub("resnet50.a1_in1k")
+    (True, False, False)
+    """
+    repository = re.match(r"hf[-_]hub:(.*)", name)
+    return repository is not None and not (repository[1].startswith("timm/") and "@" not in repository[1])
+
+
+def _folder_entry(folder: str, where: str) -> Entry:
+    path = Path(folder).expanduser()
+    export = read_export(path) or read_export(path / "export")
+    if export is None:
+        raise UserError(f"{where}: got local-dir:{folder}, expected a folder with config.json and weights.")
+    export.register()
+    return export_entry(export)
+
+
+def _hub_entry(name: str) -> Entry:
+    repository, _, revision = re.sub(r"^hf[-_]hub:", "", name).partition("@")
+    export = read_config(download.from_hub(repository, ("config.json",), revision or None))
+    entry = export_entry(export)
+    return replace(entry, hub_id=repository, revision=revision or None)
+
+
+def export_entry(export: Export) -> Entry:
+    """Returns the row of the weights in a folder in timm's format.
+
+    Raises:
+      UserError: the architecture is unknown, or does not take the options that the folder states.
+    """
+    row = lookup(export.architecture, where=f"{export.folder / 'config.json'}: architecture")
+    options = export.arguments()
+    if row.activation is not None:
+        # The folder's weights have the activation of their own tag, not that of the default one.
+        tagged = _catalog().get(export.architecture, {}).get(export.tag)
+        own = registry.default_arguments(export.architecture)["activation"]
+        options.setdefault("activation", (tagged and tagged.activation) or own)
+    preprocess = export.preprocess
+    return Entry(
+        architecture=export.architecture,
+        tag=export.tag,
+        num_classes=export.num_classes,
+        image_size=preprocess.image_size,
+        test_image_size=preprocess.image_size,
+        crop_pct=preprocess.crop_pct,
+        test_crop_pct=preprocess.crop_pct,
+        crop_mode=preprocess.crop_mode,
+        interpolation=preprocess.interpolation,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        classifier=row.classifier,
+        first_conv=row.first_conv,
+        folder=export.folder,
+        options=options,
+        classes=export.classes,
+    )
 
 
 def _register(name: str | Callable[..., Model], where: str) -> str:

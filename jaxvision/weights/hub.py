@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from jaxvision.errors import UserError, missing_package_error
-from jaxvision.weights import download
+from jaxvision.weights import download, files
 from jaxvision.weights.catalog import Entry, entries
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,15 @@ def fetch(source: Entry | str, *, revision: str | None = None) -> Path:
         return download.from_hub(source, _FILENAMES, revision)
     if not source.published:
         raise _unpublished_error(source)
+    if source.hub_id is None and source.folder is not None:
+        if revision is not None:
+            raise UserError(f"revision: the weights are in {source.folder}, which has no revisions. Remove revision.")
+        return files.find_file(source.folder)
     if source.license_note:
         logger.warning(source.license_note)
     if source.hub_id is not None:
         filenames = tuple(dict.fromkeys((source.filename, _FILENAMES[1])))
-        return download.from_hub(source.hub_id, filenames, revision)
+        return download.from_hub(source.hub_id, filenames, source.revision if revision is None else revision)
     if revision is not None:
         raise UserError(
             f"revision: the weights {source.name} are at {source.url}, which has no revisions. Remove revision."

@@ -1,0 +1,202 @@
+"""Folders in timm's format, as people have them: older and newer config.json, and timm's prefixes of names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.reference import import_timm
+from support.weight_files import write
+
+from jaxvision.analysis.cost import model_info
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.classifier import Classifier, load_classifier, save_classifier
+from jaxvision.create import create_model
+from jaxvision.errors import UserError
+from jaxvision.weights import catalog, imagenet
+
+CFG = {
+    "tag": "mine",
+    "input_size": [3, 64, 64],
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+    "interpolation": "bilinear",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.2, 0.2, 0.2],
+}
+OWN = Preprocess(image_size=64, crop_pct=0.9, interpolation="bilinear", mean=(0.5,) * 3, std=(0.2,) * 3)
+
+
+def put(folder: Path, config: dict[str, Any], *, name: str = "model.safetensors", classes: int = 3, **options) -> Path:
+    folder.mkdir(exist_ok=True)
+    write(folder / name, num_classes=classes, **options)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def config(**more: Any) -> dict[str, Any]:
+    return {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": CFG, **more}
+
+
+@pytest.mark.parametrize(
+    ("more", "classes"),
+    [
+        ({"label_names": ["a", "b", "c"]}, ("a", "b", "c")),
+        ({"label_names": {"0": "a", "2": "c"}}, ("a", "class 1", "c")),
+        ({"label_names": ["a", "b", "c"], "label_descriptions": {"a": "An a", "b": "B", "c": "C"}}, ("a", "b", "c")),
+        ({"pretrained_cfg": {**CFG, "label_names": ["a", "b", "c"]}}, ("a", "b", "c")),
+        ({}, ("class 0", "class 1", "class 2")),
+        ({"label_names": None}, ("class 0", "class 1", "class 2")),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_the_names_of_the_classes(prefix, more, classes, tmp_path):
+    classifier = load_classifier(f"{prefix}{put(tmp_path / 'mine', config(**more))}")
+    assert (classifier.classes, classifier.preprocess) == (classes, OWN)
+
+
+def test_thousand_classes_without_names_are_those_of_imagenet(tmp_path):
+    folder = put(tmp_path / "mine", config(num_classes=1000), classes=1000)
+    assert load_classifier(folder).classes == imagenet.class_names()
+
+
+def test_the_older_form_of_the_config(tmp_path):
+    """All keys are at the top; names of classes are called labels."""
+    folder = put(tmp_path / "mine", {**CFG, "architecture": "test_resnet", "num_classes": 3, "labels": ["a", "b", "c"]})
+    classifier = load_classifier(folder)
+    assert (classifier.classes, classifier.preprocess) == (("a", "b", "c"), OWN)
+
+
+def test_a_config_without_a_transform_has_timms_defaults(tmp_path):
+    folder = put(tmp_path / "mine", {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": {}})
+    assert load_classifier(folder).preprocess == Preprocess(image_size=224, crop_pct=0.875, interpolation="bicubic")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.safetensors"])
+def test_other_names_of_the_weight_file(name, tmp_path):
+    folder = put(tmp_path / "mine", config(), name=name)
+    assert len(load_classifier(folder).classes) == 3
+    assert create_model(f"local-dir:{folder}", pretrained=True).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"architectures": ["ResNetForImageClassification"], "model_type": "resnet"}', "got a model of transformers"),
+        ('{"architecture": "resnet_50"}', "config.json: architecture: got 'resnet_50', expected a model name"),
+        ('{"num_classes": 3}', r"config.json: not a config.json of save_classifier or timm \(KeyError"),
+        ("[1]", "not a config.json of save_classifier or timm"),
+        ("{", "not a config.json of save_classifier or timm"),
+        (
+            json.dumps(config(label_names={"7": "a"})),
+            "label_names: got a name for the class 7, expected numbers below 3",
+        ),
+        (json.dumps(config(label_names={"a": 0})), "not a config.json of save_classifier or timm"),
+        (json.dumps(config(label_names=["a", "b"])), "classes: got 2 names, expected the model's 3"),
+        (json.dumps(config(num_classes=4)), "num_classes: got 4, but .* has a head of 3 classes"),
+        (json.dumps(config(pretrained_cfg={**CFG, "crop_mode": "x"})), "config.json: crop_mode: got 'x'"),
+    ],
+)
+def test_configs_that_are_not_timms(text, words, tmp_path):
+    folder = put(tmp_path / "mine", {})
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        load_classifier(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_local_dir_is_a_name_everywhere(tmp_path):
+    model = create_model("test_vit", num_classes=2, image_size=(48, 96), in_channels=1, seed=3)
+    folder = save_classifier(tmp_path / "export", Classifier(model, ("cat", "dog"), Preprocess(image_size=96)))
+    name = f"local-dir:{folder}"
+    again = create_model(name, pretrained=True)
+    assert (again.image_size, again.in_channels, again.num_classes) == ((48, 96), 1, 2)
+    np.testing.assert_array_equal(again.pos_embed[...], model.pos_embed[...])
+    assert create_model(name).num_classes == 2  # its shape, without its weights
+    assert create_model(name, pretrained=True, num_classes=5, in_channels=3).num_classes == 5
+    assert create_model(name, pretrained=True, features_only=True) is not None
+    assert load_classifier(name).classes == ("cat", "dog")
+    assert load_classifier(f"local-dir:{tmp_path}").classes == ("cat", "dog")  # a workdir with the folder export
+    assert catalog.lookup(name).preprocess == Preprocess(image_size=96)
+
+
+def test_the_cost_of_a_local_dir_is_that_of_its_options(tmp_path):
+    model = create_model("test_vit", num_classes=2, image_size=48, patch_size=8, depth=2)
+    folder = save_classifier(tmp_path / "export", Classifier(model, ("cat", "dog"), Preprocess(image_size=48)))
+    assert model_info(f"local-dir:{folder}") == model_info(model)
+
+
+def test_a_local_dir_that_does_not_exist(tmp_path):
+    for load in (create_model, load_classifier, catalog.lookup):
+        with pytest.raises(UserError, match=f"got local-dir:{tmp_path}/none, expected"):
+            load(f"local-dir:{tmp_path}/none")
+    with pytest.raises(UserError, match=r"revision: the weights are in .*, which has no revisions"):
+        create_model(f"local-dir:{put(tmp_path / 'mine', config())}", pretrained=True, revision="v1")
+
+
+def test_arguments_of_timms_that_are_not_used_are_announced(tmp_path, caplog):
+    args = {"drop_rate": 0.1, "drop_path_rate": 0.2, "num_classes": 3, "norm_layer": "groupnorm1"}
+    load_classifier(put(tmp_path / "mine", config(model_args=args)))
+    assert caplog.messages == [f"{tmp_path / 'mine' / 'config.json'}: model_args that are not used: norm_layer"]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def put_repository(cache: Path, repository: str, revision: str, **more: Any) -> None:
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    commit = (revision.encode().hex() * 40)[:40]
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / revision).write_text(commit)
+    (folder / "snapshots").mkdir(exist_ok=True)
+    put(folder / "snapshots" / commit, config(**more))
+
+
+@pytest.mark.parametrize("prefix", ["hf-hub:", "hf_hub:"])
+def test_a_repository_of_the_hub_is_a_name(prefix, cache):
+    put_repository(cache, "some/one", "main", label_names=["a", "b", "c"])
+    put_repository(cache, "some/one", "v2", label_names=["x", "y", "z"])
+    for suffix, classes in (("", ("a", "b", "c")), ("@v2", ("x", "y", "z"))):
+        classifier = load_classifier(f"{prefix}some/one{suffix}")
+        assert (classifier.classes, classifier.preprocess) == (classes, OWN)
+    assert create_model(f"{prefix}some/one", pretrained=True).num_classes == 3
+    assert create_model(f"{prefix}some/one", pretrained=True, num_classes=7).num_classes == 7
+
+
+def test_a_repository_that_is_not_there(cache):
+    with pytest.raises(UserError, match=r"cannot download some/other/config.json"):
+        create_model("hf-hub:some/other", pretrained=True)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("safe", [True, False, "both"])
+@pytest.mark.parametrize(
+    "labels", [{}, {"label_names": ["cat", "dog"], "label_descriptions": {"cat": "C", "dog": "D"}}]
+)
+@pytest.mark.parametrize(("name", "options"), [("test_resnet", {}), ("test_vit", {"img_size": 96, "in_chans": 1})])
+def test_a_folder_that_timm_writes(name, options, labels, safe, tmp_path):
+    import torch
+
+    timm = import_timm()
+    from timm.models import save_for_hf
+
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=2, **options).eval()
+    save_for_hf(theirs, str(tmp_path), model_config=dict(labels), safe_serialization=safe)
+    classifier = load_classifier(tmp_path)
+    assert classifier.classes == (("cat", "dog") if labels else ("class 0", "class 1"))
+    channels, size = options.get("in_chans", 3), options.get("img_size", 160)
+    images = np.random.default_rng(0).random((2, size, size, channels), np.float32)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        expected = again(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    for model in (classifier.model, create_model(f"local-dir:{tmp_path}", pretrained=True)):
+        np.testing.assert_allclose(model(images), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
