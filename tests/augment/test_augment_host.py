@@ -72,7 +72,7 @@ def timm_pixels(timm, image, preprocess):
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest", "lanczos"])
 def test_eval_transform_equals_timm(crop_mode, interpolation):
     timm = reference.import_timm()
-    for shape in [(120, 160), (161, 97), (32, 32), (20, 300)]:
+    for shape in [(120, 160), (161, 97), (32, 32), (20, 300), (12, 900), (900, 12)]:
         image = Image.fromarray(scene(*shape))
         for size, pct in [(64, 0.875), (65, 0.95), (48, 1.0), (96, 0.9), (64, 1.2)]:
             preprocess = Preprocess(image_size=size, crop_pct=pct, crop_mode=crop_mode, interpolation=interpolation)

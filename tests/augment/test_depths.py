@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 from support.images import encode, scene
@@ -67,6 +68,8 @@ FILES = {
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_ramp_keeps_its_brightness(kind):
+    if PIL.__version__ < "13" and any(what in kind for what in ("multiplied", "ignored", "YCbCr")):
+        pytest.skip("older versions of Pillow cannot read it, and it is refused")
     np.testing.assert_array_equal(np.asarray(decode(FILES[kind])), rgb(RAMP))
 
 
