@@ -72,6 +72,7 @@ FAST = {
     "augment/test_augment_host.py",
     "data/test_sources.py",
     "eval/test_metrics.py",
+    "models/test_batch_norm.py",
     "models/test_layers.py",
     "models/test_registry.py",
     "parallel/test_mesh_text.py",

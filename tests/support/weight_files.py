@@ -29,7 +29,7 @@ def _parts(architecture: str, **options: Any) -> Any:
 
 def abstract(architecture: str, **options: Any) -> Any:
     """Returns an abstract model."""
-    return nnx.merge(*_parts(architecture, **options))
+    return nnx.merge(*_parts(architecture, **options), copy=True)  # or all would share the cached Variables
 
 
 def build(architecture: str, seed: int = 1, **options: Any) -> Any:
