@@ -77,6 +77,7 @@ FAST = {
     "data/test_tfds.py",
     "data/test_walk.py",
     "eval/test_metrics.py",
+    "models/test_batch_norm.py",
     "models/test_layers.py",
     "models/test_registry.py",
     "parallel/test_mesh_text.py",

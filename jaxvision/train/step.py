@@ -52,7 +52,8 @@ def make_train_step(
         run equals one that was never interrupted.
       learning_rate: that of the optimizer, for the metrics.
       accumulate: microbatches per step. The step needs the memory of one and computes the loss and the gradient of the
-        whole batch, except that BatchNorm normalizes within a microbatch and updates its statistics once for each.
+        whole batch, summed in float32 at least, except that BatchNorm normalizes within a microbatch and updates its
+        statistics once for each.
       blocks: how the model's blocks run, and where its parameters are gathered. None: the model runs its blocks itself.
       batch_norm_group: number of consecutive images that BatchNorm normalizes together; its running statistics are
         updated with the mean over the groups. None: the whole batch.
@@ -116,10 +117,12 @@ def make_train_step(
             def add(carry: tuple[Any, Any], examples: Any) -> tuple[tuple[Any, Any], Any]:
                 total, rest = carry
                 grads, (sums, rest) = gradient(params, rest, examples)
-                return (jax.tree.map(jnp.add, total, grads), rest), sums
+                return (jax.tree.map(lambda total, new: total + new.astype(total.dtype), total, grads), rest), sums
 
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            (grads, rest), sums = jax.lax.scan(add, (zeros, rest), microbatches(examples, accumulate, mesh))
+            # In bfloat16 a sum would stop growing when its parts are 256 times smaller.
+            zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32)), params)
+            (total, rest), sums = jax.lax.scan(add, (zeros, rest), microbatches(examples, accumulate, mesh))
+            grads = jax.tree.map(lambda total, p: total.astype(p.dtype), total, params)
             sums = jax.tree.map(jnp.sum, sums)
 
         nnx.update(ts.model, rest)

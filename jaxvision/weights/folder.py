@@ -116,7 +116,7 @@ def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export
     """Returns the export that a weight file belongs to, if it is one of this architecture; otherwise None.
 
     Args:
-      checkpoint_path: the weight file, the folder that contains it, or the workdir of its run, as for `create_model`, or None.
+      checkpoint_path: the weight file, its folder or the workdir of its run, as for `create_model`, or None.
       architecture: name of the model, without a tag.
     """
     if checkpoint_path is None:

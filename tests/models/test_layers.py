@@ -19,7 +19,6 @@ from jaxvision.models.layers import norm
 from jaxvision.models.layers.conv import Conv, StdConv
 from jaxvision.models.layers.convolve import convolve, same_padding
 from jaxvision.models.layers.head import linear_head
-from jaxvision.models.layers.norm import BatchNorm
 from jaxvision.models.layers.pool import (
     GLOBAL_POOLS,
     avg_pool,
@@ -441,25 +440,3 @@ def test_a_head_can_replace_none():
     assert net.fc is None
     net.fc = linear_head(4, 2, rngs=nnx.Rngs(0))
     assert net.fc(jnp.zeros((1, 4))).shape == (1, 2)
-
-
-@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
-def test_batch_norm_in_evaluation_matches_the_formula(dtype):
-    rng = np.random.default_rng(0)
-    norm = BatchNorm(7, epsilon=1e-3, dtype=dtype, rngs=nnx.Rngs(0))
-    scale, bias, mean = rng.normal(size=(3, 7))
-    var = rng.uniform(0.5, 2, 7)
-    for name, value in (("scale", scale), ("bias", bias), ("mean", mean), ("var", var)):
-        getattr(norm, name)[...] = jnp.asarray(value, jnp.float32)
-    x = rng.normal(size=(2, 3, 3, 7)).astype(np.float32)
-    exact = (x - mean) / np.sqrt(var + 1e-3) * scale + bias
-    y = jax.jit(lambda norm, x: norm(x))(norm, x)
-    assert y.dtype == (dtype or jnp.float32)
-    tolerance = 1e-6 if dtype is None else 2**-7  # three roundings to eight bits: scale, bias, and the result
-    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=tolerance, atol=4 * tolerance)
-
-
-def test_the_running_variance_divides_by_the_number_of_values():
-    norm = nnx.view(BatchNorm(1, momentum=0.75, rngs=nnx.Rngs(0)), use_running_average=False)
-    norm(jnp.array([[0.0], [4.0]]))  # mean 2, variance 4; divided by n - 1 it would be 8
-    assert (norm.mean[0], norm.var[0]) == (0.25 * 2, 0.75 * 1 + 0.25 * 4)

@@ -121,6 +121,31 @@ def test_accumulation_is_the_whole_batch(devices: int) -> None:
     assert_same(whole.arrays(), parts.arrays(), rtol=1e-5, atol=1e-7)
 
 
+def test_accumulation_of_bfloat16_gradients_sums_in_float32() -> None:
+    """Seven small gradients after a large one, which a sum in bfloat16 ignores."""
+
+    class Scale(nnx.Module):
+        def __init__(self) -> None:
+            self.scale = nnx.Param(jnp.zeros((), jnp.bfloat16))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.scale[...] * x.astype(jnp.bfloat16)
+
+    run = tiny.Run(
+        Scale,
+        optax.sgd(1.0),
+        accumulate=8,
+        prepare=lambda batch, step: (batch["image"], batch["label"]),
+        loss=lambda logits, targets: logits[:, 0],
+    )
+    # The loss of an image x is scale * x. Hence the gradient is the mean of the images, 130.6, or 131 in bfloat16.
+    images = np.array([[1024.0], *[[3.0]] * 7], np.float32)
+    batch = {"image": images, "label": np.zeros(8, np.int32), "mask": np.ones(8, bool)}
+    run.state, _ = run.step(run.state, batch)
+    assert run.arrays()["model.scale"].dtype == jnp.bfloat16
+    assert float(run.arrays()["model.scale"]) == -131
+
+
 def test_accumulation_carries_batch_statistics_and_dropout() -> None:
     run = tiny.Run(tiny.build(dropout=0.2), optax.sgd(0.0), accumulate=2)
     before = run.arrays()

@@ -1,4 +1,4 @@
-"""Normalization layers, with PyTorch's arithmetic except for the running variance of `BatchNorm`."""
+"""Normalization layers, with PyTorch's arithmetic."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class BatchNorm(nnx.Module):
     """Batch normalization over all axes but the last.
 
     Under a sharded `jax.jit` the batch axis is the global batch, so statistics are synchronized over devices. The
-    variance is computed in two passes, as in PyTorch, so that float32 results agree. The running variance averages the
-    variances of the batches, which divide by the number of values n, as in Flax. PyTorch's running variance divides by
-    n - 1.
+    variance is computed in two passes, as in PyTorch, so that float32 results agree. Also as in PyTorch, and unlike in
+    Flax, the running variance averages unbiased variances: a batch is normalized by the variance that divides by its
+    number of values n, but the running variance gets the one that divides by n - 1.
 
     Args:
       features: channels c of the input [..., c].
@@ -75,7 +75,11 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the normalized `x`, in the same shape. In training it also updates the statistics."""
+        """Returns the normalized `x`, in the same shape. In training it also updates the statistics.
+
+        Raises:
+          UserError: in training, each channel has a single value, which a normalization turns into zero.
+        """
         shape = (1,) * (x.ndim - 1) + (-1,)
         x, gain, bias = dtypes.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
         if not (self.use_running_average or self.frozen):
@@ -86,7 +90,13 @@ class BatchNorm(nnx.Module):
             precise = x.astype(_statistics_dtype(x))
             mean = precise.mean(axes, keepdims=True)
             var = lax.square(precise - mean).mean(axes, keepdims=True)
-            for old, new in ((self.mean, mean), (self.var, var)):
+            n = precise.size // mean.size  # values per mean, on all devices
+            if n == 1:
+                raise UserError(
+                    f"BatchNorm: got one value per channel, for the shape {input_shape}, expected more in training. "
+                    f"Choose larger batches, batch norm groups or images, or freeze the layer."
+                )
+            for old, new in ((self.mean, mean), (self.var, var * (n / (n - 1)))):
                 old[...] = self.momentum * old[...] + (1 - self.momentum) * new.reshape(-1, new.shape[-1]).mean(0)
             gain = lax.rsqrt(var + self.epsilon) * gain.reshape(shape)
             return ((x - mean) * gain + bias.reshape(shape)).astype(x.dtype).reshape(input_shape)
