@@ -70,6 +70,7 @@ class TrainOptions:
       ema_decay: weight of the old value in the moving average of parameters and BatchNorm statistics, in (0, 1), such
         as 0.9998. The average is then evaluated and exported. None keeps no average.
       ema_warmup: start the average with a smaller decay, 1 - (1 + t)^(-2/3) at step t, until it reaches `ema_decay`.
+        Without it, the average of a short run is nearly untrained.
       evaluate_every: epochs between evaluations. The last step is always evaluated.
       patience: stop after this many evaluations on the validation data without a better `checkpoint.best`, or without
         a better top-1 if that is None. None never stops early.
@@ -89,7 +90,7 @@ class TrainOptions:
     steps: int | None = None
     accumulate: int = 1
     ema_decay: float | None = None
-    ema_warmup: bool = False
+    ema_warmup: bool = True
     evaluate_every: float = 1.0
     patience: int | None = None
     log_every: int = 10

@@ -26,22 +26,23 @@ class EMA(nnx.Pytree):
     Args:
       model: the model to average. The average starts as a copy of it.
       decay: weight of the old average, in [0, 1). The average covers about 1 / (1 - decay) steps.
-      warmup: whether to limit the decay of update t = 0, 1, ... to 1 - (1 + t)^(-2/3). It is 0 at first, so that the
-        random initialization is forgotten at once, 0.99 after 1,000 steps and 0.999 after 31,600.
+      warmup: whether to limit the decay of update t = 0, 1, ... to 1 - (1 + t)^(-2/3), as timm does. It is 0 at first,
+        so that the random initialization is forgotten at once, 0.99 after 1,000 steps and 0.999 after 31,600. Without
+        it, the average of a run shorter than 1 / (1 - decay) steps is nearly untrained.
 
     Raises:
       UserError: `decay` is out of range.
 
     Example:
       >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
-      >>> ema = EMA(model, decay=0.5)
+      >>> ema = EMA(model, decay=0.5, warmup=False)
       >>> model.bias[...] = jnp.ones(3)
       >>> ema.update(model, 0)
       >>> ema.apply_to(model).bias[...]
       Array([0.5, 0.5, 0.5], dtype=float32)
     """
 
-    def __init__(self, model: nnx.Module, *, decay: float, warmup: bool = False):
+    def __init__(self, model: nnx.Module, *, decay: float, warmup: bool = True):
         if not 0 <= decay < 1:
             raise UserError(f"EMA: got decay={decay}, expected a number in [0, 1), such as 0.9998.")
         self.decay = decay

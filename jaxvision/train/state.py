@@ -37,7 +37,7 @@ def create_state(
     tx: optax.GradientTransformation,
     *,
     ema_decay: float | None = None,
-    ema_warmup: bool = False,
+    ema_warmup: bool = True,
 ) -> TrainState:
     """Returns the state of a model before its first step.
 

@@ -31,7 +31,7 @@ def averages(values: list[float], **options: object) -> list[float]:
 
 def test_by_hand() -> None:
     # 0.75 * 4 + 0.25 * 8 = 5;  0.75 * 5 + 0.25 * 1 = 4;  0.75 * 4 + 0.25 * 0 = 3
-    assert averages([4, 8, 1, 0], decay=0.75) == [5, 4, 3]
+    assert averages([4, 8, 1, 0], decay=0.75, warmup=False) == [5, 4, 3]
 
 
 def test_warmup_by_hand() -> None:
@@ -44,6 +44,19 @@ def test_warmup_by_hand() -> None:
     np.testing.assert_allclose(averages([4, 8, 1, 0, 5, 2], decay=0.65, warmup=True), expected, rtol=1e-6)
     ema = EMA(linear(0), decay=0.9999, warmup=True)
     np.testing.assert_allclose([float(ema.decay_at(t)) for t in (999, 31_622)], [0.99, 0.999], rtol=1e-5)
+
+
+def test_an_average_longer_than_the_run_is_trained() -> None:
+    """100 steps from 0 to 1 with a decay of 0.9999: the average covers about the last third, by default."""
+    values = [t / 100 for t in range(101)]
+    average = 0.0
+    for t, value in enumerate(values[1:]):
+        decay = 1 - (1 + t) ** (-2 / 3)
+        average = decay * average + (1 - decay) * value
+    got = averages(values, decay=0.9999)[-1]
+    np.testing.assert_allclose(got, average, rtol=1e-5)
+    assert got > 0.7
+    assert averages(values, decay=0.9999, warmup=False)[-1] < 0.01
 
 
 @pytest.mark.timm
@@ -70,7 +83,7 @@ def test_equals_timm(warmup: bool) -> None:
 def test_batch_statistics_are_averaged_and_frozen_leaves_are_not_kept() -> None:
     model = tiny.build(dropout=0.5)()
     model.fc.bias = Frozen(jnp.full(4, 3.0))
-    ema = EMA(model, decay=0.5)
+    ema = EMA(model, decay=0.5, warmup=False)
     kept = set(tiny.arrays(nnx.state(ema)))
     assert kept == {f"params.{x}" for x in ("conv.kernel", "bn.scale", "bn.bias", "bn.mean", "bn.var", "fc.kernel")}
     model.bn.mean[...] = jnp.full(8, 2.0)
@@ -85,7 +98,7 @@ def test_batch_statistics_are_averaged_and_frozen_leaves_are_not_kept() -> None:
 
 def test_a_half_precision_model_is_averaged_in_float32() -> None:
     """0.999 × 1 + 0.001 × 1.5 = 1.0005 rounds to 1 in bfloat16, where the average would never change."""
-    ema = EMA(linear(1, jnp.bfloat16), decay=0.999)
+    ema = EMA(linear(1, jnp.bfloat16), decay=0.999, warmup=False)
     for t in range(3):
         ema.update(linear(1.5, jnp.bfloat16), t)
     np.testing.assert_allclose(ema.params["kernel"][...], [[1.5 - 0.5 * 0.999**3]], rtol=1e-6)

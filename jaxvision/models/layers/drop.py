@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -44,7 +45,7 @@ class DropPath(nnx.Module):
         b = x.shape[0]
         kept = 1 - (self.rate if self.traced_rate is None else self.traced_rate)
         keep = jax.random.bernoulli(self.rngs(), kept, (b,) + (1,) * (x.ndim - 1))
-        return x * keep.astype(x.dtype) / kept
+        return x * keep.astype(x.dtype) / jnp.asarray(kept, x.dtype)  # a traced rate would promote x to float32
 
 
 def rates(total: float, n: int, *, reaches_total: bool = True) -> list[float]:
