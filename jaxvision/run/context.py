@@ -25,7 +25,7 @@ from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
 from jaxvision.run.sections import TrainOptions, check_groups, without_none
 from jaxvision.train.loss import Loss, loss_function, make_loss
-from jaxvision.train.state import evaluated_model
+from jaxvision.train.state import Cast, evaluated_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,11 @@ class RunContext:
         return "test" if "test" in self.data else "validation"
 
     def evaluate(self, state: nnx.State, split: str) -> Evaluation:
-        """Returns the evaluation of a training state on one split of the data.
+        """Returns the evaluation of a model on one split of the data.
+
+        Args:
+          state: of the model, from `jaxvision.train.state.evaluated_state`.
+          split: name of the split.
 
         Raises:
           Preempted: a SIGTERM arrived during the evaluation.
@@ -151,7 +155,13 @@ def open_run(
         steps=total_steps(options, steps_per_epoch),
         eval_batch_size=eval_batch_size,
         eval_step_for=functools.partial(
-            cached_eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
+            cached_eval_step,
+            program.model_graph,
+            mesh,
+            loss,
+            probabilities,
+            program.preprocess,
+            Cast.to(program.abstract["model"]),
         ),
     )
     _trace_steps(run)
@@ -173,7 +183,7 @@ def _trace_steps(run: RunContext) -> None:
     )
     with run.clock.phase("compile"):
         program.step.trace(program.abstract, program.batch)
-        run.eval_step_for(pipeline).trace(program.abstract, batch)
+        run.eval_step_for(pipeline).trace(evaluated_state(program.abstract), batch)
 
 
 def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:
