@@ -255,7 +255,9 @@ class Checkpoints:
         score, best = self._score(metrics), self.best_step()
         return score > -math.inf and (best is None or score >= self._score(self._manager.metrics(best)))
 
-    def restore(self, abstract: Any, shardings: Any, *, step: int | str = "newest") -> Checkpoint | None:
+    def restore(
+        self, abstract: Any, shardings: Any, *, step: int | str = "newest", subset: bool = False
+    ) -> Checkpoint | None:
         """Returns the newest intact checkpoint, or None if the run has none yet.
 
         Logs and skips damaged checkpoints. If `step` is ``"newest"``, it also removes them, because the run is going to
@@ -266,6 +268,7 @@ class Checkpoints:
           shardings: of every leaf of `abstract`. They may differ from those it was saved with: a run may resume on
             another number of devices.
           step: a step, ``"newest"`` or ``"best"``.
+          subset: `abstract` may also leave out leaves of its parts, which are not read.
 
         Raises:
           UserError: there is no such step, all checkpoints are damaged or lost, or they hold another model.
@@ -276,7 +279,7 @@ class Checkpoints:
         damaged: list[str] = []
         for candidate in candidates:
             try:
-                restored = self._read(candidate, target)
+                restored = self._read(candidate, target, subset=subset)
             except DamagedCheckpoint as e:
                 damaged.append(f"step {candidate}: {e}")
                 continue
@@ -314,7 +317,7 @@ class Checkpoints:
             raise UserError(f"{self.directory}: no checkpoint {step!r}{by}, expected one of the steps {known}.")
         return [int(wanted)]
 
-    def _read(self, step: int, target: Any) -> Checkpoint:
+    def _read(self, step: int, target: Any, *, subset: bool) -> Checkpoint:
         """Returns one checkpoint.
 
         Raises:
@@ -332,7 +335,7 @@ class Checkpoints:
             failure = DamagedCheckpoint(short_reason(e))
         if failed := _failed_processes(failure is not None):
             raise failure or DamagedCheckpoint(f"found by process {failed[0]}")
-        check_shapes(saved, leaf_shapes(target), folder)
+        check_shapes(saved, leaf_shapes(target), folder, subset=subset)
         try:
             restored = self._manager.restore(
                 step,

@@ -26,20 +26,21 @@ def leaf_shapes(state: Any) -> dict[str, tuple[int, ...]]:
     return {tree.join(path).removesuffix(".value"): shape(x) for path, x in leaves}
 
 
-def check_shapes(saved: Shapes, wanted: Shapes, folder: epath.Path) -> None:
+def check_shapes(saved: Shapes, wanted: Shapes, folder: epath.Path, *, subset: bool = False) -> None:
     """Checks that a checkpoint holds the wanted leaves. It may hold more parts, such as the optimizer.
 
     Args:
       saved: shapes in the checkpoint, from `leaf_shapes`.
       wanted: shapes of the state to restore.
       folder: the checkpoint, for the message.
+      subset: accept additional leaves within a part.
 
     Raises:
       UserError: leaves are missing, of other shapes, or additional within a part.
     """
     parts = {name.split(".")[0] for name in wanted}
     missing = [name for name in wanted if name not in saved]
-    unexpected = [name for name in saved if name not in wanted and name.split(".")[0] in parts]
+    unexpected = [name for name in saved if name not in wanted and name.split(".")[0] in parts and not subset]
     differ = [
         f"{name} {saved[name]} -> {wanted[name]}" for name in wanted if saved.get(name, wanted[name]) != wanted[name]
     ]

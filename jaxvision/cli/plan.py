@@ -170,7 +170,9 @@ def _print_memory(console: Any, answer: Any) -> None:
     for kind, n in plan.bytes.items():
         if n:
             rows.add_row(kind, f"{n / GIB:.3f}")
-    rows.add_row("total", f"{plan.total / GIB:.3f}")
+    rows.add_row("total", f"{sum(plan.bytes.values()) / GIB:.3f}")
+    rows.add_row("before the first step", f"{plan.start / GIB:.3f}")
+    rows.add_row("after the last step", f"{plan.end / GIB:.3f}")
     rows.add_row("available", f"{plan.chip.memory / GIB:.3f}")
     console.print(rows)
     if plan.fits:

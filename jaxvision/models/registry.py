@@ -18,6 +18,7 @@ from flax import nnx
 from jaxvision import extend
 from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models.base import Model
+from jaxvision.models.layers.deferred import deferred, is_deferring
 from jaxvision.models.layers.init import shapes_only, streams
 
 B = TypeVar("B", bound=Callable[..., Model])
@@ -226,7 +227,8 @@ def build(architecture: str, *, rngs: nnx.Rngs, **overrides: Any) -> Model:
         f"model {architecture!r}", overrides, options(architecture), expected=f"an argument of {architecture}"
     )
     arguments: dict[str, Any] = {**row.arguments, **overrides, "rngs": rngs}
-    model = row.build(**arguments)
+    with deferred(is_deferring() and row.module is None):  # a user's model may compute with its initial values
+        model = row.build(**arguments)
     if row.module is not None:
         _check_complete(model, architecture)
     model.architecture, model.family = row.architecture, row.family

@@ -32,6 +32,8 @@ def plan_step(
     flops: float,
     model_flops: float,
     ahead: int,
+    start: float = 0.0,
+    end: float = 0.0,
     zero1: bool = False,
     quick: bool = False,
     float32: bool = False,
@@ -48,6 +50,8 @@ def plan_step(
       flops: operations of one step, over all devices.
       model_flops: those of them that are not recomputations.
       ahead: number of batches that wait on the device while the step uses another.
+      start: bytes on one device before the first step.
+      end: bytes on one device after the last step.
       zero1: whether the optimizer's state is also split over the axis ``data``.
       quick: compile with the compiler's least effort.
       float32: whether the products are in float32.
@@ -62,10 +66,12 @@ def plan_step(
         "flops": flops / mesh.size,
         "float32": float32,
         "model_flops_fraction": model_flops / flops,
+        "start": start,
+        "end": end,
     }
     if sum(kinds.values()) > chip.memory:
         return Plan(bytes=kinds, out_of_memory=True, **facts)
-    start = time.perf_counter()
+    began = time.perf_counter()
     try:
         compiled = traced.lower().compile(compiler_options=_compiler_options(mesh, quick))
     except jax.errors.JaxRuntimeError as e:
@@ -74,7 +80,7 @@ def plan_step(
         if needed is None:
             raise
         return Plan(bytes=kinds | {"activations and gradients": needed - arguments}, out_of_memory=True, **facts)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     memory, text = compiled.memory_analysis(), compiled.as_text()
     arguments = sum(kinds.values()) - ahead * one
     kinds |= {

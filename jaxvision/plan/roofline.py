@@ -18,7 +18,7 @@ class Plan:
       mesh: axis -> number of devices along it.
       zero1: whether the optimizer's state is also split over the axis ``data``.
       batch_size: images per step, over all devices.
-      bytes: kind -> bytes on one device.
+      bytes: kind -> bytes on one device during the step.
       flops: operations of one device's matrix products and convolutions in one step.
       bytes_accessed: bytes that one device reads from and writes to its memory in one step.
       collectives: the communication between devices.
@@ -27,6 +27,8 @@ class Plan:
       model_flops_fraction: share of the operations that are not recomputations, in (0, 1].
       out_of_memory: whether the step is too large for a program to exist. The activations in `bytes` are then as the
         compiler reported them; without activations, the state alone is too large and nothing was compiled.
+      start: bytes on one device before the first step, at most.
+      end: bytes on one device after the last step, at most, when the model is chosen and exported.
     """
 
     chip: Chip
@@ -41,11 +43,13 @@ class Plan:
     float32: bool = False
     model_flops_fraction: float = 1.0
     out_of_memory: bool = False
+    start: float = 0.0
+    end: float = 0.0
 
     @property
     def total(self) -> float:
-        """Bytes on one device."""
-        return sum(self.bytes.values())
+        """Bytes on one device: the maximum of start, step and end."""
+        return max(sum(self.bytes.values()), self.start, self.end)
 
     @property
     def fits(self) -> bool:

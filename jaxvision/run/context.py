@@ -25,7 +25,7 @@ from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh,
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
 from jaxvision.run.sections import TrainOptions, check_groups, without_none
-from jaxvision.train.state import evaluated_model
+from jaxvision.train.state import Cast, evaluated_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,11 @@ class RunContext:
         }
 
     def evaluate(self, state: nnx.State, split: str) -> Evaluation:
-        """Returns the evaluation of a training state on one split of the data.
+        """Returns the evaluation of a model on one split of the data.
+
+        Args:
+          state: of the model, from `jaxvision.train.state.evaluated_state`.
+          split: name of the split.
 
         Raises:
           Preempted: a SIGTERM arrived during the evaluation.
@@ -175,7 +179,13 @@ def open_run(
         eval_batch_size=eval_batch_size,
         workers=_workers(config),
         eval_step_for=functools.partial(
-            cached_eval_step, program.graph, mesh, loss, probabilities, program.preprocess, evaluated_model
+            cached_eval_step,
+            program.model_graph,
+            mesh,
+            loss,
+            probabilities,
+            program.preprocess,
+            Cast.to(program.abstract["model"]),
         ),
     )
 
@@ -201,7 +211,7 @@ def trace_steps(run: RunContext) -> None:
     )
     with run.clock.phase("compile"):
         program.step.trace(program.abstract, program.batch)
-        run.eval_step_for(pipeline).trace(program.abstract, batch)
+        run.eval_step_for(pipeline).trace(evaluated_state(program.abstract), batch)
 
 
 def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:

@@ -23,6 +23,7 @@ from jaxvision.eval.split import share_damaged
 from jaxvision.parallel.mesh import shard_batch
 from jaxvision.run.context import RunContext
 from jaxvision.run.not_finite import NonFiniteSteps, fetch_metrics, mean_metrics
+from jaxvision.train.state import evaluated_state
 
 
 @dataclass
@@ -166,7 +167,7 @@ class TrainingLoop:
                 image_size=run.program.preprocess.image_size,
             )
             eval_step = run.eval_step_for(images.pipeline)
-            jax.block_until_ready(eval_step(self.state, shard_batch(blank, run.mesh)))
+            jax.block_until_ready(eval_step(evaluated_state(self.state), shard_batch(blank, run.mesh)))
 
     def _train_step(self) -> None:
         run, clock, is_first = self.run, self.run.clock, self.step == self.first_step
@@ -200,7 +201,7 @@ class TrainingLoop:
         run, split, step = self.run, self.run.watched_split, self.step
         try:
             with run.clock.phase("evaluation"):
-                result = run.evaluate(self.state, split)
+                result = run.evaluate(evaluated_state(self.state), split)
                 share_damaged(run.data["train"])
         except Preempted:
             self._save_and_stop()

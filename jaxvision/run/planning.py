@@ -31,6 +31,7 @@ from jaxvision.plan import (
 )
 from jaxvision.run.config import complete
 from jaxvision.run.program import Program, train_program
+from jaxvision.train.state import evaluated_leaves, evaluated_state
 
 
 def plan(
@@ -223,6 +224,7 @@ class _Planner:
             flops=flops,
             model_flops=model_flops,
             ahead=AHEAD,
+            **_start_and_end(program, layout.mesh),
             zero1=layout.zero1,
             quick=self.quick,
             float32=self.config.model.dtype in (None, "float32"),
@@ -244,6 +246,27 @@ class _Planner:
         start = self.units(layout.mesh)
         state = sum(tried[start].bytes[kind] for kind in STATE)
         return largest_batch(used, self.chip.memory, start, empty=state) * self.unit(layout.mesh)
+
+
+def _start_and_end(program: Program, mesh: Mesh) -> dict[str, float]:
+    """Returns the bytes on one device before the first step and after the last, at most.
+
+    The state is initialized or restored one array at a time. At the end the model is restored without the optimizer and
+    exported. Devices that belong to several processes gather it, and each process splits it over its own devices.
+    """
+    abstract, shardings = program.abstract, program.shardings
+    largest = max(_size(x) for x in jax.tree.leaves(abstract))
+    start = sum(state_bytes(abstract, shardings).values())
+    end: float = sum(state_bytes(evaluated_leaves(abstract), evaluated_leaves(shardings)).values())
+    processes = {device.process_index for device in mesh.devices.flat}
+    is_split = not all(x.is_fully_replicated for x in jax.tree.leaves(evaluated_state(shardings)))
+    if len(processes) > 1 and is_split:
+        end += sum(_size(x) for x in jax.tree.leaves(evaluated_state(abstract))) * len(processes) / mesh.size
+    return {"start": start + largest, "end": end + largest}
+
+
+def _size(x: jax.ShapeDtypeStruct) -> int:
+    return x.size * x.dtype.itemsize
 
 
 def _operations_of(program: Program) -> float:

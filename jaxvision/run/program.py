@@ -39,6 +39,7 @@ class Program:
       build: builds the model, ``weights=True`` or ``weights=False``.
       create: makes the training state of a model.
       graph: structure of the state.
+      model_graph: structure of the model.
       abstract: shapes of the state, with their shardings.
       shardings: sharding of each leaf of the state.
       step: (state, batch) -> (state, metrics), from `make_train_step`.
@@ -49,6 +50,7 @@ class Program:
     build: Callable[..., Model]
     create: Callable[..., Any]
     graph: nnx.GraphDef
+    model_graph: nnx.GraphDef
     abstract: nnx.State
     shardings: Any
     step: Any
@@ -109,7 +111,7 @@ def train_program(
         blocks=None if blocks.is_default else blocks,
         batch_norm_group=options.batch_norm_group,
     )
-    return Program(preprocess, build, create, graph, abstract, shardings, step, batch)
+    return Program(preprocess, build, create, graph, nnx.graphdef(template), abstract, shardings, step, batch)
 
 
 def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxvision import report
+from jaxvision.checkpoint import Checkpoints
 from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation
@@ -20,15 +22,15 @@ from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
 from jaxvision.run.workdir import result_files
 from jaxvision.train import partial
-from jaxvision.train.state import gather_model
+from jaxvision.train.state import Cast, evaluated_leaves, evaluated_state, gather_model
 
 
 @dataclass
 class Chosen:
-    """The training state that becomes the result.
+    """The model that becomes the result.
 
     Attributes:
-      state: on the devices.
+      state: of the model, on the devices, from `jaxvision.train.state.evaluated_state`; None once it is exported.
       step: number of steps done.
       evaluation: of this state on the split that is evaluated during training; None if it is not known here.
     """
@@ -37,23 +39,28 @@ class Chosen:
     step: int
     evaluation: Evaluation | None
 
+    def take_state(self) -> nnx.State:
+        """Returns the state and releases it, so that it is freed when the caller releases it."""
+        state, self.state = self.state, None
+        return state
+
 
 def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
-    """Returns the best state by the validation data. Without validation data returns the last state.
+    """Returns the best model by the validation data. Without validation data returns the last one.
 
     Args:
       run: the context.
-      loop: when it has ended. Its state is taken.
+      loop: when it has ended. Its state is taken, and what is not exported is released.
 
     Raises:
-      UserError: the last checkpoint could not be written.
+      UserError: the last checkpoint could not be written, or neither the best nor the last can be read.
     """
-    checkpoints, program = loop.checkpoints, run.program
+    checkpoints = loop.checkpoints
     with run.clock.phase("checkpoint"):
         checkpoints.wait()
     run.preemption.nothing_to_lose()
     chosen, reason = (
-        Chosen(loop.take_state(), loop.step, loop.evaluation),
+        Chosen(evaluated_state(loop.take_state()), loop.step, loop.evaluation),
         f"the best {run.decisive_metric} on the validation data",
     )
     if run.watched_split != "validation":  # choosing by the test data would make its result too good
@@ -61,24 +68,54 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
     elif run.config.checkpoint.best is None:
         reason = "the last: checkpoint.best is None"
     elif checkpoints.best_step() not in (None, chosen.step):
+        del chosen  # first, because the devices may have no room for both
         try:
-            best = checkpoints.restore(program.abstract, program.shardings, step="best")
-            assert best is not None
-            chosen = Chosen(best.state, best.step, evaluation=None)
-        except UserError as e:  # the last state is worth keeping, even if the best one is damaged
+            chosen = restore_chosen(run, checkpoints, "best")
+        except UserError as e:  # the last one is worth keeping, even if the best one is damaged
             run.console.warn(str(e))
-            reason = "the last: the best cannot be read"
+            chosen, reason = restore_chosen(run, checkpoints, loop.step), "the last: the best cannot be read"
     averaged = " with its averaged weights" if run.options.ema_decay else ""
     run.console.note(f"exporting the model of step {chosen.step:,}{averaged}, {reason}")
     return chosen
 
 
+def restore_chosen(run: RunContext, checkpoints: Checkpoints, step: int | str) -> Chosen:
+    """Returns the model of a checkpoint. The optimizer is not read, nor weights that have an average.
+
+    Args:
+      run: the context.
+      checkpoints: of the run.
+      step: as for `Checkpoints.restore`.
+
+    Raises:
+      UserError: there is no such checkpoint, or it cannot be read.
+    """
+    leaves, shardings = evaluated_leaves(run.program.abstract), evaluated_leaves(run.program.shardings)
+    restored = checkpoints.restore(leaves, shardings, step=step, subset=True)
+    assert restored is not None
+    return Chosen(evaluated_state(restored.state), restored.step, evaluation=None)
+
+
 def test(run: RunContext, chosen: Chosen) -> Evaluation:
-    """Returns the evaluation of the chosen state on the test data, or without any on the validation data."""
+    """Returns the evaluation of the chosen model on the test data, or without any on the validation data."""
     if chosen.evaluation is not None and run.final_split == run.watched_split:
         return chosen.evaluation
     with run.clock.phase("evaluation"):
         return run.evaluate(chosen.state, run.final_split)
+
+
+def gather_classifier(run: RunContext, chosen: Chosen) -> Classifier:
+    """Returns the chosen model with its classes and its transform, on the devices of each process.
+
+    All processes must call it.
+
+    Args:
+      run: the context.
+      chosen: its state is released when the model has been gathered.
+    """
+    program = run.program
+    model = Cast.to(program.abstract["model"])(gather_model(program.model_graph, chosen.take_state()))
+    return Classifier(partial.merge_lora(cast(Model, model)), run.classes, program.preprocess)
 
 
 def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
@@ -92,14 +129,11 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
     Raises:
       UserError: a file cannot be written.
     """
-    program, classes = run.program, run.classes
-    model = gather_model(program.graph, chosen.state, program.shardings)
-    chosen.state = None  # a device that holds a part of a large model has no room for the whole one beside it
+    classifier = gather_classifier(run, chosen)
     if not distributed.is_main():
         return
     images = run.data[run.final_split]
     with run.clock.phase("report"):
-        classifier = Classifier(partial.merge_lora(cast(Model, model)), classes, program.preprocess)
         save_classifier(run.workdir / "export", classifier)
         page = describe(
             classifier,
@@ -112,7 +146,7 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         )
     report.write_report(run.workdir, replace(page, timing=run.clock.timing()))
-    write_mistakes(run.workdir, classes, result, images)
+    write_mistakes(run.workdir, run.classes, result, images)
     run.console.finish(
         final=headline(result),
         name=run.final_split,

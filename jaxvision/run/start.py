@@ -49,7 +49,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
         restored = checkpoints.restore(program.abstract, program.shardings)
         start = restored or Checkpoint(
             step=0,
-            state=initialize(program.create, program.build(weights=True), program.shardings),
+            state=initialize(program.create, functools.partial(program.build, weights=True), program.shardings),
             position={},
             metrics={},
         )

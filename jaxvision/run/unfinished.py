@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 from ml_collections import ConfigDict
 
 from jaxvision import report
-from jaxvision.checkpoint import Checkpoint, Checkpoints, saved_steps
+from jaxvision.checkpoint import Checkpoints, saved_steps
 from jaxvision.classifier import Classifier
 from jaxvision.errors import UserError
-from jaxvision.models.base import Model
 from jaxvision.parallel.preemption import Preemption
-from jaxvision.run.context import RunContext, open_run
+from jaxvision.run import result
+from jaxvision.run.context import open_run
 from jaxvision.run.recorded import recorded_config
-from jaxvision.train import partial
-from jaxvision.train.state import gather_model
 
 
 def load_checkpoint(
@@ -41,17 +38,8 @@ def load_checkpoint(
     config.mesh = ConfigDict({"data": 1})
     # The preemption is not entered: a SIGTERM ends the process, because nothing has to be saved.
     run = open_run(config, Path(workdir), console=console, clock=report.Clock(), preemption=Preemption())
-    restored = _restore(run, step)
-    program = run.program
-    model = partial.merge_lora(cast(Model, gather_model(program.graph, restored.state, program.shardings)))
-    return Classifier(model, run.classes, program.preprocess), restored.step
-
-
-def _restore(run: RunContext, step: int | str | None) -> Checkpoint:
-    options, program = run.checkpoint_options, run.program
-    with Checkpoints(run.workdir, read_only=True, log=run.console.warn, **options) as checkpoints:
+    with Checkpoints(run.workdir, read_only=True, log=run.console.warn, **run.checkpoint_options) as checkpoints:
         if step is None:
             step = "newest" if checkpoints.best_step() is None else "best"
-        restored = checkpoints.restore(program.abstract, program.shardings, step=step)
-    assert restored is not None
-    return restored
+        chosen = result.restore_chosen(run, checkpoints, step)
+    return result.gather_classifier(run, chosen), chosen.step

@@ -8,7 +8,15 @@ from jaxvision.train.loss import Loss, make_loss
 from jaxvision.train.optim import create_optimizer, decay_mask, layer_scales
 from jaxvision.train.partial import LoRALinear, add_lora, freeze, merge_lora, parameter_counts, unfreeze
 from jaxvision.train.schedule import make_schedule
-from jaxvision.train.state import TrainState, abstract_state, create_state, evaluated_model, gather_model, initialize
+from jaxvision.train.state import (
+    TrainState,
+    abstract_state,
+    create_state,
+    evaluated_model,
+    evaluated_state,
+    gather_model,
+    initialize,
+)
 from jaxvision.train.step import check_finite, make_train_step
 
 __all__ = [
@@ -24,6 +32,7 @@ __all__ = [
     "create_state",
     "decay_mask",
     "evaluated_model",
+    "evaluated_state",
     "freeze",
     "gather_model",
     "initialize",

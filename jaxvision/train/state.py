@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
@@ -11,7 +12,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxvision.train.ema import EMA
+from jaxvision.models.layers.deferred import Deferred, deferred, place_parts
+from jaxvision.parallel.mesh import make_mesh
+from jaxvision.parallel.rules import largest_axis
+from jaxvision.train.ema import AVERAGED, EMA
 
 
 @nnx.dataclass
@@ -79,24 +83,27 @@ def abstract_state(create: Callable[[nnx.Module], TrainState], model: Model) -> 
 def initialize(create: Callable[[nnx.Module], TrainState], model: Model, shardings: Any) -> nnx.State:
     """Returns the state before the first step, sharded over the devices.
 
-    A function that builds the model runs inside jit, where each device computes only its own part. A model with weights
-    is copied to the devices first, and its moments and averages are computed there.
+    No device holds more than its part of the state and one array, and the host holds one array at a time: a function
+    that builds the model runs within `deferred`, so each array is drawn or read when it is placed. Moments and averages
+    are computed where they lie. Only a user's model is first initialized on one device, unless a file has its weights.
 
     Args:
       create: as for `abstract_state`.
       model: the model, which stays usable because its arrays are copied, or a function that builds it.
       shardings: of every leaf, from `jaxvision.parallel.rules.state_shardings`.
     """
-    if isinstance(model, nnx.Module):
-        graph, leaves = nnx.split(model)
-        leaves = jax.tree.map(_placed, leaves, shardings["model"])
-        # Copied, because the train step writes into the memory of the state.
-        fill = jax.jit(
-            lambda leaves: nnx.state(create(nnx.merge(graph, jax.tree.map(jnp.copy, leaves)))),
-            out_shardings=shardings,
-        )
-        return fill(leaves)
-    return jax.jit(lambda: nnx.state(create(_built(model))), out_shardings=shardings)()
+    is_given = isinstance(model, nnx.Module)
+    with deferred():
+        graph, leaves = nnx.split(_built(model))
+    values, structure = jax.tree.flatten(leaves)
+    del leaves  # so that each array is released when it has been placed
+    for i, sharding in enumerate(jax.tree.leaves(shardings["model"])):
+        values[i] = _placed(jnp.copy(values[i]) if is_given else values[i], sharding)
+    # Donated, so that these arrays become those of the state.
+    fill = jax.jit(
+        lambda leaves: nnx.state(create(nnx.merge(graph, leaves))), out_shardings=shardings, donate_argnums=0
+    )
+    return fill(jax.tree.unflatten(structure, values))
 
 
 def evaluated_model(state: TrainState) -> nnx.Module:
@@ -104,23 +111,86 @@ def evaluated_model(state: TrainState) -> nnx.Module:
     return state.model if state.ema is None else state.ema.apply_to(state.model)
 
 
-def gather_model(graph: nnx.GraphDef, state: nnx.State, shardings: Any) -> nnx.Module:
-    """Returns the unsharded model to evaluate and to export, on one device of each process.
+def evaluated_leaves(state: nnx.State) -> nnx.State:
+    """Returns the leaves of a training state that `evaluated_state` needs, under the same names.
 
-    All processes must call it. Arrays are gathered one at a time, so that a state that only fits when it is sharded can
-    still be exported.
+    They are the model's, but the average's where there is one. A checkpoint can be restored to these alone.
 
     Args:
-      graph: graph definition of the state, from `abstract_state`.
-      state: of training, sharded.
-      shardings: of every leaf of `state`.
+      state: of training, with arrays, shapes or shardings.
+    """
+    if "ema" not in state:
+        return nnx.State({"model": state["model"]})
+    rest = nnx.filter_state(state.get("model", nnx.State({})), nnx.Not(AVERAGED))
+    return nnx.State({"ema": state["ema"]} | ({"model": rest} if len(rest) else {}))
+
+
+def evaluated_state(state: nnx.State) -> nnx.State:
+    """Returns the state of the model to evaluate and to export: with the averaged weights if there is an average.
+
+    It shares the arrays of `state`. The averaged ones are in the average's dtype, which `Cast` undoes.
+
+    Args:
+      state: of training, or its `evaluated_leaves`; with arrays, shapes or shardings.
+
+    Example:
+      >>> import functools
+      >>> create = functools.partial(create_state, tx=optax.adam(0.1), ema_decay=0.9)
+      >>> _, abstract = abstract_state(create, lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+      >>> list(evaluated_state(abstract))
+      ['bias', 'kernel']
+    """
+    leaves = evaluated_leaves(state)
+    if "ema" not in leaves:
+        return leaves["model"]
+    averaged = leaves["ema"]["params"]
+    return nnx.merge_state(leaves["model"], averaged) if "model" in leaves else averaged
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Casts the arrays of a model back to its own dtypes.
+
+    Attributes:
+      dtypes: of the model's leaves, in their order.
     """
 
-    def evaluated(state: nnx.State) -> nnx.Module:
-        return evaluated_model(nnx.merge(graph, state, copy=True))  # a copy: NNX without graph mode refuses aliases
+    dtypes: tuple[Any, ...]
 
-    leaves = jax.jit(lambda state: nnx.state(evaluated(state)), out_shardings=shardings["model"])(state)
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(evaluated, state)), jax.tree.map(_gathered, leaves))
+    @classmethod
+    def to(cls, abstract: nnx.State) -> Cast:
+        """Returns the cast to the dtypes of a model's abstract state."""
+        return cls(tuple(x.dtype for x in jax.tree.leaves(abstract)))
+
+    def __call__(self, model: nnx.Module) -> nnx.Module:
+        graph, state = nnx.split(model)
+        leaves, structure = jax.tree.flatten(state)
+        leaves = [x if x.dtype == dtype else x.astype(dtype) for x, dtype in zip(leaves, self.dtypes, strict=True)]
+        return nnx.merge(graph, jax.tree.unflatten(structure, leaves))
+
+
+def gather_model(graph: nnx.GraphDef, state: nnx.State) -> nnx.Module:
+    """Returns the model on the devices of each process.
+
+    All processes must call it. If the devices of a process hold all of the model, it stays where it is: on one device
+    if each holds a copy, else split over them. Otherwise its arrays are gathered one at a time and split over the
+    devices of each process, so that a model that only fits when it is sharded can still be exported.
+
+    Args:
+      graph: structure of the model, from ``nnx.split``.
+      state: of the model, sharded, from `evaluated_state`. If the caller holds no other reference, each array is
+        released when it has been gathered.
+    """
+    leaves, structure = jax.tree.flatten(state)
+    del state
+    if all(x.is_fully_replicated for x in leaves):
+        leaves = [x.addressable_data(0) for x in leaves]
+    elif not all(x.is_fully_addressable for x in leaves):
+        mesh = make_mesh({"data": 1, "fsdp": -1}, devices=jax.local_devices())
+        split = largest_axis("fsdp", mesh)
+        for i, x in enumerate(leaves):
+            leaves[i] = jax.device_put(_gathered(x), jax.sharding.NamedSharding(mesh, split(x.shape)))
+    return nnx.merge(graph, jax.tree.unflatten(structure, leaves))
 
 
 def _gathered(x: jax.Array) -> jax.Array:
@@ -133,14 +203,18 @@ def _identity(x: jax.Array) -> jax.Array:  # a named function, so that jit compi
     return x
 
 
-def _placed(x: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:
+def _placed(x: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
     """Returns an array on the devices of all processes, each of which passes the same `x`."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(x, sharding)
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if isinstance(x, Deferred):
+        placed = x.place(sharding)
+    elif sharding.is_fully_addressable:
+        placed = jax.device_put(x, sharding)
+    elif jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         return jax.random.wrap_key_data(_placed(jax.random.key_data(x), everywhere), impl=jax.random.key_impl(x))
-    return jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x[part]))
+    else:
+        placed = place_parts(lambda part: np.asarray(x[part]), x.shape, sharding)
+    return jax.block_until_ready(placed)  # before its values on the host are released
 
 
 def _built(model: Model) -> nnx.Module:

@@ -85,6 +85,18 @@ def test_a_part_is_restored_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(restored.state["model"]["kernel"], STATE["model"]["kernel"] + 1)
 
 
+def test_leaves_are_restored_alone(tmp_path: Path) -> None:
+    state = {"model": {"kernel": jnp.ones(3), "bias": jnp.zeros(2)}}
+    leaf = {"model": {"bias": state["model"]["bias"]}}
+    shardings = jax.tree.map(lambda x: x.sharding, leaf)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, position={})
+        with pytest.raises(UserError, match=r"only in it: model\.kernel"):
+            checkpoints.restore(leaf, shardings)
+        restored = checkpoints.restore(leaf, shardings, subset=True)
+    assert jax.tree.structure(restored.state) == jax.tree.structure(leaf)
+
+
 @pytest.mark.parametrize(("mode", "kept", "best"), [("max", [20, 50, 60], 20), ("min", [40, 50, 60], 40)])
 def test_keeps_the_newest_and_the_best(tmp_path: Path, mode: str, kept: list[int], best: int) -> None:
     top1 = {10: 0.2, 20: 0.9, 30: float("nan"), 40: 0.1, 50: 0.5}

@@ -10,6 +10,8 @@ from flax import nnx
 
 from jaxvision.models import registry
 from jaxvision.models.layers import init
+from jaxvision.models.layers.deferred import deferred
+from jaxvision.parallel.mesh import make_mesh
 
 
 @pytest.mark.parametrize("shape", [(3,), (2**16,), (3, 3, 90, 100)])
@@ -74,6 +76,51 @@ def test_build_abstract_matches_eval_shape(architecture: str):
     assert nnx.graphdef(quick) == nnx.graphdef(traced)
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, nnx.state(quick), nnx.state(traced)))
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(nnx.state(quick)))
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "resnetv2_18", "test_vit", "test_efficientnet"])
+def test_deferred_arrays_hold_nothing_and_equal_those_drawn_at_once(architecture: str):
+    options = {"num_classes": 3, "dropout": 0.1, "drop_path": 0.1}
+    before = {id(x) for x in jax.live_arrays()}
+    with deferred():
+        later = registry.build(architecture, rngs=init.streams(0, 1), **options)
+    assert all(x.nbytes <= 8 for x in jax.live_arrays() if id(x) not in before)  # keys and counters
+    once = registry.build(architecture, rngs=init.streams(0, 1), **options)
+    assert nnx.graphdef(later) == nnx.graphdef(once)
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(later, nnx.Param)), jax.tree.leaves(nnx.state(once, nnx.Param)), strict=True
+    ):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight fake devices of conftest.py")
+def test_a_deferred_array_is_placed_in_its_sharding():
+    sharding = jax.sharding.NamedSharding(make_mesh({"data": 2, "fsdp": 4}), jax.sharding.PartitionSpec(None, "fsdp"))
+    make = init.halves(init.normal(0.1), init.constant(2.0))
+    with deferred():
+        later = make(jax.random.key(0), (3, 90_000), jnp.bfloat16)
+    placed = later.place(sharding)
+    assert placed.sharding == sharding
+    expected = make(jax.random.key(0), (3, 90_000), jnp.bfloat16)
+    np.testing.assert_array_equal(placed, expected)
+
+
+def test_a_model_of_your_own_may_compute_with_its_initial_values():
+    @registry.register_model
+    def doubled(*, num_classes: int = 3, in_channels: int = 3, image_size: int = 32, rngs: nnx.Rngs):
+        size = {"num_classes": num_classes, "in_channels": in_channels}
+        model = registry.build("test_resnet", **size, rngs=rngs)
+        model.fc.kernel[...] = 2 * jnp.square(init.normal(0.1)(rngs.params(), model.fc.kernel.shape))
+        return model
+
+    try:
+        with deferred():
+            later = registry.build("doubled", rngs=init.streams(0, 1))
+        once = registry.build("doubled", rngs=init.streams(0, 1))
+        np.testing.assert_array_equal(later.fc.kernel[...], once.fc.kernel[...])
+    finally:
+        registry.unregister_model("doubled")
 
 
 def test_build_abstract_allocates_no_arrays():  # benchmarks/start.py says how quick they are

@@ -26,7 +26,7 @@ from jaxvision.parallel.rules import make_rules, spec_of, state_shardings
 from jaxvision.plan import count_collectives
 from jaxvision.train.blocks import Blocks
 from jaxvision.train.loss import make_loss
-from jaxvision.train.state import abstract_state, create_state, gather_model, initialize
+from jaxvision.train.state import abstract_state, create_state, evaluated_state, gather_model, initialize
 from jaxvision.train.step import make_train_step
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight fake devices of conftest.py")
@@ -293,20 +293,20 @@ def test_batch_norm_groups_within_a_device_need_no_communication() -> None:
     )
 
 
-def test_gather_model_returns_the_average_on_one_device() -> None:
-    """The exported model is the average, unsharded, on one device."""
-    run = Run("test_vit", {"fsdp": 2})
-    model = gather_model(run.graph, run.state, run.shardings)
-    found = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
-    assert {len(x.devices()) for x in jax.tree.leaves(nnx.state(model))} == {1}
+@pytest.mark.parametrize(("axes", "devices"), [({"fsdp": 2}, 2), ({"data": 2}, 1)])
+def test_gather_model_returns_the_average(axes: dict, devices: int) -> None:
+    """The exported model is the average. It stays split where it is, and whole on one device if each holds a copy."""
+    run = Run("test_vit", axes)
+    graph = nnx.graphdef(nnx.eval_shape(run.model))
+    model = gather_model(graph, evaluated_state(run.state))
+    assert {len(x.devices()) for x in jax.tree.leaves(nnx.state(model))} == {devices}
     expected = jax.tree.map(lambda x: 2 * x, run.state["ema"]["params"])
-    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(expected))
+    found = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
     run.state["ema"]["params"] = expected
-    twice = nnx.state(gather_model(run.graph, run.state, run.shardings), nnx.Any(nnx.Param, nnx.BatchStat))
+    twice = nnx.state(gather_model(graph, evaluated_state(run.state)), nnx.Any(nnx.Param, nnx.BatchStat))
     jax.tree.map(
         lambda once, two, all: np.testing.assert_array_equal([2 * once, two], [all, all]), found, twice, expected
     )
-    # The gathered model runs on one device.
     assert model(jnp.zeros((2, SIZE, SIZE, 3))).shape == (2, 10)
 
 

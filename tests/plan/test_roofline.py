@@ -13,6 +13,8 @@ def test_roofline_by_hand() -> None:
     done = make_plan()
     assert done.fits
     assert done.total == 90
+    assert (make_plan(start=95).total, make_plan(end=95).total) == (95, 95)
+    assert not make_plan(end=101).fits
     # All-reduce sends 2 x 3/4 of 20, all-gather 3/4 of 40, along slower links.
     assert done.seconds == {"compute": 0.5, "memory": 2.0, "interconnect": 30 / 30 + 30 / 15}
     assert (done.step_seconds, done.seconds_without_overlap) == (3.0, 5.0)

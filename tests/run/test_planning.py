@@ -14,6 +14,7 @@ from support.plans import DIGITS, digits_config
 from jaxvision import plan, run
 from jaxvision.analysis.cost import model_info
 from jaxvision.parallel.mesh import make_mesh
+from jaxvision.parallel.rules import STATE
 from jaxvision.plan import chips
 from jaxvision.run import program as run_program
 from jaxvision.train.partial import parameter_counts
@@ -34,6 +35,9 @@ def test_plan_allocates_nothing() -> None:
     assert done.bytes["statistics"] == 4 * statistics
     assert done.bytes["ema"] == 4 * (parameters + statistics)
     assert 0 <= done.bytes["optimizer"] - 4 * 2 * parameters < 32  # two moments and a few counters
+    largest = 4 * 3 * 3 * 192 * 96  # layer4.0.conv1.kernel
+    assert done.start == sum(done.bytes[kind] for kind in STATE) + largest
+    assert done.end == done.bytes["ema"] + largest  # instead of the weights that it averages
     assert (result.requested_batch_size, done.batch_size) == (16, 18)  # three microbatches
     assert done.bytes["batch"] == 18 * (32 * 32 + 4 + 4 + 1)
     assert done.fits

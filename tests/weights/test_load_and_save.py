@@ -20,6 +20,7 @@ from support.reference import import_timm
 from support.weight_files import TINY, abstract, arrays, assert_same, build, logits, write
 
 from jaxvision.errors import UserError
+from jaxvision.models.layers.deferred import deferred
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.models.layers.mode import train_view
 from jaxvision.train import partial
@@ -211,6 +212,17 @@ def test_a_sharded_leaf_reads_only_the_parts_of_its_devices(spec, file):
     expected = load_file(file)["blocks.0.mlp.fc1.weight"].T.astype(jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(placed), expected)
     assert set(sizes) == {placed.size // len(jax.devices())}
+
+
+def test_within_deferred_a_tensor_is_read_and_checked_when_it_is_placed(file):
+    write(file, change=lambda tensors: tensors.update({"fc.bias": np.full_like(tensors["fc.bias"], np.nan)}))
+    with deferred():
+        leaves = timm.weights(timm.load_timm(abstract("test_resnet"), file))
+    sharding = NamedSharding(Mesh(np.asarray(jax.devices()), ("data",)), PartitionSpec(None, None, None, "data"))
+    placed = leaves["layer4.0.conv1.kernel"].get_raw_value().place(sharding if len(jax.devices()) == 8 else None)
+    np.testing.assert_array_equal(placed, load_file(file)["layer4.0.conv1.weight"].transpose(2, 3, 1, 0))
+    with pytest.raises(UserError, match=r"the tensor fc\.bias contains values that are NaN"):
+        leaves["fc.bias"].get_raw_value().place(None)
 
 
 def test_leaves_without_a_device_stay_uncommitted(file):

@@ -4,7 +4,8 @@ XLA compiles a random number generator for every shape, which takes a third of a
 an EfficientNet that takes longer than its first epoch on a small dataset. So numbers are drawn in blocks of one shape,
 which compile once, and NumPy assembles the blocks. Under `jax.jit` one call per tensor returns the same numbers.
 
-Within `shapes_only` no numbers are drawn.
+Within `shapes_only` no numbers are drawn. Within `jaxvision.models.layers.deferred.deferred` each array is drawn when
+it is placed on the devices.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from jaxvision.models.layers.deferred import Deferred, is_deferring, place_parts
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> values, as in Flax
 
@@ -78,7 +81,7 @@ def zeros(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32)
     >>> zeros(jax.random.key(0), (2,)).tolist()
     [0.0, 0.0]
     """
-    return _broadcast_zeros(shape, dtype) if _SHAPES_ONLY.get() else jnp.zeros(shape, dtype)
+    return _filled(shape, 0, dtype)
 
 
 def ones(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -87,7 +90,7 @@ def ones(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) 
     >>> ones(jax.random.key(0), (2,)).tolist()
     [1.0, 1.0]
     """
-    return _broadcast_zeros(shape, dtype) if _SHAPES_ONLY.get() else jnp.ones(shape, dtype)
+    return _filled(shape, 1, dtype)
 
 
 def constant(value: float) -> Initializer:
@@ -96,9 +99,7 @@ def constant(value: float) -> Initializer:
     >>> constant(0.5)(None, (2,)).tolist()
     [0.5, 0.5]
     """
-    return lambda key, shape, dtype=jnp.float32: (
-        _broadcast_zeros(shape, dtype) if _SHAPES_ONLY.get() else jnp.full(shape, value, dtype)
-    )
+    return lambda key, shape, dtype=jnp.float32: _filled(shape, value, dtype)
 
 
 def halves(first: Initializer, second: Initializer) -> Initializer:
@@ -110,10 +111,13 @@ def halves(first: Initializer, second: Initializer) -> Initializer:
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         if _SHAPES_ONLY.get():
-            return _broadcast_zeros(shape, dtype)
+            return _filled(shape, 0, dtype)
         half = (*shape[:-1], shape[-1] // 2)
         keys = jax.random.split(key)
-        return jnp.concatenate([first(keys[0], half, dtype), second(keys[1], half, dtype)], axis=-1)
+        parts = [first(keys[0], half, dtype), second(keys[1], half, dtype)]
+        if is_deferring():
+            return _deferred(shape, dtype, lambda: np.concatenate([np.asarray(part) for part in parts], axis=-1))
+        return jnp.concatenate(parts, axis=-1)
 
     return init
 
@@ -181,8 +185,14 @@ class _Stream(nnx.RngStream):
         return nnx.RngStream(self(), tag=self.tag)
 
 
-def _broadcast_zeros(shape: Sequence[int], dtype: Any) -> Any:
-    return np.broadcast_to(np.zeros((), dtype), shape)
+def _filled(shape: Sequence[int], value: float, dtype: Any) -> Any:
+    if _SHAPES_ONLY.get() or is_deferring():  # takes no memory
+        return np.broadcast_to(np.asarray(value, dtype), shape)
+    return jnp.full(shape, value, dtype)
+
+
+def _deferred(shape: Sequence[int], dtype: Any, draw: Callable[[], np.ndarray]) -> Any:
+    return Deferred(shape, dtype, lambda sharding: place_parts(draw().__getitem__, tuple(shape), sharding))
 
 
 def _uniform(key: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -209,9 +219,21 @@ def _sample(
     draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], scale: float, dtype: Any
 ) -> jax.Array:
     if _SHAPES_ONLY.get():
-        return _broadcast_zeros(shape, dtype)
+        return _filled(shape, 0, dtype)
     if isinstance(key, jax.core.Tracer):
         return _traced(draw, key, tuple(shape), scale, jnp.dtype(dtype))
+    if is_deferring():
+        return _deferred(shape, dtype, lambda: _drawn(draw, key, shape, scale, dtype))
+    return jnp.asarray(_drawn(draw, key, shape, scale, dtype))
+
+
+def _drawn(
+    draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], scale: float, dtype: Any
+) -> np.ndarray:
+    """Returns the values on the host."""
     n = math.prod(shape)
-    values = np.concatenate([np.asarray(_block(draw, key, i)) for i in range(-(-n // _BLOCK))])[:n].reshape(shape)
-    return jnp.asarray((values * np.float32(scale)).astype(dtype))
+    values = np.empty(n, dtype)
+    for i, start in enumerate(range(0, n, _BLOCK)):
+        part = values[start : start + _BLOCK]
+        part[...] = np.asarray(_block(draw, key, i))[: len(part)] * np.float32(scale)
+    return values.reshape(shape)

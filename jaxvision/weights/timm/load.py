@@ -15,9 +15,10 @@ from flax import nnx
 from jaxvision import tree
 from jaxvision.errors import UserError
 from jaxvision.models.base import Model
+from jaxvision.models.layers.deferred import Deferred, is_deferring, place_parts
 from jaxvision.weights import files
 from jaxvision.weights.prefix import without_prefix
-from jaxvision.weights.timm.match import Shapes, is_in_head, match_tensors, other_head_text
+from jaxvision.weights.timm.match import Adapter, Shapes, is_in_head, match_tensors, other_head_text
 from jaxvision.weights.timm.names import COUNTERS, check_model, timm_axes, timm_name, weights
 from jaxvision.weights.weight_file import FLOATS, WeightFile, first_names
 
@@ -42,7 +43,8 @@ def load_timm(
     beside the model in the file of a larger module (``criterion.weight`` beside ``model.*``). As in timm, the first
     convolution is adapted to the model's number of input channels and position embeddings are resampled to its grid.
     Values are cast to the dtype of the leaf and placed on its devices. The host holds one tensor at a time, and each of
-    several hosts reads only the parts for its own devices.
+    several hosts reads only the parts for its own devices. Within `jaxvision.models.layers.deferred.deferred`, a tensor
+    is read and checked when its leaf is placed.
 
     Args:
       model: a model with arrays, or an abstract one from `registry.build_abstract`, which is filled without being
@@ -88,13 +90,7 @@ def load_timm(
         shapes = _without_head(model, file, shapes, level=logging.WARNING if is_untrained else logging.INFO)
     adapters = match_tensors(model, file, targets, shapes, published=published)
     _check_dtypes(file, shapes)
-    values = {}
-    for name, leaf in targets.items():
-        key = timm_name(name)
-        tensor = adapters[name](file.tensor(key))
-        tensor = tensor.transpose(np.argsort(timm_axes(name, tensor.ndim)))
-        values[name] = _placed(tensor, leaf.get_raw_value(), what=f"{file.path}: the tensor {key}")
-        file.forget(key)
+    values = {name: _value(file, name, adapters[name], leaf.get_raw_value()) for name, leaf in targets.items()}
     for name, leaf in targets.items():  # only now: every value is known to be valid
         leaf.set_value(values[name])
     if file.unused:
@@ -158,11 +154,29 @@ def _is_abstract(leaf: nnx.Variable) -> bool:
     return isinstance(leaf.get_raw_value(), jax.ShapeDtypeStruct)
 
 
-def _placed(tensor: np.ndarray, old: Any, *, what: str) -> jax.Array:
-    """Returns `tensor` with the dtype and the sharding of `old`. If `old` has no sharding, JAX chooses the device.
+def _value(file: WeightFile, name: str, adapter: Adapter, old: Any) -> Any:
+    """Returns the tensor of a leaf with the dtype and the sharding of `old`, its present value.
 
-    A process reads only the parts for its own devices. Casting a strided view copies it several times faster than
-    numpy's copy would.
+    If `old` has no sharding, JAX chooses the device. Within `deferred` the tensor is read when it is placed.
+    """
+    key = timm_name(name)
+
+    def place(sharding: jax.sharding.Sharding | None) -> jax.Array:
+        tensor = adapter(file.tensor(key))
+        tensor = tensor.transpose(np.argsort(timm_axes(name, tensor.ndim)))
+        value = _placed(tensor, old.dtype, sharding, what=f"{file.path}: the tensor {key}")
+        file.forget(key)
+        return value
+
+    if is_deferring():
+        return Deferred(old.shape, old.dtype, place)
+    return place(getattr(old, "sharding", None) if getattr(old, "committed", True) else None)
+
+
+def _placed(tensor: np.ndarray, dtype: Any, sharding: jax.sharding.Sharding | None, *, what: str) -> jax.Array:
+    """Returns `tensor` with a dtype and a sharding. A process reads only the parts for its own devices.
+
+    Casting a strided view copies it several times faster than numpy's copy would.
 
     Raises:
       UserError: values are not finite.
@@ -170,18 +184,13 @@ def _placed(tensor: np.ndarray, old: Any, *, what: str) -> jax.Array:
 
     def part(index: Any) -> np.ndarray:
         with np.errstate(over="ignore"):  # an overflow is reported below
-            value = tensor[index].astype(old.dtype, copy=False)
+            value = tensor[index].astype(dtype, copy=False)
         if not _is_finite(value):
             raise _not_finite_error(what, tensor[index], value)
         # On a CPU, JAX may use aligned memory without a copy, and that must not be the memory of the file.
         return value.copy() if value.base is not None and value.flags.c_contiguous else value
 
-    sharding = getattr(old, "sharding", None) if getattr(old, "committed", True) else None
-    if sharding is None or (sharding.is_fully_addressable and sharding.is_fully_replicated):
-        return jax.device_put(part(...), sharding)
-    indices = sharding.addressable_devices_indices_map(tensor.shape)
-    shards = [jax.device_put(part(index), device) for device, index in indices.items()]
-    return jax.make_array_from_single_device_arrays(tensor.shape, sharding, shards)
+    return place_parts(part, tensor.shape, sharding)
 
 
 def _is_finite(value: np.ndarray) -> bool:
