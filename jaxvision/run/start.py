@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxvision import report
 from jaxvision.checkpoint import Checkpoint, Checkpoints
+from jaxvision.data import order
 from jaxvision.data.dataset import Dataset
 from jaxvision.data.prefetch import prefetch
 from jaxvision.data.workers import Batch
@@ -88,19 +89,29 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
 
 
 def data_fingerprint(images: Dataset) -> dict[str, int]:
-    """Returns what identifies training data: the number of images, and a checksum of their names and classes.
+    """Returns what identifies the images of each step: their number, a checksum of their names and classes, the order.
 
     The order of the names decides which images a step sees. Folders do not count, so that a dataset may be moved.
     """
     source = images.source
     names = (os.path.basename(source.where(i)) for i in range(len(source)))
     text = "\n".join([*source.classes, *names])
-    return {"images": len(source), "names": zlib.crc32(text.encode("utf-8", "surrogateescape"))}
+    return {
+        "images": len(source),
+        "names": zlib.crc32(text.encode("utf-8", "surrogateescape")),
+        "order": order.VERSION,
+    }
 
 
 def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, int]) -> None:
-    """Raises `UserError` if a run that resumes was started with other training data."""
-    before = start.position.get("data", fingerprint)
+    """Raises `UserError` if a run that resumes was started with other training data, or saw it in another order."""
+    before = start.position.get("data", {} if start.step else fingerprint)
+    version = before.get("order", 1)
+    if version != order.VERSION:
+        raise UserError(
+            f"{run.workdir}: got a run whose images have order {version}, expected order {order.VERSION}, that of this "
+            f"version of jaxvision. Finish it with the version that started it, or choose another --workdir."
+        )
     if before != fingerprint:
         raise UserError(
             f"{run.workdir}: got other training data than this run was started with: {before['images']:,} images then, "
