@@ -16,6 +16,7 @@ from jaxvision import report
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.pipeline import InputPipeline, batch_shapes
+from jaxvision.data.pool import WorkerPool
 from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.split import evaluate_split
@@ -39,6 +40,7 @@ class RunContext:
       console: for the user.
       clock: measures where the time goes.
       preemption: listens for SIGTERM.
+      workers: read the images, for training and for evaluations.
       mesh: the devices.
       process: (index, count) of the part of each batch that this process reads.
       data: images by split: ``train``, and ``validation``, ``test`` or both.
@@ -55,6 +57,7 @@ class RunContext:
     console: report.Console
     clock: report.Clock
     preemption: Preemption
+    workers: WorkerPool
     mesh: jax.sharding.Mesh
     process: tuple[int, int]
     data: dict[str, Dataset]
@@ -93,7 +96,7 @@ class RunContext:
             mesh=self.mesh,
             preprocess=self.program.preprocess,
             batch_size=self.eval_batch_size,
-            workers=self.config.data.workers,
+            workers=self.workers,
             process=self.process,
             classes=len(self.classes),
             console=self.console,
@@ -103,7 +106,13 @@ class RunContext:
 
 
 def open_run(
-    config: ConfigDict, workdir: Path, *, console: report.Console, clock: report.Clock, preemption: Preemption
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    console: report.Console,
+    clock: report.Clock,
+    preemption: Preemption,
+    workers: WorkerPool,
 ) -> RunContext:
     """Opens the devices and the data of a config, and traces its steps from shapes alone. Writes nothing.
 
@@ -113,6 +122,7 @@ def open_run(
       console: for warnings about the data.
       clock: measures how long it takes to prepare the data.
       preemption: listens for SIGTERM.
+      workers: read the images.
 
     Raises:
       UserError: the config is wrong, or does not fit the devices or the data.
@@ -143,6 +153,7 @@ def open_run(
         console=console,
         clock=clock,
         preemption=preemption,
+        workers=workers,
         mesh=mesh,
         process=process,
         data=data,

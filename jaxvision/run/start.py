@@ -15,8 +15,8 @@ from jaxvision import report
 from jaxvision.checkpoint import Checkpoint, Checkpoints
 from jaxvision.data import order
 from jaxvision.data.dataset import Dataset
+from jaxvision.data.pool import Batch
 from jaxvision.data.prefetch import prefetch
-from jaxvision.data.workers import Batch
 from jaxvision.errors import UserError
 from jaxvision.parallel import distributed
 from jaxvision.parallel.mesh import mesh_text, shard_batch
@@ -35,7 +35,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
 
     Args:
       run: the context.
-      stack: closes the checkpoints, the metrics and the workers, and releases the lock of the workdir.
+      stack: closes the checkpoints and the metrics, and releases the lock of the workdir.
 
     Raises:
       UserError: the workdir belongs to another config, other training data or another run; or the weights do not fit.
@@ -57,7 +57,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     fingerprint = data_fingerprint(train_data)
     _check_same_data(run, start, fingerprint)
     batches = prefetch(_train_batches(run, start.step), functools.partial(shard_batch, mesh=run.mesh))
-    stack.callback(batches.close)  # ends the workers, however the run ends
+    stack.callback(batches.close)
     _announce(run, start.step)
 
     # The config, the data, the classes and the weights fit, so the first files may be written.
@@ -129,7 +129,7 @@ def _train_batches(run: RunContext, first_step: int) -> Iterator[Batch]:
         start_step=first_step,
         stop_step=run.steps,
         crop=images.pipeline.host_crop(run.config.augment),
-        workers=run.config.data.workers,
+        workers=run.workers,
         process=run.process,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxvision import report
+from jaxvision.data.pool import WorkerPool
 from jaxvision.errors import disk_errors_as_user_errors
 from jaxvision.parallel import distributed
 from jaxvision.parallel.accelerators import check_accelerator
@@ -40,7 +41,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     with ExitStack() as stack:
         preemption = stack.enter_context(Preemption())  # first, because joining other processes may take minutes
         console = _open_console(stack, workdir)
-        run = open_run(config, workdir, console=console, clock=clock, preemption=preemption)
+        workers = stack.enter_context(WorkerPool(config.data.workers))
+        run = open_run(config, workdir, console=console, clock=clock, preemption=preemption, workers=workers)
         loop = start_loop(run, stack)
         loop.train()
         chosen = result.choose(run, loop)
