@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 class UserError(ValueError):
-    """An error that the user can fix. The message says what was given, what was expected, and how to fix it."""
+    """An error that the user can fix. The message says what was given, what was expected, and how to fix it.
+
+    Names of files in the message are made `printable`.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
 
 
 class Preempted(Exception):
@@ -26,6 +33,30 @@ class Preempted(Exception):
 
 class MissingPackage(UserError, ImportError):
     """An optional package is not installed; the message names the extra that installs it."""
+
+
+def printable(text: str) -> str:
+    r"""Returns a text that any file or terminal takes, with escapes for bytes that are not UTF-8 and for control codes.
+
+    Names of files may contain any bytes. Python represents those that are not UTF-8 as lone surrogates, which cannot be
+    written. Use it wherever a name leaves the process. Line ends and tabs are kept.
+
+    >>> printable("caf\udce9.jpg"), printable("a\x1b[2J.jpg"), printable("café.jpg")
+    ('caf\\xe9.jpg', 'a\\x1b[2J.jpg', 'café.jpg')
+    """
+    return "".join(map(_printable_character, text)) if _NOT_PRINTABLE.search(text) else text
+
+
+_NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+def _printable_character(character: str) -> str:
+    if not _NOT_PRINTABLE.match(character):
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python represents the bytes 0x80 to 0xff
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"
 
 
 def nearest(name: str, valid: Iterable[str], *, n: int = 3) -> list[str]:

@@ -38,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after ``jaxvision``. Default: those of this process.
 
     Returns:
-      0: success. 1: `plan` found that the step does not fit, or `doctor` found a problem. 2: a mistake that the user
-      can fix. 75: `train` was preempted and saved a checkpoint. 130: interrupted.
+      0: success. 1: `plan` found that the step does not fit, `doctor` found a problem, or `predict` or `attention`
+      skipped some images. 2: a mistake that the user can fix. 75: `train` was preempted and saved a checkpoint. 130:
+      interrupted.
 
     Example:
       >>> main(["info", "resnet51"])

@@ -1,14 +1,14 @@
-"""What several commands share: the parser, the arguments that choose a model, config overrides and image files."""
+"""What several commands share: the parser, the arguments that choose a model, config overrides and paths."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, printable
 
 if TYPE_CHECKING:
     from jaxvision.classifier import Classifier
@@ -21,17 +21,28 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. Run `{self.prog} --help` for the valid arguments.")
 
 
+def path_argument(text: str) -> str:
+    """Returns a path with ``~`` as the home folder. A shell does not replace it in ``--workdir=~/runs``.
+
+    >>> path_argument("runs/~")
+    'runs/~'
+    """
+    return os.path.expanduser(text)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that choose a trained model; `load_model` reads them."""
     parser.add_argument(
         "--model",
         "-m",
         required=True,
+        type=path_argument,
         metavar="NAME|FOLDER",
         help="name of a model with weights on the hub, such as resnet50.a1_in1k, or the workdir of a finished run",
     )
     parser.add_argument(
         "--checkpoint",
+        type=path_argument,
         metavar="FILE",
         help="read the weights of NAME from this file in timm's format instead of the hub",
     )
@@ -74,26 +85,6 @@ def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return overrides
 
 
-def image_files(paths: Sequence[str]) -> Iterator[Path]:
-    """Yields the files among `paths`, and the image files in the folders among them, sorted by name.
-
-    Raises:
-      UserError: a path does not exist, or a folder has no images.
-    """
-    from jaxvision.data.folder import EXTENSIONS
-
-    for path in map(Path, paths):
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
-            if not files:
-                raise UserError(f"{path}: got a folder without images, expected files such as *.jpg or *.png.")
-            yield from files
-        elif path.is_file():
-            yield path
-        else:
-            raise UserError(f"{path}: no such file or folder.")
-
-
 def warn(text: str) -> None:
     """Prints a warning to the standard error."""
-    print(f"warning: {text}", file=sys.stderr)
+    print(f"warning: {printable(text)}", file=sys.stderr)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxvision.cli.arguments import add_model_arguments, image_files, load_model, warn
-from jaxvision.errors import UserError, unknown_name_error
+from jaxvision.cli.arguments import add_model_arguments, load_model, path_argument, warn
+from jaxvision.cli.images import ImageInputs, add_images_argument
+from jaxvision.errors import UserError, printable, unknown_name_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,14 +21,15 @@ if TYPE_CHECKING:
 HELP = "write a PNG that shows where a model looks"
 EXAMPLES = """examples:
   jaxvision attention --model vit_base_patch16_224.augreg2_in21k_ft_in1k photo.jpg
-  jaxvision attention --model resnet50.a1_in1k photo.jpg --label 'tabby, tabby cat' -o cat.png"""
+  jaxvision attention --model resnet50.a1_in1k photo.jpg --label 'tabby, tabby cat' -o cat.png
+  jaxvision attention --model runs/mine images/ -o maps"""
 
 MIN_SIDE = 448  # Smaller images are enlarged to at least this many pixels.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``jaxvision attention``."""
-    parser.add_argument("image", metavar="IMAGE", help="an image file")
+    add_images_argument(parser)
     add_model_arguments(parser)
     parser.add_argument(
         "--layer",
@@ -36,43 +39,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--label", help="explain this class with Grad-CAM (default: the predicted class)")
     parser.add_argument(
-        "--output", "-o", help="the PNG to write (default: IMAGE-attention.png in the current directory)"
+        "--output",
+        "-o",
+        type=path_argument,
+        help="the PNG to write, or a folder, which is created for several images "
+        "(default: IMAGE-attention.png in the current directory)",
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Writes the image next to a copy with a heat map on top, and prints the file's name and the method."""
+def run(arguments: argparse.Namespace) -> int:
+    """Writes each image next to a copy with a heat map on top; prints the file, the predicted class and the method.
+
+    Returns 1 if some images cannot be read, 2 if none can.
+    """
+    import jax
+    import numpy as np
+
+    from jaxvision.parallel.accelerators import check_accelerator
+
+    check_accelerator(warn)
+    inputs = ImageInputs(arguments.images)
+    outputs = _output_files(inputs.files, arguments.output)
+    classifier = load_model(arguments)
+    forward = jax.jit(lambda model, images: jax.nn.softmax(model(images).astype("float32")))
+    coarse = None
+    for file, images in inputs.read(classifier):
+        probabilities = np.asarray(forward(classifier.model, images))[0] if classifier.classes else None
+        heat, method = _heat_map(classifier, images, probabilities, layer=arguments.layer, label=arguments.label)
+        _write(outputs[file], classifier.pixels(file, times=math.ceil(MIN_SIDE / images.shape[1])), heat)
+        if probabilities is not None:
+            top = int(probabilities.argmax())
+            method = f"predicted {classifier.classes[top]!r} ({probabilities[top]:.1%}), {method}"
+        print(printable(f"{outputs[file]}: {method}, {arguments.model} on {file.name}"), flush=True)
+        if min(heat.shape) < 3:
+            coarse = f"only {heat.shape[0]} x {heat.shape[1]} at {images.shape[1]} pixels"
+    if coarse:
+        warn(f"the map of this model is {coarse}, too coarse to show where it looks. Try a larger --image-size.")
+    return inputs.status
+
+
+def _output_files(files: Sequence[Path], output: str | None) -> dict[Path, Path]:
+    """Returns the file to write for each image. Images of the same name in different folders get a number."""
+    folder = Path(output or "")
+    if output is not None and not folder.is_dir():
+        if len(files) == 1:
+            return {files[0]: folder}
+        if folder.suffix or folder.exists():
+            raise UserError(f"--output: got {output} for {len(files)} images, expected a folder.")
+        try:
+            folder.mkdir(parents=True)
+        except OSError as e:
+            raise UserError(f"cannot create the folder {output}: {e.strerror or e}") from e
+    outputs: dict[Path, Path] = {}
+    count: Counter[str] = Counter()
+    for file in dict.fromkeys(files):
+        count[file.stem] += 1
+        number = f"-{count[file.stem]}" if count[file.stem] > 1 else ""
+        outputs[file] = folder / f"{file.stem}-attention{number}.png"
+    return outputs
+
+
+def _write(output: Path, pixels: np.ndarray, heat: np.ndarray) -> None:
     import numpy as np
     from PIL import Image
 
     from jaxvision.analysis.saliency import overlay
-    from jaxvision.parallel.accelerators import check_accelerator
 
-    check_accelerator(warn)
-    files = list(image_files([arguments.image]))
-    if len(files) != 1:
-        raise UserError(f"{arguments.image}: got {len(files)} images, expected one.")
-    output = Path(arguments.output or f"{files[0].stem}-attention.png")
-    classifier = load_model(arguments)
-    images = classifier.images([files[0]])
-    pixels = classifier.pixels(files[0], times=math.ceil(MIN_SIDE / images.shape[1]))
-    heat, method = _heat_map(classifier, images, layer=arguments.layer, label=arguments.label)
     image = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
     try:
         heated = overlay(image, heat / max(heat.max(), 1e-12))
         Image.fromarray(np.concatenate([image, heated], axis=1)).save(output)
     except (OSError, ValueError) as e:
         raise UserError(f"cannot write {output}: {e}") from e
-    print(f"{output}: {method}, {arguments.model} on {files[0].name}")
-    if min(heat.shape) < 3:
-        warn(
-            f"the map of this model is only {heat.shape[0]} x {heat.shape[1]} at {images.shape[1]} pixels, too coarse "
-            "to show where it looks. Try a larger --image-size."
-        )
 
 
-def _heat_map(classifier: Classifier, images: Any, *, layer: int | None, label: str | None) -> tuple[np.ndarray, str]:
-    """Returns a heat map [h, w] of one image, and the name of the method."""
+def _heat_map(
+    classifier: Classifier, images: Any, probabilities: np.ndarray | None, *, layer: int | None, label: str | None
+) -> tuple[np.ndarray, str]:
+    """Returns a heat map [h, w] of one image, and the name of the method.
+
+    Args:
+      classifier: the model and its classes.
+      images: the model's input for one image.
+      probabilities: of the classes, float [classes]. None: the model has no head.
+      layer: as ``--layer``.
+      label: as ``--label``.
+
+    Raises:
+      UserError: the model has no such method or class.
+    """
     import jax
     import numpy as np
 
@@ -92,8 +147,9 @@ def _heat_map(classifier: Classifier, images: Any, *, layer: int | None, label: 
                 "Remove --label."
             )
         heat, method = jax.jit(explain)(model, images), model.explanation
+    elif probabilities is None:
+        raise UserError(f"--model: got {model.architecture} without a head, expected a classifier for Grad-CAM.")
     else:
-        probabilities = np.asarray(jax.jit(lambda model, images: jax.nn.softmax(model(images)))(model, images))[0]
         chosen = int(probabilities.argmax()) if label is None else _class_index(label, classifier.classes)
         heat = explain(model, images, classes=np.array([chosen]))
         method = f"Grad-CAM for {classifier.classes[chosen]!r} ({probabilities[chosen]:.1%})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 from jaxvision.errors import Preempted, UserError
 
+SOME_FAILED = 1
 MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
@@ -58,6 +60,9 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
     """
     if preemptible:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(Preempted.STATUS))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the encoding of the terminal does not have
+            stream.reconfigure(errors="backslashreplace")
     sys.unraisablehook = _handle_unraisable
     threading.excepthook = _handle_thread_exception
     # Orbax leaves a coroutine behind when a save fails.

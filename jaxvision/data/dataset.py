@@ -22,7 +22,7 @@ from jaxvision.data.pool import Batch, Task, WorkerPool
 from jaxvision.data.reading import check_labels, read_examples, to_pixels
 from jaxvision.data.source import Source
 from jaxvision.data.workers import ReadEvalBatch, ReadTrainBatch
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, printable
 
 _PROBES = 16  # images that are checked for a common shape before the whole dataset is read
 _CHUNK = 512  # examples per read when a whole dataset is read
@@ -125,7 +125,7 @@ class Dataset(ABC):
             where, reason = self.source.where(index), self._why_corrupt(index)
             self.corrupt[index] = (where, reason)
             if len(self.corrupt) <= 5:
-                self.log(f"skipped the damaged image {where}: {reason}")
+                self.log(printable(f"skipped the damaged image {where}: {reason}"))
             if len(self.corrupt) > self.max_corrupt:
                 named = "; ".join(f"{where} ({reason})" for where, reason in list(self.corrupt.values())[:5])
                 raise UserError(
@@ -229,7 +229,7 @@ def open_dataset(
       source: a split of what `jaxvision.data.open_source` returns.
       memory_limit: GiB that the decoded images may take; 0 always streams.
       max_corrupt: number of damaged images that are skipped; one more is an error.
-      log: called with a message about damaged images, and about files that are not images.
+      log: called with a message about each of the source's warnings and about damaged images.
 
     Raises:
       UserError: too many damaged images.
@@ -240,9 +240,8 @@ def open_dataset(
       (359, 8, 8, 1)
     """
     n = len(source)
-    if ignored := getattr(source, "ignored", 0):
-        files = "1 file that is not an image" if ignored == 1 else f"{ignored:,} files that are not images"
-        log(f"{source.name}: ignored {files}, by the file name extension")
+    for warning in getattr(source, "warnings", ()):
+        log(printable(warning))
     streamed = StreamedDataset(source, max_corrupt=max_corrupt, log=log)
     # Checks a few images first, because reading a million photographs only to find two shapes would take long.
     probes = [_pixels_or_none(source, int(i)) for i in np.unique(np.linspace(0, n - 1, _PROBES).astype(int))]

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from jaxvision.data.layout import decide, split_of, subfolders
 from jaxvision.data.source import Example, Splits, stratified_split
+from jaxvision.data.walk import Ignored, ignored_text, walk_images
 from jaxvision.errors import UserError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 
 
 class FolderSource:
@@ -28,17 +22,26 @@ class FolderSource:
       labels: int [n].
       classes: names of the classes, in the order of their numbers.
       name: for messages.
-      ignored: number of other files in the folder, whose extension is not that of an image.
+      notes: lines about how the folder is read.
+      warnings: lines about files that are ignored.
     """
 
     def __init__(
-        self, files: Sequence[str], labels: Sequence[int], *, classes: Sequence[str], name: str, ignored: int = 0
+        self,
+        files: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        *,
+        classes: Sequence[str],
+        name: str,
+        notes: Sequence[str] = (),
+        warnings: Sequence[str] = (),
     ):
         self.files = list(files)
         self.labels = np.asarray(labels, np.int32)
         self.classes = list(classes)
         self.name = name
-        self.ignored = ignored
+        self.notes = list(notes)
+        self.warnings = list(warnings)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -50,20 +53,23 @@ class FolderSource:
         return self.files[index]
 
 
-def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 0) -> Splits:
+def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: float = 0.2, split_seed: int = 0) -> Splits:
     """Returns the images of a folder with one folder per class.
 
-    Reads ``data_dir/train/CLASS/...`` and the folders ``val`` and ``test`` next to ``train``, if they exist. Otherwise
-    reads ``data_dir/CLASS/...`` and holds out some images for testing. Classes are the sorted names of the folders.
-    Images may be in subfolders. Hidden files and files without an image's extension are ignored.
+    Reads ``data_dir/CLASS/...`` and holds out some images for testing, or reads ``data_dir/train/CLASS/...`` and the
+    folders ``val`` and ``test`` next to ``train``, if they exist. Classes are the sorted names of the folders. Images
+    may be in subfolders. See `jaxvision.data.walk` for which files are images.
 
     Args:
       data_dir: the folder.
+      layout: whether the folders in `data_dir` are ``"classes"`` or ``"splits"``, such as ``train`` and ``val``. None
+        decides by their names and contents.
       test_fraction: share of each class that is held out for testing if there is neither ``val`` nor ``test``.
       split_seed: seed of the random choice.
 
     Raises:
-      UserError: no such folder, no classes, a class without images, or a class that ``train`` does not have.
+      UserError: no such folder, no classes, a class without images, a class that ``train`` does not have, or a layout
+        that is ambiguous.
     """
     root = Path(data_dir)
     if not root.is_dir():
@@ -71,10 +77,13 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
             f"source.data_dir: got {data_dir!r}, expected a folder that exists. Set --config.source.data_dir to the "
             "folder of your images."
         )
-    splits = split_folders(root)
+    splits, note = decide(root, layout, option="--config.source.layout")
     if splits and "train" not in splits:
         found = ", ".join(folder.name for folder in splits.values())
-        raise UserError(f"{root}: got only {found}, expected also a folder 'train'. Add one with the training images.")
+        raise UserError(
+            f"{root}: got only {found}, expected also a folder 'train'. Add one with the training images, or set "
+            "--config.source.layout=classes if these are classes."
+        )
     if set(splits) <= {"train"}:
         folder = splits.get("train", root)
         images = _read(folder, _classes(folder), "folder")
@@ -83,7 +92,9 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
             raise UserError(
                 f"{root}: got one image per class, expected at least two, one of them for testing. Add images."
             )
-        return Splits(train=_take(images, kept, "train"), test=_take(images, held, "held out"))
+        note = f"{note}; {test_fraction:.0%} of each class are held out for testing"
+        train = _take(images, kept, "train", notes=[note], warnings=images.warnings)
+        return Splits(train=train, test=_take(images, held, "held out"))
     classes = _classes(splits["train"])
     classes_of = {split: _classes(folder) for split, folder in splits.items()}
     for split, names in classes_of.items():
@@ -92,30 +103,29 @@ def open_folder(*, data_dir: str, test_fraction: float = 0.2, split_seed: int = 
                 f"{splits[split]}: got the class {unknown[0]!r}{_and_more(unknown)}, expected only classes of "
                 f"{splits['train']}. Rename the folder or move it away."
             )
-    return Splits(**{split: _read(folder, classes, split, only=classes_of[split]) for split, folder in splits.items()})
+    read = {split: _read(folder, classes, split, only=classes_of[split]) for split, folder in splits.items()}
+    read["train"].notes.append(note)
+    return Splits(**read)
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """Returns the folders of `root` that are splits of a dataset: ``train`` and so on, in any spelling of `SPLITS`."""
-    folders = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_dir()}
-    return {split: folders[name] for split, names in SPLITS.items() for name in reversed(names) if name in folders}
-
-
-def open_test_folder(data_dir: str | Path, classes: Sequence[str], split: str = "test") -> FolderSource:
+def open_test_folder(
+    data_dir: str | Path, classes: Sequence[str], split: str = "test", *, layout: str | None = None
+) -> FolderSource:
     """Returns the images of ``data_dir/CLASS/...`` with the class numbers of a trained model.
 
     Args:
       data_dir: the folder.
       classes: the model's classes, in the order of their numbers.
       split: the folder to read if `data_dir` has folders such as ``train``, ``validation`` and ``test``.
+      layout: as for `open_folder`. None also considers which folders have the names of the model's classes.
 
     Raises:
-      UserError: a folder that is not one of the classes, or no such split.
+      UserError: a folder that is not one of the classes, no such split, or a layout that is ambiguous.
     """
     root = Path(data_dir)
-    splits = split_folders(root)
-    if splits and not set(_classes(root)) <= set(classes):
-        split = next((name for name, spellings in SPLITS.items() if split.lower() in spellings), split)
+    splits, note = decide(root, layout, option="--option layout", classes=classes)
+    if splits:
+        split = split_of(split) or split
         if split not in splits:
             valid = ", ".join(f"{name} ({folder.name}/)" for name, folder in splits.items())
             raise UserError(f"{root}: got the split {split!r}, expected one of {valid}. Choose one of them.")
@@ -127,7 +137,9 @@ def open_test_folder(data_dir: str | Path, classes: Sequence[str], split: str = 
             f"{root}: got the class {unknown[0]!r}{_and_more(unknown)}, expected the classes of the model: {known}. "
             "Rename the folder or move it away."
         )
-    return _read(root, classes, root.name, only=found)
+    source = _read(root, classes, root.name, only=found)
+    source.notes.append(note)
+    return source
 
 
 def _and_more(names: Sequence[str], *, shown: int = 1) -> str:
@@ -135,7 +147,7 @@ def _and_more(names: Sequence[str], *, shown: int = 1) -> str:
 
 
 def _classes(folder: Path) -> list[str]:
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = subfolders(folder)
     if not classes:
         raise UserError(
             f"{folder}: got no folders, expected one for each class. Move the images of each class into one."
@@ -147,41 +159,44 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _read(folder: Path, classes: Sequence[str], name: str, *, only: Sequence[str] | None = None) -> FolderSource:
+    """Returns the images of the classes in a folder; those of `only` must have at least one."""
+    walk = walk_images(folder)
+    number = {class_: i for i, class_ in enumerate(classes)}
     files: list[str] = []
     labels: list[int] = []
-    ignored = 0
-    for label, class_ in enumerate(classes):
-        if only is not None and class_ not in only:
-            continue
-        before, other = len(files), Counter[str]()
-        for path in _walk(folder / class_):
-            ending = os.path.splitext(path)[1].lower()
-            if ending in EXTENSIONS:
-                files.append(path)
-                labels.append(label)
-            else:
-                other[ending or os.path.basename(path)] += 1
-        if len(files) == before:
-            kinds = f" (only {', '.join(sorted(other))})" if other else ""
-            raise UserError(f"{folder / class_}: got no images{kinds}, expected at least one. Add images or remove it.")
-        ignored += other.total()
-    return FolderSource(files, labels, classes=classes, name=f"{folder} ({name})", ignored=ignored)
+    for path in walk.files:
+        class_, slash, _ = path.partition(os.sep)
+        if slash:
+            files.append(os.path.join(folder, path))
+            labels.append(number[class_])
+        else:
+            walk.ignored.setdefault("image outside of the class folders", Ignored(0, path)).count += 1
+    counts = np.bincount(labels, minlength=len(classes))
+    for class_ in classes if only is None else only:
+        if not counts[number[class_]]:
+            raise _no_images_error(folder / class_)
+    warnings = [f"{folder}: ignored {ignored_text(walk.ignored)}"] if walk.ignored else []
+    return FolderSource(files, labels, classes=classes, name=f"{folder} ({name})", warnings=warnings)
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Yields the files below a folder in sorted order, except hidden ones. Follows links."""
-    for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield os.path.join(path, name)
+def _no_images_error(folder: Path) -> UserError:
+    """Returns the error for the folder of a class without images."""
+    walk = walk_images(folder)
+    only_links = next(walk.files, None) is not None
+    kinds = "links to images of other classes" if only_links else ignored_text(walk.ignored)
+    return UserError(
+        f"{folder}: got no images{f' (only {kinds})' if kinds else ''}, expected at least one. Add images or remove it."
+    )
 
 
-def _take(source: FolderSource, rows: np.ndarray, split: str) -> FolderSource:
+def _take(
+    source: FolderSource, rows: np.ndarray, split: str, *, notes: Sequence[str] = (), warnings: Sequence[str] = ()
+) -> FolderSource:
     return FolderSource(
         [source.files[i] for i in rows],
         source.labels[rows],
         classes=source.classes,
         name=f"{source.name}, {split}",
-        ignored=source.ignored if split == "train" else 0,
+        notes=notes,
+        warnings=warnings,
     )

@@ -40,6 +40,8 @@ class Source(Protocol):
       name: for messages.
       classes: names of the classes, in the order of their numbers.
       labels: int [n] if known without reading the images, else None.
+
+    It may also have ``notes`` and ``warnings``, lists of lines about how the dataset is read, which a run prints.
     """
 
     @property

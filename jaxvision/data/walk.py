@@ -225,6 +225,16 @@ def _contains(folder: str, path: str) -> bool:
     return f"{path}{os.sep}".startswith(os.path.join(folder, ""))
 
 
+def advice(name: str) -> str:
+    """Returns what to do about a file that is not supported, as a sentence, or an empty text.
+
+    >>> advice("IMG_1.HEIC"), advice("photo.jpg")
+    ('HEIC: not supported, convert them with: mogrify -format jpg *.heic', '')
+    """
+    kind = _KIND.get(ending_of(name)) if ending_of(name) not in image_endings() else None
+    return f"{kind}: {_UNSUPPORTED[kind][0]}" if kind else ""
+
+
 def ignored_text(ignored: Mapping[str, Ignored]) -> str:
     """Returns what a walk ignored in one line, and what to do about files that may hold images.
 

@@ -18,7 +18,7 @@ from jaxvision.classifier import Classifier
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import open_test_folder
-from jaxvision.errors import UserError, disk_errors_as_user_errors
+from jaxvision.errors import UserError, disk_errors_as_user_errors, unknown_name_error
 from jaxvision.eval.metrics import Evaluation
 from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
 from jaxvision.eval.split import evaluate_split
@@ -56,7 +56,7 @@ def evaluate(
       report_dir: folder for ``report.html`` and ``mistakes.csv``. None writes nothing.
       max_corrupt: number of damaged images that are reported and skipped. One more is an error.
       quiet: print nothing.
-      **options: of the source.
+      **options: of the source. Of a folder: ``layout``, as for `jaxvision.data.folder.open_folder`.
 
     Returns:
       ``top1``, ``top5``, ``loss``, ``calibration_error`` and ``count``.
@@ -78,6 +78,8 @@ def evaluate(
     mesh = make_mesh(devices=jax.devices()[:1])
     with report.Console(io.StringIO() if quiet else None) as console:
         chosen, names = _open_data(data, split, classifier.classes, options)
+        for note in getattr(chosen, "notes", ()):
+            console.note(note)
         _check_classes(chosen, names, log=console.warn)
         check_batch_size(batch_size, mesh, what="batch_size")
         if report_dir is not None:
@@ -123,11 +125,11 @@ def _open_data(data: str, split: str, classes: Sequence[str], options: dict[str,
     """Returns one split of a folder or source, and the model's classes in the spelling of that dataset."""
     folder = Path(data)
     if folder.is_dir():
-        if options:
-            raise UserError(f"{data}: a folder takes no option {min(options)!r}. Options are for sources. Remove it.")
+        if unknown := sorted({*options} - {"layout"}):
+            raise unknown_name_error("--option", unknown[0], ["layout"], expected="an option of a folder")
         found = {path.name for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir()}
         names = _in_dataset_spelling(classes, found)
-        return open_test_folder(data, names, split), names
+        return open_test_folder(data, names, split, **options), names
     if data not in source.SOURCES and ":" not in data:
         raise UserError(
             f"data: got {data!r}, expected a folder that exists or one of the sources {', '.join(source.SOURCES)}. "

@@ -16,6 +16,7 @@ from jaxvision.analysis.saliency import explain, overlay
 from jaxvision.augment import host, on_device
 from jaxvision.classifier import Classifier
 from jaxvision.data.dataset import Dataset
+from jaxvision.errors import printable
 from jaxvision.eval.metrics import Evaluation
 
 
@@ -116,7 +117,7 @@ def write_mistakes(folder: str | Path, classes: Sequence[str], result: Evaluatio
         rows = csv.writer(file)
         rows.writerow(["image", "true", "predicted", "confidence"])
         for row in result.mistakes(result.count):
-            where = images.source.where(int(result.index[row]))
+            where = printable(images.source.where(int(result.index[row])))
             names = classes[result.label[row]], classes[result.prediction[row]]
             rows.writerow([where, *names, f"{result.confidence[row]:.4f}"])
     return path

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jaxvision.errors import printable
 from jaxvision.report import wording
 from jaxvision.report.calibration import calibration_section
 from jaxvision.report.charts import stacked_bar
@@ -89,7 +90,7 @@ def to_html(report: Report, history: Sequence[Mapping[str, Any]]) -> str:
         script_data(_summary(report, versions, created), id="jaxvision-report"),
         tag("script", Markup(_resource("page.js"))),
     )
-    return "<!doctype html>\n" + tag("html", _head(report.title), body, lang="en")
+    return printable("<!doctype html>\n" + tag("html", _head(report.title), body, lang="en"))
 
 
 def _head(title: str) -> Markup:

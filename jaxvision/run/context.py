@@ -190,6 +190,9 @@ def _trace_steps(run: RunContext) -> None:
 def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:
     """Returns the images of each split that the source has."""
     splits = source.open_source(**without_none(config.source))
+    for images in filter(None, splits):
+        for note in getattr(images, "notes", ()):
+            console.note(note)
     limits = {"memory_limit": config.data.memory_limit, "max_corrupt": config.data.max_corrupt}
     data = {
         name: open_dataset(images, **limits, log=console.warn)

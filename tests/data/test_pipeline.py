@@ -250,7 +250,7 @@ def test_ignored_files_are_logged(tmp_path):
     messages = []
     open_photos(tmp_path, messages=messages)
     assert len(messages) == 1
-    assert "ignored 1 file that is not an image" in messages[0]
+    assert messages[0].endswith("ignored .txt: 1 (ant/notes.txt)")
 
 
 # --- labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -159,13 +160,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "export").exists()
 
 
-def test_empty_class_folders_and_damaged_images(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_empty_class_folders_damaged_images_and_names_that_are_not_utf8(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
     images = tmp_path / "images"
     rng = np.random.default_rng(0)
     for label in range(2):
         (images / f"class{label}").mkdir(parents=True)
         for i in range(10):
-            Image.fromarray(rng.integers(0, 255, (40 + i, 48, 3), np.uint8)).save(images / f"class{label}" / f"{i}.jpg")
+            image = Image.fromarray(rng.integers(0, 255, (40 + i, 48, 3), np.uint8))
+            image.save(images / f"class{label}" / os.fsdecode(b"caf\xe9%d.jpg" % i))
     arguments = [
         "--config=configs/folder.py:test_resnet",
         f"--workdir={tmp_path / 'run'}",
@@ -181,16 +185,26 @@ def test_empty_class_folders_and_damaged_images(capsys: pytest.CaptureFixture, t
     assert "empty: got no images" in refused(capsys, *arguments)
     shutil.rmtree(images / "empty")
 
-    bad = images / "class1" / "3.jpg"
+    bad, shown = images / "class1" / os.fsdecode(b"caf\xe93.jpg"), f"{images}/class1/caf\\xe93.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     status, out, err = start(capsys, *arguments)
     assert status == 0, err
-    assert str(bad) in re.sub(r"\s+", "", out)
-    assert "damaged" in (tmp_path / "run" / "report.html").read_text()
+    assert shown in re.sub(r"\s+", "", out)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "damaged" in page
+    assert shown in page
+    for rerun in (False, True):  # which writes the report of the finished run again
+        if rerun:
+            assert start(capsys, *arguments)[0] == 0
+        assert r"/caf\xe9" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+        with (tmp_path / "run" / "mistakes.csv").open(newline="", encoding="utf-8") as file:
+            mistakes = [row["image"] for row in csv.DictReader(file)]
+        assert mistakes
+        assert all(re.fullmatch(r".*/class\d/caf\\xe9\d\.jpg", name) for name in mistakes)
 
     shutil.rmtree(tmp_path / "run")
     error = refused(capsys, *arguments, "--config.data.max_corrupt=0")
-    assert str(bad) in error
+    assert shown in error
 
 
 def test_batch_norm_groups_are_checked_before_anything_is_written(tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""The layout of a folder of images: whether its subfolders are classes, or the splits of a dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxvision.data.walk import ending_of, image_endings, is_hidden, walk_images
+from jaxvision.errors import UserError, unknown_name_error
+
+LAYOUTS = ("classes", "splits")
+
+#: Split -> the names that its folder may have, in any case.
+SPELLINGS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+class Layout(NamedTuple):
+    """How a folder of images is read.
+
+    Attributes:
+      splits: split -> its folder. Empty: the subfolders are classes.
+      note: what was decided and which folders are ignored, in one line.
+    """
+
+    splits: Mapping[str, Path]
+    note: str
+
+
+class _Folder(NamedTuple):
+    """A subfolder, seen from outside.
+
+    Attributes:
+      images: whether images are directly in it.
+      inner: names of the folders in it if at least one of them has images below it, else empty.
+    """
+
+    images: bool
+    inner: Sequence[str]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no images in it or below it."""
+        return not (self.images or self.inner)
+
+    @property
+    def contents(self) -> str:
+        """What is in it, in words."""
+        return " and ".join(filter(None, ("images" * self.images, "folders of images" * bool(self.inner))))
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Returns the names of the folders in a folder, sorted, without hidden ones.
+
+    Raises:
+      UserError: the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be read: {e.strerror or e}. Check the path and its permissions.") from e
+
+
+def split_of(name: str) -> str | None:
+    """Returns the split that a folder's name stands for, or None.
+
+    >>> split_of("Valid"), split_of("dev"), split_of("cat")
+    ('validation', 'validation', None)
+    """
+    return next((split for split, names in SPELLINGS.items() if name.lower() in names), None)
+
+
+def decide(root: Path, layout: str | None = None, *, option: str, classes: Collection[str] = ()) -> Layout:
+    """Returns how to read a folder: as classes, or as splits.
+
+    Looks at the whole folder, because ``train`` and ``test`` may also be classes. A split has a folder for each class,
+    a class has images.
+
+    Args:
+      root: the folder.
+      layout: ``"classes"``, ``"splits"``, or None to decide.
+      option: the flag that sets `layout`, for messages, such as ``"--config.source.layout"``.
+      classes: those of a trained model. None are known by default.
+
+    Raises:
+      UserError: no such layout, a folder that can be read in both ways, or one without a split.
+    """
+    if layout not in (None, *LAYOUTS):
+        raise unknown_name_error(option.removeprefix("--"), str(layout), LAYOUTS)
+    names = subfolders(root)
+    one_each = f"{root}: read as {len(names):,} classes, one for each folder"
+    if layout == "classes" or (layout is None and not any(map(split_of, names))):
+        return Layout({}, one_each)
+    folders = {name: _look_into(root / name) for name in names}
+    chosen = layout or _choose(root, folders, option, classes)
+    if chosen == "splits":
+        return _splits(root, folders, option, is_given=layout is not None)
+    named = ", ".join(repr(name) for name in names if split_of(name))
+    return Layout({}, f"{one_each}, also for {named}")
+
+
+def _look_into(folder: Path) -> _Folder:
+    images, inner = False, []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    inner.append(entry.name)
+                elif ending_of(entry.name) in image_endings():
+                    images = True
+    except OSError:  # reading the images reports it
+        return _Folder(False, ())
+    has_images = any(next(walk_images(folder / name).files, None) is not None for name in inner)
+    return _Folder(images, sorted(inner) if has_images else ())
+
+
+def _choose(root: Path, folders: Mapping[str, _Folder], option: str, classes: Collection[str]) -> str:
+    """Returns the layout of a folder, or raises if both are plausible."""
+    full = {name: folder for name, folder in folders.items() if not folder.is_empty}
+    named = {name: folder for name, folder in full.items() if split_of(name)}
+    others = [folder for name, folder in full.items() if not split_of(name)]
+    train = next((folder for name, folder in named.items() if split_of(name) == "train"), None)
+    if classes:
+        inner_are_classes = any(set(folder.inner) & set(classes) for folder in named.values())
+        if inner_are_classes != (set(folders) <= set(classes)):
+            return "splits" if inner_are_classes else "classes"
+    if not any(folder.inner for folder in named.values()):
+        return "classes"
+    if train is not None and not any(folder.images and folder.inner for folder in named.values()):
+        # Other folders may be classes beside the class "train". A second split with the same classes decides.
+        alike = [folder for folder in named.values() if set(folder.inner) & set(train.inner)]
+        if train.inner and (not others or len(alike) > 1):
+            return "splits"
+    elif all(folder.images for folder in named.values()) and any(folder.images for folder in others):
+        return "classes"
+    elif train is None and not others and not any(folder.images for folder in named.values()):
+        return "splits"
+    seen = ", ".join(f"{name}/ with {folder.contents}" for name, folder in list(full.items())[:6])
+    raise UserError(
+        f"{root}: got {seen}{', ...' if len(full) > 6 else ''}, expected either classes, which have images, or splits, "
+        f"which have a folder for each class. Set {option}=classes or {option}=splits."
+    )
+
+
+def _splits(root: Path, folders: Mapping[str, _Folder], option: str, *, is_given: bool) -> Layout:
+    """Returns the splits among the subfolders; the note names the folders that are ignored."""
+    splits: dict[str, Path] = {}
+    ignored = [f"{name}/" for name, folder in folders.items() if not split_of(name)]
+    for split, spellings in SPELLINGS.items():
+        names = sorted((name for name in folders if split_of(name) == split), key=lambda x: spellings.index(x.lower()))
+        for name in names:
+            if not folders[name].inner:
+                what = "images without class folders" if folders[name].images else "no images"
+                ignored.append(f"{name}/ ({what})")
+            elif split not in splits:
+                splits[split] = root / name
+            elif is_given:
+                ignored.append(f"{name}/ (a second {split} split)")
+            else:
+                raise UserError(
+                    f"{root}: got the folders {splits[split].name!r} and {name!r}, expected one for the split "
+                    f"{split!r}. Move one away, or set {option}=splits, which reads only {splits[split].name!r}."
+                )
+    if not splits:
+        raise UserError(
+            f"{root}: got no splits, expected a folder 'train' with a folder for each class. Set {option}=classes if "
+            "its folders are classes."
+        )
+    read = ", ".join(f"{folder.name}/ ({split})" for split, folder in splits.items())
+    return Layout(splits, f"{root}: read as splits {read}" + (f"; ignored {', '.join(ignored)}" if ignored else ""))
