@@ -18,6 +18,7 @@ from jaxvision.classifier import Classifier
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import open_test_folder
+from jaxvision.data.layout import subfolders
 from jaxvision.errors import UserError, disk_errors_as_user_errors, unknown_name_error
 from jaxvision.eval.metrics import Evaluation
 from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
@@ -127,7 +128,8 @@ def _open_data(data: str, split: str, classes: Sequence[str], options: dict[str,
     if folder.is_dir():
         if unknown := sorted({*options} - {"layout"}):
             raise unknown_name_error("--option", unknown[0], ["layout"], expected="an option of a folder")
-        found = {path.name for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir()}
+        outer = subfolders(folder)
+        found = {*outer, *(inner for name in outer for inner in subfolders(folder / name))}
         names = _in_dataset_spelling(classes, found)
         return open_test_folder(data, names, split, **options), names
     if data not in source.SOURCES and ":" not in data:

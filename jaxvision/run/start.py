@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvision import report
@@ -93,14 +94,18 @@ def data_fingerprint(images: Dataset) -> dict[str, int]:
 
     The order of the names decides which images a step sees. Folders do not count, so that a dataset may be moved.
     """
-    source = images.source
-    names = (os.path.basename(source.where(i)) for i in range(len(source)))
-    text = "\n".join([*source.classes, *names])
-    return {
-        "images": len(source),
-        "names": zlib.crc32(text.encode("utf-8", "surrogateescape")),
-        "order": order.VERSION,
-    }
+    source, n = images.source, len(images)
+    checksum = zlib.crc32("\n".join(source.classes).encode("utf-8", "surrogateescape"))
+    if source.labels is not None:
+        checksum = zlib.crc32(np.asarray(source.labels, np.int32).tobytes(), checksum)
+    if hasattr(source, "names_checksum"):
+        checksum = zlib.crc32(b"%d" % source.names_checksum(), checksum)
+    elif source.where(n - 1) == f"{source.name}[{n - 1}]":  # the names are numbers
+        checksum = zlib.crc32(os.path.basename(source.name).encode("utf-8", "surrogateescape"), checksum)
+    else:
+        for i in range(n):
+            checksum = zlib.crc32(os.path.basename(source.where(i)).encode("utf-8", "surrogateescape"), checksum)
+    return {"images": n, "names": checksum, "order": order.VERSION}
 
 
 def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, int]) -> None:
