@@ -152,7 +152,7 @@ class ImageFiles(Sequence[str]):
 
     def take(self, indices: np.ndarray) -> ImageFiles:
         """Returns some of the paths; `indices` is int [n]."""
-        rows = np.asarray(self.rows)[indices]
+        rows = self.rows.start + self.rows.step * indices if isinstance(self.rows, range) else self.rows[indices]
         return ImageFiles(self.root, self.manifest, rows.astype(np.int32) if len(self.manifest) < 2**31 else rows)
 
     def checksum(self) -> int:
