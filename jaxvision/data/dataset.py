@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from jaxvision.augment.host import check_crop
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.order import batch_indices, eval_indices, eval_steps, process_rows
 from jaxvision.data.pipeline import FromMemory, FromWorkers, InputPipeline
+from jaxvision.data.pool import Batch, Task, WorkerPool
 from jaxvision.data.reading import check_labels, read_examples, to_pixels
 from jaxvision.data.source import Source
-from jaxvision.data.workers import Batch, ReadEvalBatch, ReadTrainBatch, run_ahead
+from jaxvision.data.workers import ReadEvalBatch, ReadTrainBatch
 from jaxvision.errors import UserError, printable
 
 _PROBES = 16  # images that are checked for a common shape before the whole dataset is read
@@ -69,7 +71,7 @@ class Dataset(ABC):
         start_step: int,
         stop_step: int,
         crop: dict[str, Any] | None = None,
-        workers: int | None = None,
+        workers: int | WorkerPool | None = None,
         process: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """Yields the training batches of steps `start_step` to `stop_step` - 1.
@@ -82,8 +84,8 @@ class Dataset(ABC):
           stop_step: one past the last step.
           crop: options of `jaxvision.augment.host.train_crop`, for workers. None resizes the shorter side and crops
             the middle. A dataset in memory leaves cropping to the device.
-          workers: processes that read and decode; 0 reads in threads of this one. None: one for each core that this
-            process may use, at most 16, and 0 on one or two cores. Processes that share a host pass their share.
+          workers: processes that read and decode: a pool that is also used for other batches, or the `count` of a
+            `jaxvision.data.pool.WorkerPool` for these batches alone.
           process: (index, count) of the JAX processes; each yields its own rows.
 
         Raises:
@@ -96,7 +98,7 @@ class Dataset(ABC):
         *,
         batch_size: int,
         preprocess: Preprocess,
-        workers: int | None = None,
+        workers: int | WorkerPool | None = None,
         process: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """Yields every image once, in order. The last batch is padded; ``mask`` is False for padding.
@@ -156,17 +158,21 @@ class StreamedDataset(Dataset):
             check_crop(**crop)
         rows = process_rows(batch_size, process)
         task = ReadTrainBatch(self.source, batch_size, rows, self.channels, seed, image_size, crop)
-        yield from self._recording(run_ahead(task, start_step, stop_step, workers))
+        yield from self._read(task, start_step, stop_step, workers)
 
     def eval_batches(self, *, batch_size, preprocess, workers=None, process=(0, 1)):
         task = ReadEvalBatch(self.source, batch_size, process_rows(batch_size, process), self.channels, preprocess)
-        yield from self._recording(run_ahead(task, 0, eval_steps(len(self), batch_size), workers))
+        yield from self._read(task, 0, eval_steps(len(self), batch_size), workers)
 
-    def _recording(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yields the batches, and records the images that the workers could not read."""
-        for batch in batches:
-            self.record_corrupt(int(i) for i in batch["index"][~batch["mask"]] if i >= 0)
-            yield batch
+    def _read(self, task: Task, start: int, stop: int, workers: int | WorkerPool | None) -> Iterator[Batch]:
+        """Yields the batches of a task, and records the images that the workers could not read."""
+        with ExitStack() as stack:
+            pool = workers if isinstance(workers, WorkerPool) else stack.enter_context(WorkerPool(workers))
+            batches = stack.enter_context(closing(pool.run_ahead(task, start, stop)))
+            for batch in batches:
+                self.record_corrupt(int(i) for i in batch["index"][~batch["mask"]] if i >= 0)
+                yield batch
+                del batch  # so that its memory is free for another batch while this generator waits
 
 
 class StoredDataset(Dataset):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxvision.data.layout import decide, split_of, subfolders
+from jaxvision.data.manifest import ImageFiles, read_folder
 from jaxvision.data.source import Example, Splits, stratified_split
 from jaxvision.data.walk import Ignored, ignored_text, walk_images
 from jaxvision.errors import UserError
@@ -18,7 +19,7 @@ class FolderSource:
     """Image files and their labels.
 
     Args:
-      files: paths.
+      files: their paths.
       labels: int [n].
       classes: names of the classes, in the order of their numbers.
       name: for messages.
@@ -28,15 +29,15 @@ class FolderSource:
 
     def __init__(
         self,
-        files: Sequence[str],
-        labels: Sequence[int] | np.ndarray,
+        files: ImageFiles,
+        labels: np.ndarray,
         *,
         classes: Sequence[str],
         name: str,
         notes: Sequence[str] = (),
         warnings: Sequence[str] = (),
     ):
-        self.files = list(files)
+        self.files = files
         self.labels = np.asarray(labels, np.int32)
         self.classes = list(classes)
         self.name = name
@@ -51,6 +52,10 @@ class FolderSource:
 
     def where(self, index: int) -> str:
         return self.files[index]
+
+    def names_checksum(self) -> int:
+        """Returns a checksum of the file names in their order."""
+        return self.files.checksum()
 
 
 def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: float = 0.2, split_seed: int = 0) -> Splits:
@@ -160,22 +165,24 @@ def _classes(folder: Path) -> list[str]:
 
 def _read(folder: Path, classes: Sequence[str], name: str, *, only: Sequence[str] | None = None) -> FolderSource:
     """Returns the images of the classes in a folder; those of `only` must have at least one."""
-    walk = walk_images(folder)
+    manifest, warning = read_folder(folder)
     number = {class_: i for i, class_ in enumerate(classes)}
-    files: list[str] = []
-    labels: list[int] = []
-    for path in walk.files:
-        class_, slash, _ = path.partition(os.sep)
-        if slash:
-            files.append(os.path.join(folder, path))
-            labels.append(number[class_])
-        else:
-            walk.ignored.setdefault("image outside of the class folders", Ignored(0, path)).count += 1
-    counts = np.bincount(labels, minlength=len(classes))
+    counts = np.diff(manifest.ends, prepend=0)
+    folders = manifest.folders()
+    outside = int(counts[0]) if folders and not folders[0] else 0  # images directly in `folder`, which come first
+    class_of = np.array([number.get(path.partition(os.sep)[0], -1) for path in folders], np.int32)
+    labels = np.repeat(class_of, counts)[outside:]
+    per_class = np.bincount(labels, minlength=len(classes))
     for class_ in classes if only is None else only:
-        if not counts[number[class_]]:
+        if not per_class[number[class_]]:
             raise _no_images_error(folder / class_)
-    warnings = [f"{folder}: ignored {ignored_text(walk.ignored)}"] if walk.ignored else []
+    files = ImageFiles(str(folder), manifest, range(outside, len(manifest)))
+    ignored = dict(manifest.ignored)
+    if outside:
+        ignored["image outside of the class folders"] = Ignored(outside, manifest.path(0))
+    warnings = [f"{folder}: ignored {ignored_text(ignored)}"] if ignored else []
+    if warning:
+        warnings.append(warning)
     return FolderSource(files, labels, classes=classes, name=f"{folder} ({name})", warnings=warnings)
 
 
@@ -193,7 +200,7 @@ def _take(
     source: FolderSource, rows: np.ndarray, split: str, *, notes: Sequence[str] = (), warnings: Sequence[str] = ()
 ) -> FolderSource:
     return FolderSource(
-        [source.files[i] for i in rows],
+        source.files.take(rows),
         source.labels[rows],
         classes=source.classes,
         name=f"{source.name}, {split}",

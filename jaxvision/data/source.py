@@ -41,7 +41,8 @@ class Source(Protocol):
       classes: names of the classes, in the order of their numbers.
       labels: int [n] if known without reading the images, else None.
 
-    It may also have ``notes`` and ``warnings``, lists of lines about how the dataset is read, which a run prints.
+    It may also have ``notes`` and ``warnings``, lists of lines about how the dataset is read, which a run prints, and a
+    method ``names_checksum()``, without which a run that starts asks `where` for the names of all images.
     """
 
     @property
@@ -289,10 +290,10 @@ def stratified_split(
     if not 0 < fraction < 1:
         raise UserError(f"{where}: got {fraction}, expected a number between 0 and 1.")
     rng = np.random.Generator(np.random.Philox(seed))
-    held: list[np.ndarray] = []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
+    is_held = np.zeros(len(labels), bool)
+    by_label = np.argsort(labels, kind="stable")
+    _, first = np.unique(labels[by_label], return_index=True)
+    for members in np.split(by_label, first[1:]):
         n = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        held.append(members[:n])
-    out = np.sort(np.concatenate(held)) if held else np.array([], int)
-    return np.setdiff1d(np.arange(len(labels)), out), out
+        is_held[rng.permutation(members)[:n]] = True
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)

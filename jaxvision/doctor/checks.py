@@ -12,7 +12,6 @@ from packaging.utils import canonicalize_name
 
 from jaxvision.doctor.facts import GIB, Facts, extras_of
 from jaxvision.parallel.accelerators import MEMORY_FRACTION, hidden
-from jaxvision.parallel.cores import default_workers
 
 # The oldest driver for each CUDA: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html.
 _DRIVER = {"cuda12": 525, "cuda13": 580}
@@ -155,19 +154,6 @@ def check_settings(facts: Facts) -> Iterator[Finding]:
         yield Finding(problem, "unset XLA_PYTHON_CLIENT_ALLOCATOR")
 
 
-def check_shared_memory(facts: Facts) -> Iterator[Finding]:
-    """Checks that /dev/shm has room for the batches of the worker processes. Docker's default is 64 MiB."""
-    workers = default_workers(facts.cores)
-    needed = workers * 3 * 64 * 224 * 224 * 3  # each worker has two finished batches and one in progress
-    if facts.shared_memory is not None and facts.shared_memory < needed:
-        size, needs = facts.shared_memory / 2**20, needed / 2**20
-        yield Finding(
-            f"/dev/shm has {size:,.0f} MiB; {workers} workers with batches of 64 x 224 x 224 need {needs:,.0f}",
-            f"start the container with: docker run --shm-size={math.ceil(2 * needed / GIB)}g ..., or train with "
-            "--config.data.workers=0",
-        )
-
-
 def check_disk(facts: Facts) -> Iterator[Finding]:
     """Checks that the workdir has room for checkpoints: up to four of 1.4 GB each for a ViT-Base with EMA."""
     if not facts.writable:
@@ -188,7 +174,6 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     check_shadowed,
     check_memory_held,
     check_settings,
-    check_shared_memory,
     check_disk,
 )
 
@@ -199,7 +184,7 @@ def findings(facts: Facts) -> list[Finding]:
     Example:
       >>> findings(Facts())
       []
-      >>> findings(Facts(shown=("gpu",), versions={"jax": "0.10.2"}, shared_memory=64 * 2**20))[0].fix
+      >>> findings(Facts(shown=("gpu",), versions={"jax": "0.10.2"}))[0].fix
       'pip install "jax[cuda12]==0.10.2"'
     """
     return [finding for check in CHECKS for finding in check(facts)]

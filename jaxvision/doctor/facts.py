@@ -28,7 +28,7 @@ _VARIABLES = re.compile(
 )
 # The packages whose requirements are compared with what is installed, and the extras of theirs that count.
 _PACKAGES = (
-    "jaxvision-nnx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "chex",
+    "jaxvision-nnx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex",
     "jax-cuda12-plugin", "jax-cuda13-plugin",
 )  # fmt: skip
 _EXTRAS = ("", "cuda12", "cuda13", "tpu", "with-cuda")

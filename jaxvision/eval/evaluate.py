@@ -18,6 +18,7 @@ from jaxvision.classifier import Classifier
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import open_test_folder
+from jaxvision.data.layout import subfolders
 from jaxvision.errors import (
     UserError,
     disk_errors_as_user_errors,
@@ -150,7 +151,8 @@ def _open_data(
     if folder.is_dir():
         if unknown := sorted({*options} - {"layout"}):
             raise unknown_name_error("--option", unknown[0], ["layout"], expected="an option of a folder")
-        found = {path.name for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir()}
+        outer = subfolders(folder)
+        found = {*outer, *(inner for name in outer for inner in subfolders(folder / name))}
         names = _in_dataset_spelling(classes, found)
         images = open_test_folder(folder, names, split, **options)
         return images, names, _name_in_folder(folder, images, names, split)

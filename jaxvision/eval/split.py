@@ -16,6 +16,7 @@ from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.dataset import Dataset, StoredDataset
 from jaxvision.data.order import eval_steps
 from jaxvision.data.pipeline import InputPipeline
+from jaxvision.data.pool import WorkerPool
 from jaxvision.data.prefetch import prefetch
 from jaxvision.errors import Preempted
 from jaxvision.eval.metrics import Evaluation
@@ -32,7 +33,7 @@ def evaluate_split(
     mesh: jax.sharding.Mesh,
     preprocess: Preprocess,
     batch_size: int,
-    workers: int | None,
+    workers: int | WorkerPool | None,
     process: tuple[int, int],
     classes: int,
     console: report.Console,
@@ -48,7 +49,7 @@ def evaluate_split(
       mesh: the devices.
       preprocess: the evaluation transform.
       batch_size: images per step, over all devices.
-      workers: processes that decode images; None: one for each usable core, at most 16, and 0 on one or two.
+      workers: processes that decode images; as for `Dataset.eval_batches`.
       process: (i, n): this process reads part i of n of each batch.
       classes: number of classes of the model.
       console: shows the progress.

@@ -17,7 +17,6 @@ _PACKAGES = (
     ("flax", "flax"),
     ("optax", "optax"),
     ("orbax", "orbax-checkpoint"),
-    ("grain", "grain"),
     ("numpy", "numpy"),
 )
 

@@ -16,6 +16,7 @@ from jaxvision import report
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.pipeline import InputPipeline, batch_shapes
+from jaxvision.data.pool import WorkerPool
 from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation, is_lower_better, with_metric
 from jaxvision.eval.split import evaluate_split
@@ -39,6 +40,7 @@ class RunContext:
       console: for the user.
       clock: measures where the time goes.
       preemption: listens for SIGTERM.
+      workers: read the images, for training and for evaluations.
       mesh: the devices.
       process: (index, count) of the part of each batch that this process reads.
       data: images by split: ``train``, and ``validation``, ``test`` or both.
@@ -46,7 +48,6 @@ class RunContext:
       steps_per_epoch: batches in the training data, usually not a whole number.
       steps: number of steps of the whole run.
       eval_batch_size: images per batch of an evaluation, over all devices.
-      workers: processes that read and decode images for this one.
       eval_step_for: returns the compiled evaluation step for images that reach the model in a given way.
     """
 
@@ -56,6 +57,7 @@ class RunContext:
     console: report.Console
     clock: report.Clock
     preemption: Preemption
+    workers: WorkerPool
     mesh: jax.sharding.Mesh
     process: tuple[int, int]
     data: dict[str, Dataset]
@@ -63,7 +65,6 @@ class RunContext:
     steps_per_epoch: float
     steps: int
     eval_batch_size: int
-    workers: int
     eval_step_for: Callable[[InputPipeline], Any]
 
     @property
@@ -129,7 +130,13 @@ class RunContext:
 
 
 def open_run(
-    config: ConfigDict, workdir: Path, *, console: report.Console, clock: report.Clock, preemption: Preemption
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    console: report.Console,
+    clock: report.Clock,
+    preemption: Preemption,
+    workers: WorkerPool,
 ) -> RunContext:
     """Opens the devices and the data of a config. Writes nothing, and allocates no array of the model.
 
@@ -139,6 +146,7 @@ def open_run(
       console: for warnings about the data.
       clock: measures how long it takes to prepare the data.
       preemption: listens for SIGTERM.
+      workers: read the images.
 
     Raises:
       UserError: the config is wrong, or does not fit the devices or the data.
@@ -170,6 +178,7 @@ def open_run(
         console=console,
         clock=clock,
         preemption=preemption,
+        workers=workers,
         mesh=mesh,
         process=process,
         data=data,
@@ -177,7 +186,6 @@ def open_run(
         steps_per_epoch=steps_per_epoch,
         steps=total_steps(options, steps_per_epoch),
         eval_batch_size=eval_batch_size,
-        workers=_workers(config),
         eval_step_for=functools.partial(
             cached_eval_step,
             program.model_graph,
@@ -190,8 +198,8 @@ def open_run(
     )
 
 
-def _workers(config: ConfigDict) -> int:
-    """Returns the number of workers of this process. All processes of the run call it together."""
+def worker_count(config: ConfigDict) -> int:
+    """Returns the number of worker processes of this process. All processes of the run must call it."""
     given = config.data.workers
     return default_workers(cores_of_this_process()) if given is None else given
 

@@ -137,7 +137,7 @@ class TrainingLoop:
                 self._save()
             if run.preemption.check():
                 self._save_and_stop()
-        self._batches.close()  # ends the workers and frees the memory that they share
+        self._batches.close()  # frees the memory that the workers share
         if self.step < run.steps:
             run.console.note(
                 f"stopped early: {self.patience.waited} evaluations without a better {run.decisive_metric}"

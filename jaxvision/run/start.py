@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvision import report
 from jaxvision.checkpoint import Checkpoint, Checkpoints
+from jaxvision.data import order
 from jaxvision.data.dataset import Dataset
+from jaxvision.data.pool import Batch
 from jaxvision.data.prefetch import prefetch
-from jaxvision.data.workers import Batch
 from jaxvision.errors import UserError
 from jaxvision.parallel import distributed
 from jaxvision.parallel.mesh import mesh_text, shard_batch
@@ -34,7 +36,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
 
     Args:
       run: the context.
-      stack: closes the checkpoints, the metrics and the workers, and releases the lock of the workdir.
+      stack: closes the checkpoints and the metrics, and releases the lock of the workdir.
 
     Raises:
       UserError: the workdir belongs to another config, other training data or another run; or the weights do not fit.
@@ -56,7 +58,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     fingerprint = data_fingerprint(train_data)
     _check_same_data(run, start, fingerprint)
     batches = prefetch(_train_batches(run, start.step), functools.partial(shard_batch, mesh=run.mesh))
-    stack.callback(batches.close)  # ends the workers, however the run ends
+    stack.callback(batches.close)
     _announce(run, start.step)
 
     # The config, the data, the classes and the weights fit, so the first files may be written.
@@ -88,19 +90,33 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
 
 
 def data_fingerprint(images: Dataset) -> dict[str, int]:
-    """Returns what identifies training data: the number of images, and a checksum of their names and classes.
+    """Returns what identifies the images of each step: their number, a checksum of their names and classes, the order.
 
     The order of the names decides which images a step sees. Folders do not count, so that a dataset may be moved.
     """
-    source = images.source
-    names = (os.path.basename(source.where(i)) for i in range(len(source)))
-    text = "\n".join([*source.classes, *names])
-    return {"images": len(source), "names": zlib.crc32(text.encode("utf-8", "surrogateescape"))}
+    source, n = images.source, len(images)
+    checksum = zlib.crc32("\n".join(source.classes).encode("utf-8", "surrogateescape"))
+    if source.labels is not None:
+        checksum = zlib.crc32(np.asarray(source.labels, np.int32).tobytes(), checksum)
+    if hasattr(source, "names_checksum"):
+        checksum = zlib.crc32(b"%d" % source.names_checksum(), checksum)
+    elif source.where(n - 1) == f"{source.name}[{n - 1}]":  # the names are numbers
+        checksum = zlib.crc32(os.path.basename(source.name).encode("utf-8", "surrogateescape"), checksum)
+    else:
+        for i in range(n):
+            checksum = zlib.crc32(os.path.basename(source.where(i)).encode("utf-8", "surrogateescape"), checksum)
+    return {"images": n, "names": checksum, "order": order.VERSION}
 
 
 def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, int]) -> None:
-    """Raises `UserError` if a run that resumes was started with other training data."""
-    before = start.position.get("data", fingerprint)
+    """Raises `UserError` if a run that resumes was started with other training data, or saw it in another order."""
+    before = start.position.get("data", {} if start.step else fingerprint)
+    version = before.get("order", 1)
+    if version != order.VERSION:
+        raise UserError(
+            f"{run.workdir}: got a run whose images have order {version}, expected order {order.VERSION}, that of this "
+            f"version of jaxvision. Finish it with the version that started it, or choose another --workdir."
+        )
     if before != fingerprint:
         raise UserError(
             f"{run.workdir}: got other training data than this run was started with: {before['images']:,} images then, "

@@ -9,13 +9,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxvision import report
+from jaxvision.data.pool import WorkerPool
 from jaxvision.errors import UserError, disk_errors_as_user_errors, memory_errors_as_user_errors, printable
 from jaxvision.parallel import distributed
 from jaxvision.parallel.accelerators import check_accelerator
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run import result
 from jaxvision.run.config import complete
-from jaxvision.run.context import open_run, trace_steps
+from jaxvision.run.context import open_run, trace_steps, worker_count
 from jaxvision.run.start import start_loop
 from jaxvision.run.workdir import read_result, result_files, write_result
 
@@ -56,7 +57,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         console = _open_console(stack, workdir)
         if finished := read_result(workdir, config):
             return _finished(console, workdir, finished)
-        run = open_run(config, workdir, console=console, clock=clock, preemption=preemption)
+        workers = stack.enter_context(WorkerPool(worker_count(config)))
+        run = open_run(config, workdir, console=console, clock=clock, preemption=preemption, workers=workers)
         trace_steps(run)
         loop = start_loop(run, stack)
         loop.train()

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from jaxvision import report
 from jaxvision.checkpoint import Checkpoints, saved_steps
 from jaxvision.classifier import Classifier
+from jaxvision.data.pool import WorkerPool
 from jaxvision.errors import UserError
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run import result
@@ -37,7 +38,9 @@ def load_checkpoint(
         raise UserError(f"{workdir}: got no checkpoint, expected the workdir of a run that has saved one.")
     config.mesh = ConfigDict({"data": 1})
     # The preemption is not entered: a SIGTERM ends the process, because nothing has to be saved.
-    run = open_run(config, Path(workdir), console=console, clock=report.Clock(), preemption=Preemption())
+    run = open_run(
+        config, Path(workdir), console=console, clock=report.Clock(), preemption=Preemption(), workers=WorkerPool(0)
+    )
     with Checkpoints(run.workdir, read_only=True, log=run.console.warn, **run.checkpoint_options) as checkpoints:
         if step is None:
             step = "newest" if checkpoints.best_step() is None else "best"

@@ -1,4 +1,4 @@
-"""Datasets: order, batches, damaged images, workers."""
+"""Datasets: batches, damaged images, workers."""
 
 from __future__ import annotations
 
@@ -50,40 +50,6 @@ def open_photos(root, *, max_corrupt=10, messages=None, **options):
     source = open_source("folder", data_dir=str(root), **options)
     log = messages.append if messages is not None else lambda text: None
     return open_dataset(source.train, max_corrupt=max_corrupt, log=log)
-
-
-# --- order
-
-
-def test_each_epoch_is_another_permutation_of_all_examples():
-    orders = [order.epoch_order(1000, seed=s, epoch=e) for s, e in [(0, 0), (0, 1), (1, 0)]]
-    for one in orders:
-        assert sorted(one.tolist()) == list(range(1000))
-    for a, b in [(0, 1), (0, 2), (1, 2)]:
-        assert (orders[a] == orders[b]).mean() < 0.02
-        assert abs(np.corrcoef(orders[a], orders[b])[0, 1]) < 0.15
-    np.testing.assert_array_equal(orders[0], order.epoch_order(1000, seed=0, epoch=0))
-
-
-def test_the_order_is_the_same_on_every_machine_and_version():
-    # Philox4x64-10 of key (7, 3 << 32), sorted. Changing these numbers would break every resumed run.
-    assert order.epoch_order(12, seed=7, epoch=3).tolist() == EXPECTED_ORDER
-
-
-EXPECTED_ORDER = [7, 0, 8, 6, 11, 3, 4, 10, 2, 1, 9, 5]
-
-
-def test_batches_cross_epochs_without_a_gap():
-    seen = np.concatenate([order.batch_indices(10, 4, seed=3, step=s)[1] for s in range(5)])
-    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
-    expected = np.concatenate([order.epoch_order(10, seed=3, epoch=e) for e in range(2)])
-    np.testing.assert_array_equal(seen, expected)
-
-
-def test_a_batch_larger_than_the_dataset_spans_several_epochs():
-    epochs, numbers = order.batch_indices(3, 8, seed=0, step=0)
-    assert epochs.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
-    assert sorted(numbers[:3].tolist()) == [0, 1, 2]
 
 
 # --- images in memory

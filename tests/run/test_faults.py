@@ -234,6 +234,43 @@ def test_killed_at_thirty_moments(data: str, tmp_path: Path, undisturbed: Any) -
     print("killed:", kills, "runs:", finished + 1)
 
 
+def workers_of(job: Job) -> list[int]:
+    """Returns the processes that read images for a job."""
+    return [pid for pid in children(job.process.pid) if "spawn_main" in command_line(pid)]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_with_one_line(tmp_path: Path, undisturbed: Any) -> None:
+    """As the kernel does when memory is short. The other workers end, and the run resumes."""
+    job = Job(tmp_path / "run", data="streamed")
+    assert job.until(job.trains), job.text()
+    workers = workers_of(job)
+    os.kill(workers[0], signal.SIGKILL)
+    assert job.wait(60) == 2, job.text()
+    (line,) = [line for line in job.text().splitlines() if line.startswith("error")]
+    assert line.startswith("error: data.workers: got a worker process that was killed by SIGKILL, expected ")
+    assert not [word for word in ("Traceback", "leaked", "Warning") if word in job.text()]
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    resumed = Job(tmp_path / "run", data="streamed")
+    assert resumed.wait() == 0, resumed.text()
+    check_same(tmp_path / "run", undisturbed("streamed"))
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_workers_as_well(tmp_path: Path) -> None:
+    """A cluster signals every process of a job. The workers keep reading until the run has saved."""
+    job = Job(tmp_path / "run", data="streamed")
+    assert job.until(job.trains), job.text()
+    workers = workers_of(job)
+    assert len(workers) == 2
+    for pid in (*workers, job.process.pid):
+        os.kill(pid, signal.SIGTERM)
+    assert job.wait(60) == Preempted.STATUS, job.text()
+    assert "stopped by SIGTERM at step" in job.text()
+    assert "Traceback" not in job.text()
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
 # --- Several processes ---
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from support.quick import quick
 
 from jaxvision import run
+from jaxvision.data import order
 from jaxvision.errors import Preempted, UserError
 from jaxvision.run import program
 from jaxvision.run.config import load
@@ -88,8 +89,8 @@ def test_patience_counts_across_a_restart(tmp_path: Path) -> None:
     assert read(tmp_path / "new", 9) == (None, 0)
 
 
-def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path) -> None:
-    """The folder may move. With more or fewer images, each step would see others."""
+def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may move. With more or fewer images, or in another order, each step would see others."""
     for name, color in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
         (tmp_path / "here" / name).mkdir(parents=True)
         for i in range(12):
@@ -109,8 +110,12 @@ def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path) -> None:
     run.train(config("there", max_corrupt=3), tmp_path / "run")
     with pytest.raises(UserError, match=r"data\.memory_limit 2\.0 -> 0\.0"):  # decides who crops
         run.train(config("there", memory_limit=0.0), tmp_path / "run")
-    Image.new("RGB", (20, 24)).save(tmp_path / "there" / "red" / "another.jpg")
     before = sorted((tmp_path / "run").rglob("*"))
+    with monkeypatch.context() as patched:
+        patched.setattr(order, "VERSION", order.VERSION + 1)
+        with pytest.raises(UserError, match=r"got a run whose images have order 2, expected order 3, .* version"):
+            run.train(config("there"), tmp_path / "run")
+    Image.new("RGB", (20, 24)).save(tmp_path / "there" / "red" / "another.jpg")
     with pytest.raises(
         UserError, match=r"got other training data than this run was started with: 20 images then, 20 now, or other"
     ):

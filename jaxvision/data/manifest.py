@@ -1,0 +1,280 @@
+"""The list of the images in a folder, walked once and then mapped into memory.
+
+Walking through a million files takes minutes on a network disk, and a list of their paths takes 70 MB in each process.
+The first process that walks through a large folder therefore writes its manifest, an Arrow file in the cache folder,
+and all other processes of the machine map it, now and at later starts. The folders and their modification times are
+part of it: an image that is added, removed or renamed changes one of them, and the folder is then walked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from jaxvision.data.walk import Ignored, Walk, image_endings, walk_images
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+#: Number of images from which on a manifest is saved. A walk through fewer takes only a moment.
+SMALLEST = 10_000
+
+_VERSION = 1  # of the file, and of the rules of the walk
+_CHUNK = 2**20  # names in an Arrow array
+_SETTLED = 2 * 10**9  # ns: a folder that was changed later than this before the walk may change again unnoticed
+_KEPT = 30 * 86400  # seconds after which the manifest of an earlier state of a folder is removed
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The image files below a folder, grouped by the folder that they are in.
+
+    Attributes:
+      names: Arrow strings of bytes: the paths of the folders, relative to the root, then the names of all images.
+      ends: int64 [folders], number of images in each folder and those before it.
+      times: int64 [folders], modification times in ns.
+      ignored: as in `jaxvision.data.walk.Walk`.
+      checksum: of the names of the images, in order.
+      file: where it is saved, if it is.
+    """
+
+    names: Any
+    ends: np.ndarray
+    times: np.ndarray
+    ignored: dict[str, Ignored]
+    checksum: int
+    file: str | None = None
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[Any, ...]]:
+        if self.file is not None:
+            return Manifest.open, (self.file,)  # each process maps the file itself
+        return Manifest, (self.names, self.ends, self.times, self.ignored, self.checksum)
+
+    def folders(self) -> list[str]:
+        """Returns the paths of the folders, relative to the root, whose own path is empty."""
+        return [os.fsdecode(name.as_py()) for name in self.names[: len(self.ends)]]
+
+    def path(self, index: int) -> str:
+        """Returns the path of an image, relative to the root."""
+        folder = int(np.searchsorted(self.ends, index, side="right"))
+        name = self.names[len(self.ends) + index].as_py()
+        return os.path.join(os.fsdecode(self.names[folder].as_py()), os.fsdecode(name))
+
+    def save(self, file: Path) -> Manifest:
+        """Writes the manifest, and returns it mapped from the file.
+
+        Raises:
+          OSError: the file cannot be written.
+        """
+        import pyarrow as pa
+
+        ignored = {kind: asdict(found) for kind, found in self.ignored.items()}
+        about = {
+            "about": json.dumps({"ignored": ignored, "checksum": self.checksum}),
+            "ends": self.ends.tobytes(),
+            "times": self.times.tobytes(),
+        }
+        schema = pa.schema([("name", pa.binary())], metadata=about)
+        unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex}")  # unique among machines that share a disk
+        try:
+            with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for chunk in self.names.chunks:
+                    writer.write_batch(pa.record_batch([chunk], schema=schema))
+            unfinished.replace(file)
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+        return Manifest.open(str(file))
+
+    @staticmethod
+    def open(file: str) -> Manifest:
+        """Returns a saved manifest, mapped into memory.
+
+        Raises:
+          OSError: no such file, or it is damaged.
+        """
+        import pyarrow as pa
+
+        try:
+            table = pa.ipc.open_file(pa.memory_map(file)).read_all()
+            about = table.schema.metadata
+            texts = json.loads(about[b"about"])
+            ends, times = (np.frombuffer(about[key], np.int64) for key in (b"ends", b"times"))
+        except (pa.ArrowException, KeyError, ValueError) as e:
+            raise OSError(f"{file}: not a manifest ({e})") from e
+        ignored = {kind: Ignored(**found) for kind, found in texts["ignored"].items()}
+        return Manifest(table.column(0), ends, times, ignored, texts["checksum"], file)
+
+
+class ImageFiles(Sequence[str]):
+    """Paths of images of a manifest, computed when they are asked for.
+
+    Args:
+      root: the folder of the manifest.
+      manifest: the manifest.
+      rows: which of its images; a range or int [n].
+    """
+
+    def __init__(self, root: str, manifest: Manifest, rows: range | np.ndarray):
+        self.root = root
+        self.manifest = manifest
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> ImageFiles: ...
+    def __getitem__(self, index: int | slice) -> str | ImageFiles:
+        if isinstance(index, slice):
+            return ImageFiles(self.root, self.manifest, self.rows[index])
+        return os.path.join(self.root, self.manifest.path(int(self.rows[index])))
+
+    def take(self, indices: np.ndarray) -> ImageFiles:
+        """Returns some of the paths; `indices` is int [n]."""
+        rows = self.rows.start + self.rows.step * indices if isinstance(self.rows, range) else self.rows[indices]
+        return ImageFiles(self.root, self.manifest, rows.astype(np.int32) if len(self.manifest) < 2**31 else rows)
+
+    def checksum(self) -> int:
+        """Returns a checksum of the names and their order. The folders do not count."""
+        if isinstance(self.rows, range):
+            return zlib.crc32(repr(self.rows).encode(), self.manifest.checksum)
+        return zlib.crc32(self.rows.tobytes(), self.manifest.checksum)
+
+
+def read_folder(root: str | os.PathLike[str]) -> tuple[Manifest, str | None]:
+    """Returns the manifest of a folder, and a warning if it cannot be saved.
+
+    Uses a saved one if no folder has changed since. Otherwise walks through the folder and, if there are many images,
+    saves a manifest for the next time, in ``~/.cache/jaxvision/manifests``. Other processes that walk through the same
+    folder at the same time wait for the first one.
+
+    Args:
+      root: the folder.
+    """
+    root = os.fspath(root)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxvision", "manifests").expanduser()
+    identity = [_VERSION, os.path.realpath(root), sorted(image_endings())]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    found = _find_saved(root, cache, key)
+    if found is not None:
+        return found, None
+    with ExitStack() as stack:
+
+        def find_other() -> Manifest | None:
+            return _find_saved(root, cache, key) if _lock(cache / f"{key}.lock", stack) else None
+
+        started = time.time_ns()
+        walk = walk_images(root)
+        manifest = _collect(walk, find_other)
+        if manifest.file is not None or len(manifest) < SMALLEST or not _is_settled(walk, started):
+            return manifest, None
+        state = hashlib.sha256(manifest.times.tobytes() + b"\0".join(map(os.fsencode, walk.folders))).hexdigest()[:16]
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            return manifest.save(cache / f"{key}-{state}.arrow"), None
+        except OSError as e:
+            return manifest, (
+                f"{root}: cannot save the list of its {len(manifest):,} images in {cache} ({e.strerror or e}); each "
+                "process reads the folder. Set XDG_CACHE_HOME to a folder that can be written to."
+            )
+
+
+def _collect(walk: Walk, find_other: Callable[[], Manifest | None]) -> Manifest:
+    """Returns the manifest of a walk. If there are many images, asks `find_other` first for that of another process."""
+    import pyarrow as pa
+
+    counts: dict[str, int] = {}
+    chunks: list[Any] = []
+    checksum = 0
+    files = iter(walk.files)
+    for size in itertools.chain((SMALLEST,), itertools.repeat(_CHUNK)):
+        names = []
+        for path in itertools.islice(files, size):
+            folder, name = os.path.split(path)
+            counts[folder] = counts.get(folder, 0) + 1
+            names.append(os.fsencode(name))
+        checksum = zlib.crc32(b"/".join([*names, b""]), checksum)
+        chunks.append(pa.array(names, pa.binary()))
+        if len(names) < size:
+            break
+        if size == SMALLEST and (other := find_other()) is not None:
+            return other
+    folders = pa.array([os.fsencode(folder) for folder in walk.folders], pa.binary())
+    return Manifest(
+        names=pa.chunked_array([folders, *chunks]),
+        ends=np.cumsum([counts.get(folder, 0) for folder in walk.folders], dtype=np.int64),
+        times=np.array([*walk.folders.values()], np.int64),
+        ignored=walk.ignored,
+        checksum=checksum,
+    )
+
+
+def _is_settled(walk: Walk, started: int) -> bool:
+    """Returns whether the modification times show every later change of what was listed."""
+    unsure = [kind for kind in walk.ignored if kind.startswith(("unreadable", "broken link"))]
+    return not unsure and all(0 < time_ < started - _SETTLED for time_ in walk.folders.values())
+
+
+def _find_saved(root: str, cache: Path, key: str) -> Manifest | None:
+    """Returns the saved manifest of a folder in its present state, and removes old ones of other states."""
+    with suppress(OSError):
+        for file in cache.glob(f"{key}-*.arrow"):
+            with suppress(OSError):
+                manifest = Manifest.open(str(file))
+                if _is_current(root, manifest):
+                    with suppress(OSError):
+                        os.utime(file)
+                    return manifest
+                if file.stat().st_mtime < time.time() - _KEPT:  # no running process still has to open it
+                    file.unlink()
+    return None
+
+
+def _is_current(root: str, manifest: Manifest) -> bool:
+    """Returns whether no folder of a manifest has changed."""
+
+    def unchanged(part: Iterable[tuple[str, int]]) -> bool:
+        return all(os.stat(os.path.join(root, folder)).st_mtime_ns == time_ for folder, time_ in part)
+
+    folders = [*zip(manifest.folders(), manifest.times.tolist())]
+    parts = [folders[i : i + 256] for i in range(0, len(folders), 256)]
+    with ThreadPoolExecutor(16) as threads:  # a network disk answers many questions at a time
+        return all(threads.map(unchanged, parts))
+
+
+def _lock(file: Path, stack: ExitStack) -> bool:
+    """Locks a file until `stack` closes, and returns whether another process had to be waited for."""
+    if fcntl is None:
+        return False
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context(file.open("a"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return True
+    except OSError:  # a folder that cannot be written to, or a network disk without locks
+        pass
+    return False

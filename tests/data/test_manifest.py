@@ -1,0 +1,216 @@
+"""The manifest of a large folder: walked once, mapped afterwards, and never out of date."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.images import encode, scene
+
+from jaxvision.data import manifest, open_dataset, open_source
+from jaxvision.data.manifest import read_folder
+
+LONG_AGO = 1_600_000_000
+
+
+def let_settle(root: Path) -> None:
+    """Sets the modification time of all folders to a year when nothing happened."""
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, (LONG_AGO, LONG_AGO))
+
+
+def paths_of(found: manifest.Manifest) -> list[str]:
+    return [found.path(i) for i in range(len(found))]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(manifest, "SMALLEST", 100)
+    return tmp_path / "cache" / "jaxvision" / "manifests"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """204 empty files in two classes, one of them with subfolders and with names that are not UTF-8."""
+    root = tmp_path_factory.mktemp("large")
+    for folder, count in {"ant": 100, "bee": 4, "bee/a": 50, "bee/b": 50}.items():
+        (root / folder).mkdir()
+        for i in range(count):
+            name = os.fsdecode(b"%05d \xe4\n.jpg" % i) if folder == "bee" else f"{i:05}.jpg"
+            (root / folder / name).touch()
+    (root / "ant" / "notes.txt").touch()
+    return root
+
+
+@pytest.fixture
+def settled(large: Path) -> Path:
+    let_settle(large)
+    return large
+
+
+def refuse_to_walk(root: object) -> None:
+    raise AssertionError(f"walked through {root}")
+
+
+def test_a_large_folder_is_walked_once(settled: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, warning = read_folder(settled)
+    assert warning is None
+    expected = [os.path.relpath(file, settled) for file in settled.rglob("*.jpg")]
+    assert sorted(paths_of(first)) == sorted(expected)
+    assert len(first) == 204
+    assert [file.suffix for file in sorted(cache.iterdir())] == [".arrow", ".lock"]
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "walk_images", refuse_to_walk)
+        again, _ = read_folder(settled)
+        (settled / "ant" / "00007.jpg").write_bytes(b"other contents")  # which do not change the list
+        os.utime(settled / "ant" / "00007.jpg")
+        read_folder(settled)
+    assert paths_of(again) == paths_of(first)
+    assert again.ignored == first.ignored
+    assert again.ignored[".txt"].count == 1
+    assert again.checksum == first.checksum
+
+
+def test_every_change_of_the_list_is_noticed(settled: Path, cache: Path, tmp_path: Path) -> None:
+    """Added, removed, renamed, moved, a new folder: the next reading has the list of a walk."""
+    root = tmp_path / "copy"
+    shutil.copytree(settled, root)
+    let_settle(root)
+    before, _ = read_folder(root)
+    kept = pickle.dumps(before)  # what a worker of a running job receives
+    changes = [
+        lambda: (root / "ant" / "new.jpg").touch(),
+        lambda: (root / "ant" / "00001.jpg").unlink(),
+        lambda: (root / "bee" / "a" / "00001.jpg").rename(root / "bee" / "a" / "1.jpg"),
+        lambda: (root / "bee" / "a" / "00002.jpg").rename(root / "ant" / "moved.jpg"),
+        lambda: (root / "cat").mkdir(),
+        lambda: (root / "cat" / "1.jpg").touch(),
+        lambda: shutil.rmtree(root / "bee" / "b"),
+        lambda: os.symlink(settled / "bee" / "b", root / "bee" / "b"),
+        lambda: (root / "ant").rename(root / "gnat"),
+    ]
+    seen = [paths_of(before)]
+    for change in changes:
+        change()
+        found, _ = read_folder(root)
+        walked = [os.path.join(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+        assert sorted(paths_of(found)) == sorted(os.path.relpath(x, root) for x in walked if x.endswith(".jpg"))
+        seen.append(paths_of(found))
+    assert all(seen[i] != seen[i + 1] for i in range(4))
+    assert paths_of(pickle.loads(kept)) == seen[0]  # the file of an earlier state is still there
+
+
+def test_a_folder_that_changes_now_is_not_trusted(settled: Path, cache: Path) -> None:
+    """Its modification time might not show the next change, which happens in the same instant."""
+    os.utime(settled / "ant")
+    found, warning = read_folder(settled)
+    assert (len(found), warning) == (204, None)
+    assert not list(cache.glob("*.arrow"))
+    assert paths_of(pickle.loads(pickle.dumps(found))) == paths_of(found)
+
+
+def test_small_folders_write_nothing(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "images" / "ant").mkdir(parents=True)
+    (tmp_path / "images" / "ant" / "1.jpg").touch()
+    let_settle(tmp_path / "images")
+    assert paths_of(read_folder(tmp_path / "images")[0]) == ["ant/1.jpg"]
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_written_to_is_a_warning(settled: Path, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("not a folder")
+    train = open_source("folder", data_dir=str(settled)).train
+    (line,) = [line for line in train.warnings if "ignored" not in line]
+    assert f"{settled}: cannot save the list of its 204 images in {cache} (" in line
+    assert "Set XDG_CACHE_HOME to a folder that can be written to." in line
+    assert len(train) == 163
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" * 999])
+def test_a_damaged_manifest_is_written_again(settled: Path, cache: Path, damage) -> None:
+    expected = paths_of(read_folder(settled)[0])
+    (file,) = cache.glob("*.arrow")
+    file.write_bytes(damage(file.read_bytes()))
+    assert paths_of(read_folder(settled)[0]) == expected
+    (file,) = cache.glob("*.arrow")
+    assert file.stat().st_size > 3000
+
+
+def test_one_of_several_processes_writes(settled: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait, and map what it wrote."""
+    saves = []
+    save = manifest.Manifest.save
+
+    def slow_save(self, file):
+        time.sleep(0.3)
+        saves.append(file)
+        return save(self, file)
+
+    monkeypatch.setattr(manifest.Manifest, "save", slow_save)
+    with ThreadPoolExecutor(4) as threads:  # each locks a file of its own opening, as processes do
+        found = [result for result, _ in threads.map(lambda _: read_folder(settled), range(4))]
+    assert len(saves) == 1
+    assert len({result.file for result in found}) == 1
+    assert all(paths_of(result) == paths_of(found[0]) for result in found)
+
+
+def test_the_fingerprint_tells_names_and_order_but_not_the_place(settled: Path, cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(settled, tmp_path / "moved")
+    let_settle(tmp_path / "moved")
+    options = [{}, {"data_dir": str(tmp_path / "moved")}, {"split_seed": 1}, {"test_fraction": 0.3}]
+    here, moved, other_seed, other_share = (
+        open_source("folder", **{"data_dir": str(settled), **option}).train.names_checksum() for option in options
+    )
+    assert here == moved
+    assert len({here, other_seed, other_share}) == 3
+    (tmp_path / "moved" / "bee" / "b" / "00000.jpg").rename(tmp_path / "moved" / "bee" / "b" / "0.jpg")
+    assert open_source("folder", data_dir=str(tmp_path / "moved")).train.names_checksum() != here
+
+
+def test_workers_receive_no_list(settled: Path, cache: Path) -> None:
+    """Each worker maps the file; arrays travel apart from the pickle, in shared memory."""
+    train = open_source("folder", data_dir=str(settled)).train
+    arrays: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(train, protocol=5, buffer_callback=arrays.append)
+    assert len(pickled) < 2000
+    copy = pickle.loads(pickled, buffers=arrays)
+    assert list(copy.files) == list(train.files)
+    np.testing.assert_array_equal(copy.labels, train.labels)
+    assert len(pickle.dumps(list(train.files))) > 5000
+
+
+def private_mib(pid: int) -> float:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) / 1024
+
+
+@pytest.mark.slow
+def test_memory_of_a_worker_does_not_grow_with_the_dataset(tmp_path: Path, cache: Path) -> None:
+    """A worker of 400,000 images has at most 8 MiB more of its own than one of 1,000; a list of paths takes 50."""
+    used = {}
+    for count in (1_000, 400_000):
+        root = tmp_path / str(count)
+        for label in range(10):
+            folder = root / f"class{label}"
+            folder.mkdir(parents=True)
+            (tmp_path / f"{label}.png").write_bytes(encode(scene(40 + label, 40)))
+            for i in range(count // 10):
+                os.link(tmp_path / f"{label}.png", folder / f"an image with a name of some length {i:08}.png")
+        let_settle(root)
+        train = open_dataset(open_source("folder", data_dir=str(root)).train)
+        options = {"batch_size": 32, "image_size": 32, "seed": 0, "start_step": 0, "stop_step": 10**6, "workers": 1}
+        batches = train.train_batches(**options)
+        for _ in range(20):
+            next(batches)
+        (worker,) = multiprocessing.active_children()
+        used[count] = private_mib(worker.pid)
+        batches.close()
+    assert used[400_000] - used[1_000] < 8, used

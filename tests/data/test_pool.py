@@ -1,0 +1,156 @@
+"""The worker pool: one for training and evaluation, small messages, shared arrays, and an end in every case."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxvision.data.pool import WorkerPool
+from jaxvision.errors import UserError
+
+
+class UnpicklableError(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
+
+
+@dataclass(frozen=True)
+class Count:
+    """A task: image i of batch n is filled with the byte (10 n + i) % 256. Names its process, and can fail."""
+
+    shape: tuple[int, int, int, int] = (10, 3, 5, 3)
+    table: np.ndarray | None = None
+    fails_at: int = -1
+    seconds: float = 0.0
+
+    def read(self, number, rows, images):
+        time.sleep(self.seconds)
+        if number == self.fails_at:
+            raise UnpicklableError("ant", "bee")
+        values = 10 * number + np.arange(rows.start, rows.stop)
+        images[:] = (values % 256)[:, None, None, None]
+        if self.table is not None:
+            self.table[0] += 1  # of this worker's own copy
+        private = int(Path("/proc/self/smaps_rollup").read_text().split("Private_Dirty:")[1].split()[0]) // 1024
+        return {"index": values, "pid": np.full(len(values), os.getpid()), "private": np.full(len(values), private)}
+
+
+def check(batch, number):
+    expected = 10 * number + np.arange(10)
+    colors = (expected % 256)[:, None, None, None]
+    np.testing.assert_array_equal(batch["index"], expected)
+    np.testing.assert_array_equal(batch["image"], np.broadcast_to(colors, (10, 3, 5, 3)))
+
+
+def wait_for_no_children():
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def anonymous_files():
+    """Returns how many anonymous files this process has open."""
+    return sum("memfd" in os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink())
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_one_pool_serves_training_and_evaluations(count):
+    """The training stream stays open during evaluations, which the same processes read."""
+    pids = set()
+    with WorkerPool(count) as pool:
+        train = pool.run_ahead(Count(), 0, 20)
+        for number in range(6):
+            check(batch := next(train), number)
+            pids |= set(batch["pid"].tolist())
+        for _ in range(2):
+            evaluation = pool.run_ahead(Count(), 3, 12)
+            for number, batch in enumerate(evaluation, 3):
+                check(batch, number)
+                pids |= set(batch["pid"].tolist())
+        for number in range(6, 20):
+            check(next(train), number)
+        assert next(train, None) is None
+        assert len(pids) == max(count, 1)
+        assert (os.getpid() in pids) == (count == 0)
+    wait_for_no_children()
+
+
+def test_the_caller_may_keep_batches_or_drop_a_stream_early():
+    """Kept batches stay as they are although their memory is used again, and a closed stream frees its memory."""
+    with WorkerPool(1) as pool:
+        for number, batch in enumerate(kept := list(pool.run_ahead(Count(), 0, 25))):
+            check(batch, number)
+        del kept, batch
+        for _ in range(3):
+            stream = pool.run_ahead(Count(), 0, 25)
+            first = next(stream)
+            stream.close()  # with pieces on their way
+            check(first, 0)
+        del first
+        gc.collect()
+        assert len(multiprocessing.active_children()) == 1
+        assert anonymous_files() == 0
+
+
+def test_an_error_of_a_task_comes_in_its_turn_with_its_traceback():
+    with WorkerPool(2) as pool:
+        stream = pool.run_ahead(Count(fails_at=3), 0, 9)
+        for number in range(3):
+            check(next(stream), number)
+        with pytest.raises(RuntimeError, match="UnpicklableError: ant and bee") as caught:
+            next(stream)
+        assert "in read\n" in caught.value.__notes__[0]
+        check(next(pool.run_ahead(Count(), 0, 9)), 0)  # the workers go on
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_killed_worker_is_one_line(count):
+    """The others end too. The shared memory has no name, so that none can be left."""
+    with WorkerPool(count) as pool:
+        stream = pool.run_ahead(Count(seconds=0.02), 0, 10**6)
+        check(next(stream), 0)
+        for pid in ("self", *(process.pid for process in multiprocessing.active_children())):
+            assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"^data\.workers: got a worker process that was killed by SIGKILL, .*\.$"):
+            for _ in stream:
+                pass
+        assert not multiprocessing.active_children()
+
+
+def test_workers_leave_interrupts_and_sigterm_to_the_main_process():
+    """A cluster sends SIGTERM to every process of a job, and the main process still evaluates and saves."""
+    with WorkerPool(2) as pool:
+        stream = pool.run_ahead(Count(), 0, 200)
+        first = next(stream)
+        for process in multiprocessing.active_children():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(process.pid, number)
+        check(first, 0)
+        for number, batch in enumerate(stream, 1):
+            check(batch, number)
+    wait_for_no_children()
+
+
+def test_workers_share_the_large_arrays_of_a_task():
+    """100 MB of a task are not in the private memory of the workers, which may still write to their copy."""
+    table = np.ones(100 * 2**20 // 8)
+    with WorkerPool(2) as pool:
+        for number, batch in enumerate(pool.run_ahead(Count(table=table), 0, 20)):
+            check(batch, number)
+            large = batch["private"].max()
+        for batch in pool.run_ahead(Count(table=np.ones(2)), 0, 20):
+            small = batch["private"].max()
+    assert large - small < 20, (large, small)
+    assert table[0] == 1
+    assert len(pickle.dumps(table)) > 100 * 2**20
