@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from jaxvision.disk import temporary_path
 from jaxvision.errors import UserError
 
 try:
@@ -103,7 +104,7 @@ def write_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
     if jax.process_index() != 0:
         return
     path = epath.Path(workdir) / "config.json"
-    unfinished = path.parent / "config.json.tmp"
+    unfinished = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renamed into place, so that the file is either complete or missing.
