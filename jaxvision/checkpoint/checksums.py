@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import jax
 from etils import epath
 
+from jaxvision.disk import temporary_path
+
 FILE = "checksums.json"
+TIMEOUT = 600
 
 
 class DamagedCheckpoint(Exception):
@@ -24,16 +31,68 @@ def has_checksums(folder: epath.Path) -> bool:
 def write_checksums(folder: epath.Path) -> None:
     """Writes ``checksums.json`` into a complete checkpoint: the path, size and CRC-32 of each of its files.
 
+    All processes call it, and each reads the files that it has written. They leave their results in the checkpoint's
+    folder, where process 0 collects them, because a collective operation could meet those of the train step. A process
+    returns when the file exists.
+
     Args:
       folder: the checkpoint. Files that lie directly in it have no checksum.
+
+    Raises:
+      OSError: a file cannot be read or written, in this process or another.
+      TimeoutError: another process has not finished within ten minutes.
     """
     # Orbax verifies neither its JSON files nor the bytes of arrays, so a flipped bit there would go unnoticed.
-    files = [file for item in folder.iterdir() if item.is_dir() for file in _files(item)]
-    checksums = {str(file.relative_to(folder)): _checksum(file) for file in sorted(files)}
+    process, count = jax.process_index(), jax.process_count()
+    parts = [folder / f"{FILE}.{i}-of-{count}" for i in range(count)]
+    try:
+        names = sorted(
+            str(file.relative_to(folder)) for item in folder.iterdir() if item.is_dir() for file in _files(item)
+        )
+        found = {name: _checksum(folder / name) for i, name in enumerate(names) if _writer(name, i, count) == process}
+    except OSError as e:
+        if count > 1:
+            _write_json(parts[process], {"error": str(e)})
+        raise
+    if count > 1:
+        _write_json(parts[process], found)
+        if process != 0:
+            _wait_until(lambda: (folder / FILE).exists(), f"process 0 has not written {FILE}")
+            return
+        for other, part in enumerate(parts):
+            _wait_until(part.exists, f"process {other} has not written its checksums")
+            found |= json.loads(part.read_text())
+        if "error" in found:
+            raise OSError(found["error"])
+    _write_json(folder / FILE, found)
+    for part in parts[: count if count > 1 else 0]:
+        part.unlink()
+
+
+def _writer(name: str, i: int, count: int) -> int:
+    """Returns the process that has written a file. Files that Orbax does not mark are shared out."""
+    marked = re.search(r"\bprocess_(\d+)\b", name)
+    return (int(marked[1]) if marked else i) % count
+
+
+def _write_json(path: epath.Path, value: Any) -> None:
     # Renamed into place, because a truncated file of checksums would make an intact checkpoint look damaged.
-    unfinished = folder / f"{FILE}.tmp"
-    unfinished.write_text(json.dumps(checksums))
-    unfinished.replace(folder / FILE)
+    unfinished = temporary_path(path)
+    try:
+        unfinished.write_text(json.dumps(value))
+        unfinished.replace(path)
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def _wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{otherwise} within {TIMEOUT} seconds")
+        time.sleep(0.1)
 
 
 def verify_checksums(folder: epath.Path) -> None:

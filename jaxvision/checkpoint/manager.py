@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import threading
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -105,9 +106,11 @@ class Checkpoints:
         self._config = dict(config or {})
         self._read_only = read_only
         self._log = log
-        self._saving: int | None = None
-        self._finisher: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._keep = keep
+        self._committing: Future[None] | None = None  # Orbax writes the newest checkpoint
+        self._unsealed: deque[tuple[int, Future[None]]] = deque()  # checkpoints whose checksums are not written yet
+        self._commits, self._seals = (ThreadPoolExecutor(1, f"checkpoint-{name}") for name in ("commit", "checksums"))
+        self._scores: dict[int, float] | None = None  # of the checkpoints on disk and in the making
         silence_orbax()
 
         if not read_only:
@@ -155,13 +158,15 @@ class Checkpoints:
           UserError: this checkpoint, or the one before, could not be written, for example to a full disk. Earlier
             checkpoints remain.
         """
-        self.wait()  # for the previous checkpoint, which has to be complete before an older one may be removed
+        # The previous checkpoint has to be on disk before an older one may be removed. Of the `keep` newest, which this
+        # one does not push out, the checksums may still be in the making.
+        self._collect(pending=self._keep - 1)
         if step in self.steps():
             if not overwrite:
                 return
+            self.wait()
             self._move_aside(step)
         about = _json_copy({"position": position, "metrics": metrics or {}, "config": self._config})
-        self._saving = step
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._manager.save(
@@ -171,21 +176,22 @@ class Checkpoints:
                 force=True,
             )
         except Exception as e:
-            self._failure = e
-            self.wait()
-        self._finisher = threading.Thread(target=self._finish, args=(step,), name="checkpoint-checksums")
-        self._finisher.start()
+            self._raise_failure(step, e)
+        if self._scores is not None:
+            self._scores[step] = self._score(metrics)
+        self._committing = self._commits.submit(self._manager.wait_until_finished)
+        self._unsealed.append((step, self._seals.submit(self._seal, step, self._committing)))
 
-    def _finish(self, step: int) -> None:
+    def _seal(self, step: int, committing: Future[None]) -> None:
         """Adds the checksums when Orbax has written everything; runs in a thread of its own."""
+        committing.result()
         try:
-            self._manager.wait_until_finished()
-            if jax.process_index() == 0:
-                checksums.write_checksums(self.directory / str(step))
-                (self.directory.parent / _SAVED).touch()
-                (self.directory / f"{step}{_REPLACED}").rmtree(missing_ok=True)
-        except Exception as e:  # `wait` raises it in the thread that trains
-            self._failure = e
+            checksums.write_checksums(self.directory / str(step))
+        except TimeoutError as e:  # the checkpoint itself is complete
+            self._log(f"the checkpoint of step {step} has no checksums: {e}")
+        if jax.process_index() == 0:
+            (self.directory.parent / _SAVED).touch()
+            (self.directory / f"{step}{_REPLACED}").rmtree(missing_ok=True)
 
     def wait(self) -> None:
         """Returns when everything is on disk.
@@ -193,20 +199,33 @@ class Checkpoints:
         Raises:
           UserError: the last checkpoint could not be written. Earlier checkpoints remain.
         """
-        if self._finisher is not None:
-            self._finisher.join()
-            self._finisher = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            self._discard(self._saving)
-            intact = self.steps()
-            raise UserError(
-                f"cannot write the checkpoint of step {self._saving} to {self.directory} ({short_reason(failure)}). "
-                f"{f'The checkpoint of step {intact[-1]} is intact' if intact else 'There is no earlier checkpoint'}. "
-                f"Fix the cause and run the same command again."
-            ) from failure
+        self._collect(pending=0)
 
-    def _discard(self, step: int | None) -> None:
+    def _collect(self, pending: int) -> None:
+        """Returns when the last checkpoint is on disk and at most `pending` checkpoints lack checksums."""
+        if self._committing is not None and self._committing.exception() is not None:
+            pending = 0
+        self._committing = None
+        failed = None
+        while len(self._unsealed) > pending or (failed and self._unsealed):
+            step, sealing = self._unsealed.popleft()
+            failed = failed or ((step, sealing.exception()) if sealing.exception() else None)
+        if failed:
+            self._raise_failure(*failed)
+
+    def _raise_failure(self, step: int, failure: BaseException | None) -> NoReturn:
+        """Removes the remains of a checkpoint that could not be written, and raises the error."""
+        self._scores = None
+        self._discard(step)
+        intact = self.steps()
+        raise UserError(
+            f"cannot write the checkpoint of step {step} to {self.directory} "
+            f"({short_reason(failure) if failure else 'unknown'}). "
+            f"{f'The checkpoint of step {intact[-1]} is intact' if intact else 'There is no earlier checkpoint'}. "
+            f"Fix the cause and run the same command again."
+        ) from failure
+
+    def _discard(self, step: int) -> None:
         """Removes the remains of a checkpoint that could not be written."""
         if jax.process_index() == 0 and self.directory.is_dir():
             for path in self.directory.iterdir():
@@ -248,12 +267,16 @@ class Checkpoints:
     def is_best(self, metrics: Mapping[str, float]) -> bool:
         """Returns whether a checkpoint with these metrics, saved next, would be the best.
 
+        Only the first call may wait for a checkpoint to be written.
+
         Raises:
-          UserError: the last checkpoint could not be written.
+          UserError: it could not be written.
         """
-        self.wait()
-        score, best = self._score(metrics), self.best_step()
-        return score > -math.inf and (best is None or score >= self._score(self._manager.metrics(best)))
+        if self._scores is None:
+            self.wait()
+            self._scores = {step: self._score(self._manager.metrics(step)) for step in self.steps()}
+        score = self._score(metrics)
+        return score > -math.inf and score >= max(self._scores.values(), default=score)
 
     def restore(
         self, abstract: Any, shardings: Any, *, step: int | str = "newest", subset: bool = False
@@ -288,6 +311,7 @@ class Checkpoints:
             if step == "newest" and not self._read_only:
                 for earlier in candidates[: len(damaged)]:
                     self._manager.delete(earlier)
+                self._scores = None
             return restored
         if damaged and step != "newest":
             raise UserError(
@@ -365,6 +389,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            for threads in (self._commits, self._seals):
+                threads.shutdown()
             try:
                 self._manager.close()
             except Exception:  # the failure that `wait` has raised; Orbax raises it once in each thread

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxvision.data.source import Example, Splits
+from jaxvision.disk import temporary_path
 from jaxvision.errors import UserError, unknown_name_error
 
 _MAX_CLASSES = 1_000_000  # a larger label is an identifier, not the number of a class
@@ -264,7 +264,7 @@ def _arrow_copy(file: Path, image: str, cache: Path) -> Path:
     copy = cache / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.arrow"
     if copy.exists():
         return copy
-    incomplete = copy.with_suffix(f".{uuid.uuid4().hex}")
+    incomplete = temporary_path(copy)
     schema = pa.schema([("image", pa.large_binary()), ("path", pa.large_string())])
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import time
-import uuid
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from typing import Any, overload
 import numpy as np
 
 from jaxvision.data.walk import Ignored, Walk, image_endings, walk_images
+from jaxvision.disk import temporary_path
 
 try:
     import fcntl
@@ -93,7 +93,7 @@ class Manifest:
             "times": self.times.tobytes(),
         }
         schema = pa.schema([("name", pa.binary())], metadata=about)
-        unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex}")  # unique among machines that share a disk
+        unfinished = temporary_path(file)
         try:
             with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 for chunk in self.names.chunks:

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from jaxvision.disk import temporary_path
 from jaxvision.errors import UserError
 
 try:
@@ -164,7 +165,7 @@ def read_result(workdir: str | Path, config: Mapping[str, Any]) -> dict[str, Any
 
 def _write_json(path: epath.Path, value: Any) -> None:
     """Writes a JSON file of a workdir, which is created if necessary. The file is either complete or missing."""
-    unfinished = path.parent / f"{path.name}.tmp"
+    unfinished = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(value, indent=2) + "\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ import safetensors
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from jaxvision.disk import temporary_path
 from jaxvision.errors import UserError
 from jaxvision.weights.formats import recognize, sharded_error
 from jaxvision.weights.pickle import PickleFile
@@ -200,8 +200,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
     The folder is created. After an exception, the temporary file is removed and an earlier file at `path` is unchanged.
     """
-    # Process numbers are not unique, because containers on several machines may share the disk.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = temporary_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from support.damage import SHARDINGS, STATE, cut, flip, folder, largest_file, save
 from support.paths import TESTS
 
-from jaxvision.checkpoint import Checkpoints, checksums
+from jaxvision.checkpoint import Checkpoints, checksums, saved_steps
 from jaxvision.errors import UserError
 
 
@@ -109,6 +113,76 @@ def test_a_file_that_is_no_checkpoint_is_logged(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, log=logged.append) as checkpoints:
         assert checkpoints.restore(STATE, SHARDINGS).step == 1
     assert logged == [f"skipped {folder(tmp_path, 2)}: it is a file, expected the folder of a checkpoint"]
+
+
+# --- Writing checksums ---
+
+
+def test_the_next_save_does_not_wait_for_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a save that may remove a checkpoint waits for the checksums of that one."""
+    write, may_go_on = checksums.write_checksums, threading.Event()
+
+    def write_late(folder: object) -> None:
+        assert may_go_on.wait(60)
+        write(folder)
+
+    monkeypatch.setattr(checksums, "write_checksums", write_late)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.is_best({"top1": 0.5})
+        for step in (1, 2):
+            checkpoints.save(step, STATE, position={}, metrics={"top1": 0.5})
+        assert not checkpoints.is_best({"top1": 0.4})
+        assert saved_steps(tmp_path) == []
+        threading.Timer(0.5, may_go_on.set).start()
+        checkpoints.save(3, STATE, position={})
+        assert may_go_on.is_set()
+        checkpoints.wait()
+        assert saved_steps(tmp_path) == checkpoints.steps() == [2, 3]
+
+
+def test_each_process_reads_the_files_that_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three threads stand for three processes."""
+    save(tmp_path, 1)
+    checkpoint = epath.Path(folder(tmp_path, 1))
+    for process in (1, 2):
+        shutil.copytree(checkpoint / "state" / "ocdbt.process_0", checkpoint / "state" / f"ocdbt.process_{process}")
+    checksums.write_checksums(checkpoint)  # one process reads all
+    expected = (checkpoint / "checksums.json").read_text()
+    (checkpoint / "checksums.json").unlink()
+
+    thread = threading.local()
+    monkeypatch.setattr(jax, "process_index", lambda: thread.process)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(checksums, "TIMEOUT", 0.2)
+
+    def write(process: int) -> None:
+        thread.process = process
+        checksums.write_checksums(checkpoint)
+
+    with pytest.raises(TimeoutError, match="process 0 has not written"):
+        write(1)
+    own = json.loads((checkpoint / "checksums.json.1-of-3").read_text())
+    assert {name for name in json.loads(expected) if "process_1" in name} <= own.keys()
+    assert not [name for name in own if "process_0" in name or "process_2" in name]
+    with pytest.raises(TimeoutError, match="process 2 has not written its checksums"):
+        write(0)
+    assert not checksums.has_checksums(checkpoint)  # it counts as a checkpoint that was not verified
+
+    monkeypatch.setattr(checksums, "TIMEOUT", 60)
+    with ThreadPoolExecutor(3) as processes:
+        list(processes.map(write, range(3)))
+    assert json.loads((checkpoint / "checksums.json").read_text()) == json.loads(expected)
+    assert [path.name for path in checkpoint.iterdir() if path.name.startswith("checksums")] == ["checksums.json"]
+
+
+def test_a_file_that_another_process_cannot_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    checkpoint = epath.Path(folder(tmp_path, 1))
+    (checkpoint / "checksums.json").unlink()
+    (checkpoint / "checksums.json.1-of-2").write_text('{"error": "a disk fails"}')
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(OSError, match="a disk fails"):
+        checksums.write_checksums(checkpoint)
 
 
 # --- Saves that are interrupted or fail ---

@@ -23,6 +23,7 @@ PACKAGE = Path(jaxvision.__file__).parent
 ROW = {
     "tree": 0,
     "errors": 0,
+    "disk": 0,
     "platform": 0,
     "extend": 0,
     "lazy": 0,
