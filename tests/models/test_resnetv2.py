@@ -94,7 +94,8 @@ def test_feature_maps_and_logits_match_timm(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_match_timm(kind):
     theirs, ours = small(kind)
-    assert_training_step_matches_timm(ours, theirs, 64)
+    tolerance = 1e-5 if kind in ("deep, EvoNorm", "filter response") else 1e-9
+    assert_training_step_matches_timm(ours, theirs, 64, tolerance=tolerance)
 
 
 @pytest.mark.timm
