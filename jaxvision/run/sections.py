@@ -195,7 +195,7 @@ def metric_keys(*, name: str | None = None) -> None:
     Args:
       name: your own metric, ``"package.module:function"``. It is called with every `Evaluation` and returns a number,
         which is logged under the function's name; `checkpoint.best` may name it. A higher number is better, unless the
-        function has an attribute ``lower_is_better = True``. None: only the built-in metrics.
+        function's attribute ``lower_is_better`` is set. None: only the built-in metrics.
     """
 
 

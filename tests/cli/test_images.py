@@ -77,7 +77,7 @@ def test_nothing_that_can_be_read_is_a_mistake(capsys: pytest.CaptureFixture, ex
     status, out, err = run(capsys, "predict", "-m", export, tmp_path / "x.jpg", tmp_path / "y.heic")
     assert (status, out) == (2, "")
     bad, heic = err.splitlines()
-    assert "x.jpg: not an image that Pillow can read" in bad
+    assert "x.jpg: not an image, or one of a kind that Pillow cannot read" in bad
     assert heic.endswith("HEIC: not supported, convert them with: mogrify -format jpg *.heic")
 
 

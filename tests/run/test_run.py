@@ -211,7 +211,7 @@ def test_empty_class_folders_damaged_images_and_names_that_are_not_utf8(
     shutil.rmtree(images / "empty")
 
     (images / "single").mkdir()
-    shutil.copy(images / "class1" / "1.jpg", images / "single")
+    shutil.copy(images / "class1" / os.fsdecode(b"caf\xe91.jpg"), images / "single")
     bad, shown = images / "class1" / os.fsdecode(b"caf\xe93.jpg"), f"{images}/class1/caf\\xe93.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     status, out, err = start(capsys, *arguments)
