@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from safetensors.numpy import load_file
+from support.damage import cut, largest_file
 from support.quick import quick, refused, start
 
 from jaxvision import run
+from jaxvision.checkpoint import Checkpoints, saved_steps
 from jaxvision.classifier import load_classifier
 from jaxvision.errors import UserError
 from jaxvision.eval.evaluate import evaluate
@@ -124,7 +127,9 @@ def test_an_efficientnet_runs(tmp_path: Path) -> None:  # the other tests train 
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
-def test_validation_data_stop_early_and_choose_the_best(tmp_path: Path) -> None:
+def test_validation_data_stop_early_and_choose_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     images = tmp_path / "images"
     rng = np.random.default_rng(0)
     for part, n in (("train", 12), ("val", 4), ("test", 4)):
@@ -147,6 +152,18 @@ def test_validation_data_stop_early_and_choose_the_best(tmp_path: Path) -> None:
     assert len(watched) < 30, "it never stopped early"
     assert result["count"] == 8  # the test part, once
     assert result["top1"] == 1.0  # red and blue are easy to tell apart
+
+    # Run again: the last model is exported if the best, an earlier one, is damaged.
+    last = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    first, newest = saved_steps(tmp_path / "run")
+    monkeypatch.setattr(Checkpoints, "best_step", lambda checkpoints: first)
+    for exports in (first, newest):
+        capsys.readouterr()
+        run.train(config, tmp_path / "run")
+        assert f"exporting the model of step {exports}" in capsys.readouterr().out
+        found = load_file(tmp_path / "run" / "export" / "model.safetensors")
+        assert all(np.array_equal(found[name], last[name]) for name in last) == (exports == newest)
+        cut(largest_file(tmp_path / "run" / "checkpoints" / str(first) / "state"))
 
 
 def test_lora_trains_on_eight_devices_and_exports_a_plain_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
