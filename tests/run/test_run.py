@@ -153,12 +153,13 @@ def test_validation_data_stop_early_and_choose_the_best(
     assert result["count"] == 8  # the test part, once
     assert result["top1"] == 1.0  # red and blue are easy to tell apart
 
-    # Run again: the last model is exported if the best, an earlier one, is damaged.
+    # Evaluate and export again: the last model is exported if the best, an earlier one, is damaged.
     last = load_file(tmp_path / "run" / "export" / "model.safetensors")
     first, newest = saved_steps(tmp_path / "run")
     monkeypatch.setattr(Checkpoints, "best_step", lambda checkpoints: first)
     for exports in (first, newest):
         capsys.readouterr()
+        (tmp_path / "run" / "result.json").unlink()
         run.train(config, tmp_path / "run")
         assert f"exporting the model of step {exports}" in capsys.readouterr().out
         found = load_file(tmp_path / "run" / "export" / "model.safetensors")
