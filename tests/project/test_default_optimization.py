@@ -23,7 +23,7 @@ LAYERS = [
     "models/test_layers.py::test_grouped_values_and_gradients_match_xla[24-48-3-2]",
     "models/test_layers.py::test_convolutions_of_tiny_images_match_xla[3-1]",
     "models/test_layers.py::test_norms_compute_in_bfloat16_with_statistics_in_float32[GroupNorm]",
-    "models/test_layers.py::test_batch_norm_in_evaluation_matches_the_formula",
+    "models/test_batch_norm.py::test_batch_norm_in_evaluation_matches_the_formula",
     "models/test_layers.py::test_squeeze_excite_by_hand",
     "models/test_layers.py::test_max_pool_on_every_platform",
 ]
