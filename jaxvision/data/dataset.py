@@ -172,7 +172,7 @@ class StreamedDataset(Dataset):
             for batch in batches:
                 self.record_corrupt(int(i) for i in batch["index"][~batch["mask"]] if i >= 0)
                 yield batch
-                del batch  # so that its memory is free for another batch while this generator waits
+                del batch  # so that its memory is free while this generator waits
 
 
 class StoredDataset(Dataset):

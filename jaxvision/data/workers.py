@@ -23,7 +23,7 @@ from jaxvision.errors import UserError
 
 @dataclass(frozen=True)
 class ReadTrainBatch:
-    """The training batches by step, as one process reads them: a task of `jaxvision.data.pool`.
+    """A task of `jaxvision.data.pool`: step -> the rows of that training batch that one process reads.
 
     Attributes:
       source: the images.
@@ -43,15 +43,8 @@ class ReadTrainBatch:
     image_size: int
     crop: dict[str, Any] | None
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Shape of the images: (b, h, w, c)."""
-        return (self.rows.stop - self.rows.start, self.image_size, self.image_size, self.channels)
-
-    def read(self, number: int, rows: slice, images: np.ndarray) -> Batch:
-        """Reads rows of the batch of step `number`, counted from the first row of this process."""
-        rows = _shifted(rows, self.rows.start)
-        epochs, indices = batch_indices(len(self.source), self.batch_size, seed=self.seed, step=number, rows=rows)
+    def __call__(self, step: int) -> Batch:
+        epochs, indices = batch_indices(len(self.source), self.batch_size, seed=self.seed, step=step, rows=self.rows)
         uncropped = Preprocess(image_size=self.image_size, crop_pct=1.0)
 
         def transform(row: int, image: bytes | np.ndarray) -> np.ndarray:
@@ -60,12 +53,12 @@ class ReadTrainBatch:
             rng = crop_rng(self.seed, epoch=int(epochs[row]), index=int(indices[row]))
             return host.train_crop(image, self.image_size, rng, **self.crop)
 
-        return _read_rows(self.source, indices, images, transform)
+        return _read_batch(self.source, indices, (self.image_size, self.image_size, self.channels), transform)
 
 
 @dataclass(frozen=True)
 class ReadEvalBatch:
-    """The batches of an evaluation by number, as one process reads them: a task of `jaxvision.data.pool`.
+    """A task of `jaxvision.data.pool`: number -> the rows of that evaluation batch that one process reads.
 
     Attributes:
       source: the images.
@@ -81,32 +74,26 @@ class ReadEvalBatch:
     channels: int
     preprocess: Preprocess
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Shape of the images: (b, h, w, c)."""
+    def __call__(self, number: int) -> Batch:
+        indices = eval_indices(len(self.source), self.batch_size, number)[self.rows]
         size = self.preprocess.image_size
-        return (self.rows.stop - self.rows.start, size, size, self.channels)
 
-    def read(self, number: int, rows: slice, images: np.ndarray) -> Batch:
-        """Reads rows of batch `number`, counted from the first row of this process."""
-        rows = _shifted(rows, self.rows.start)
-        indices = eval_indices(len(self.source), self.batch_size, number)[rows]
-        return _read_rows(self.source, indices, images, lambda row, image: host.eval_transform(image, self.preprocess))
+        def transform(row: int, image: bytes | np.ndarray) -> np.ndarray:
+            return host.eval_transform(image, self.preprocess)
+
+        return _read_batch(self.source, indices, (size, size, self.channels), transform)
 
 
-def _shifted(rows: slice, by: int) -> slice:
-    return slice(rows.start + by, rows.stop + by)
-
-
-def _read_rows(
+def _read_batch(
     source: Source,
     indices: np.ndarray,
-    images: np.ndarray,
+    shape: tuple[int, ...],
     transform: Callable[[int, bytes | np.ndarray], np.ndarray],
 ) -> Batch:
-    """Writes images, and returns their labels, indices and mask, which is False for padding (-1) and damaged images."""
+    """Returns a batch whose mask is False for padding (index -1) and damaged images."""
     labels = np.zeros(len(indices), np.int32)
     mask = indices >= 0
+    images = np.zeros((len(indices), *shape), np.uint8)
     rows = np.flatnonzero(mask)
     for row, example in zip(rows, read_examples(source, [int(i) for i in indices[rows]]), strict=True):
         try:
@@ -122,6 +109,5 @@ def _read_rows(
             images[row] = pixels
         except (BadImage, OSError):
             mask[row] = False
-    images[~mask] = 0
     check_labels(source, indices, labels)
-    return {"label": labels, "index": indices.astype(np.int32), "mask": mask}
+    return {"image": images, "label": labels, "index": indices.astype(np.int32), "mask": mask}
