@@ -131,8 +131,6 @@ def test_a_killed_worker_is_one_line(count):
     with WorkerPool(count) as pool:
         stream = pool.run_ahead(Count(seconds=0.02), 0, 10**6)
         check(next(stream), 0)
-        for pid in ("self", *(process.pid for process in multiprocessing.active_children())):
-            assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         with pytest.raises(UserError, match=r"^data\.workers: got a worker process that was killed or failed, .*\.$"):
             deque(stream, maxlen=0)
