@@ -8,6 +8,8 @@ names it as ``source.name``. `jaxvision.data.ArraySource` is such an object for 
 from __future__ import annotations
 
 import inspect
+import os
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -42,7 +44,7 @@ class Source(Protocol):
       labels: int [n] if known without reading the images, else None.
 
     It may also have ``notes`` and ``warnings``, lists of lines about how the dataset is read, which a run prints, and a
-    method ``names_checksum()``, without which a run that starts asks `where` for the names of all images.
+    method ``names_checksum()``, without which `names_checksum` asks `where` for the names of all images.
     """
 
     @property
@@ -206,6 +208,24 @@ def empty_classes_text(source: Source) -> str:
     return f"{len(empty):,} of {len(classes):,} classes {'has' if len(empty) == 1 else 'have'} no image: {named}"
 
 
+def names_checksum(source: Source) -> int:
+    """Returns a checksum of the names of all images in their order. Folders do not count, so a dataset may be moved."""
+    own: Callable[[], int] | None = getattr(source, "names_checksum", None)
+    if own is not None:
+        return own()
+    n = len(source)
+    if source.where(n - 1) == f"{source.name}[{n - 1}]":  # the names are numbers
+        return _name_checksum(source.name, 0)
+    checksum = 0
+    for i in range(n):
+        checksum = _name_checksum(source.where(i), checksum)
+    return checksum
+
+
+def _name_checksum(path: str, before: int) -> int:
+    return zlib.crc32(os.path.basename(path).encode("utf-8", "surrogateescape"), before)
+
+
 class Subset:
     """Some of the examples of a source.
 
@@ -216,7 +236,7 @@ class Subset:
     """
 
     def __init__(self, source: Source, rows: np.ndarray, *, name: str):
-        self._source, self._rows = source, rows
+        self._source, self._rows = source, np.asarray(rows, np.int32)
         self.name = name
         self.classes = source.classes
         self.labels = None if source.labels is None else np.asarray(source.labels)[rows]
@@ -229,6 +249,10 @@ class Subset:
 
     def where(self, index: int) -> str:
         return self._source.where(int(self._rows[index]))
+
+    def names_checksum(self) -> int:
+        """Returns a checksum of the names of all images of the source, and of which of them are in the subset."""
+        return zlib.crc32(self._rows.tobytes(), names_checksum(self._source))
 
 
 class _SubsetReadTogether(Subset):
@@ -263,7 +287,7 @@ def hold_out_validation(splits: Splits, fraction: float, *, seed: int) -> Splits
         raise UserError(f"{where}: got one image per class, expected at least two to hold one of them out. Add images.")
     subset = _SubsetReadTogether if hasattr(splits.train, "__getitems__") else Subset
     train = subset(splits.train, kept, name=f"{splits.train.name}, kept")
-    for attribute in ("ignored", "notes", "warnings"):  # what a source may have to say when it is read
+    for attribute in ("notes", "warnings"):
         if hasattr(splits.train, attribute):
             setattr(train, attribute, getattr(splits.train, attribute))
     return splits._replace(train=train, validation=subset(splits.train, held, name=f"{splits.train.name}, held out"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from jaxvision.data import order
 from jaxvision.data.dataset import Dataset
 from jaxvision.data.pool import Batch
 from jaxvision.data.prefetch import prefetch
+from jaxvision.data.source import names_checksum
 from jaxvision.errors import UserError
 from jaxvision.parallel import distributed
 from jaxvision.parallel.mesh import mesh_text, shard_batch
@@ -94,18 +94,12 @@ def data_fingerprint(images: Dataset) -> dict[str, int]:
 
     The order of the names decides which images a step sees. Folders do not count, so that a dataset may be moved.
     """
-    source, n = images.source, len(images)
+    source = images.source
     checksum = zlib.crc32("\n".join(source.classes).encode("utf-8", "surrogateescape"))
     if source.labels is not None:
         checksum = zlib.crc32(np.asarray(source.labels, np.int32).tobytes(), checksum)
-    if hasattr(source, "names_checksum"):
-        checksum = zlib.crc32(b"%d" % source.names_checksum(), checksum)
-    elif source.where(n - 1) == f"{source.name}[{n - 1}]":  # the names are numbers
-        checksum = zlib.crc32(os.path.basename(source.name).encode("utf-8", "surrogateescape"), checksum)
-    else:
-        for i in range(n):
-            checksum = zlib.crc32(os.path.basename(source.where(i)).encode("utf-8", "surrogateescape"), checksum)
-    return {"images": n, "names": checksum, "order": order.VERSION}
+    checksum = zlib.crc32(b"%d" % names_checksum(source), checksum)
+    return {"images": len(images), "names": checksum, "order": order.VERSION}
 
 
 def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, int]) -> None:
