@@ -1,5 +1,5 @@
 """Checkpoints that Orbax writes in the background, with checksums that tell a damaged one from a good one."""
 
-from jaxvision.checkpoint.manager import Checkpoint, Checkpoints, saved_steps
+from jaxvision.checkpoint.manager import Checkpoint, Checkpoints, ReadInOneProcessError, saved_steps
 
-__all__ = ["Checkpoint", "Checkpoints", "saved_steps"]
+__all__ = ["Checkpoint", "Checkpoints", "ReadInOneProcessError", "saved_steps"]

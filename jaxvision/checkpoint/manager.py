@@ -34,6 +34,10 @@ _REPLACED = ".aside"  # suffix of a checkpoint while the same step is written ag
 _SAVED = ".saved"  # in the workdir: this run has saved a checkpoint, so an empty folder means that they are lost
 
 
+class ReadInOneProcessError(UserError):
+    """A process cannot read a checkpoint that the others may have read, so it must not continue with another one."""
+
+
 class Checkpoint(NamedTuple):
     """What a checkpoint holds. A run without one starts from a `Checkpoint` of step 0.
 
@@ -295,6 +299,7 @@ class Checkpoints:
 
         Raises:
           UserError: there is no such step, all checkpoints are damaged or lost, or they hold another model.
+          ReadInOneProcessError: this process failed, and others may not have. All of them raise any other error.
         """
         self.wait()
         candidates = self._candidates(step)
@@ -373,8 +378,11 @@ class Checkpoints:
                 ),
             )
         except Exception as e:
-            if jax.process_count() > 1:  # the others may have read theirs, so this one cannot fall back alone
-                raise UserError(f"cannot read {folder} in this process: {short_reason(e)}") from e
+            if jax.process_count() > 1:
+                raise ReadInOneProcessError(
+                    f"{folder}: cannot be read by this process: {short_reason(e)}. Check the disk of its host, and run "
+                    "the same command again."
+                ) from e
             raise DamagedCheckpoint(short_reason(e)) from e
         if not checksums.has_checksums(folder):
             self._log(f"the checkpoint of step {step} has no {checksums.FILE}, so it was not verified")

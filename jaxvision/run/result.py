@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxvision import report
-from jaxvision.checkpoint import Checkpoints
+from jaxvision.checkpoint import Checkpoints, ReadInOneProcessError
 from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation
@@ -59,10 +59,8 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
     with run.clock.phase("checkpoint"):
         checkpoints.wait()
     run.preemption.nothing_to_lose()
-    chosen, reason = (
-        Chosen(evaluated_state(loop.take_state()), loop.step, loop.evaluation),
-        f"the best {run.decisive_metric} on the validation data",
-    )
+    chosen = Chosen(evaluated_state(loop.take_state()), loop.step, loop.evaluation)
+    reason = f"the best {run.decisive_metric} on the validation data"
     if run.watched_split != "validation":  # choosing by the test data would make its result too good
         reason = "the last: no validation data to choose by"
     elif run.config.checkpoint.best is None:
@@ -71,6 +69,8 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
         del chosen  # first, because the devices may have no room for both
         try:
             chosen = restore_chosen(run, checkpoints, "best")
+        except ReadInOneProcessError:  # the other processes do not read the last one
+            raise
         except UserError as e:  # the last one is worth keeping, even if the best one is damaged
             run.console.warn(str(e))
             chosen, reason = restore_chosen(run, checkpoints, loop.step), "the last: the best cannot be read"

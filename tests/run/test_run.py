@@ -20,7 +20,7 @@ from support.damage import cut, largest_file
 from support.quick import quick, refused, start
 
 from jaxvision import run
-from jaxvision.checkpoint import Checkpoints, saved_steps
+from jaxvision.checkpoint import Checkpoints, ReadInOneProcessError, saved_steps
 from jaxvision.classifier import load_classifier
 from jaxvision.errors import UserError
 from jaxvision.eval.evaluate import evaluate
@@ -165,6 +165,19 @@ def test_validation_data_stop_early_and_choose_the_best(
         found = load_file(tmp_path / "run" / "export" / "model.safetensors")
         assert all(np.array_equal(found[name], last[name]) for name in last) == (exports == newest)
         cut(largest_file(tmp_path / "run" / "checkpoints" / str(first) / "state"))
+
+    # If only one of several processes cannot read the best, it stops, because the others export it.
+    restore = Checkpoints.restore
+
+    def fail_for_best(self, *args, step="newest", **options):
+        if step == "best":
+            raise ReadInOneProcessError("checkpoints/1: cannot be read by this process")
+        return restore(self, *args, step=step, **options)
+
+    monkeypatch.setattr(Checkpoints, "restore", fail_for_best)
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(ReadInOneProcessError):
+        run.train(config, tmp_path / "run")
 
 
 def test_lora_trains_on_eight_devices_and_exports_a_plain_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
