@@ -58,8 +58,8 @@ class ImageInputs:
     def _find(self, path: Path) -> None:
         from jaxvision.data.walk import ignored_text, walk_images
 
-        if not path.is_dir():
-            if path.exists():
+        if not os.path.isdir(path):  # unlike Path.is_dir, it does not raise for a path that no file can have
+            if os.path.exists(path):
                 self.files.append(path)
             else:
                 self._problems.append(f"{path}: no such file or folder.")

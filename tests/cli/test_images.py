@@ -58,12 +58,14 @@ def test_a_missing_path_among_good_ones_is_skipped(
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.heic").touch()
     arguments = ("predict", "-m", export)
+    impossible = "x" * 300  # no file system allows such a name
     status, out, err = run(
-        capsys, *arguments, images / "none.png", images / "b", tmp_path / "empty", images / "a/1.png"
+        capsys, *arguments, images / "none.png", impossible, images / "b", tmp_path / "empty", images / "a/1.png"
     )
     assert status == 1
     assert predicted(out) == ["1.png", "1.png"]
-    none, empty = err.splitlines()
+    none, long, empty = err.splitlines()
+    assert long == f"error: {impossible}: no such file or folder."
     assert none == f"error: {images / 'none.png'}: no such file or folder."
     assert empty.startswith(f"error: {tmp_path / 'empty'}: got a folder without images (only HEIC: 1 (x.heic; not supp")
     status, out, err = run(capsys, *arguments, images / "none.png", tmp_path / "empty")
