@@ -60,6 +60,11 @@ def run(arguments: argparse.Namespace) -> None:
     check_accelerator(warn)
     options = _source_options(arguments.option, keyword_parameters(evaluate))
     config = recorded_config(arguments.model)
+    if config is None and arguments.data is None:
+        raise UserError(
+            f"--data: got none, and --model {arguments.model} is not the workdir of a run, expected a folder or a "
+            "source. Add --data."
+        )
     as_trained: dict[str, Any] = {}
     if config is not None:
         as_trained = {
@@ -97,10 +102,6 @@ def _data(
     from jaxvision.data.source import open_source
 
     name = arguments.data
-    if source is None and name is None:
-        raise UserError(
-            "evaluate: --data is missing, and --model is not the workdir of a run, which would name its data. Add it."
-        )
     if source is None or name not in (None, source["name"]):
         return name, arguments.split or "test", options
     splits = open_source(**{**source, **options})

@@ -75,7 +75,7 @@ def test_a_copy_of_the_export_is_not_part_of_a_run(
     assert evaluated(capsys, "-m", copy, "--data", "digits")["loss"] > 2 * finished[1]["loss"]
     status, _, err = jaxvision(capsys, "evaluate", "-m", copy)
     assert status == 2
-    assert "evaluate: --data is missing, and --model is not the workdir of a run" in err
+    assert "is not the workdir of a run, expected a folder or a source. Add --data." in err
 
 
 def test_the_name_of_what_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
