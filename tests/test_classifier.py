@@ -15,11 +15,12 @@ from support.reference import import_timm
 
 from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.classifier import Classifier, find_export, load_classifier, save_classifier
+from jaxvision.classifier import Classifier, load_classifier, save_classifier
 from jaxvision.create import create_model
 from jaxvision.data.pipeline import FromWorkers
 from jaxvision.errors import UserError
 from jaxvision.run import program
+from jaxvision.weights.folder import find_export
 from jaxvision.weights.timm import load_timm, save_timm
 
 

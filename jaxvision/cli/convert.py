@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace) -> tuple[Classifier, int | None]:
     """Returns the model to convert, and its step if it is that of a checkpoint."""
     from jaxvision.checkpoint import saved_steps
-    from jaxvision.classifier import read_export
+    from jaxvision.weights.folder import read_export
 
     workdir, step = Path(arguments.model), arguments.step
     is_stopped = bool(saved_steps(workdir)) and read_export(workdir / "export") is None

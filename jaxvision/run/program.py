@@ -13,7 +13,6 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxvision.augment.preprocess import Preprocess
-from jaxvision.classifier import find_export
 from jaxvision.create import create_model
 from jaxvision.data.pipeline import InputPipeline, batch_shapes
 from jaxvision.models.base import Model
@@ -28,6 +27,7 @@ from jaxvision.train.schedule import make_schedule
 from jaxvision.train.state import abstract_state, create_state
 from jaxvision.train.step import make_train_step
 from jaxvision.weights import catalog
+from jaxvision.weights.folder import find_export
 
 
 @dataclass(frozen=True)
