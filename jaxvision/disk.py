@@ -1,7 +1,8 @@
-"""Names of files on a disk that several processes, containers and machines may share."""
+"""Names of files and folders on a disk that several processes, containers and machines may share."""
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,3 +20,12 @@ def temporary_path(path: P) -> P:
     False
     """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def cache_folder(name: str) -> Path:
+    """Returns the folder of one kind of files that can be computed again. It may not exist yet.
+
+    >>> cache_folder("manifests").parts[-2:]
+    ('jaxvision', 'manifests')
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxvision", name).expanduser()

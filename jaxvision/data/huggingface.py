@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxvision.data.source import Example, Splits
-from jaxvision.disk import temporary_path
+from jaxvision.disk import cache_folder, temporary_path
 from jaxvision.errors import UserError, unknown_name_error
 
 _MAX_CLASSES = 1_000_000  # a larger label is an identifier, not the number of a class
@@ -103,7 +102,7 @@ def open_huggingface(
     chosen = {split: _files_of(name, files, root) for split, name in named.items() if name}
     columns = {split: [_labels(file, image, label) for file in chosen[split]] for split in chosen}
     classes = _classes([column for split in columns.values() for column in split])
-    cache = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "jaxvision" / "parquet").expanduser()
+    cache = Path(cache_dir).expanduser() if cache_dir else cache_folder("parquet")
     number_of = {class_: i for i, class_ in enumerate(classes)}
 
     def source(split: str) -> ParquetSource:

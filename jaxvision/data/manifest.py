@@ -24,7 +24,7 @@ from typing import Any, overload
 import numpy as np
 
 from jaxvision.data.walk import Ignored, Walk, image_endings, walk_images
-from jaxvision.disk import temporary_path
+from jaxvision.disk import cache_folder, temporary_path
 
 try:
     import fcntl
@@ -173,7 +173,7 @@ def read_folder(root: str | os.PathLike[str]) -> tuple[Manifest, str | None]:
       root: the folder.
     """
     root = os.fspath(root)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxvision", "manifests").expanduser()
+    cache = cache_folder("manifests")
     identity = [_VERSION, os.path.realpath(root), sorted(image_endings())]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     found = _find_saved(root, cache, key)
