@@ -318,9 +318,6 @@ def test_jobset_is_consistent() -> None:
     assert container["command"] == ["python", "-m", "jaxvision.main"]
     assert {"name": "JAXVISION_DISTRIBUTED", "value": "1"} in container["env"]
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
-    # A container has 64 MiB of shared memory, too little for the workers' batches.
-    [shared] = [m["name"] for m in container["volumeMounts"] if m["mountPath"] == "/dev/shm"]
-    assert {"name": shared, "emptyDir": {"medium": "Memory"}} in pod["volumes"]
     # A user's mistake (status 2) ends the job, and its reason ends the JobSet. Everything else is retried.
     assert (job["backoffLimit"], pod["restartPolicy"]) == (0, "Never")  # podFailurePolicy requires Never
     [rule] = job["podFailurePolicy"]["rules"]
