@@ -244,22 +244,22 @@ def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset
 
 
 def _check_validation(config: ConfigDict, splits: Collection[str]) -> None:
-    """Raises if a key needs validation data and there are none.
+    """Checks that there are validation data if a key needs them.
 
     Raises:
-      UserError: `train.patience` or another `checkpoint.best` than the default is set without validation data. By the
-        test data the choice would make the result too good.
+      UserError: `train.patience` or a `checkpoint.best` other than the default is set without validation data. A choice
+        by the test data would bias the result that is measured on them.
     """
     if "validation" in splits:
         return
-    set_keys = []
     if config.train.patience is not None:
-        set_keys.append(("train.patience", config.train.patience))
-    if config.checkpoint.best not in (None, "top1"):  # the default chooses only if there are validation data
-        set_keys.append(("checkpoint.best", config.checkpoint.best))
-    for key, value in set_keys:
-        raise UserError(
-            f"config.{key}: got {value!r} without validation data, expected some, because the test data may not decide "
-            "about the model that they measure. Hold out a part of the training data, for example with "
-            "--config.source.validation_fraction=0.1."
-        )
+        key, value = "train.patience", config.train.patience
+    elif config.checkpoint.best not in (None, "top1"):  # the default chooses only if there are validation data
+        key, value = "checkpoint.best", config.checkpoint.best
+    else:
+        return
+    raise UserError(
+        f"config.{key}: got {value!r} without validation data, expected a validation split, because a choice by the "
+        "test data would bias the result. Hold out a part of the training data, for example with "
+        "--config.source.validation_fraction=0.1."
+    )
