@@ -144,7 +144,7 @@ def create_model(
         model = timm.load_timm(
             registry.build_abstract(entry.architecture, **arguments),
             file,
-            head="load" if num_classes is None or 0 != num_classes == published else "fresh",
+            head="load" if num_classes is None or (num_classes and num_classes == published) else "fresh",
             published=checkpoint_path is None and entry.folder is None,
             rngs=rngs,
         )
