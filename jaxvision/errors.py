@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
 
 class UserError(ValueError):
     """An error that the user can fix. The message says what was given, what was expected, and how to fix it.
@@ -45,9 +47,6 @@ def printable(text: str) -> str:
     ('caf\\xe9.jpg', 'a\\x1b[2J.jpg', 'café.jpg')
     """
     return "".join(map(_printable_character, text)) if _NOT_PRINTABLE.search(text) else text
-
-
-_NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 def _printable_character(character: str) -> str:
