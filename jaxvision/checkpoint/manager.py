@@ -162,8 +162,8 @@ class Checkpoints:
           UserError: this checkpoint, or the one before, could not be written, for example to a full disk. Earlier
             checkpoints remain.
         """
-        # The previous checkpoint has to be on disk before an older one may be removed. Of the `keep` newest, which this
-        # one does not push out, the checksums may still be in the making.
+        # The previous checkpoint has to be on disk before an older one may be removed. The newest `keep` - 1 remain, so
+        # their checksums may still be missing.
         self._collect(pending=self._keep - 1)
         if step in self.steps():
             if not overwrite:

@@ -62,7 +62,7 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
     if preemptible:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(Preempted.STATUS))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names that the encoding of the terminal does not have
+        if isinstance(stream, io.TextIOWrapper):  # for file names that the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")
     sys.unraisablehook = _handle_unraisable
     threading.excepthook = _handle_thread_exception

@@ -151,7 +151,7 @@ class _Labels(NamedTuple):
 
 
 def _labels(file: Path, image: str, label: str) -> _Labels:
-    """Returns the column of the labels, after a look at the type of the image column."""
+    """Returns the labels of a file, after checking that its image column can hold images."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    """A subfolder, seen from outside.
+    """What is in a subfolder.
 
     Attributes:
       images: whether images are directly in it.

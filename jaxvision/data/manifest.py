@@ -36,7 +36,7 @@ SMALLEST = 10_000
 
 _VERSION = 1  # of the file, and of the rules of the walk
 _CHUNK = 2**20  # names in an Arrow array
-_SETTLED = 2 * 10**9  # ns: a folder that was changed later than this before the walk may change again unnoticed
+_SETTLED = 2 * 10**9  # ns: a folder that changed less than this before the walk may change again at the same time
 _KEPT = 30 * 86400  # seconds after which the manifest of an earlier state of a folder is removed
 
 
@@ -50,7 +50,7 @@ class Manifest:
       times: int64 [folders], modification times in ns.
       ignored: as in `jaxvision.data.walk.Walk`.
       checksum: of the names of the images, in order.
-      file: where it is saved, if it is.
+      file: path of the saved manifest; None if it is not saved.
     """
 
     names: Any

@@ -30,7 +30,7 @@ class TfdsSource:
 
         try:
             parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
-            # TFDS itself reads other examples than asked for if a part ends before it begins.
+            # If a part ends before it begins, TFDS itself reads other examples than those of the part.
             chosen = [range(builder.info.splits[part.splitname].num_examples)[part.from_ : part.to] for part in parts]
             if not all(chosen):
                 raise ValueError("a part without examples")

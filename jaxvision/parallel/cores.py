@@ -48,7 +48,7 @@ def usable_cores(root: str | Path = "/") -> float:
 
 
 def cores_of_this_process() -> float:
-    """Returns this process's share of the cores, which it may share with other processes of the job on its host.
+    """Returns how many cores this process may use if all processes of the job on its host share them equally.
 
     Every process must call it at the same point. Processes with the same CPU affinity divide its cores, and those in
     the same cgroup divide its quota. A launcher that binds each process to cores of its own changes nothing, so the

@@ -94,7 +94,7 @@ class RunContext:
 
     @property
     def checkpoint_options(self) -> dict[str, Any]:
-        """Options of `Checkpoints`. Without validation data none is the best, because the test data may not choose."""
+        """Options of `Checkpoints`. Without validation data none is the best: the test data must not choose it."""
         chooses = self.watched_split == "validation"
         return {
             **self.config.checkpoint,

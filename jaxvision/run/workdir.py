@@ -141,7 +141,7 @@ def write_result(workdir: str | Path, *, step: int, split: str, metrics: Mapping
 
 
 def read_result(workdir: str | Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what `write_result` wrote, or None unless the run is finished, with this config and all its files.
+    """Returns what `write_result` wrote; None if the run is not finished, had another config, or lacks a file.
 
     With several processes, all of them must call it, and it returns None on all of them if it does on one.
 

@@ -63,8 +63,8 @@ def create_optimizer(
         to the gradient (L2), the other optimizers to the update (decoupled).
       layer_decay: factor on the learning rate from each layer to the one before it, such as 0.75; see `layer_scales`.
         None: all layers have the same rate.
-      clip_norm: maximum norm of the whole gradient. None: no clipping, also for ``lamb``, which timm clips at 1.0
-        unless told otherwise.
+      clip_norm: maximum norm of the whole gradient. None: no clipping, also for ``lamb``, for which timm clips
+        at 1.0 by default.
       momentum: of ``sgd`` (default 0.9) and ``muon`` (0.95).
       nesterov: of ``sgd`` (default False as in PyTorch; timm's ``sgd`` sets True) and ``muon`` (True).
       betas: decay of the two moments of ``adamw``, ``lamb`` and of the parameters that ``muon`` leaves to AdamW.

@@ -85,7 +85,8 @@ def initialize(create: Callable[[nnx.Module], TrainState], model: Model, shardin
 
     No device holds more than its part of the state and one array, and the host holds one array at a time: a function
     that builds the model runs within `deferred`, so each array is drawn or read when it is placed. Moments and averages
-    are computed where they lie. Only a user's model is first initialized on one device, unless a file has its weights.
+    are computed on the devices that hold them. Only a user's model is first initialized on one device, unless a file
+    has its weights.
 
     Args:
       create: as for `abstract_state`.
