@@ -181,7 +181,7 @@ def _unlikely_settings(config: ConfigDict, steps: int) -> list[str]:
         )
     decay = config.train.ema_decay
     if decay is not None and 1 / (1 - decay) > steps:
-        limited = "the warm-up limits the decay" if config.train.ema_warmup else "the average stays untrained"
+        limited = "the warm-up keeps the decay smaller" if config.train.ema_warmup else "the average stays untrained"
         warnings.append(
             f"config.train.ema_decay: got {decay}, which averages about {1 / (1 - decay):,.0f} steps, but training "
             f"takes only {steps:,}: {limited}. Set a smaller one, or train.ema_decay=None."
