@@ -242,7 +242,14 @@ def export_entry(export: Export) -> Entry:
     Raises:
       UserError: the architecture is unknown, or does not take the options that the folder states.
     """
-    row = lookup(export.architecture, where=f"{export.folder / 'config.json'}: architecture")
+    where = f"{export.folder / 'config.json'}: architecture"
+    if ":" in export.architecture and export.architecture not in registry.architectures():
+        # `lookup` would import the module, whose name may come from a repository of anyone.
+        raise UserError(
+            f"{where}: got {export.architecture!r}, expected the name of a model. Import the module that registers it "
+            "first."
+        )
+    row = lookup(export.architecture, where=where)
     options = export.arguments()
     if row.activation is not None:
         # The folder's weights have the activation of their own tag, not that of the default one.

@@ -200,3 +200,15 @@ def test_a_folder_that_timm_writes(name, options, labels, safe, tmp_path):
         expected = again(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     for model in (classifier.model, create_model(f"local-dir:{tmp_path}", pretrained=True)):
         np.testing.assert_allclose(model(images), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/mine", "local-dir"])
+def test_the_architecture_of_a_config_imports_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "side_effect.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = put(tmp_path / "mine", config(architecture="side_effect:build"))
+    monkeypatch.setattr(catalog.download, "from_hub", lambda *_: folder / "config.json")
+    with pytest.raises(UserError, match="architecture: got 'side_effect:build', expected the name of a model"):
+        create_model(name if "hub" in name else f"local-dir:{folder}")
