@@ -91,10 +91,10 @@ def call(what: str, function: Callable[..., Any], *args: Any, **options: Any) ->
 def check_call(what: str, function: Callable[..., Any], *args: Any, **options: Any) -> None:
     """Checks that a function takes these arguments, without calling it; the arguments are those of `call`.
 
-    >>> check_call("function", lambda x, *, scale: x * scale, 3)
+    >>> check_call("function", lambda x, *, scale=1: x * scale, 3, size=2)
     Traceback (most recent call last):
     ...
-    jaxvision.errors.UserError: function: missing a required argument: 'scale'. The function takes (x, scale).
+    jaxvision.errors.UserError: function: got an unexpected keyword argument 'size'. The function takes (x, scale).
     """
     try:
         inspect.signature(function).bind(*args, **options)

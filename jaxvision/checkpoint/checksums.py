@@ -58,6 +58,7 @@ def write_checksums(folder: epath.Path) -> None:
         _write_json(parts[process], found)
         if process != 0:
             _wait_until(lambda: (folder / FILE).exists(), f"process 0 has not written {FILE}")
+            parts[process].unlink(missing_ok=True)
             return
         for other, part in enumerate(parts):
             _wait_until(part.exists, f"process {other} has not written its checksums")
@@ -65,8 +66,7 @@ def write_checksums(folder: epath.Path) -> None:
         if "error" in found:
             raise OSError(found["error"])
     _write_json(folder / FILE, found)
-    for part in parts[: count if count > 1 else 0]:
-        part.unlink()
+    parts[0].unlink(missing_ok=True)
 
 
 def _writer(name: str, i: int, count: int) -> int:

@@ -342,8 +342,8 @@ class Checkpoints:
             return known[::-1]
         wanted = self.best_step() if step == "best" else step
         if wanted not in known:
-            by = f" by {self._best!r}" if step == "best" else ""
-            raise UserError(f"{self.directory}: no checkpoint {step!r}{by}, expected one of the steps {known}.")
+            why = " (no evaluation on validation data chose one)" if step == "best" else ""
+            raise UserError(f"{self.directory}: no checkpoint {step!r}{why}, expected one of the steps {known}.")
         return [int(wanted)]
 
     def _read(self, step: int, target: Any, *, subset: bool) -> Checkpoint:
@@ -418,7 +418,7 @@ class Checkpoints:
 
     def _score(self, metrics: Mapping[str, float] | None) -> float:
         value = (metrics or {}).get(self._best or "", math.nan)
-        return -math.inf if math.isnan(value) else self._sign * value
+        return self._sign * value if math.isfinite(value) else -math.inf
 
 
 def saved_steps(workdir: str | Path) -> list[int]:

@@ -98,10 +98,14 @@ def _load(arguments: argparse.Namespace) -> tuple[Classifier, int | None]:
                 f"--{option.replace('_', '-')}: got {getattr(arguments, option)} for a checkpoint of a run, which has "
                 "its own. Remove it, and convert the result again if necessary."
             )
-    if step not in (None, "newest", "best") and not step.isdigit():
+    if step not in (None, "newest", "best") and not _is_number(step):
         raise UserError(f"--step: got {step!r}, expected newest, best or the number of a step.")
     from jaxvision import report
     from jaxvision.run.unfinished import load_checkpoint
 
     with report.Console() as console:
-        return load_checkpoint(workdir, step=int(step) if step and step.isdigit() else step, console=console)
+        return load_checkpoint(workdir, step=int(step) if step and _is_number(step) else step, console=console)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()

@@ -62,9 +62,16 @@ def subfolders(folder: Path) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+            return sorted(entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry))
     except OSError as e:
         raise UserError(f"{folder}: cannot be read: {e.strerror or e}. Check the path and its permissions.") from e
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, which the walk reports as broken
+        return False
 
 
 def split_of(name: str) -> str | None:
@@ -106,20 +113,14 @@ def decide(root: Path, layout: str | None = None, *, option: str, classes: Colle
 
 
 def _look_into(folder: Path) -> _Folder:
-    images, inner = False, []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if is_hidden(entry.name):
-                    continue
-                if entry.is_dir():
-                    inner.append(entry.name)
-                elif ending_of(entry.name) in image_endings():
-                    images = True
-    except OSError:  # reading the images reports it
-        return _Folder(False, ())
+    inner = subfolders(folder)
+    with os.scandir(folder) as entries:
+        images = any(
+            ending_of(entry.name) in image_endings() and not is_hidden(entry.name) and entry.name not in inner
+            for entry in entries
+        )
     has_images = any(next(walk_images(folder / name).files, None) is not None for name in inner)
-    return _Folder(images, sorted(inner) if has_images else ())
+    return _Folder(images, inner if has_images else ())
 
 
 def _choose(root: Path, folders: Mapping[str, _Folder], option: str, classes: Collection[str]) -> str:

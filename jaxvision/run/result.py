@@ -65,7 +65,9 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
         reason = "the last: no validation data to choose by"
     elif run.config.checkpoint.best is None:
         reason = "the last: checkpoint.best is None"
-    elif checkpoints.best_step() not in (None, chosen.step):
+    elif (best := checkpoints.best_step()) is None:
+        reason = f"the last: no evaluation has a finite {run.decisive_metric}"
+    elif best != chosen.step:
         del chosen  # first, because the devices may have no room for both
         try:
             chosen = restore_chosen(run, checkpoints, "best")

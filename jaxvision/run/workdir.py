@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from collections.abc import Collection, Iterator, Mapping
@@ -137,7 +138,8 @@ def write_result(workdir: str | Path, *, step: int, split: str, metrics: Mapping
       UserError: the file cannot be written.
     """
     if jax.process_index() == 0:
-        _write_json(epath.Path(workdir) / _RESULT, {"step": step, "split": split, "metrics": dict(metrics)})
+        finite = {name: x if math.isfinite(x) else None for name, x in metrics.items()}  # JSON has no NaN
+        _write_json(epath.Path(workdir) / _RESULT, {"step": step, "split": split, "metrics": finite})
 
 
 def read_result(workdir: str | Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -153,7 +155,9 @@ def read_result(workdir: str | Path, config: Mapping[str, Any]) -> dict[str, Any
     try:
         recorded = json.loads((folder / "config.json").read_text())
         result = json.loads((folder / _RESULT).read_text())
-    except (OSError, ValueError):
+        result = {key: result[key] for key in ("step", "split", "metrics")}
+        result["metrics"] = {name: math.nan if x is None else x for name, x in result["metrics"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         result = recorded = None
     files = [*result_files(workdir).values(), Path(workdir) / "export" / "model.safetensors"]
     same = result is not None and not _differences(_flat(recorded), _flat(config_record(config)))

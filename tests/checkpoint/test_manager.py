@@ -126,6 +126,7 @@ def test_the_newest_of_equals_is_the_best(tmp_path: Path) -> None:
             assert checkpoints.best_step() == min(step, 2)
         assert checkpoints.steps() == [2, 4]
         assert not checkpoints.is_best({"top1": float("nan")})
+        assert not checkpoints.is_best({"top1": float("inf")})
     with Checkpoints(tmp_path, best=None) as checkpoints:
         assert not checkpoints.is_best({"top1": 1.0})
     with Checkpoints(tmp_path, best_mode="min") as checkpoints:
@@ -143,7 +144,8 @@ def test_an_empty_workdir_has_no_checkpoint(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(STATE, SHARDINGS) is None
         assert checkpoints.best_step() is None
-        with pytest.raises(UserError, match=r"no checkpoint 'best' by 'top1', expected one of the steps \[\]"):
+        message = r"no checkpoint 'best' \(no evaluation on validation data chose one\), expected one of the steps \[\]"
+        with pytest.raises(UserError, match=message):
             checkpoints.restore(STATE, SHARDINGS, step="best")
 
 

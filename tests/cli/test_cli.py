@@ -167,7 +167,7 @@ def test_evaluate_counts_every_image(capsys: pytest.CaptureFixture, export: Path
     right = [Path((p := json.loads(x))["image"]).parent.name == p["predictions"][0]["label"] for x in predictions]
     assert result["top1"] == pytest.approx(np.mean(right))
     assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
-    assert "evaluate" in refused(capsys, "evaluate", "-m", export)
+    assert "Add --data" in refused(capsys, "evaluate", "-m", export)
     arguments = ("evaluate", "-m", export, "--data", images)
     assert "--option: got 'x', expected an option of a folder. Valid names: 'layout'" in refused(
         capsys, *arguments, "--option", "x=1"

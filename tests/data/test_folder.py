@@ -27,6 +27,15 @@ def make_folder(root, classes, count=5, ending=".png"):
     return root
 
 
+def test_a_link_to_itself_does_not_hide_a_split(tmp_path):
+    make_folder(tmp_path / "train", ["cat", "dog"])
+    make_folder(tmp_path / "val", ["cat", "dog"], count=2)
+    for folder in (tmp_path, tmp_path / "val"):
+        (folder / "loop").symlink_to("loop")
+    train, validation, test = open_source("folder", data_dir=str(tmp_path))
+    assert (len(train), len(validation), test) == (10, 4, None)
+
+
 def test_a_folder_with_parts(tmp_path):
     make_folder(tmp_path / "train", ["dog", "cat", "ant"])
     make_folder(tmp_path / "val", ["cat", "dog"], count=2)

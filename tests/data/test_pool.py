@@ -84,7 +84,7 @@ def test_one_pool_serves_training_and_evaluations(count):
         for number in range(6, 20):
             check(next(train), number)
         assert next(train, None) is None
-        assert len(pids) == max(count, 1)
+        assert len(pids) <= max(count, 1)  # a quick worker may read all
         assert (os.getpid() in pids) == (count == 0)
     wait_for_no_children()
 

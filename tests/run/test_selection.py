@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.quick import quick, refused
 
@@ -32,6 +33,19 @@ def evaluations(workdir: Path) -> list[dict[str, float]]:
 
 
 SLOW = [pytest.param(*row, marks=pytest.mark.slow) for row in (("calibration_error", min), ("top1", max))]
+
+
+def unknown(evaluation) -> float:
+    """Returns what a metric with a mistake may return."""
+    return float("nan")
+
+
+def test_a_metric_that_is_never_finite_chooses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = quick("resnet", **OFTEN, metric={"name": unknown}, checkpoint={"best": "unknown"})
+    for _ in range(2):  # the second time, the run is finished
+        assert np.isnan(run.train(config, tmp_path)["unknown"])
+    assert "the last: no evaluation has a finite unknown" in capsys.readouterr().out
+    assert "NaN" not in (tmp_path / "result.json").read_text()
 
 
 @pytest.mark.parametrize(("metric", "better"), [("loss", min), *SLOW])

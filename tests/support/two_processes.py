@@ -40,8 +40,8 @@ def main(workdir: str) -> None:
             checkpoints.save(first + 2, run.state, position={})
     sealed = json.loads((Path(workdir) / "checkpoints" / "4" / "checksums.json").read_text())
     assert {name.split("/")[1] for name in sealed} >= {"ocdbt.process_0", "ocdbt.process_1"}
-    assert len(list((Path(workdir) / "checkpoints" / "4").glob("checksums.json*"))) == 1
     multihost_utils.sync_global_devices("looked")
+    assert len(list((Path(workdir) / "checkpoints" / "4").glob("checksums.json*"))) == 1
     # Damage the newest checkpoint: the process that verifies that file notices, and both fall back to the one before.
     if jax.process_index() == 0:
         damage.flip(damage.largest_file(Path(workdir) / "checkpoints" / "4" / "state"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,8 +25,8 @@ def count(event: str, arguments: tuple) -> None:
         COUNTERS[-1][Path(str(arguments[0])).name] += 1
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hook() -> None:
+@functools.cache
+def add_hook() -> None:
     sys.addaudithook(count)  # cannot be removed, so it counts only while there is a counter
 
 
@@ -40,6 +41,7 @@ def opens(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
 
     original = safetensors.safe_open
     monkeypatch.setattr(safetensors, "safe_open", safe_open)
+    add_hook()
     COUNTERS.append(counter)
     yield counter
     COUNTERS.clear()
