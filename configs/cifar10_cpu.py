@@ -8,7 +8,8 @@ Muon, which reaches 57.8 % in its first epoch where SGD reaches 48.3 %. timm's R
 the images are enlarged to 64 pixels.
 
 Cost and result, on two cores of an AMD EPYC: 80.96 % in 12 min 28 s. With SGD instead of Muon (learning rate 0.1,
-Nesterov momentum 0.9, weight decay 5e-4, 9 epochs): 79.66 % in 16 min 18 s (docs/results.md).
+Nesterov momentum 0.9, weight decay 5e-4, 9 epochs): 79.66 % in 16 min 18 s (docs/results.md). Measured with
+an earlier order of the images and momentum of Muon.
 
 Data: CIFAR-10, prepared by TensorFlow Datasets as ArrayRecord. Set --config.source.data_dir to its folder. The model
 trains on the whole training split and is evaluated on the test split every two epochs. The evaluations decide nothing:
