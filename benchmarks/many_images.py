@@ -30,7 +30,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-_LINKS = 50_000  # a file system allows so many links to a file; ext4 allows 65,000
+_LINKS = 50_000  # hard links to one file; ext4 allows 65,000
 
 
 def create(root: Path, count: int) -> None:

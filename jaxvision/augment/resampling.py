@@ -126,7 +126,7 @@ def resize_and_crop(pixels: np.ndarray, resized: tuple[int, int], size: int, int
     Args:
       pixels: uint8 [h, w, c].
       resized: height and width of the whole image after the resize.
-      size: how many pixels to keep in the middle of each axis, if there are so many.
+      size: number of pixels to keep in the middle of each axis; a shorter axis is kept whole.
       interpolation: a filter of `Preprocess`.
     """
     passes = crop_passes((pixels.shape[0], pixels.shape[1]), resized, size, interpolation)

@@ -16,7 +16,7 @@ MOST_WORKERS = 16
 
 
 def default_workers(cores: float) -> int:
-    """Returns how many worker processes read images on so many cores.
+    """Returns the default number of worker processes for a number of cores.
 
     Args:
       cores: from `usable_cores` or `cores_of_this_process`.

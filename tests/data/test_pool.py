@@ -118,7 +118,7 @@ def test_an_error_of_a_task_comes_in_its_turn_with_its_traceback():
         with pytest.raises(RuntimeError, match="UnpicklableError: ant and bee") as caught:
             next(stream)
         assert "in __call__\n" in str(caught.value.__cause__)
-        check(next(pool.run_ahead(Count(), 0, 9)), 0)  # the workers go on
+        check(next(pool.run_ahead(Count(), 0, 9)), 0)  # the pool still works
 
 
 @pytest.mark.parametrize("count", [1, 3])

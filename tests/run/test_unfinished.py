@@ -1,4 +1,4 @@
-"""A run that was stopped for good: its checkpoints are exported. A workdir in the place of a weight file."""
+"""A run that was stopped for good: exports of its checkpoints, and a workdir given instead of a weight file."""
 
 from __future__ import annotations
 
