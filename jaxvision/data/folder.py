@@ -54,7 +54,7 @@ class FolderSource:
         return self.files[index]
 
     def names_checksum(self) -> int:
-        """Returns a checksum of the file names in their order."""
+        """Returns a checksum of the paths, relative to the folder of the split, in their order."""
         return self.files.checksum()
 
 

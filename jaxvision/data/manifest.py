@@ -2,8 +2,9 @@
 
 Walking through a million files takes minutes on a network disk, and a list of their paths takes 70 MB in each process.
 The first process that walks through a large folder therefore writes its manifest, an Arrow file in the cache folder,
-and all other processes of the machine map it, now and at later starts. The folders and their modification times are
-part of it: an image that is added, removed or renamed changes one of them, and the folder is then walked again.
+and all other processes of the machine map it, now and at later starts. The folders and their times are part of it: an
+image that is added, removed or renamed changes one of them, and the folder is then walked again. The name of the file
+holds a digest of its contents, so a damaged one is noticed and written again.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from jaxvision.data.walk import Ignored, Walk, image_endings, walk_images
+from jaxvision.data.walk import Ignored, Walk, folder_times, image_endings, walk_images
 from jaxvision.disk import cache_folder, temporary_path
 
 try:
@@ -34,9 +35,11 @@ except ImportError:  # Windows
 #: Number of images from which on a manifest is saved. A walk through fewer takes only a moment.
 SMALLEST = 10_000
 
-_VERSION = 1  # of the file, and of the rules of the walk
+#: In ns. A folder that changed less than this before the walk may change again without another time.
+SETTLED = 2 * 10**9
+
+_VERSION = 2  # of the file, and of the rules of the walk
 _CHUNK = 2**20  # names in an Arrow array
-_SETTLED = 2 * 10**9  # ns: a folder that changed less than this before the walk may change again at the same time
 _KEPT = 30 * 86400  # seconds after which the manifest of an earlier state of a folder is removed
 
 
@@ -47,9 +50,8 @@ class Manifest:
     Attributes:
       names: Arrow strings of bytes: the paths of the folders, relative to the root, then the names of all images.
       ends: int64 [folders], number of images in each folder and those before it.
-      times: int64 [folders], modification times in ns.
+      times: int64 [folders, 2], as from `jaxvision.data.walk.folder_times`.
       ignored: as in `jaxvision.data.walk.Walk`.
-      checksum: of the names of the images, in order.
       file: path of the saved manifest; None if it is not saved.
     """
 
@@ -57,7 +59,6 @@ class Manifest:
     ends: np.ndarray
     times: np.ndarray
     ignored: dict[str, Ignored]
-    checksum: int
     file: str | None = None
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ class Manifest:
     def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[Any, ...]]:
         if self.file is not None:
             return Manifest.open, (self.file,)  # each process maps the file itself
-        return Manifest, (self.names, self.ends, self.times, self.ignored, self.checksum)
+        return Manifest, (self.names, self.ends, self.times, self.ignored)
 
     def folders(self) -> list[str]:
         """Returns the paths of the folders, relative to the root, whose own path is empty."""
@@ -78,8 +79,26 @@ class Manifest:
         name = self.names[len(self.ends) + index].as_py()
         return os.path.join(os.fsdecode(self.names[folder].as_py()), os.fsdecode(name))
 
-    def save(self, file: Path) -> Manifest:
-        """Writes the manifest, and returns it mapped from the file.
+    def checksum(self, rows: np.ndarray) -> int:
+        """Returns a checksum of the paths of some images, relative to the root; `rows` is int [n], ascending."""
+        counts = np.diff(np.searchsorted(rows, self.ends), prepend=0)  # of each folder
+        folders = lengths = names = 0
+        for folder in np.flatnonzero(counts):
+            folders = zlib.crc32(b"%b\0%d\0" % (self.names[folder].as_py(), counts[folder]), folders)
+        start = -len(self.ends)  # of the chunk, counted from the first image
+        for chunk in self.names.chunks:
+            first, last = np.searchsorted(rows, (start, start + len(chunk)))
+            if first < last:
+                chosen = chunk.take((rows[first:last] - start).astype(np.int64))
+                ends = np.frombuffer(chosen.buffers()[1], np.int32)[: len(chosen) + 1]
+                # Apart from each other, so that the result does not depend on where a chunk ends.
+                lengths = zlib.crc32(np.diff(ends).tobytes(), lengths)
+                names = zlib.crc32(memoryview(chosen.buffers()[2])[ends[0] : ends[-1]], names)
+            start += len(chunk)
+        return zlib.crc32(b"%d %d %d" % (folders, lengths, names))
+
+    def save(self, folder: Path, key: str) -> Manifest:
+        """Writes the manifest to a file ``KEY-DIGEST.arrow``, and returns it mapped from there.
 
         Raises:
           OSError: the file cannot be written.
@@ -88,16 +107,17 @@ class Manifest:
 
         ignored = {kind: asdict(found) for kind, found in self.ignored.items()}
         about = {
-            "about": json.dumps({"ignored": ignored, "checksum": self.checksum}),
+            "ignored": json.dumps(ignored),
             "ends": self.ends.tobytes(),
             "times": self.times.tobytes(),
         }
         schema = pa.schema([("name", pa.binary())], metadata=about)
-        unfinished = temporary_path(file)
+        unfinished = temporary_path(folder / f"{key}.arrow")
         try:
             with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 for chunk in self.names.chunks:
                     writer.write_batch(pa.record_batch([chunk], schema=schema))
+            file = folder / _file_name(key, unfinished)
             unfinished.replace(file)
         finally:
             with suppress(OSError):
@@ -116,21 +136,26 @@ class Manifest:
         try:
             table = pa.ipc.open_file(pa.memory_map(file)).read_all()
             about = table.schema.metadata
-            texts = json.loads(about[b"about"])
             ends, times = (np.frombuffer(about[key], np.int64) for key in (b"ends", b"times"))
+            ignored = {kind: Ignored(**found) for kind, found in json.loads(about[b"ignored"]).items()}
         except (pa.ArrowException, KeyError, ValueError) as e:
             raise OSError(f"{file}: not a manifest ({e})") from e
-        ignored = {kind: Ignored(**found) for kind, found in texts["ignored"].items()}
-        return Manifest(table.column(0), ends, times, ignored, texts["checksum"], file)
+        return Manifest(table.column(0), ends, times.reshape(-1, 2), ignored, file)
 
 
-class ImageFiles(Sequence[str]):
+def _file_name(key: str, file: Path) -> str:
+    """Returns the name of a manifest's file, which holds a digest of the contents of `file`."""
+    with file.open("rb") as opened:
+        return f"{key}-{hashlib.file_digest(opened, 'sha256').hexdigest()[:16]}.arrow"
+
+
+class ImageFiles:
     """Paths of images of a manifest, computed when they are asked for.
 
     Args:
       root: the folder of the manifest.
       manifest: the manifest.
-      rows: which of its images; a range or int [n].
+      rows: which of its images, ascending; a range or int [n].
     """
 
     def __init__(self, root: str, manifest: Manifest, rows: range | np.ndarray):
@@ -141,25 +166,21 @@ class ImageFiles(Sequence[str]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> ImageFiles: ...
-    def __getitem__(self, index: int | slice) -> str | ImageFiles:
-        if isinstance(index, slice):
-            return ImageFiles(self.root, self.manifest, self.rows[index])
+    def __getitem__(self, index: int) -> str:
         return os.path.join(self.root, self.manifest.path(int(self.rows[index])))
 
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
     def take(self, indices: np.ndarray) -> ImageFiles:
-        """Returns some of the paths; `indices` is int [n]."""
-        rows = self.rows.start + self.rows.step * indices if isinstance(self.rows, range) else self.rows[indices]
+        """Returns some of the paths; `indices` is int [n], ascending."""
+        rows = self.rows.start + indices if isinstance(self.rows, range) else self.rows[indices]
         return ImageFiles(self.root, self.manifest, rows.astype(np.int32) if len(self.manifest) < 2**31 else rows)
 
     def checksum(self) -> int:
-        """Returns a checksum of the names and their order. The folders do not count."""
-        if isinstance(self.rows, range):
-            return zlib.crc32(repr(self.rows).encode(), self.manifest.checksum)
-        return zlib.crc32(self.rows.tobytes(), self.manifest.checksum)
+        """Returns a checksum of the paths, relative to the root, in their order."""
+        rows = self.rows
+        return self.manifest.checksum(np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows)
 
 
 def read_folder(root: str | os.PathLike[str]) -> tuple[Manifest, str | None]:
@@ -189,10 +210,9 @@ def read_folder(root: str | os.PathLike[str]) -> tuple[Manifest, str | None]:
         manifest = _collect(walk, find_other)
         if manifest.file is not None or len(manifest) < SMALLEST or not _is_settled(walk, started):
             return manifest, None
-        state = hashlib.sha256(manifest.times.tobytes() + b"\0".join(map(os.fsencode, walk.folders))).hexdigest()[:16]
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            return manifest.save(cache / f"{key}-{state}.arrow"), None
+            return manifest.save(cache, key), None
         except OSError as e:
             return manifest, (
                 f"{root}: cannot save the list of its {len(manifest):,} images in {cache} ({e.strerror or e}); each "
@@ -206,7 +226,6 @@ def _collect(walk: Walk, find_other: Callable[[], Manifest | None]) -> Manifest:
 
     counts: dict[str, int] = {}
     chunks: list[Any] = []
-    checksum = 0
     files = iter(walk.files)
     for size in itertools.chain((SMALLEST,), itertools.repeat(_CHUNK)):
         names = []
@@ -214,7 +233,6 @@ def _collect(walk: Walk, find_other: Callable[[], Manifest | None]) -> Manifest:
             folder, name = os.path.split(path)
             counts[folder] = counts.get(folder, 0) + 1
             names.append(os.fsencode(name))
-        checksum = zlib.crc32(b"/".join([*names, b""]), checksum)
         chunks.append(pa.array(names, pa.binary()))
         if len(names) < size:
             break
@@ -224,16 +242,15 @@ def _collect(walk: Walk, find_other: Callable[[], Manifest | None]) -> Manifest:
     return Manifest(
         names=pa.chunked_array([folders, *chunks]),
         ends=np.cumsum([counts.get(folder, 0) for folder in walk.folders], dtype=np.int64),
-        times=np.array([*walk.folders.values()], np.int64),
+        times=np.array([*walk.folders.values()], np.int64).reshape(-1, 2),
         ignored=walk.ignored,
-        checksum=checksum,
     )
 
 
 def _is_settled(walk: Walk, started: int) -> bool:
-    """Returns whether the modification times show every later change of what was listed."""
+    """Returns whether the times of the folders show every later change of what was listed."""
     unsure = [kind for kind in walk.ignored if kind.startswith(("unreadable", "broken link"))]
-    return not unsure and all(0 < time_ < started - _SETTLED for time_ in walk.folders.values())
+    return not unsure and all(0 < time_ < started - SETTLED for times in walk.folders.values() for time_ in times)
 
 
 def _find_saved(root: str, cache: Path, key: str) -> Manifest | None:
@@ -241,8 +258,8 @@ def _find_saved(root: str, cache: Path, key: str) -> Manifest | None:
     with suppress(OSError):
         for file in cache.glob(f"{key}-*.arrow"):
             with suppress(OSError):
-                manifest = Manifest.open(str(file))
-                if _is_current(root, manifest):
+                is_intact = file.name == _file_name(key, file)
+                if is_intact and _is_current(root, manifest := Manifest.open(str(file))):
                     with suppress(OSError):
                         os.utime(file)
                     return manifest
@@ -254,8 +271,8 @@ def _find_saved(root: str, cache: Path, key: str) -> Manifest | None:
 def _is_current(root: str, manifest: Manifest) -> bool:
     """Returns whether no folder of a manifest has changed."""
 
-    def unchanged(part: Iterable[tuple[str, int]]) -> bool:
-        return all(os.stat(os.path.join(root, folder)).st_mtime_ns == time_ for folder, time_ in part)
+    def unchanged(part: Iterable[tuple[str, list[int]]]) -> bool:
+        return all([*folder_times(os.stat(os.path.join(root, folder)))] == times for folder, times in part)
 
     folders = [*zip(manifest.folders(), manifest.times.tolist())]
     parts = [folders[i : i + 256] for i in range(0, len(folders), 256)]

@@ -56,13 +56,21 @@ class Walk:
       files: yields the path of each image file, relative to the folder. Other attributes are complete when it ends.
       ignored: what was ignored, by kind: an ending such as ``".txt"``, or words such as ``"HEIC"``, ``"hidden"``,
         ``"broken link"``, ``"listed already"`` or ``"unreadable folder (Permission denied)"``; see `ignored_text`.
-      folders: the folders that were read -> their modification time in ns, which changes if an entry is added, removed
-        or renamed. Paths are relative; that of the folder itself is empty.
+      folders: the folders that were read -> their `folder_times`. Paths are relative; that of the root is empty.
     """
 
     files: Iterator[str]
     ignored: dict[str, Ignored] = field(default_factory=dict)
-    folders: dict[str, int] = field(default_factory=dict)
+    folders: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def folder_times(status: os.stat_result) -> tuple[int, int]:
+    """Returns the times in ns that change if an entry of a folder is added, removed or renamed: st_mtime and st_ctime.
+
+    Tools that copy folders (``rsync -a``, ``cp -a``, ``tar``) set the first back. Only the system sets the second, also
+    when the permissions change. On Windows the second is the time of creation, which says nothing, but does no harm.
+    """
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
 @functools.cache
@@ -165,7 +173,7 @@ class _Walker:
             return [], []
         for name in sorted(links):  # in an order, because the first of several links to an image counts
             self._read_link(folder, name, files, folders)
-        self.walk.folders[folder] = status.st_mtime_ns
+        self.walk.folders[folder] = folder_times(status)
         return sorted(files), sorted(folders)
 
     def _add_file(self, folder: str, name: str, files: list[str]) -> None:

@@ -17,13 +17,10 @@ from support.images import encode, scene
 from jaxvision.data import manifest, open_dataset, open_source
 from jaxvision.data.manifest import read_folder
 
-LONG_AGO = 1_600_000_000
 
-
-def let_settle(root: Path) -> None:
-    """Sets the modification time of all folders to a year when nothing happened."""
-    for folder, _, _ in os.walk(root):
-        os.utime(folder, (LONG_AGO, LONG_AGO))
+def let_settle() -> None:
+    """Waits until the folders that were written before are trusted; see the fixture `cache`."""
+    time.sleep(0.06)
 
 
 def paths_of(found: manifest.Manifest) -> list[str]:
@@ -34,6 +31,7 @@ def paths_of(found: manifest.Manifest) -> list[str]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(manifest, "SMALLEST", 100)
+    monkeypatch.setattr(manifest, "SETTLED", 5 * 10**7)  # the real two seconds would only take longer
     return tmp_path / "cache" / "jaxvision" / "manifests"
 
 
@@ -52,7 +50,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settled(large: Path) -> Path:
-    let_settle(large)
+    let_settle()
     return large
 
 
@@ -76,14 +74,14 @@ def test_a_large_folder_is_walked_once(settled: Path, cache: Path, monkeypatch: 
     assert paths_of(again) == paths_of(first)
     assert again.ignored == first.ignored
     assert again.ignored[".txt"].count == 1
-    assert again.checksum == first.checksum
+    assert again.checksum(np.arange(204)) == first.checksum(np.arange(204))
 
 
 def test_every_change_of_the_list_is_noticed(settled: Path, cache: Path, tmp_path: Path) -> None:
     """Added, removed, renamed, moved, a new folder: the next reading has the list of a walk."""
     root = tmp_path / "copy"
     shutil.copytree(settled, root)
-    let_settle(root)
+    let_settle()
     before, _ = read_folder(root)
     kept = pickle.dumps(before)  # what a worker of a running job receives
     changes = [
@@ -110,17 +108,37 @@ def test_every_change_of_the_list_is_noticed(settled: Path, cache: Path, tmp_pat
 
 def test_a_folder_that_changes_now_is_not_trusted(settled: Path, cache: Path) -> None:
     """Its modification time might not show the next change, which happens in the same instant."""
-    os.utime(settled / "ant")
-    found, warning = read_folder(settled)
-    assert (len(found), warning) == (204, None)
-    assert not list(cache.glob("*.arrow"))
-    assert paths_of(pickle.loads(pickle.dumps(found))) == paths_of(found)
+    for times in (None, (1_600_000_000, 1_600_000_000)):  # set back, it still has changed now
+        os.utime(settled / "ant", times)
+        found, warning = read_folder(settled)
+        assert (len(found), warning) == (204, None)
+        assert not list(cache.glob("*.arrow"))
+        assert paths_of(pickle.loads(pickle.dumps(found))) == paths_of(found)
+
+
+def test_a_change_is_noticed_although_the_modification_time_is_set_back(
+    settled: Path, cache: Path, tmp_path: Path
+) -> None:
+    """As by ``rsync -a``, ``cp -a``, ``tar`` and ``touch -r``."""
+    root = tmp_path / "copy"
+    shutil.copytree(settled, root)
+    let_settle()
+    assert read_folder(root)[0].file is not None
+    for number in range(3):
+        before = (root / "ant").stat().st_mtime_ns
+        (root / "ant" / f"new{number}.jpg").touch()
+        os.utime(root / "ant", ns=(before, before))
+        assert (root / "ant").stat().st_mtime_ns == before
+        let_settle()
+        found, _ = read_folder(root)
+        assert len(found) == 205 + number
+        assert found.file is not None
 
 
 def test_small_folders_write_nothing(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "images" / "ant").mkdir(parents=True)
     (tmp_path / "images" / "ant" / "1.jpg").touch()
-    let_settle(tmp_path / "images")
+    let_settle()
     assert paths_of(read_folder(tmp_path / "images")[0]) == ["ant/1.jpg"]
     assert not cache.exists()
 
@@ -144,15 +162,27 @@ def test_a_damaged_manifest_is_written_again(settled: Path, cache: Path, damage)
     assert file.stat().st_size > 3000
 
 
+def test_no_flipped_byte_of_a_manifest_changes_a_path(settled: Path, cache: Path) -> None:
+    expected = paths_of(read_folder(settled)[0])
+    (file,) = cache.glob("*.arrow")
+    intact = file.read_bytes()
+    for position in [intact.index(b"00042.jpg"), *range(0, len(intact), len(intact) // 40)]:
+        damaged = bytearray(intact)
+        damaged[position] ^= 1
+        file.write_bytes(damaged)
+        assert paths_of(read_folder(settled)[0]) == expected
+        assert file.read_bytes() == intact  # written again
+
+
 def test_one_of_several_processes_writes(settled: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others wait, and map what it wrote."""
     saves = []
     save = manifest.Manifest.save
 
-    def slow_save(self, file):
+    def slow_save(self, *where):
         time.sleep(0.3)
-        saves.append(file)
-        return save(self, file)
+        saves.append(where)
+        return save(self, *where)
 
     monkeypatch.setattr(manifest.Manifest, "save", slow_save)
     with ThreadPoolExecutor(4) as threads:  # each locks a file of its own opening, as processes do
@@ -164,7 +194,7 @@ def test_one_of_several_processes_writes(settled: Path, cache: Path, monkeypatch
 
 def test_the_fingerprint_tells_names_and_order_but_not_the_place(settled: Path, cache: Path, tmp_path: Path) -> None:
     shutil.copytree(settled, tmp_path / "moved")
-    let_settle(tmp_path / "moved")
+    let_settle()
     options = [{}, {"data_dir": str(tmp_path / "moved")}, {"split_seed": 1}, {"test_fraction": 0.3}]
     here, moved, other_seed, other_share = (
         open_source("folder", **{"data_dir": str(settled), **option}).train.names_checksum() for option in options
@@ -173,6 +203,39 @@ def test_the_fingerprint_tells_names_and_order_but_not_the_place(settled: Path, 
     assert len({here, other_seed, other_share}) == 3
     (tmp_path / "moved" / "bee" / "b" / "00000.jpg").rename(tmp_path / "moved" / "bee" / "b" / "0.jpg")
     assert open_source("folder", data_dir=str(tmp_path / "moved")).train.names_checksum() != here
+
+
+def test_the_fingerprint_covers_the_images_of_the_split_and_nothing_else(tmp_path: Path) -> None:
+    """Two subfolders that change their names have the same file names in the same order, but other images."""
+    for name in ("ant/a/1.jpg", "ant/b/1.jpg", "bee/1.jpg", "bee/2.jpg"):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).touch()
+        (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "val" / name).touch()
+
+    def fingerprint() -> int:
+        return open_source("folder", data_dir=str(tmp_path)).train.names_checksum()
+
+    before = fingerprint()
+    for ignored in ("notes.jpg", "val/ant/2.jpg", "train/ant/a/0.txt", "train/ant/.0.jpg"):
+        (tmp_path / ignored).touch()
+        assert fingerprint() == before
+    (tmp_path / "train" / "ant" / "empty").mkdir()
+    assert fingerprint() == before
+    (tmp_path / "train" / "ant" / "a").rename(tmp_path / "train" / "ant" / "c")
+    assert fingerprint() != before
+
+
+def test_the_fingerprint_of_held_out_images_does_not_depend_on_stray_ones(settled: Path, cache: Path) -> None:
+    """Nor on whether the folder was walked, or its list was mapped."""
+    checksums = []
+    for stray in ("notes.jpg", None):
+        splits = open_source("folder", data_dir=str(settled))
+        checksums.append((splits.train.names_checksum(), splits.test.names_checksum()))
+        if stray:
+            (settled / stray).touch()
+    (settled / "notes.jpg").unlink()
+    assert checksums[0] == checksums[1]
 
 
 def test_workers_receive_no_list(settled: Path, cache: Path) -> None:
@@ -204,7 +267,7 @@ def test_memory_of_a_worker_does_not_grow_with_the_dataset(tmp_path: Path, cache
             (tmp_path / f"{label}.png").write_bytes(encode(scene(40 + label, 40)))
             for i in range(count // 10):
                 os.link(tmp_path / f"{label}.png", folder / f"an image with a name of some length {i:08}.png")
-        let_settle(root)
+        let_settle()
         train = open_dataset(open_source("folder", data_dir=str(root)).train)
         options = {"batch_size": 32, "image_size": 32, "seed": 0, "start_step": 0, "stop_step": 10**6, "workers": 1}
         batches = train.train_batches(**options)
