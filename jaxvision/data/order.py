@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxvision.errors import UserError
 
-#: Version of the order, stored in each checkpoint. Change it whenever a seed gives another order than before.
-VERSION = 2
+#: Version of the order and of the checksums of the data, stored in each checkpoint. Change it whenever a seed gives
+#: another order than before, or the same data other checksums.
+VERSION = 3
 
 _ROUNDS = 12  # with 8, the permutations of five images are visibly not equally frequent
 

@@ -209,7 +209,10 @@ def empty_classes_text(source: Source) -> str:
 
 
 def names_checksum(source: Source) -> int:
-    """Returns a checksum of the names of all images in their order. Folders do not count, so a dataset may be moved."""
+    """Returns a checksum of the names of all images in their order. A dataset may be moved without changing it.
+
+    It is that of the source's own method, if it has one, else of the file names without their folders.
+    """
     own: Callable[[], int] | None = getattr(source, "names_checksum", None)
     if own is not None:
         return own()

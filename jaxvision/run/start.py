@@ -90,16 +90,19 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
 
 
 def data_fingerprint(images: Dataset) -> dict[str, int]:
-    """Returns what identifies the images of each step: their number, a checksum of their names and classes, the order.
+    """Returns what identifies the images of each step: their number, checksums of what they are, and the order.
 
-    The order of the names decides which images a step sees. Folders do not count, so that a dataset may be moved.
+    The order of the files decides which images a step sees. Where the dataset is does not count, so it may be moved.
     """
     source = images.source
-    checksum = zlib.crc32("\n".join(source.classes).encode("utf-8", "surrogateescape"))
-    if source.labels is not None:
-        checksum = zlib.crc32(np.asarray(source.labels, np.int32).tobytes(), checksum)
-    checksum = zlib.crc32(b"%d" % names_checksum(source), checksum)
-    return {"images": len(images), "names": checksum, "order": order.VERSION}
+    labels = b"" if source.labels is None else np.asarray(source.labels, np.int32).tobytes()
+    return {
+        "images": len(images),
+        "classes": zlib.crc32("\n".join(source.classes).encode("utf-8", "surrogateescape")),
+        "labels": zlib.crc32(labels),
+        "files": names_checksum(source),
+        "order": order.VERSION,
+    }
 
 
 def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, int]) -> None:
@@ -113,10 +116,20 @@ def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, 
         )
     if before != fingerprint:
         raise UserError(
-            f"{run.workdir}: got other training data than this run was started with: {before['images']:,} images then, "
-            f"{fingerprint['images']:,} now, or other names or classes. Restore the dataset, or choose another "
-            f"--workdir."
+            f"{run.workdir}: got other training data than this run was started with: "
+            f"{_differences(before, fingerprint)}. Restore the dataset, or choose another --workdir."
         )
+
+
+def _differences(before: dict[str, int], now: dict[str, int]) -> str:
+    """Returns what differs between two fingerprints, in words."""
+    n = now["images"]
+    if before["images"] != n:  # files and labels then differ as well
+        others = ", and other classes" if before["classes"] != now["classes"] else ""
+        return f"{before['images']:,} images then, {n:,} now{others}"
+    words = {"classes": "other classes", "labels": "other labels", "files": "other files or another order of them"}
+    changed = [text for key, text in words.items() if before[key] != now[key]]
+    return f"{n:,} image{'s' * (n != 1)} then and now, but {', '.join(changed)}"
 
 
 def _train_batches(run: RunContext, first_step: int) -> Iterator[Batch]:

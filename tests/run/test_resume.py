@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -91,10 +92,14 @@ def test_patience_counts_across_a_restart(tmp_path: Path) -> None:
 
 def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder may move. With more or fewer images, or in another order, each step would see others."""
-    for name, color in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
-        (tmp_path / "here" / name).mkdir(parents=True)
-        for i in range(12):
-            Image.new("RGB", (20 + i, 24), color).save(tmp_path / "here" / name / f"{i}.jpg")
+
+    def make_images(colors: dict[str, tuple[int, int, int]], folder: Path) -> None:
+        for name, color in colors.items():
+            (folder / name).mkdir(parents=True)
+            for i in range(12):
+                Image.new("RGB", (20 + i, 24), color).save(folder / name / f"{i}.jpg")
+
+    make_images({"red": (200, 40, 40), "blue": (40, 40, 200)}, tmp_path / "here")
 
     def config(where: str, **data: Any) -> ConfigDict:
         config = load("configs/folder.py:test_resnet")
@@ -113,14 +118,25 @@ def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path, monkeypa
     before = sorted((tmp_path / "run").rglob("*"))
     with monkeypatch.context() as patched:
         patched.setattr(order, "VERSION", order.VERSION + 1)
-        with pytest.raises(UserError, match=r"got a run whose images have order 2, expected order 3, .* version"):
+        with pytest.raises(UserError, match=r"got a run whose images have order 3, expected order 4, .* version"):
             run.train(config("there"), tmp_path / "run")
     Image.new("RGB", (20, 24)).save(tmp_path / "there" / "red" / "another.jpg")
-    with pytest.raises(
-        UserError, match=r"got other training data than this run was started with: 20 images then, 20 now, or other"
-    ):
+    other = "got other training data than this run was started with"
+    with pytest.raises(UserError, match=f"{other}: 20 images then and now, but other files or another order of them. "):
+        run.train(config("there"), tmp_path / "run")
+    for i in range(4):
+        (tmp_path / "there" / "red" / f"{i}.jpg").unlink()
+    with pytest.raises(UserError, match=f"{other}: 20 images then, 17 now. "):
+        run.train(config("there"), tmp_path / "run")
+    shutil.rmtree(tmp_path / "there")
+    make_images({"red": (200, 40, 40), "navy": (40, 40, 200)}, tmp_path / "there")
+    with pytest.raises(UserError, match=f"{other}: 20 images then and now, but other classes, other files or another"):
         run.train(config("there"), tmp_path / "run")
     assert sorted((tmp_path / "run").rglob("*")) == before
+    shutil.rmtree(tmp_path / "there")
+    make_images({"red": (200, 40, 40), "blue": (40, 40, 200)}, tmp_path / "there")
+    (tmp_path / "there" / "notes.jpg").touch()  # is ignored, so the dataset is the same
+    run.train(config("there"), tmp_path / "run")
 
 
 def test_another_config_is_an_error_that_lists_the_differences(tmp_path: Path) -> None:
