@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxvision.data.layout import decide, split_of, subfolders
+from jaxvision.data.layout import (
+    check_classes_hold_no_splits,
+    check_splits_are_distinct,
+    decide,
+    split_of,
+    subfolders,
+)
 from jaxvision.data.manifest import ImageFiles, read_folder
 from jaxvision.data.source import Example, Splits, stratified_split
 from jaxvision.data.walk import Ignored, ignored_text, walk_images
@@ -73,8 +80,8 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
       split_seed: seed of the random choice.
 
     Raises:
-      UserError: no such folder, no classes, a class without images, a class that ``train`` does not have, or a layout
-        that is ambiguous.
+      UserError: no such folder, no classes, a class without images, a class that ``train`` does not have, a folder in
+        two splits, or a layout that is ambiguous.
     """
     root = Path(data_dir)
     if not root.is_dir():
@@ -89,9 +96,10 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
             f"{root}: got only {found}, expected also a folder 'train'. Add one with the training images, or set "
             "--config.source.layout=classes if these are classes."
         )
+    settle = None if layout else f"--config.source.layout={'splits' if splits else 'classes'}"
     if set(splits) <= {"train"}:
         folder = splits.get("train", root)
-        images = _read(folder, _classes(folder), "folder")
+        images = _read(folder, _classes(folder), "folder", settle=settle)
         kept, held = stratified_split(images.labels, test_fraction, seed=split_seed)
         if not len(held):
             raise UserError(
@@ -108,7 +116,10 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
                 f"{splits[split]}: got the class {unknown[0]!r}{_and_more(unknown)}, expected only classes of "
                 f"{splits['train']}. Rename the folder or move it away."
             )
-    read = {split: _read(folder, classes, split, only=classes_of[split]) for split, folder in splits.items()}
+    check_splits_are_distinct(splits, classes_of)
+    read = {
+        split: _read(folder, classes, split, only=classes_of[split], settle=settle) for split, folder in splits.items()
+    }
     read["train"].notes.append(note)
     return Splits(**read)
 
@@ -142,7 +153,8 @@ def open_test_folder(
             f"{root}: got the class {unknown[0]!r}{_and_more(unknown)}, expected the classes of the model: {known}. "
             "Rename the folder or move it away."
         )
-    source = _read(root, classes, root.name, only=found)
+    settle = None if layout else f"--option layout={'splits' if splits else 'classes'}"
+    source = _read(root, classes, root.name, only=found, settle=settle)
     source.notes.append(note)
     return source
 
@@ -163,12 +175,24 @@ def _classes(folder: Path) -> list[str]:
     return classes
 
 
-def _read(folder: Path, classes: Sequence[str], name: str, *, only: Sequence[str] | None = None) -> FolderSource:
-    """Returns the images of the classes in a folder; those of `only` must have at least one."""
+def _read(
+    folder: Path, classes: Sequence[str], name: str, *, settle: str | None, only: Sequence[str] | None = None
+) -> FolderSource:
+    """Returns the images of the classes in a folder.
+
+    Args:
+      folder: the folder.
+      classes: names of the classes, in the order of their numbers.
+      name: of the split, for messages.
+      settle: the flag to set if classes may have folders with the names of splits; None if they may.
+      only: the classes that must have an image. None: all of them.
+    """
     manifest, warning = read_folder(folder)
     number = {class_: i for i, class_ in enumerate(classes)}
     counts = np.diff(manifest.ends, prepend=0)
     folders = manifest.folders()
+    if settle is not None:
+        check_classes_hold_no_splits(folder, itertools.compress(folders, counts), fix=settle)
     outside = int(counts[0]) if folders and not folders[0] else 0  # images directly in `folder`, which come first
     class_of = np.array([number.get(path.partition(os.sep)[0], -1) for path in folders], np.int32)
     labels = np.repeat(class_of, counts)[outside:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,29 +126,79 @@ def _look_into(folder: Path) -> _Folder:
 def _choose(root: Path, folders: Mapping[str, _Folder], option: str, classes: Collection[str]) -> str:
     """Returns the layout of a folder, or raises if both are plausible."""
     full = {name: folder for name, folder in folders.items() if not folder.is_empty}
-    named = {name: folder for name, folder in full.items() if split_of(name)}
+    named = [folder for name, folder in full.items() if split_of(name)]
     others = [folder for name, folder in full.items() if not split_of(name)]
-    train = next((folder for name, folder in named.items() if split_of(name) == "train"), None)
+    train = next((folder for name, folder in full.items() if split_of(name) == "train"), None)
     if classes:
-        inner_are_classes = any(set(folder.inner) & set(classes) for folder in named.values())
+        inner_are_classes = any(set(folder.inner) & set(classes) for folder in named)
         if inner_are_classes != (set(folders) <= set(classes)):
             return "splits" if inner_are_classes else "classes"
-    if not any(folder.inner for folder in named.values()):
-        return "classes"
-    if train is not None and not any(folder.images and folder.inner for folder in named.values()):
-        # Other folders may be classes beside the class "train". A second split with the same classes decides.
-        alike = [folder for folder in named.values() if set(folder.inner) & set(train.inner)]
-        if train.inner and (not others or len(alike) > 1):
+    if not any(folder.inner for folder in named):
+        return "classes"  # splits would have folders of images
+    if all(folder.images for folder in named) and any(folder.images for folder in others):
+        return "classes"  # all alike
+    if train is None:
+        if not others and not any(folder.images for folder in named):
             return "splits"
-    elif all(folder.images for folder in named.values()) and any(folder.images for folder in others):
-        return "classes"
-    elif train is None and not others and not any(folder.images for folder in named.values()):
-        return "splits"
+    elif train.inner and not any(folder.images and folder.inner for folder in named):
+        # Other folders may be classes beside the class "train". A second split with the same classes decides.
+        alike = [folder for folder in named if set(folder.inner) & set(train.inner)]
+        if not others or len(alike) > 1:
+            return "splits"
     seen = ", ".join(f"{name}/ with {folder.contents}" for name, folder in list(full.items())[:6])
     raise UserError(
         f"{root}: got {seen}{', ...' if len(full) > 6 else ''}, expected either classes, which have images, or splits, "
         f"which have a folder for each class. Set {option}=classes or {option}=splits."
     )
+
+
+def check_classes_hold_no_splits(root: Path, folders: Iterable[str], *, fix: str) -> None:
+    """Checks that no class has its own splits, such as ``cat/train`` and ``cat/test``. They would be one class.
+
+    Args:
+      root: the folder with a folder for each class.
+      folders: the paths of the folders with images in it, relative to `root`.
+      fix: the flag that reads them as one class, such as ``"--config.source.layout=classes"``.
+
+    Raises:
+      UserError: a class has two splits.
+    """
+    found: dict[str, dict[str, str]] = {}  # class -> split -> name of its folder
+    for path in folders:
+        class_, *inner = path.split(os.sep, 2)
+        if inner and (split := split_of(inner[0])):
+            found.setdefault(class_, {})[split] = inner[0]
+    for class_, splits in found.items():
+        if len(splits) > 1:
+            first, second = list(splits.values())[:2]
+            raise UserError(
+                f"{root}: got splits in a class, {class_}/{first}/ and {class_}/{second}/, expected classes in "
+                f"splits, {first}/{class_}/ and {second}/{class_}/. Move the folders, or set {fix} if all images in "
+                f"{class_}/ are one class without splits."
+            )
+
+
+def check_splits_are_distinct(splits: Mapping[str, Path], classes: Mapping[str, Sequence[str]]) -> None:
+    """Checks that no folder of a class is in two splits, through links, so that no image of a test is trained on.
+
+    Args:
+      splits: split -> its folder.
+      classes: split -> the names of the folders in it.
+
+    Raises:
+      UserError: a folder is in two splits.
+    """
+    seen: dict[tuple[int, int], tuple[str, Path]] = {}  # (device, inode) -> where it was found first
+    for split, root in splits.items():
+        for name in classes[split]:
+            status = os.stat(root / name)
+            other_split, other = seen.setdefault((status.st_dev, status.st_ino), (split, root / name))
+            if other_split != split:
+                raise UserError(
+                    f"{root / name}: got the same folder as {other}, expected other images for {split} than for "
+                    f"{other_split}. Remove the link. To hold out images of {splits['train']} instead, remove {root} "
+                    "and set --config.source.validation_fraction=0.1."
+                )
 
 
 def _splits(root: Path, folders: Mapping[str, _Folder], option: str, *, is_given: bool) -> Layout:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -171,7 +175,7 @@ def make(root, **folders):
     for folder, files in folders.items():
         (root / folder).mkdir(parents=True)
         for file in files.split():
-            (root / folder / file).parent.mkdir(exist_ok=True)
+            (root / folder / file).parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (1, 1)).save(root / folder / file)
     return str(root)
 
@@ -257,6 +261,69 @@ def test_an_ambiguous_layout_is_refused_until_the_key_settles_it(tmp_path, folde
         open_source("folder", data_dir=root)
     assert classes_and_splits(open_source("folder", data_dir=root, layout="classes")) == as_classes
     assert classes_and_splits(open_source("folder", data_dir=root, layout="splits")) == as_splits
+
+
+SPLITS_IN_CLASSES = {"cat": "train/x.png test/y.png test/z.png", "dog": "train/x.png test/y.png"}
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [SPLITS_IN_CLASSES, {"cat": "x.png y.png", "dog": "Training/x.png dev/y.png"}],
+)
+def test_splits_in_the_folders_of_classes_are_not_merged(tmp_path, folders):
+    """Images of cat/test were trained on."""
+    root = make(tmp_path, **folders)
+    with pytest.raises(
+        UserError, match=r"got splits in a class, .*Move the folders, or set --config\.source\.layout=c"
+    ):
+        open_source("folder", data_dir=root)
+    with pytest.raises(UserError, match=r"or set --option layout=classes if"):
+        open_test_folder(root, ["cat", "dog"])
+    splits = open_source("folder", data_dir=root, layout="classes")
+    assert classes_and_splits(splits) == (["cat", "dog"], HELD_OUT)
+    assert len(open_test_folder(root, ["cat", "dog"], layout="classes")) == len(splits.train) + len(splits.test)
+
+
+def test_splits_in_the_classes_of_a_split(tmp_path):
+    root = make(tmp_path, **{"train/cat": "train/x.png val/y.png", "train/dog": IMAGE, "val/cat": IMAGE})
+    with pytest.raises(UserError, match=r"cat/train/ and cat/val/, .*set --config\.source\.layout=splits"):
+        open_source("folder", data_dir=root)
+    assert len(open_source("folder", data_dir=root, layout="splits").train) == 4
+
+
+def test_a_class_may_have_a_folder_called_train(tmp_path):
+    folders = {"vehicle": "train/x.png tram/y.png", "animal": "Test/x.png y.png", "plant": "test/x.png testing/y.png"}
+    splits = open_source("folder", data_dir=make(tmp_path, **folders))
+    assert classes_and_splits(splits) == (["animal", "plant", "vehicle"], HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"), [("val", "train"), ("train/cat", "../val/cat"), ("val/dog", "../train/cat")]
+)
+def test_a_folder_in_two_splits_is_refused(tmp_path, link, target):
+    """Training images were validated on."""
+    make(tmp_path, **{"train/cat": IMAGE, "train/dog": IMAGE, "val/cat": IMAGE, "val/dog": IMAGE})
+    shutil.rmtree(tmp_path / link)
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(UserError, match=r"got the same folder as .*/train/cat, expected other images for validation"):
+        open_source("folder", data_dir=str(tmp_path))
+
+
+def test_a_split_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    """The tests may run as root, who can read every folder."""
+    root = make(tmp_path, **{f"{split}/{class_}": IMAGE for split in ("train", "val") for class_ in ("cat", "dog")})
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if os.path.basename(path) == "val":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(
+        UserError, match=r"/val: cannot be read: Permission denied\. Check the path and its permissions"
+    ):
+        open_source("folder", data_dir=root)
 
 
 def test_an_unknown_or_impossible_layout(tmp_path):
