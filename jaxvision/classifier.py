@@ -119,8 +119,8 @@ def _open_image(source: Any) -> Image:
         )
     try:
         return decode(Path(source).read_bytes())
-    except OSError as e:
-        raise UserError(f"cannot read {source}: {e}") from e
+    except (OSError, MemoryError) as e:
+        raise UserError(f"cannot read {source}: {str(e) or 'not enough memory'}") from e
     except UserError as e:
         raise UserError(f"{source}: {e}") from e
 

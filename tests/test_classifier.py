@@ -194,6 +194,18 @@ def test_images_that_are_no_images(tmp_path):
         classifier.images([Image.new("F", (40, 30), 0.5)])
 
 
+def test_too_little_memory_for_an_image_is_not_a_damaged_image(tmp_path, monkeypatch):
+    classifier = Classifier(create_model("test_resnet", num_classes=2, image_size=32), ("a", "b"), Preprocess())
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match=r"cannot read .*a\.png: not enough memory$"):
+        classifier.images([tmp_path / "a.png"])
+
+
 def test_a_pillow_image_of_16_bits_is_read_as_its_file_is(tmp_path):
     classifier = Classifier(create_model("test_resnet", num_classes=2, image_size=32), ("a", "b"), Preprocess())
     deep = Image.fromarray(np.arange(40 * 30, dtype=np.uint16).reshape(30, 40) * 50)

@@ -26,6 +26,7 @@ def decode(data: bytes) -> Image.Image:
 
     Raises:
       BadImage: `data` is not an image, or is a damaged one, or its range of brightness is unknown.
+      MemoryError: the machine has not enough memory, which says nothing about the image.
 
     Example:
       >>> buffer = io.BytesIO()
@@ -38,7 +39,7 @@ def decode(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image)
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:  # the latter under python -W error
         raise BadImage(f"image too large: {e} Resize it to fewer pixels.") from e
@@ -148,6 +149,8 @@ def _orientation(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             orientation = image.getexif().get(0x0112, 1)
+    except MemoryError:
+        raise
     except Exception:  # damaged metadata; the plugins raise nearly every class
         return 1
     return orientation if orientation in range(1, 9) else 1

@@ -19,7 +19,13 @@ from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.order import batch_indices, eval_indices, eval_steps, process_rows
 from jaxvision.data.pipeline import FromMemory, FromWorkers, InputPipeline
 from jaxvision.data.pool import Batch, Task, WorkerPool
-from jaxvision.data.reading import check_labels, read_examples, to_pixels
+from jaxvision.data.reading import (
+    check_labels,
+    naming_failures_of_machine,
+    read_examples,
+    read_pixels,
+    to_pixels,
+)
 from jaxvision.data.source import Source
 from jaxvision.data.workers import ReadEvalBatch, ReadTrainBatch
 from jaxvision.errors import UserError, printable
@@ -128,14 +134,15 @@ class Dataset(ABC):
                 self.log(printable(f"skipped the damaged image {where}: {reason}"))
             if len(self.corrupt) > self.max_corrupt:
                 named = "; ".join(f"{where} ({reason})" for where, reason in list(self.corrupt.values())[:5])
+                n, them = len(self.corrupt), "them" if len(self.corrupt) > 1 else "it"
                 raise UserError(
-                    f"{self.source.name}: got {len(self.corrupt)} damaged images, expected at most data.max_corrupt="
-                    f"{self.max_corrupt}: {named}. Repair or remove them, or raise data.max_corrupt."
+                    f"{self.source.name}: got {n} damaged image{'s' * (n > 1)}, expected at most data.max_corrupt="
+                    f"{self.max_corrupt}: {named}. Repair or remove {them}, or raise data.max_corrupt."
                 )
 
     def _why_corrupt(self, index: int) -> str:
         try:
-            to_pixels(self.source[index]["image"])
+            read_pixels(self.source, index)
         except (BadImage, OSError) as e:
             return str(e)
         return "the first attempt to read it failed"
@@ -149,7 +156,7 @@ class StreamedDataset(Dataset):
         self.pipeline = FromWorkers(channels)
 
     def image(self, index: int) -> np.ndarray:
-        return to_pixels(self.source[index]["image"])
+        return read_pixels(self.source, index)
 
     def train_batches(
         self, *, batch_size, image_size, seed, start_step, stop_step, crop=None, workers=None, process=(0, 1)
@@ -248,7 +255,7 @@ def open_dataset(
     shapes = {pixels.shape for pixels in probes if pixels is not None}
     if not shapes:
         streamed.record_corrupt(range(n))
-        raise UserError(f"{source.name}: none of its {n:,} images can be read. Check the files.")
+        raise UserError(f"{source.name}: no image can be read ({n:,} tried). Check the files.")
     shape = next(pixels.shape for pixels in probes if pixels is not None)
     streamed.pipeline = FromWorkers(max(shape[-1] for shape in shapes))  # single channels are repeated
     if len(shapes) > 1 or n * math.prod(shape) > memory_limit * 2**30:
@@ -269,7 +276,8 @@ def _store(source: Source, shape: tuple[int, ...], **options: Any) -> StoredData
                 continue
             labels[i] = example["label"]
             try:
-                pixels = to_pixels(example["image"])
+                with naming_failures_of_machine(source, i):
+                    pixels = to_pixels(example["image"])
             except BadImage:
                 corrupt.append(i)
                 continue
@@ -284,6 +292,6 @@ def _store(source: Source, shape: tuple[int, ...], **options: Any) -> StoredData
 
 def _pixels_or_none(source: Source, index: int) -> np.ndarray | None:
     try:
-        return to_pixels(source[index]["image"])
+        return read_pixels(source, index)
     except (BadImage, OSError):
         return None

@@ -62,7 +62,7 @@ class WorkerPool:
           stop: one past the last number.
 
         Raises:
-          UserError: a worker process was killed.
+          UserError: a worker process was killed, or there is too little memory.
         """
         if stop <= start:
             return
@@ -85,6 +85,11 @@ class WorkerPool:
                     "the end. If it printed no error, the machine probably ran out of memory: set data.workers or "
                     "data.batch_size lower. Run the same command to resume."
                 ) from None
+            except MemoryError as e:
+                raise UserError(
+                    "data.workers: got too little memory to read a batch of images. Set data.workers or "
+                    "data.batch_size lower. Run the same command to resume."
+                ) from e
 
     def close(self) -> None:
         """Ends the workers at once."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -11,18 +13,70 @@ from jaxvision.augment.host import check_image
 from jaxvision.data.source import Example, Source
 from jaxvision.errors import UserError
 
+_NO_MEMORY = "Set data.workers or data.batch_size lower. If this image alone fails, remove it."
+_TOO_MANY_FILES = "Raise the limit with: ulimit -n 65536"
+_NO_SPACE = "Free space on the disk."
+_DISK = "Check the disk and the network, and run the same command to resume. If this image alone fails, remove it."
+
+# Errors of the machine, its disks and its network, by name because not every system has them all -> what to do.
+_ADVICE = {
+    getattr(errno, name): advice
+    for names, advice in (
+        ("ENOMEM", _NO_MEMORY),
+        ("EMFILE ENFILE", _TOO_MANY_FILES),
+        ("ENOSPC EDQUOT", _NO_SPACE),
+        ("EIO EREMOTEIO ENXIO ENODEV ESTALE ETIMEDOUT ENOTCONN ESHUTDOWN EPIPE", _DISK),
+        ("ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH ENETDOWN ENETRESET ENETUNREACH", _DISK),
+    )
+    for name in names.split()
+    if hasattr(errno, name)
+}
+
+
+@contextmanager
+def naming_failures_of_machine(source: Source, index: int) -> Iterator[None]:
+    """Raises `UserError` for errors that do not mean that the image at `index` is damaged, and lets others through.
+
+    No memory, too many open files, or a disk that fails: skipping images would hide it, and train on what is left.
+    """
+    try:
+        yield
+    except MemoryError as e:
+        raise UserError(f"{source.where(index)}: got too little memory to read the image. {_NO_MEMORY}") from e
+    except OSError as e:
+        if advice := _ADVICE.get(e.errno or 0):
+            raise UserError(f"{source.where(index)}: cannot be read: {e.strerror or e}. {advice}") from e
+        raise
+
 
 def read_examples(source: Source, indices: Sequence[int]) -> list[Example | OSError]:
-    """Returns the examples at `indices`, with the error in place of an example that cannot be read."""
+    """Returns the examples at `indices`, with the error in place of an example that cannot be read.
+
+    Raises:
+      UserError: the machine failed, as for `naming_failures_of_machine`.
+    """
     if hasattr(source, "__getitems__"):  # faster, for sources that have it
-        return list(source.__getitems__(indices))
+        with suppress(OSError, MemoryError):  # of one of them; which one shows when they are read one by one
+            return list(source.__getitems__(indices))
     found: list[Example | OSError] = []
     for index in indices:
         try:
-            found.append(source[index])
+            with naming_failures_of_machine(source, index):
+                found.append(source[index])
         except OSError as e:
             found.append(e)
     return found
+
+
+def read_pixels(source: Source, index: int) -> np.ndarray:
+    """Returns one image of a source, decoded, as uint8 [h, w, c].
+
+    Raises:
+      BadImage, OSError: the image is damaged or missing.
+      UserError: as for `to_pixels`, or the machine failed, as for `naming_failures_of_machine`.
+    """
+    with naming_failures_of_machine(source, index):
+        return to_pixels(source[index]["image"])
 
 
 def check_labels(source: Source, indices: np.ndarray, labels: np.ndarray) -> None:

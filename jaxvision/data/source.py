@@ -35,8 +35,9 @@ class Source(Protocol):
     """Examples by index.
 
     Worker processes receive a pickled copy, so an example must not depend on which ones were read before. Raise
-    `OSError` for an example that cannot be read; it is then counted as damaged and skipped. A source that reads several
-    examples faster together than one by one also has ``__getitems__(indices) -> list[Example]``.
+    `OSError` for an example that cannot be read; it is then counted as damaged and skipped, unless its ``errno`` says
+    that the machine failed, such as EMFILE or EIO. A source that reads several examples faster together than one by one
+    also has ``__getitems__(indices) -> list[Example]``.
 
     Attributes:
       name: for messages.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +13,7 @@ from support.images import encode, scene
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data import ArraySource
 from jaxvision.data.dataset import StoredDataset, StreamedDataset, open_dataset
+from jaxvision.data.pool import WorkerPool
 from jaxvision.data.source import check
 from jaxvision.errors import UserError
 
@@ -87,3 +91,100 @@ def test_labels_of_arrays_are_not_rounded(labels):
     """2**32 + 1 would be 1 as an int32."""
     with pytest.raises(UserError, match=r"expected whole numbers|got the label 4294967297, expected 0 to 1"):
         check(ArraySource(np.stack([scene(8, 8)] * 3), np.array(labels), classes=["a", "b"], name="arrays"), "train")
+
+
+# --- failures of the machine, which are not damaged images
+
+
+class Failing(Images):
+    """A source that raises an error in place of its second image."""
+
+    def __init__(self, error):
+        super().__init__([encode(scene(16, 16 + i)) for i in range(6)])
+        self.error = error
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise self.error
+        return super().__getitem__(index)
+
+
+class FailingTogether(Failing):
+    """One that reads several images together."""
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def os_error(number):
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("source", [Failing, FailingTogether])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), r"got too little memory to read the image. Set data\.workers or data\.batch_size lower"),
+        (os_error(errno.ENOMEM), r"Cannot allocate memory. Set data\.workers or data\.batch_size lower"),
+        (os_error(errno.EMFILE), "Too many open files. Raise the limit with: ulimit -n"),
+        (os_error(errno.ENOSPC), "No space left on device. Free space"),
+        (os_error(errno.EIO), "Input/output error. Check the disk and the network, and run the same command to resume"),
+        (os_error(errno.ESTALE), "Stale file handle. Check the disk and the network"),
+        (os_error(errno.ECONNRESET), "Connection reset by peer. Check the disk and the network"),
+    ],
+)
+def test_a_failure_of_the_machine_is_not_a_damaged_image(source, error, message):
+    """The images would be skipped, and the run would train on what is left."""
+    dataset = StreamedDataset(source(error), max_corrupt=10)
+    for read in (
+        lambda: batches(dataset, image_size=16),
+        lambda: dataset.image(1),
+        lambda: open_dataset(source(error)),
+    ):
+        with pytest.raises(UserError, match=rf"^images\[1\]: .*{message}"):
+            read()
+    assert not dataset.corrupt
+
+
+@pytest.mark.parametrize("source", [Failing, FailingTogether])
+@pytest.mark.parametrize("error", [os_error(errno.ENOENT), os_error(errno.EACCES), OSError("no such row")])
+def test_an_image_that_cannot_be_read_is_skipped(source, error):
+    lines = []
+    dataset = StreamedDataset(source(error), max_corrupt=1, log=lines.append)
+    assert batches(dataset, image_size=16)["mask"].tolist() == [True, False, True, True]
+    assert lines == [f"skipped the damaged image images[1]: {error}"]
+
+
+def test_too_little_memory_to_decode_is_named(monkeypatch):
+    """Pillow's decoders raise MemoryError, which counted as a damaged image."""
+    source = Images([encode(scene(16, 16 + i)) for i in range(6)])
+    stored = Images([encode(scene(16, 16))] * 40)
+    opened = []
+
+    def fail(*_):
+        raise MemoryError
+
+    def fail_later(data):
+        opened.append(data)
+        return fail() if len(opened) > 20 else Image.new("RGB", (16, 16))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", fail_later)  # after the images that are looked at first
+        with pytest.raises(UserError, match=r"images\[\d+\]: got too little memory"):
+            open_dataset(stored)
+    monkeypatch.setattr(Image, "open", fail)
+    dataset = StreamedDataset(source, max_corrupt=10)
+    train = {"batch_size": 4, "image_size": 16, "seed": 0, "start_step": 0, "stop_step": 1, "workers": 0}
+    for crop in (None, {"scale": (0.3, 1.0), "ratio": (0.8, 1.25), "interpolation": "bilinear"}):
+        with pytest.raises(UserError, match=r"images\[\d\]: got too little memory"):
+            next(dataset.train_batches(crop=crop, **train))
+    with pytest.raises(UserError, match=r"images\[0\]: got too little memory"):
+        batches(dataset, image_size=16)
+
+
+def test_too_little_memory_for_a_batch_is_one_line():
+    def read(number):
+        raise MemoryError
+
+    with WorkerPool(0) as pool, pytest.raises(UserError, match=r"^data\.workers: got too little memory .*Run the same"):
+        list(pool.run_ahead(read, 0, 3))
