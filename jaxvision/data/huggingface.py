@@ -183,8 +183,8 @@ def _label_values(file: Path, label: str, values: Any) -> np.ndarray:
     if values.null_count:
         row = next(i for i, value in enumerate(values) if not value.is_valid)
         raise UserError(
-            f"{file}: row {row} has no {label!r}, expected a label in every row. Remove the {values.null_count} rows "
-            "without one."
+            f"{file}: row {row} has no {label!r}, expected a label in every row. Remove the rows without one "
+            f"({values.null_count:,})."
         )
     if pa.types.is_boolean(values.type) or _is_text(values.type):
         return values.cast(pa.large_string()).to_numpy().astype(object)

@@ -101,7 +101,7 @@ def decide(root: Path, layout: str | None = None, *, option: str, classes: Colle
     if layout not in (None, *LAYOUTS):
         raise unknown_name_error(option.removeprefix("--"), str(layout), LAYOUTS)
     names = subfolders(root)
-    one_each = f"{root}: read as {len(names):,} classes, one for each folder"
+    one_each = f"{root}: read as {len(names):,} class{'es' * (len(names) != 1)}, one for each folder"
     if layout == "classes" or (layout is None and not any(map(split_of, names))):
         return Layout({}, one_each)
     folders = {name: _look_into(root / name) for name in names}

@@ -211,7 +211,7 @@ def summarize(
         i = outside[0]
         raise UserError(
             f"evaluation: image {index[i]} has the label {label[i]}, expected 0 to {classes - 1}, the classes of the "
-            f"model. {len(outside)} images have such a label."
+            f"model. Number of images with such a label: {len(outside)}."
         )
     correct = prediction == label
     with np.errstate(invalid="ignore"):  # 0 / 0, a class without images, is NaN

@@ -132,7 +132,7 @@ def headline(result: Evaluation) -> dict[str, float]:
 def notes_on(data: Mapping[str, Dataset]) -> list[str]:
     """Returns a note for each split of the data in which damaged images were skipped."""
     return [
-        f"{len(images.corrupt)} damaged images of the {name} data were skipped: "
+        f"skipped {len(images.corrupt)} damaged image{'s' * (len(images.corrupt) > 1)} of the {name} data: "
         + ", ".join(where for where, _ in list(images.corrupt.values())[:5])
         for name, images in data.items()
         if images.corrupt

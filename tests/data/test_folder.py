@@ -150,6 +150,9 @@ def test_a_test_folder_uses_the_models_class_numbers(tmp_path):
     make_folder(tmp_path, ["cat", "emu"], count=2)
     source = open_test_folder(tmp_path, ["ant", "cat", "dog", "emu"])
     assert source.labels.tolist() == [1, 1, 3, 3]
+    shutil.rmtree(tmp_path / "cat")
+    assert "read as 1 class, one for each folder" in open_test_folder(tmp_path, ["ant", "emu"]).notes[0]
+    make_folder(tmp_path, ["cat"], count=2)
     with pytest.raises(UserError, match="got the class 'emu', expected the classes of the model: cat"):
         open_test_folder(tmp_path, ["cat"])
 

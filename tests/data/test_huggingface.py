@@ -93,7 +93,11 @@ def test_parquet_parts_are_selected_by_name(tmp_path):
             r"train\[2\]: got the label 2, expected 0 to 1 for 2 classes\. Number of such labels in .*: 1\.",
         ),
         ([0, -1, -1], None, r"train\[1\]: got the label -1, expected 0 to 0"),
-        ([0, None, 1], None, "row 1 has no 'label'"),
+        (
+            [0, None, 1],
+            None,
+            r"row 1 has no 'label', expected a label in every row. Remove the rows without one \(1\)\.",
+        ),
         ([0.5, 1.0], None, "got double in the column 'label', expected the numbers or names of classes"),
     ],
 )

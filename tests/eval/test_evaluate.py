@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier
 from jaxvision.create import create_model
+from jaxvision.data import ArraySource
+from jaxvision.data.dataset import StreamedDataset
 from jaxvision.eval.evaluate import evaluate
+from jaxvision.eval.page import notes_on
 from jaxvision.models.resnet import ResNet
 
 
@@ -29,3 +33,17 @@ def test_a_second_evaluation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert traced == [(180, 16, 16, 1)]
     assert evaluate(classifier, "digits", **options) == first
     assert len(traced) == 1
+
+
+def test_the_note_on_damaged_images_counts_them() -> None:
+    class Damaged(ArraySource):
+        def __getitem__(self, index: int) -> Any:
+            return {"image": b"damaged", "label": 0}
+
+    arrays = np.zeros((3, 8, 8, 3), np.uint8), np.zeros(3, int)
+    dataset = StreamedDataset(Damaged(*arrays, classes=["a", "b"], name="mine"), max_corrupt=10, log=lambda line: None)
+    assert notes_on({"test": dataset}) == []
+    dataset.record_corrupt([1])
+    assert notes_on({"test": dataset}) == ["skipped 1 damaged image of the test data: mine[1]"]
+    dataset.record_corrupt([0])
+    assert notes_on({"test": dataset}) == ["skipped 2 damaged images of the test data: mine[1], mine[0]"]
