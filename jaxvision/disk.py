@@ -1,11 +1,18 @@
-"""Names of files and folders on a disk that several processes, containers and machines may share."""
+"""Names and locks of files on a disk that several processes, containers and machines may share."""
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 P = TypeVar("P", Path, Any)  # or a path of etils
 
@@ -29,3 +36,41 @@ def cache_folder(name: str) -> Path:
     ('jaxvision', 'manifests')
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxvision", name).expanduser()
+
+
+@contextmanager
+def hold_lock(path: Path, when_busy: Callable[[], object] = lambda: None) -> Iterator[bool]:
+    """Holds a lock that only one process can hold at a time. Waits for another process that holds it.
+
+    The operating system releases the lock of a process that ends, however it ends.
+
+    Args:
+      path: the lock's file, which is created if necessary, with its folder. It stays.
+      when_busy: called before waiting for another process. It may raise an exception instead.
+
+    Yields:
+      Whether the lock is held; False on Windows and on a file system without locks.
+
+    Raises:
+      OSError: the file cannot be created.
+
+    Example:
+      >>> import tempfile
+      >>> with hold_lock(Path(tempfile.mkdtemp(), ".lock")) as is_held:
+      ...     print(is_held)
+      True
+    """
+    if fcntl is None:
+        yield False
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        is_held = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            when_busy()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # some network file systems have no locks
+            is_held = False
+        yield is_held

@@ -25,12 +25,7 @@ from typing import Any
 import numpy as np
 
 from jaxvision.data.walk import Ignored, Walk, folder_times, image_endings, walk_images
-from jaxvision.disk import cache_folder, temporary_path
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from jaxvision.disk import cache_folder, hold_lock, temporary_path
 
 #: Number of images from which on a manifest is saved. A walk through fewer takes only a moment.
 SMALLEST = 10_000
@@ -203,7 +198,9 @@ def read_folder(root: str | os.PathLike[str]) -> tuple[Manifest, str | None]:
     with ExitStack() as stack:
 
         def find_other() -> Manifest | None:
-            return _find_saved(root, cache, key) if _lock(cache / f"{key}.lock", stack) else None
+            with suppress(OSError):  # a folder that cannot be written to
+                stack.enter_context(hold_lock(cache / f"{key}.lock"))
+            return _find_saved(root, cache, key)
 
         started = time.time_ns()
         walk = walk_images(root)
@@ -278,20 +275,3 @@ def _is_current(root: str, manifest: Manifest) -> bool:
     parts = [folders[i : i + 256] for i in range(0, len(folders), 256)]
     with ThreadPoolExecutor(16) as threads:  # a network disk answers many questions at a time
         return all(threads.map(unchanged, parts))
-
-
-def _lock(file: Path, stack: ExitStack) -> bool:
-    """Locks a file until `stack` closes, and returns whether another process had to be waited for."""
-    if fcntl is None:
-        return False
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context(file.open("a"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return True
-    except OSError:  # a folder that cannot be written to, or a network disk without locks
-        pass
-    return False

@@ -9,20 +9,15 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxvision.disk import temporary_path
+from jaxvision.disk import hold_lock, temporary_path
 from jaxvision.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _RESULT = "result.json"
 
@@ -215,26 +210,20 @@ def lock(workdir: str | Path) -> Iterator[None]:
 
 def _lock_until_closed(workdir: Path, stack: ExitStack) -> None:
     """Locks a workdir until `stack` closes, or raises `UserError`."""
-    if fcntl is None:
-        return
+    file = workdir / ".lock"
+
+    def refuse() -> NoReturn:
+        raise UserError(
+            f"{workdir} is in use by another run ({file.read_text().strip() or 'unknown'}). "
+            f"Stop it, wait until it ends, or choose another --workdir."
+        )
+
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context((workdir / ".lock").open("a+"))
+        stack.enter_context(hold_lock(file, refuse))
     except OSError as e:
         raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        file.seek(0)
-        raise UserError(
-            f"{workdir} is in use by another run ({file.read().strip() or 'unknown'}). "
-            f"Stop it, wait until it ends, or choose another --workdir."
-        ) from e
-    except OSError:  # some network file systems have no locks
-        pass
     with suppress(OSError):  # a full disk raises an error later
-        os.ftruncate(file.fileno(), 0)
-        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
 
 _ABSENT = object()

@@ -11,15 +11,11 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from jaxvision.disk import hold_lock
 from jaxvision.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +170,7 @@ def _download_url(url: str, path: Path, *, resume: bool) -> None:
 
 @contextmanager
 def _lock(path: Path, what: str) -> Iterator[bool]:
-    """Waits until no other process has the lock, and holds it. The operating system releases that of a killed process.
+    """Waits until no other process has the lock, and holds it.
 
     Args:
       path: the lock's file, which is created.
@@ -183,27 +179,13 @@ def _lock(path: Path, what: str) -> Iterator[bool]:
     Yields:
       Whether the lock is held; False in a read-only folder and on a file system without locks.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError:
-        yield False
-        return
-    with file:
-        yield _wait_for_lock(file.fileno(), what)
-
-
-def _wait_for_lock(descriptor: int, what: str) -> bool:
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        logger.info("waiting for another process that downloads %s", what)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
+    with ExitStack() as stack:
+        try:
+            message = "waiting for another process that downloads %s"
+            is_held = stack.enter_context(hold_lock(path, lambda: logger.info(message, what)))
+        except OSError:
+            is_held = False
+        yield is_held
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,20 @@ def test_config_that_cannot_be_read_or_written(tmp_path: Path) -> None:
 
 
 def test_a_second_run_in_a_workdir_is_refused(tmp_path: Path) -> None:
-    with lock(tmp_path), pytest.raises(UserError, match="is in use by another run"):
+    with lock(tmp_path), pytest.raises(UserError, match=rf"is in use by another run \(process {os.getpid()} on .+\)"):
         run.train(quick("resnet"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot use the workdir"), lock(tmp_path / "file" / "run"):
+        pass
+
+
+def test_a_workdir_on_a_disk_without_locks_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with lock(tmp_path), lock(tmp_path):
+        pass
