@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL.Image import Image
 
@@ -18,10 +19,11 @@ from jaxvision.augment import host, on_device
 from jaxvision.augment.decoding import decode, to_rgb
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.create import create_model
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
+from jaxvision.train.loss import PROBABILITIES
 from jaxvision.weights import catalog, files, imagenet, timm
 from jaxvision.weights.folder import EXPORT_ID, Export, find_export, read_export
 from jaxvision.weights.prefix import without_prefix
@@ -38,9 +40,11 @@ class Classifier:
       model: the model.
       classes: one name for each class.
       preprocess: the evaluation transform.
+      probabilities: how logits become probabilities: ``"softmax"``, or ``"sigmoid"`` for a model that was trained with
+        the sigmoid loss. An export records it.
 
     Raises:
-      UserError: the number of names is not the number of classes.
+      UserError: the number of names is not the number of classes, or `probabilities` is unknown.
 
     Example:
       >>> model = create_model("test_vit", num_classes=2, image_size=32, patch_size=8)
@@ -51,10 +55,24 @@ class Classifier:
     model: Model
     classes: tuple[str, ...]
     preprocess: Preprocess
+    probabilities: str = "softmax"
 
     def __post_init__(self) -> None:
+        if self.probabilities not in PROBABILITIES:
+            raise unknown_name_error("probabilities", self.probabilities, PROBABILITIES)
         if len(self.classes) != self.model.num_classes:
             raise UserError(f"classes: got {len(self.classes)} names, expected the model's {self.model.num_classes}.")
+
+    def to_probabilities(self, logits: jax.Array) -> jax.Array:
+        """Returns the probabilities of the classes: float32 [b, num_classes].
+
+        Those of a softmax sum to 1. Each probability of a sigmoid stands by itself, because such a model may find
+        several classes in an image, or none.
+
+        Args:
+          logits: float [b, num_classes], from the model.
+        """
+        return PROBABILITIES[self.probabilities](logits.astype(jnp.float32))
 
     def images(self, sources: str | Path | Image | Sequence[str | Path | Image]) -> jax.Array:
         """Returns the input of the model: float [b, image_size, image_size, c], transformed and normalized.
@@ -69,8 +87,8 @@ class Classifier:
           >>> from PIL import Image
           >>> model = create_model("test_vit", num_classes=2, image_size=32, patch_size=8)
           >>> classifier = Classifier(model, ("cat", "dog"), Preprocess(image_size=32))
-          >>> probabilities = jax.nn.softmax(classifier.model(classifier.images([Image.new("RGB", (60, 40))])))
-          >>> probabilities.shape
+          >>> logits = classifier.model(classifier.images([Image.new("RGB", (60, 40))]))
+          >>> classifier.to_probabilities(logits).shape
           (1, 2)
         """
         if isinstance(sources, str | Path | Image):
@@ -182,6 +200,7 @@ def _export_config(classifier: Classifier) -> dict[str, Any]:
         "label_names": list(classifier.classes),
         "model_args": timm.timm_arguments(model),
         "jaxvision_options": dict(model.options),
+        "jaxvision_probabilities": classifier.probabilities,
         "pretrained_cfg": {
             "tag": "jaxvision",
             "num_classes": model.num_classes,
@@ -309,7 +328,7 @@ def _load_export(export: Export, checkpoint_path: str | Path | None, options: Ma
     arguments = {"image_size": size, **arguments, "num_classes": export.num_classes, **options}
     model = cast(Model, create_model(export.architecture, checkpoint_path=file, **arguments))
     _check_head(model, file, export.num_classes)
-    return Classifier(model, export.classes, preprocess.for_channels(model.in_channels))
+    return Classifier(model, export.classes, preprocess.for_channels(model.in_channels), export.probabilities)
 
 
 def _check_head(model: Model, file: WeightFile, num_classes: int | None) -> None:

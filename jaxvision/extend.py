@@ -15,6 +15,9 @@ from typing import Any
 
 from jaxvision.errors import UserError, unknown_name_error
 
+#: The name of a config file's module is this and the file's name. It can be imported only after the file is loaded.
+CONFIG_MODULE = "_jaxvision_config_"
+
 
 def resolve(
     where: str, name: str | Callable[..., Any], builtin: Mapping[str, Any], *, expected: str = "a function"
@@ -51,6 +54,12 @@ def resolve(
             f'{where}: got {name!r}, expected "package.module:function", names with dots and without slashes or .py. '
             "Start the command in the folder of the module, or add that folder to PYTHONPATH."
         )
+    if module.startswith(CONFIG_MODULE) and module not in sys.modules:
+        file = f"{module.removeprefix(CONFIG_MODULE)}.py"
+        raise UserError(
+            f"{where}: got {attribute!r} of the config file {file}, which is not loaded. Add --config {file} with its "
+            "path, or move the function to a module and name it there."
+        )
     try:
         if (here := os.getcwd()) not in sys.path:
             sys.path.append(here)  # `python -m` has it, a console command does not
@@ -60,6 +69,10 @@ def resolve(
     except ImportError as e:
         raise UserError(f"{where}: cannot import {module!r} of {name!r} ({e}). Check the name and PYTHONPATH.") from e
     except AttributeError as e:
+        if module == "__main__":
+            raise UserError(
+                f"{where}: got {attribute!r} of another script or notebook. Move it to a module and name it there."
+            ) from e
         raise UserError(f"{where}: the module {module!r} has no {attribute!r}. Check the name after the colon.") from e
     except Exception as e:
         raise UserError(f"{where}: importing {module!r} of {name!r} raises {type(e).__name__}: {e}.") from e

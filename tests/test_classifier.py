@@ -57,6 +57,8 @@ def test_a_classifier_never_has_an_untrained_head(tmp_path, capsys):
 def test_the_number_of_names_must_be_the_number_of_classes():
     with pytest.raises(UserError, match=r"classes: got 2 names, expected the model's 5"):
         Classifier(create_model("test_resnet", num_classes=5), ("a", "b"), Preprocess())
+    with pytest.raises(UserError, match=r"probabilities: got 'relu', expected one of 'sigmoid', 'softmax'"):
+        Classifier(create_model("test_resnet", num_classes=2), ("a", "b"), Preprocess(), "relu")
 
 
 def test_options_that_timm_lacks_are_logged(tmp_path, caplog):

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = ImageInputs(arguments.images)
     outputs = _output_files(inputs.files, arguments.output)
     classifier = load_model(arguments)
-    forward = jax.jit(lambda model, images: jax.nn.softmax(model(images).astype("float32")))
+    forward = jax.jit(lambda model, images: classifier.to_probabilities(model(images)))
     coarse = None
     for file, images in inputs.read(classifier):
         probabilities = np.asarray(forward(classifier.model, images))[0] if classifier.classes else None

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxvision.cli.arguments import load_model, path_argument
+from jaxvision.cli.arguments import load_model, path_argument, warn
 from jaxvision.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,11 +100,9 @@ def _load(arguments: argparse.Namespace) -> tuple[Classifier, int | None]:
             )
     if step not in (None, "newest", "best") and not _is_number(step):
         raise UserError(f"--step: got {step!r}, expected newest, best or the number of a step.")
-    from jaxvision import report
     from jaxvision.run.unfinished import load_checkpoint
 
-    with report.Console() as console:
-        return load_checkpoint(workdir, step=int(step) if step and _is_number(step) else step, console=console)
+    return load_checkpoint(workdir, step=int(step) if step and _is_number(step) else step, log=warn)
 
 
 def _is_number(text: str) -> bool:

@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="option of the source, such as dataset=cifar10 or data_dir=FOLDER; may be repeated (default: those of the "
         "run, if it has the same source)",
     )
+    parser.add_argument(
+        "--config",
+        type=path_argument,
+        metavar="FILE[:ARGUMENT]",
+        help="config file of the run, if the run has a source, a loss or a metric that is defined in it",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     parser.add_argument(
         "--report", type=path_argument, metavar="FOLDER", help="write report.html and mistakes.csv to this folder"
@@ -54,11 +60,14 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxvision.eval.evaluate import evaluate
     from jaxvision.models.registry import keyword_parameters
     from jaxvision.parallel.accelerators import check_accelerator
+    from jaxvision.run.config import load
     from jaxvision.run.recorded import recorded_config
     from jaxvision.run.sections import without_none
 
     check_accelerator(warn)
     options = _source_options(arguments.option, keyword_parameters(evaluate))
+    if arguments.config is not None:
+        load(arguments.config)  # makes the functions in it available under the names that the run has recorded
     config = recorded_config(arguments.model)
     if config is None and arguments.data is None:
         raise UserError(

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--model: got {arguments.model}, which has no head, expected a classifier. "
             "For its features use jaxvision.create_model in Python."
         )
-    forward = jax.jit(lambda model, images: jax.nn.softmax(model(images).astype("float32")))
+    forward = jax.jit(lambda model, images: classifier.to_probabilities(model(images)))
     for file, images in inputs.read(classifier):
         probabilities = np.asarray(forward(classifier.model, images))[0]
         order = np.argsort(-probabilities)[: arguments.top]

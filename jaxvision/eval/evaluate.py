@@ -33,7 +33,8 @@ from jaxvision.parallel.mesh import check_batch_size, make_mesh
 from jaxvision.train.partial import parameter_counts
 from jaxvision.weights import imagenet
 
-_LOSS = evaluation_loss()  # one object, because `cached_eval_step` compares losses by identity
+# Returns one object for each loss, because `cached_eval_step` compares losses by identity.
+_builtin_loss = functools.cache(lambda kind: evaluation_loss(kind=kind))
 _LESS_MEMORY = "Set a smaller batch size (--batch-size)."
 
 
@@ -63,7 +64,7 @@ def evaluate(
       split: ``"train"``, ``"validation"`` or ``"test"``, of a source or of a folder that has such splits. If `data` is
         an open split, this is its name in what is printed.
       loss: the section ``loss`` of the config that the classifier was trained with, such as ``{"kind": "sigmoid"}``;
-        see `jaxvision.eval.step.evaluation_loss`. None: cross entropy of the softmax.
+        see `jaxvision.eval.step.evaluation_loss`. None: cross entropy of the classifier's ``probabilities``.
       metric: the section ``metric`` of a config, for one more metric; see `jaxvision.eval.with_metric`.
       batch_size: images per step.
       workers: processes that decode images; None: one for each usable core, at most 16, and 0 on one or two.
@@ -92,7 +93,7 @@ def evaluate(
     """
     clock = report.Clock()
     mesh = make_mesh(devices=jax.devices()[:1])
-    loss_of, probabilities = _LOSS if loss is None else evaluation_loss(**loss)
+    loss_of, probabilities = _builtin_loss(classifier.probabilities) if loss is None else evaluation_loss(**loss)
     with report.Console(io.StringIO() if quiet else None) as console, memory_errors_as_user_errors(_LESS_MEMORY):
         chosen, names, name = _open_data(data, split, classifier.classes, options)
         for note in getattr(chosen, "notes", ()):

@@ -18,11 +18,10 @@ from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.eval.metrics import Evaluation, summarize
 from jaxvision.models.layers.mode import eval_view
 from jaxvision.parallel.mesh import batch_sharding, replicated
-from jaxvision.train.loss import Loss, make_loss
+from jaxvision.train.loss import PROBABILITIES, Loss, make_loss, probabilities_of
 
 Batch = Mapping[str, Any]
 EvalStep = Callable[[nnx.State, Batch], dict[str, jax.Array]]
-_PROBABILITIES: dict[str, Callable[[jax.Array], jax.Array]] = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
 def make_eval_step(
@@ -63,8 +62,8 @@ def make_eval_step(
       >>> evaluate_batches(step, state, [batch], classes=3).count
       6
     """
-    if probabilities not in _PROBABILITIES:
-        raise unknown_name_error("probabilities", probabilities, _PROBABILITIES)
+    if probabilities not in PROBABILITIES:
+        raise unknown_name_error("probabilities", probabilities, PROBABILITIES)
 
     def eval_step(state: nnx.State, batch: Batch) -> dict[str, jax.Array]:
         model = eval_view(model_of(nnx.merge(graph, state)))
@@ -78,7 +77,7 @@ def make_eval_step(
             "index": batch["index"],
             "mask": batch["mask"],
             "prediction": prediction,
-            "confidence": jnp.take_along_axis(_PROBABILITIES[probabilities](logits), prediction[:, None], 1)[:, 0],
+            "confidence": jnp.take_along_axis(PROBABILITIES[probabilities](logits), prediction[:, None], 1)[:, 0],
             "in_top5": (best == batch["label"][:, None]).any(axis=1),
             "loss": loss(logits, batch["label"]),
         }
@@ -134,7 +133,7 @@ def evaluation_loss(
       >>> evaluation_loss(kind="sigmoid", label_smoothing=0.1)[1]
       'sigmoid'
     """
-    return make_loss(kind=kind, **options), "sigmoid" if kind == "sigmoid" else "softmax"
+    return make_loss(kind=kind, **options), probabilities_of(kind)
 
 
 def evaluate_batches(step: EvalStep, state: nnx.State, batches: Iterable[Batch], *, classes: int) -> Evaluation:

@@ -19,14 +19,13 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxvision.errors import UserError, nearest, unknown_name_error
 from jaxvision.eval import metrics
-from jaxvision.extend import import_path, module_of
+from jaxvision.extend import CONFIG_MODULE, import_path, module_of
 from jaxvision.models.registry import keyword_parameters
 from jaxvision.parallel.mesh import AXES
 from jaxvision.run.sections import SECTIONS, Section, model_builder, without_none
 from jaxvision.run.values import convert, parse, type_text
 
 PACKAGED_CONFIGS = Path(__file__).parents[1] / "configs"
-_CONFIG_MODULE = "_jaxvision_config_"  # the name of a config file's module is this and the file's name
 
 Parameters = Mapping[str, inspect.Parameter]
 
@@ -91,7 +90,7 @@ def _find(path: str) -> Path:
 
 def _import(file: Path) -> ModuleType:
     """Returns the module of a config file; functions in it can be found by name, as those of any module."""
-    spec = importlib.util.spec_from_file_location(_CONFIG_MODULE + file.stem, file)
+    spec = importlib.util.spec_from_file_location(CONFIG_MODULE + file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -303,7 +302,7 @@ def _check_model(config: ConfigDict) -> None:
     """Raises for a model of the config file or of a script: another process could not import it to load the export."""
     build = model_builder(config.model.name)
     is_of_script = module_of(build) == "__main__" and hasattr(sys.modules["__main__"], "__file__")
-    if is_of_script or build.__module__.startswith(_CONFIG_MODULE):
+    if is_of_script or build.__module__.startswith(CONFIG_MODULE):
         place = "script" if is_of_script else "config file"
         raise UserError(
             f"config.model.name: got {config.model.name!r}, which is defined in the {place}, expected a model in a "

@@ -22,6 +22,7 @@ from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
 from jaxvision.run.workdir import result_files
 from jaxvision.train import partial
+from jaxvision.train.loss import probabilities_of
 from jaxvision.train.state import Cast, evaluated_leaves, evaluated_state, gather_model
 
 
@@ -55,7 +56,7 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
     Raises:
       UserError: the last checkpoint could not be written, or neither the best nor the last can be read.
     """
-    checkpoints = loop.checkpoints
+    checkpoints, abstract, shardings = loop.checkpoints, run.program.abstract, run.program.shardings
     with run.clock.phase("checkpoint"):
         checkpoints.wait()
     run.preemption.nothing_to_lose()
@@ -70,30 +71,31 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
     elif best != chosen.step:
         del chosen  # first, because the devices may have no room for both
         try:
-            chosen = restore_chosen(run, checkpoints, "best")
+            chosen = restore_chosen(abstract, shardings, checkpoints, "best")
         except ReadInOneProcessError:  # the other processes do not read the last one
             raise
         except UserError as e:  # the last one is worth keeping, even if the best one is damaged
             run.console.warn(str(e))
-            chosen, reason = restore_chosen(run, checkpoints, loop.step), "the last: the best cannot be read"
+            chosen = restore_chosen(abstract, shardings, checkpoints, loop.step)
+            reason = "the last: the best cannot be read"
     averaged = " with its averaged weights" if run.options.ema_decay else ""
     run.console.note(f"exporting the model of step {chosen.step:,}{averaged}, {reason}")
     return chosen
 
 
-def restore_chosen(run: RunContext, checkpoints: Checkpoints, step: int | str) -> Chosen:
+def restore_chosen(abstract: nnx.State, shardings: Any, checkpoints: Checkpoints, step: int | str) -> Chosen:
     """Returns the model of a checkpoint. The optimizer is not read, nor weights that have an average.
 
     Args:
-      run: the context.
+      abstract: shapes of the training state.
+      shardings: of its leaves.
       checkpoints: of the run.
       step: as for `Checkpoints.restore`.
 
     Raises:
       UserError: there is no such checkpoint, or it cannot be read.
     """
-    leaves, shardings = evaluated_leaves(run.program.abstract), evaluated_leaves(run.program.shardings)
-    restored = checkpoints.restore(leaves, shardings, step=step, subset=True)
+    restored = checkpoints.restore(evaluated_leaves(abstract), evaluated_leaves(shardings), step=step, subset=True)
     assert restored is not None
     return Chosen(evaluated_state(restored.state), restored.step, evaluation=None)
 
@@ -106,18 +108,19 @@ def test(run: RunContext, chosen: Chosen) -> Evaluation:
         return run.evaluate(chosen.state, run.final_split)
 
 
-def gather_classifier(run: RunContext, chosen: Chosen) -> Classifier:
+def gather_classifier(chosen: Chosen, *, graph: nnx.GraphDef, abstract: nnx.State, **facts: Any) -> Classifier:
     """Returns the chosen model with its classes and its transform, on the devices of each process.
 
     All processes must call it.
 
     Args:
-      run: the context.
       chosen: its state is released when the model has been gathered.
+      graph: structure of the model.
+      abstract: shapes of the model.
+      **facts: the other fields of the `Classifier`.
     """
-    program = run.program
-    model = Cast.to(program.abstract["model"])(gather_model(program.model_graph, chosen.take_state()))
-    return Classifier(partial.merge_lora(cast(Model, model)), run.classes, program.preprocess)
+    model = Cast.to(abstract)(gather_model(graph, chosen.take_state()))
+    return Classifier(partial.merge_lora(cast(Model, model)), **facts)
 
 
 def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
@@ -131,7 +134,15 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
     Raises:
       UserError: a file cannot be written.
     """
-    classifier = gather_classifier(run, chosen)
+    program = run.program
+    classifier = gather_classifier(
+        chosen,
+        graph=program.model_graph,
+        abstract=program.abstract["model"],
+        classes=run.classes,
+        preprocess=program.preprocess,
+        probabilities=probabilities_of(run.config.loss.kind),
+    )
     if not distributed.is_main():
         return
     images = run.data[run.final_split]

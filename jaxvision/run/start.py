@@ -25,6 +25,7 @@ from jaxvision.parallel.rules import state_bytes
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
 from jaxvision.run.not_finite import NonFiniteSteps
+from jaxvision.run.recorded import write_classifier_record
 from jaxvision.run.sections import MAY_DIFFER
 from jaxvision.run.workdir import check_config, config_record, lock, write_config
 from jaxvision.train.partial import parameter_counts
@@ -67,6 +68,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
         if distributed.is_main() and check_config(workdir, record, may_differ=MAY_DIFFER):
             raise UserError(f"{workdir}: another run has just started in it. Choose another --workdir.")
     write_config(workdir, record)
+    write_classifier_record(run)
     non_finite = NonFiniteSteps(
         workdir,
         resume_step=start.step,

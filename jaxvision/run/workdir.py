@@ -106,7 +106,7 @@ def write_config(workdir: str | Path, config: Mapping[str, Any]) -> None:
         (path.parent / _RESULT).unlink(missing_ok=True)  # of the run before, which this one continues
     except OSError as e:
         raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
-    _write_json(path, config_record(config))
+    write_json(path, config_record(config))
 
 
 def result_files(workdir: str | Path) -> dict[str, Path]:
@@ -134,7 +134,7 @@ def write_result(workdir: str | Path, *, step: int, split: str, metrics: Mapping
     """
     if jax.process_index() == 0:
         finite = {name: x if math.isfinite(x) else None for name, x in metrics.items()}  # JSON has no NaN
-        _write_json(epath.Path(workdir) / _RESULT, {"step": step, "split": split, "metrics": finite})
+        write_json(epath.Path(workdir) / _RESULT, {"step": step, "split": split, "metrics": finite})
 
 
 def read_result(workdir: str | Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -162,7 +162,7 @@ def read_result(workdir: str | Path, config: Mapping[str, Any]) -> dict[str, Any
     return result if finished else None
 
 
-def _write_json(path: epath.Path, value: Any) -> None:
+def write_json(path: epath.Path, value: Any) -> None:
     """Writes a JSON file of a workdir, which is created if necessary. The file is either complete or missing."""
     unfinished = temporary_path(path)
     try:

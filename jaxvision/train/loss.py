@@ -18,6 +18,9 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 KINDS = ("softmax", "sigmoid")
 
+#: How logits [..., classes] become probabilities. Those of a sigmoid do not sum to 1.
+PROBABILITIES: dict[str, Callable[[jax.Array], jax.Array]] = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+
 
 def make_loss(
     *,
@@ -96,6 +99,18 @@ def loss_function(kind: str | Callable[..., Loss]) -> Callable[..., Loss] | None
     if kind in KINDS:
         return None
     return resolve("loss.kind", kind, dict.fromkeys(KINDS), expected="a loss")
+
+
+def probabilities_of(kind: str | Callable[..., Loss]) -> str:
+    """Returns how the logits of a model that was trained with a loss become probabilities: a key of `PROBABILITIES`.
+
+    Args:
+      kind: as for `make_loss`. A loss of your own counts as one of the softmax.
+
+    >>> probabilities_of("sigmoid")
+    'sigmoid'
+    """
+    return "sigmoid" if kind == "sigmoid" else "softmax"
 
 
 def _own_loss(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Export(NamedTuple):
       export_id: equal to the one in the weights' metadata if both files are of one export; None if there is none.
       options: options of the model.
       model_args: the same for timm, by timm's names.
+      probabilities: ``"softmax"`` or ``"sigmoid"``, as for `jaxvision.classifier.Classifier`.
       builder: ``"package.module:function"`` for a model from outside jaxvision, otherwise None.
     """
 
@@ -49,6 +50,7 @@ class Export(NamedTuple):
     export_id: str | None
     options: dict[str, Any]
     model_args: dict[str, Any]
+    probabilities: str
     builder: str | None
 
     def arguments(self) -> dict[str, Any]:
@@ -108,7 +110,8 @@ def read_config(path: Path) -> Export:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
-        raise _damaged_config_error(path, e) from e
+        reason = f"got invalid JSON ({e}), expected a config.json of save_classifier or timm"
+        raise _damaged_config_error(path, reason) from e
     return _parse(path, config)
 
 
@@ -140,43 +143,120 @@ def _parse(path: Path, config: Any) -> Export:
             f"{path}: got a model of transformers, {config['architectures']}, expected timm's format. Use timm's "
             "weights of this architecture."
         )
+    if not isinstance(config, Mapping):
+        raise _damaged_config_error(path, f"got {_shown(config)}, expected an object")
     try:
-        cfg = config.get("pretrained_cfg", config)
-        num_classes = int(config.get("num_classes", cfg.get("num_classes", 1000)))
-        size = cfg.get("input_size") or (3, 224, 224)
-        # timm's defaults apply where the file has no value.
-        transform = {key: cfg[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std") if cfg.get(key)}
-        names = next((row[key] for key in ("label_names", "labels") for row in (config, cfg) if row.get(key)), None)
+        cfg = _value(config, "pretrained_cfg", _OBJECT) or config
+        architecture = _value(config, "architecture", _TEXT)
+        if not architecture:
+            raise UserError("architecture: got none, expected the name of a model.")
+        num_classes = _value(config, "num_classes", _COUNT)
+        if num_classes is None:
+            num_classes = _value(cfg, "num_classes", _COUNT, default=1000)
         return Export(
             folder=path.parent,
-            architecture=str(config["architecture"]),
-            tag=cfg.get("tag") or "",
+            architecture=architecture,
+            tag=_value(cfg, "tag", _TEXT, default=""),
             num_classes=num_classes,
-            classes=_parse_names(names, num_classes),
-            preprocess=Preprocess(image_size=size[-1], **transform),
-            export_id=config.get(EXPORT_ID),
-            options=dict(config.get("jaxvision_options", {})),
-            model_args=dict(config.get("model_args") or {}),
-            builder=config.get("jaxvision_builder"),
+            classes=_parse_names(config, cfg, num_classes),
+            preprocess=_parse_transform(cfg),
+            export_id=_value(config, EXPORT_ID, _TEXT),
+            options=dict(_value(config, "jaxvision_options", _OBJECT, default={})),
+            model_args=dict(_value(config, "model_args", _OBJECT, default={})),
+            probabilities=_value(config, "jaxvision_probabilities", _PROBABILITIES, default="softmax"),
+            builder=_value(config, "jaxvision_builder", _TEXT),
         )
-    except (ValueError, LookupError, TypeError, AttributeError) as e:
-        if isinstance(e, UserError):
-            raise UserError(f"{path}: {e}") from e
-        raise _damaged_config_error(path, e) from e
+    except UserError as e:
+        raise _damaged_config_error(path, str(e).rstrip(".")) from e
 
 
-def _parse_names(names: Any, num_classes: int) -> tuple[str, ...]:
+class _Kind(NamedTuple):
+    """What the value of a key may be.
+
+    Attributes:
+      is_valid: returns whether a value is one.
+      expected: the same in words, for messages.
+    """
+
+    is_valid: Callable[[Any], bool]
+    expected: str
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list_of(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_valid, value))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+_TEXT = _Kind(lambda value: isinstance(value, str), "a text")
+_OBJECT = _Kind(lambda value: isinstance(value, Mapping), "an object")
+_NUMBER = _Kind(_is_number, "a number")
+_NUMBERS = _Kind(_is_list_of(_is_number), "a list of numbers")
+_COUNT = _Kind(_is_count, "a whole number, 0 or more")
+_SIZE = _Kind(
+    lambda value: _is_list_of(_is_count)(value) and len(value) == 3 and min(value) > 0,
+    "[channels, height, width], such as [3, 224, 224]",
+)
+_NAMES = _Kind(
+    lambda value: (
+        _is_list_of(lambda name: isinstance(name, str | int))(value)
+        or (isinstance(value, Mapping) and all(key.isdecimal() for key in value))
+    ),
+    "a list of the names of all classes, or an object from the number of a class to its name",
+)
+_PROBABILITIES = _Kind(lambda value: value in ("softmax", "sigmoid"), "'softmax' or 'sigmoid'")
+
+
+def _value(row: Mapping[str, Any], key: str, kind: _Kind, default: Any = None) -> Any:
+    """Returns the value of a key, or `default` if it is missing or null.
+
+    Raises:
+      UserError: it is not of this kind.
+    """
+    value = row.get(key)
+    if value is None:
+        return default
+    if not kind.is_valid(value):
+        raise UserError(f"{key}: got {_shown(value)}, expected {kind.expected}.")
+    return value
+
+
+def _parse_transform(cfg: Mapping[str, Any]) -> Preprocess:
+    """Returns the evaluation transform. timm's defaults apply where the file has no value."""
+    size = _value(cfg, "input_size", _SIZE, default=[3, 224, 224])
+    kinds = {"crop_pct": _NUMBER, "crop_mode": _TEXT, "interpolation": _TEXT, "mean": _NUMBERS, "std": _NUMBERS}
+    given = {key: _value(cfg, key, kind) for key, kind in kinds.items()}
+    return Preprocess(image_size=size[-1], **{key: value for key, value in given.items() if value is not None})
+
+
+def _parse_names(config: Mapping[str, Any], cfg: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     """Returns the names of all classes. timm writes a list, or an object from the number of a class to its name."""
-    if not names:
+    found = ((key, _value(row, key, _NAMES)) for key in ("label_names", "labels") for row in (config, cfg))
+    key, names = next(((key, names) for key, names in found if names), ("", None))
+    if names is None or not num_classes:
         return imagenet.class_names(num_classes)
     if not isinstance(names, Mapping):
+        if len(names) != num_classes:
+            raise UserError(f"{key}: got {len(names)} names, expected {num_classes}, the number of classes.")
         return tuple(str(name) for name in names)
     by_number = {int(number): str(name) for number, name in names.items()}
-    beyond = [number for number in by_number if not 0 <= number < num_classes]
+    beyond = [number for number in by_number if number >= num_classes]
     if beyond:
-        raise UserError(f"label_names: got a name for the class {beyond[0]}, expected numbers below {num_classes}.")
+        raise UserError(f"{key}: got a name for the class {beyond[0]}, expected numbers below {num_classes}.")
     return tuple(by_number.get(number, f"class {number}") for number in range(num_classes))
 
 
-def _damaged_config_error(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: not a config.json of save_classifier or timm ({error!r}). Export the model again.")
+def _shown(value: Any) -> str:
+    """Returns a value as a message shows it."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _damaged_config_error(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: {reason}. Fix the file, or export the model again.")

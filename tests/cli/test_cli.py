@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -124,6 +125,26 @@ def test_predict_runs_the_model_on_the_transformed_image(
     assert lines[0]["predictions"][0]["probability"] == pytest.approx(probabilities.max(), abs=1e-5)
     assert lines[0]["predictions"][0]["label"] == CLASSES[probabilities.argmax()]
     assert "%" in run(capsys, "predict", "-m", export, file)[1]
+
+
+def test_a_model_that_was_trained_with_the_sigmoid_loss(
+    capsys: pytest.CaptureFixture, export: Path, images: Path, tmp_path: Path
+) -> None:
+    """Each class has a probability of its own, also after the folder is converted."""
+    classifier = load_classifier(export)
+    save_classifier(tmp_path / "sigmoid", replace(classifier, probabilities="sigmoid"))
+    assert run(capsys, "convert", tmp_path / "sigmoid", tmp_path / "again")[0] == 0
+    file = images / "cat" / "0.png"
+    logits = np.asarray(jax.jit(lambda model, x: model(x))(classifier.model, classifier.images(file)))[0]
+    expected = dict(zip(CLASSES, 1 / (1 + np.exp(-logits)), strict=True))
+    assert sum(expected.values()) != pytest.approx(1, abs=0.1)
+    for folder in ("sigmoid", "again"):
+        status, out, _ = run(capsys, "predict", "-m", tmp_path / folder, file, "--json")
+        assert status == 0
+        found = {row["label"]: row["probability"] for row in json.loads(out)["predictions"]}
+        assert found == pytest.approx(expected, abs=1e-5)
+    out = run(capsys, "attention", "-m", tmp_path / "again", file, "-o", tmp_path / "map.png")[1]
+    assert f"predicted {max(expected, key=expected.get)!r} ({max(expected.values()):.1%})" in out
 
 
 def test_predict_reports_a_damaged_image_and_continues(

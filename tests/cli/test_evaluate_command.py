@@ -72,10 +72,36 @@ def test_a_copy_of_the_export_is_not_part_of_a_run(
     finished: tuple[Path, dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     copy = shutil.copytree(finished[0] / "export", tmp_path / "export")
-    assert evaluated(capsys, "-m", copy, "--data", "digits")["loss"] > 2 * finished[1]["loss"]
+    # The data and the metric are those of the run; the export itself records how logits become probabilities.
+    found = evaluated(capsys, "-m", copy, "--data", "digits", "--option", "test_fraction=0.5")
+    assert found == pytest.approx({key: x for key, x in finished[1].items() if key != "mistakes"}, rel=1e-5)
     status, _, err = jaxvision(capsys, "evaluate", "-m", copy)
     assert status == 2
     assert "is not the workdir of a run, expected a folder or a source. Add --data." in err
+
+
+def test_functions_of_a_config_file(
+    finished: tuple[Path, dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workdir, expected = finished
+    shutil.copytree(workdir / "export", tmp_path / "run" / "export")
+    record = json.loads((workdir / "config.json").read_text())
+    record["source"]["name"] = "_jaxvision_config_mine:own"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    status, _, err = jaxvision(capsys, "evaluate", "-m", tmp_path / "run")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "source.name: got 'own' of the config file mine.py, which is not loaded. Add --config mine.py" in err
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from jaxvision.data import open_source\n"
+        "def own(*, test_fraction, validation_fraction, split_seed=0):\n"
+        "    return open_source('digits', test_fraction=test_fraction, validation_fraction=validation_fraction)\n"
+        "def get_config():\n    return {}\n"
+    )
+    assert evaluated(capsys, "-m", tmp_path / "run", "--config", file) == pytest.approx(expected, rel=1e-5)
+    record["source"]["name"] = "__main__:own"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    assert "got 'own' of another script or notebook" in jaxvision(capsys, "evaluate", "-m", tmp_path / "run")[2]
 
 
 def test_the_name_of_what_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

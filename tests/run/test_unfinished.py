@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.quick import quick
 
 from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
@@ -18,34 +19,56 @@ from jaxvision.create import create_model
 from jaxvision.data import open_source
 from jaxvision.errors import UserError
 from jaxvision.eval import evaluate
+from jaxvision.run import config
+
+SOURCE = {"test_fraction": 0.5, "validation_fraction": 0.2}
+
+CONFIG = """
+from jaxvision.data import open_source
+from support.quick import quick
 
 
-def stopping(evaluation) -> float:
-    """Interrupts the third evaluation. Returns a number of which the first is the best."""
+def own(*, test_fraction, validation_fraction):
+    return open_source("digits", test_fraction=test_fraction, validation_fraction=validation_fraction)
+
+
+def stopping(evaluation):
+    # Interrupts the third evaluation. The first, whose number is the lowest, is the best.
     stopping.calls += 1
     if stopping.calls == 3:
         raise KeyboardInterrupt
-    return -stopping.calls
+    return stopping.calls
 
 
-SOURCE = {"test_fraction": 0.5, "validation_fraction": 0.2}
+stopping.calls, stopping.lower_is_better = 0, True
+
+
+def get_config():
+    return quick(
+        "resnet",
+        train={"steps": 6, "evaluate_every": 1 / 45, "ema_decay": 0.5},
+        source={"name": f"{__name__}:own", "test_fraction": 0.5, "validation_fraction": 0.2},
+        loss={"kind": "sigmoid"},
+        metric={"name": stopping},
+        checkpoint={"best": "stopping"},
+    )
+"""
 
 Convert = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a run with checkpoints of the steps 1 and 2, of which 1 is the best."""
-    stopping.calls, workdir = 0, tmp_path_factory.mktemp("stopped")
-    config = quick(
-        "resnet",
-        train={"steps": 6, "evaluate_every": 1 / 45, "ema_decay": 0.5},
-        source=SOURCE,
-        metric={"name": stopping},
-        checkpoint={"best": "stopping"},
-    )
+    """The workdir of a run with checkpoints of the steps 1 and 2, of which 1 is the best.
+
+    Its source, and with it the data, was defined in a config file that no longer exists.
+    """
+    workdir, file = tmp_path_factory.mktemp("stopped"), tmp_path_factory.mktemp("config") / "own.py"
+    file.write_text(CONFIG)
     with pytest.raises(KeyboardInterrupt):
-        run.train(config, workdir)
+        run.train(config.load(str(file)), workdir)
+    file.unlink()
+    del sys.modules["_jaxvision_config_own"]
     return workdir
 
 
@@ -72,7 +95,8 @@ def test_a_checkpoint_is_converted(
     logged = next(line for line in lines if (line["split"], line["step"]) == ("validation", step))
     validation = open_source("digits", **SOURCE).split("validation")
     found = evaluate(classifier, validation, quiet=True)
-    assert found["loss"] == pytest.approx(logged["loss"], rel=1e-5)
+    for name in ("loss", "calibration_error"):  # those of the sigmoid, which the export records
+        assert found[name] == pytest.approx(logged[name], rel=1e-5)
     assert not (stopped / "export").exists()
 
 
@@ -89,6 +113,18 @@ def test_mistakes_about_checkpoints(stopped: Path, tmp_path: Path, convert: Conv
     assert "--num-classes: got 3 for a checkpoint of a run" in refused(stopped, tmp_path / "x", "--num-classes", 3)
     assert "got no checkpoint, expected the workdir" in refused(tmp_path, tmp_path / "x", "--step", "best")
     assert not (tmp_path / "x").exists()
+
+
+def test_what_the_workdir_lacks_is_named(stopped: Path, tmp_path: Path, convert: Convert) -> None:
+    copy = shutil.copytree(stopped, tmp_path / "copy")
+    record = json.loads((copy / "classifier.json").read_text())
+    for text in (None, "{", "[]", "{}", json.dumps({**record, "classes": None}), json.dumps({**record, "more": 1})):
+        (copy / "classifier.json").unlink() if text is None else (copy / "classifier.json").write_text(text)
+        status, _, err = convert(copy, tmp_path / "out")
+        assert (status, err.count("\n")) == (2, 1), err
+        assert err.startswith(f"error: {copy}/classifier.json: ")
+        assert "Run the command of the run again: it writes the file before its first step" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_needs_a_result_names_the_command(stopped: Path) -> None:

@@ -87,15 +87,15 @@ def test_other_names_of_the_weight_file(name, tmp_path):
     [
         ('{"architectures": ["ResNetForImageClassification"], "model_type": "resnet"}', "got a model of transformers"),
         ('{"architecture": "resnet_50"}', "config.json: architecture: got 'resnet_50', expected a model name"),
-        ('{"num_classes": 3}', r"config.json: not a config.json of save_classifier or timm \(KeyError"),
-        ("[1]", "not a config.json of save_classifier or timm"),
-        ("{", "not a config.json of save_classifier or timm"),
+        ('{"num_classes": 3}', r"config.json: architecture: got none, expected the name of a model\. Fix the file, or"),
+        ("[1]", r"config.json: got \[1\], expected an object"),
+        ("{", r"config.json: got invalid JSON .*, expected a config.json of save_classifier or timm"),
         (
             json.dumps(config(label_names={"7": "a"})),
             "label_names: got a name for the class 7, expected numbers below 3",
         ),
-        (json.dumps(config(label_names={"a": 0})), "not a config.json of save_classifier or timm"),
-        (json.dumps(config(label_names=["a", "b"])), "classes: got 2 names, expected the model's 3"),
+        (json.dumps(config(label_names={"a": 0})), r'label_names: got {"a": 0}, expected a list of the names'),
+        (json.dumps(config(label_names=["a", "b"])), "config.json: label_names: got 2 names, expected 3"),
         (json.dumps(config(num_classes=4)), "num_classes: got 4, but .* has a head of 3 classes"),
         (json.dumps(config(pretrained_cfg={**CFG, "crop_mode": "x"})), "config.json: crop_mode: got 'x'"),
     ],
@@ -106,6 +106,43 @@ def test_configs_that_are_not_timms(text, words, tmp_path):
     with pytest.raises(UserError, match=words) as error:
         load_classifier(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"label_names": "abc"}, 'label_names: got "abc", expected a list of the names of all classes, or an object'),
+        ({"label_names": ["a", None, "c"]}, 'label_names: got ["a", null, "c"], expected a list of the names'),
+        ({"architecture": None}, "architecture: got none, expected the name of a model"),
+        ({"architecture": ["resnet50"]}, 'architecture: got ["resnet50"], expected a text'),
+        ({"num_classes": -1}, "num_classes: got -1, expected a whole number, 0 or more"),
+        ({"num_classes": "3"}, 'num_classes: got "3", expected a whole number, 0 or more'),
+        ({"num_classes": True}, "num_classes: got true, expected a whole number, 0 or more"),
+        ({"num_classes": float("inf")}, "num_classes: got Infinity, expected a whole number, 0 or more"),
+        ({"pretrained_cfg": [CFG]}, "expected an object"),
+        ({"model_args": ["patch_size"]}, 'model_args: got ["patch_size"], expected an object'),
+        ({"jaxvision_options": 3}, "jaxvision_options: got 3, expected an object"),
+        ({"jaxvision_probabilities": "relu"}, "jaxvision_probabilities: got \"relu\", expected 'softmax' or 'sigmoid'"),
+        ({"jaxvision_builder": 7}, "jaxvision_builder: got 7, expected a text"),
+        ({"input_size": [64]}, "input_size: got [64], expected [channels, height, width]"),
+        ({"input_size": 64}, "input_size: got 64, expected [channels, height, width]"),
+        ({"input_size": [3, 64, 0]}, "input_size: got [3, 64, 0], expected [channels, height, width]"),
+        ({"crop_pct": "0.9"}, 'crop_pct: got "0.9", expected a number'),
+        ({"crop_pct": 0}, "crop_pct: got 0, expected a share of the side"),
+        ({"mean": 0.5}, "mean: got 0.5, expected a list of numbers"),
+        ({"std": ["a"]}, 'std: got ["a"], expected a list of numbers'),
+        ({"tag": 1}, "tag: got 1, expected a text"),
+    ],
+)
+def test_values_that_the_config_cannot_have(values, words, tmp_path):
+    transform = {key: value for key, value in values.items() if key in (*CFG, "tag")}
+    folder = put(tmp_path / "mine", config(pretrained_cfg=CFG | transform) | values)
+    with pytest.raises(UserError) as error:
+        load_classifier(folder)
+    message = str(error.value)
+    assert message.startswith(f"{folder}/config.json: ")
+    assert words in message
+    assert message.endswith("Fix the file, or export the model again.")
 
 
 def test_a_local_dir_is_a_name_everywhere(tmp_path):
