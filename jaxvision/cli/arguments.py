@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from jaxvision.errors import UserError, printable
@@ -59,6 +60,25 @@ def load_model(arguments: argparse.Namespace) -> Classifier:
     names = ("num_classes", "image_size", "in_channels")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
     return load_classifier(arguments.model, checkpoint_path=arguments.checkpoint, **options)
+
+
+def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--overwrite``; `check_new` reads it."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace output files that exist (default: refuse to replace them)"
+    )
+
+
+def check_new(files: Iterable[Path], arguments: argparse.Namespace) -> None:
+    """Checks, before anything is computed, that a command replaces no file unless ``--overwrite`` is given.
+
+    Raises:
+      UserError: a file exists.
+    """
+    existing = [] if arguments.overwrite else [file for file in files if os.path.lexists(file)]
+    if existing:
+        others = f" and {len(existing) - 1} more of its outputs exist" if len(existing) > 1 else " exists"
+        raise UserError(f"{existing[0]}{others} already. Choose another output, or add --overwrite to replace.")
 
 
 def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:

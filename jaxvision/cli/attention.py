@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxvision.cli.arguments import add_model_arguments, load_model, path_argument, warn
+from jaxvision.cli.arguments import (
+    add_model_arguments,
+    add_overwrite_argument,
+    check_new,
+    load_model,
+    path_argument,
+    warn,
+)
 from jaxvision.cli.images import ImageInputs, add_images_argument
 from jaxvision.errors import UserError, printable, unknown_name_error
 
@@ -45,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the PNG to write, or a folder, which is created for several images "
         "(default: IMAGE-attention.png in the current directory)",
     )
+    add_overwrite_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_accelerator(warn)
     inputs = ImageInputs(arguments.images)
     outputs = _output_files(inputs.files, arguments.output)
+    check_new(outputs.values(), arguments)
     classifier = load_model(arguments)
     forward = jax.jit(lambda model, images: classifier.to_probabilities(model(images)))
     coarse = None

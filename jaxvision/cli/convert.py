@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxvision.cli.arguments import load_model, path_argument, warn
+from jaxvision.cli.arguments import add_overwrite_argument, check_new, load_model, path_argument, warn
 from jaxvision.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUTPUT",
         help="a folder (for model.safetensors and config.json), or a file that ends in .safetensors",
     )
+    add_overwrite_argument(parser)
     parser.add_argument("--to", default="timm", choices=["timm"], help="format of the output (default: timm)")
     parser.add_argument(
         "--checkpoint",
@@ -69,12 +70,14 @@ def run(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if output.suffix in (".pth", ".pt", ".bin", ".ckpt", ".h5", ".npz", ".onnx"):
         raise UserError(f"{output}: expected a folder, or a file that ends in .safetensors.")
-    if (output / "metrics.jsonl").exists() or (output / "checkpoints").exists():
+    if os.path.exists(output / "metrics.jsonl") or os.path.exists(output / "checkpoints"):
         raise UserError(
             f"{output} is the workdir of a run, and convert would overwrite its config.json. Choose another folder."
         )
+    is_file = output.suffix == ".safetensors"
+    check_new([output] if is_file else [output / "model.safetensors", output / "config.json"], arguments)
     classifier, step = _load(arguments)
-    if output.suffix == ".safetensors":
+    if is_file:
         save_timm(classifier.model, output)
     else:
         save_classifier(output, classifier)

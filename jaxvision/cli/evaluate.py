@@ -6,9 +6,17 @@ import argparse
 import ast
 import json
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
-from jaxvision.cli.arguments import add_model_arguments, load_model, path_argument, warn
+from jaxvision.cli.arguments import (
+    add_model_arguments,
+    add_overwrite_argument,
+    check_new,
+    load_model,
+    path_argument,
+    warn,
+)
 from jaxvision.errors import UserError
 
 HELP = "evaluate a model on a dataset: accuracy, loss, calibration error and mistakes"
@@ -52,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=path_argument, metavar="FOLDER", help="write report.html and mistakes.csv to this folder"
     )
+    add_overwrite_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -65,6 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxvision.run.sections import without_none
 
     check_accelerator(warn)
+    if arguments.report is not None:
+        check_new([Path(arguments.report, name) for name in ("report.html", "mistakes.csv")], arguments)
     options = _source_options(arguments.option, keyword_parameters(evaluate))
     if arguments.config is not None:
         load(arguments.config)  # makes the functions in it available under the names that the run has recorded

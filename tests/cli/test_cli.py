@@ -198,7 +198,7 @@ def test_evaluate_counts_every_image(capsys: pytest.CaptureFixture, export: Path
             capsys, *arguments, "--option", f"{name}=1"
         )
     (tmp_path / "r" / "metrics.jsonl").touch()
-    assert "has the report of a training run" in refused(capsys, *arguments, "--report", tmp_path / "r")
+    assert "has the report of a training run" in refused(capsys, *arguments, "--report", tmp_path / "r", "--overwrite")
 
 
 def test_convert_writes_a_folder_or_a_file(capsys: pytest.CaptureFixture, export: Path, tmp_path: Path) -> None:
@@ -208,6 +208,33 @@ def test_convert_writes_a_folder_or_a_file(capsys: pytest.CaptureFixture, export
     a, b = (load_file(path) for path in (tmp_path / "folder" / "model.safetensors", tmp_path / "model.safetensors"))
     assert a.keys() == b.keys()
     assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_no_command_replaces_a_file_unless_told_to(
+    capsys: pytest.CaptureFixture, export: Path, images: Path, tmp_path: Path
+) -> None:
+    photo, folder = images / "cat" / "0.png", tmp_path / "folder"
+    for name in ("config.json", "x.safetensors", "mistakes.csv"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    data = photo.read_bytes()
+    commands = [
+        (("convert", export, folder), folder / "config.json"),
+        (("convert", export, folder / "x.safetensors"), folder / "x.safetensors"),
+        (("evaluate", "-m", export, "--data", images, "--report", folder), folder / "mistakes.csv"),
+        (("attention", "-m", export, photo, "-o", photo), photo),
+    ]
+    for command, file in commands:
+        error = f"error: {file} exists already. Choose another output, or add --overwrite to replace.\n"
+        assert refused(capsys, *command) == error
+    assert {file.read_text() for file in folder.iterdir()} == {"mine"}
+    assert photo.read_bytes() == data
+    for command, file in commands:
+        assert run(capsys, *command, "--overwrite")[0] == 0
+        assert file.read_bytes() not in (b"mine", data)
+    assert "config.json exists already" not in refused(capsys, "convert", "resnet51", tmp_path / "another")
+    error = refused(capsys, "convert", export, folder)
+    assert f"{folder / 'model.safetensors'} and 1 more of its outputs exist already" in error
 
 
 def test_convert_adapts_the_first_convolution(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
