@@ -55,7 +55,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         stack.enter_context(memory_errors_as_user_errors(_LESS_MEMORY))
         preemption = stack.enter_context(Preemption())  # first, because joining other processes may take minutes
         console = _open_console(stack, workdir)
-        if finished := read_result(workdir, config):
+        if finished := read_result(workdir, config, log=console.warn):
             return _finished(console, workdir, finished)
         workers = stack.enter_context(WorkerPool(worker_count(config)))
         run = open_run(config, workdir, console=console, clock=clock, preemption=preemption, workers=workers)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from jaxvision.disk import hold_lock, temporary_path
 from jaxvision.errors import UserError
+from jaxvision.weights.folder import check_export
 
 _RESULT = "result.json"
 
@@ -137,14 +138,17 @@ def write_result(workdir: str | Path, *, step: int, split: str, metrics: Mapping
         write_json(epath.Path(workdir) / _RESULT, {"step": step, "split": split, "metrics": finite})
 
 
-def read_result(workdir: str | Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what `write_result` wrote; None if the run is not finished, had another config, or lacks a file.
+def read_result(
+    workdir: str | Path, config: Mapping[str, Any], *, log: Callable[[str], None] = print
+) -> dict[str, Any] | None:
+    """Returns what `write_result` wrote; None if the run is not finished, had another config, or lost a file.
 
     With several processes, all of them must call it, and it returns None on all of them if it does on one.
 
     Args:
       workdir: folder of the run; it may not exist yet.
       config: nested, as for `config_record`.
+      log: called with a message if a file of the result is missing or damaged.
     """
     folder = epath.Path(workdir)
     try:
@@ -154,12 +158,25 @@ def read_result(workdir: str | Path, config: Mapping[str, Any]) -> dict[str, Any
         result["metrics"] = {name: math.nan if x is None else x for name, x in result["metrics"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         result = recorded = None
-    files = [*result_files(workdir).values(), Path(workdir) / "export" / "model.safetensors"]
-    same = result is not None and not _differences(_flat(recorded), _flat(config_record(config)))
-    finished = same and all(path.exists() for path in files)
+    finished = result is not None and not _differences(_flat(recorded), _flat(config_record(config)))
+    if finished and (lost := _lost_text(workdir)):
+        log(f"the result of this run is incomplete, so it is evaluated and exported again: {lost}")
+        finished = False
     if jax.process_count() > 1:
         finished = bool(np.all(multihost_utils.process_allgather(np.bool_(finished))))
     return result if finished else None
+
+
+def _lost_text(workdir: str | Path) -> str:
+    """Returns which file of a finished run is missing or damaged; empty if there is none."""
+    missing = [str(path) for path in result_files(workdir).values() if not path.exists()]
+    if missing:
+        return f"missing: {', '.join(missing)}"
+    try:
+        check_export(Path(workdir) / "export")
+    except UserError as e:
+        return str(e)
+    return ""
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -109,10 +109,23 @@ def read_config(path: Path) -> Export:
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or e}).") from e
     except ValueError as e:
         reason = f"got invalid JSON ({e}), expected a config.json of save_classifier or timm"
         raise _damaged_config_error(path, reason) from e
     return _parse(path, config)
+
+
+def check_export(folder: Path) -> None:
+    """Checks that an export is complete: both files exist, belong together and are not truncated. Reads no tensor.
+
+    Raises:
+      UserError: it is not.
+    """
+    export, file = read_config(folder / "config.json"), files.open_weights(folder / "model.safetensors")
+    if export.export_id != file.metadata.get(EXPORT_ID):
+        raise UserError(f"{folder}: config.json and model.safetensors belong to different exports.")
 
 
 def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export | None:

@@ -24,7 +24,8 @@ from jaxvision.checkpoint import Checkpoints, ReadInOneProcessError, saved_steps
 from jaxvision.classifier import load_classifier
 from jaxvision.errors import UserError
 from jaxvision.eval.evaluate import evaluate
-from jaxvision.run.config import load
+from jaxvision.run.config import complete, load
+from jaxvision.run.workdir import read_result
 
 FINISHED = quick("resnet", train={"steps": 45, "evaluate_every": 1.0}, data={"batch_size": 64})
 
@@ -43,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_writes_all_its_files(finished: Path) -> None:
     assert {p.name for p in finished.iterdir()} == {
         "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.html", "mistakes.csv", "export",
-        "result.json", ".lock", ".saved",
+        "result.json", "classifier.json", ".lock", ".saved",
     }  # fmt: skip
     page = (finished / "report.html").read_text()
     assert "test_resnet" in page
@@ -72,9 +73,32 @@ def test_a_finished_run_answers_at_once(finished: Path, capsys: pytest.CaptureFi
 
     assert is_done_again(eval_batch_size=32)  # a key that may change
     assert not is_done_again(eval_batch_size=32)
-    (workdir / "export" / "model.safetensors").unlink()
+    intact = load_file(workdir / "export" / "model.safetensors")
+    cut(workdir / "export" / "model.safetensors")
     assert is_done_again(eval_batch_size=32)
-    assert (workdir / "export" / "model.safetensors").exists()
+    assert load_file(workdir / "export" / "model.safetensors").keys() == intact.keys()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda export: None, None),
+        (lambda export: cut(export / "model.safetensors"), "is truncated or not a safetensors file"),
+        (lambda export: (export / "model.safetensors").unlink(), "no such weight file"),
+        (lambda export: (export / "config.json").unlink(), "config.json: cannot be read (No such file or directory)"),
+        (lambda export: cut(export / "config.json"), "config.json: got invalid JSON"),
+        (lambda export: (export / "config.json").write_bytes(b""), "config.json: got invalid JSON"),
+        (lambda export: (export.parent / "report.html").unlink(), "report.html"),
+        (lambda export: shutil.rmtree(export), "missing: "),
+    ],
+)
+def test_a_run_whose_result_is_damaged_is_not_finished(damage, message, finished: Path, tmp_path: Path) -> None:
+    workdir, logged = shutil.copytree(finished, tmp_path / "copy"), []
+    damage(workdir / "export")
+    assert (read_result(workdir, complete(FINISHED), log=logged.append) is None) == bool(message)
+    if message:
+        assert message in logged[0]
+        assert logged[0].startswith("the result of this run is incomplete, so it is evaluated and exported again: ")
 
 
 def test_mistakes_are_sorted_by_confidence(finished: Path) -> None:
