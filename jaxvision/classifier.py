@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -262,10 +263,10 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
         )
     if str(source).startswith("local-dir:"):
         source = str(source).removeprefix("local-dir:")
-        if not Path(source).expanduser().is_dir():
+        if not os.path.isdir(Path(source).expanduser()):
             raise UserError(f"classifier: got local-dir:{source}, expected an existing folder.")
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike Path.is_dir, it does not raise for a name that no file can have
         export = read_export(folder) or read_export(folder / "export")
         if export is None:
             raise UserError(
@@ -273,7 +274,7 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
                 f"convert {source} FOLDER"
             )
         return _load_export(export, checkpoint_path, options)
-    if folder.is_file() or ("/" in str(source) and not catalog.is_on_hub(str(source))):
+    if os.path.isfile(folder) or ("/" in str(source) and not catalog.is_on_hub(str(source))):
         raise UserError(
             f"{source} is not a folder with config.json. For a weight file, pass the model's name and the file as "
             "checkpoint_path (on the command line: --checkpoint)."

@@ -61,6 +61,20 @@ def test_the_number_of_names_must_be_the_number_of_classes():
         Classifier(create_model("test_resnet", num_classes=2), ("a", "b"), Preprocess(), "relu")
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "runs/" + "x" * 300, "a\0b", "local-dir:" + "x" * 300, "x/" * 3000])
+def test_a_name_that_no_file_can_have(name, tmp_path):
+    with pytest.raises(
+        UserError, match=r"is not a folder with config|expected (an existing folder|a name such|a model)"
+    ):
+        load_classifier(name)
+    with pytest.raises(UserError, match=r"no such weight file|expected a folder with config"):
+        create_model("test_resnet" if ":" not in name else name, checkpoint_path=name)
+    with pytest.raises(UserError, match=r"no such weight file|got local-dir:x"):
+        load_classifier("test_resnet" if ":" not in name else name, checkpoint_path=name)
+    with pytest.raises(UserError, match=r"no such weight file"):
+        load_classifier("test_resnet", checkpoint_path=name)
+
+
 def test_options_that_timm_lacks_are_logged(tmp_path, caplog):
     model = create_model("test_resnet", num_classes=2, antialias="blur")
     with caplog.at_level(logging.WARNING):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -14,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from jaxvision.errors import Preempted, UserError, memory_errors_as_user_errors
+from jaxvision.errors import Preempted, UserError, memory_errors_as_user_errors, printable
 
 SOME_FAILED = 1
 MISTAKE = 2
@@ -24,7 +25,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as in shells
 def exit_status(command: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status.
 
-    Prints a `UserError`, or a lack of memory on a device, as one line. Returns 0 if the command returns None.
+    Prints a `UserError`, a lack of memory on a device, or a name that no file can have as one line. Returns 0 if the
+    command returns None.
 
     Example:
       >>> exit_status(lambda: None), exit_status(lambda: 1)
@@ -50,6 +52,11 @@ def exit_status(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # jaxvision list | head
         sys.stderr.close()
         return 0
+    except OSError as e:  # Path.is_file and others raise it
+        if e.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {printable(str(e.filename))}: {e.strerror}. Check the path.", file=sys.stderr)
+        return MISTAKE
 
 
 def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> None:

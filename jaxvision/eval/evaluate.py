@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -149,7 +150,7 @@ def _open_data(
     if not isinstance(data, str | Path):
         return data, _in_dataset_spelling(classes, data.classes), split
     folder = Path(data).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         if unknown := sorted({*options} - {"layout"}):
             raise unknown_name_error("--option", unknown[0], ["layout"], expected="an option of a folder")
         outer = subfolders(folder)

@@ -78,16 +78,11 @@ def find_file(path: str | Path) -> Path:
       UserError: the file does not exist, or the folder contains none or several.
     """
     path = Path(path).expanduser()
-    try:
-        path = weights_folder(path)
-        if path.is_dir():
-            return _find_in_folder(path)
-        exists = path.is_file()
-    except (OSError, ValueError) as e:  # a name that is too long or contains a NUL
-        if isinstance(e, UserError):
-            raise
-        exists = False
-    if not exists:
+    path = weights_folder(path)
+    # Unlike those of Path, these functions do not raise for a name that no file can have.
+    if os.path.isdir(path):
+        return _find_in_folder(path)
+    if not os.path.isfile(path):
         raise UserError(f"no such weight file: {str(path)[:300]!r}")
     return path
 
@@ -98,9 +93,9 @@ def weights_folder(path: Path) -> Path:
     Raises:
       UserError: the run has checkpoints, but no result yet.
     """
-    if not (path / "checkpoints").is_dir() or (path / "model.safetensors").is_file():
+    if not os.path.isdir(path / "checkpoints") or os.path.isfile(path / "model.safetensors"):
         return path
-    if not (path / "export" / "model.safetensors").is_file():
+    if not os.path.isfile(path / "export" / "model.safetensors"):
         raise UserError(
             f"{path}: got the workdir of a run without a result, expected weights. Export a checkpoint of it: "
             f"jaxvision convert {path} FOLDER"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ def read_export(folder: Path) -> Export | None:
       UserError: ``config.json`` is damaged, or not in timm's format.
     """
     path = folder / "config.json"
-    if not (path.is_file() and any(file.name.endswith(files.SUFFIXES) for file in folder.iterdir())):
+    if not (os.path.isfile(path) and any(file.name.endswith(files.SUFFIXES) for file in folder.iterdir())):
         return None
     return read_config(path)
 
@@ -138,8 +139,8 @@ def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export
     if checkpoint_path is None:
         return None
     path = files.weights_folder(Path(checkpoint_path).expanduser())
-    path = path / "model.safetensors" if path.is_dir() else path
-    if path.name != "model.safetensors" or not path.is_file():
+    path = path / "model.safetensors" if os.path.isdir(path) else path
+    if path.name != "model.safetensors" or not os.path.isfile(path):
         return None
     try:
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))

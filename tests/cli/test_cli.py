@@ -290,6 +290,35 @@ def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture, tmp_path: Path,
     assert "Did you mean 'resnet50'" in refused(capsys, "predict", "-m", "resnet5O", images)
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "-m", LONG, "image.png"],
+        ["predict", "-m=test_resnet", "image.png", "--checkpoint", LONG],
+        ["predict", "-m=test_resnet", LONG],
+        ["attention", "-m=test_resnet", "image.png", "-o", LONG],
+        ["evaluate", "-m", LONG, "--data=digits"],
+        ["evaluate", "-m=test_resnet", "--data", LONG],
+        ["evaluate", "-m=test_resnet", "--data=digits", "--report", LONG],
+        ["evaluate", "-m=test_resnet", "--data=digits", "--config", f"{LONG}.py"],
+        ["convert", LONG, "out"],
+        ["convert", f"runs/{LONG}", "out"],
+        ["train", "--config", f"{LONG}.py"],
+        ["plan", "--config", f"{LONG}.py"],
+    ],
+)
+def test_a_name_that_is_too_long_for_a_file(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Image.new("RGB", (8, 8)).save("image.png")
+    refused(capsys, *command)
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
