@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxvision.errors import UserError
-from jaxvision.weights.weight_file import WeightFile, first_names
+from jaxvision.weights.weight_file import WeightFile
 
 
 def without_prefix(file: WeightFile, anchor: str) -> WeightFile:
@@ -20,22 +19,20 @@ def without_prefix(file: WeightFile, anchor: str) -> WeightFile:
       anchor: dotted name of a layer that every file of the model contains: its ``first_conv``. Empty if there is none.
 
     Returns:
-      The part, or `file` itself if its names have no prefix or the anchor is not found.
-
-    Raises:
-      UserError: the file contains several such parts.
+      The part, or `file` itself if its names have no prefix, the anchor is not found, or it is found at several
+      prefixes. Only what expects the model's other names can tell whether these are models or the blocks of another
+      architecture.
     """
+    prefixes = find_prefixes(file, anchor)
+    return _Part(file, prefixes[0]) if len(prefixes) == 1 and prefixes[0] else file
+
+
+def find_prefixes(file: WeightFile, anchor: str) -> list[str]:
+    """Returns the sorted prefixes at which an anchor is found; the arguments are those of `without_prefix`."""
     key = f"{anchor}.weight"
     prefixes = [name.removesuffix(key) for name in file.shapes if anchor and f".{name}".endswith(f".{key}")]
     # `conv1.weight` is also the end of `layer1.0.conv1.weight`, whose prefix begins with that of the model.
-    outer = [each for each in prefixes if not any(each != other and each.startswith(other) for other in prefixes)]
-    if len(outer) > 1:
-        found = first_names(map(repr, sorted(outer)))
-        raise UserError(
-            f"{file.path}: got {len(outer)} models, with the prefixes {found}, expected one. Save the tensors of "
-            "one of them as a file of their own."
-        )
-    return _Part(file, outer[0]) if outer and outer[0] else file
+    return sorted(each for each in prefixes if not any(each != other and each.startswith(other) for other in prefixes))
 
 
 class _Part(WeightFile):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from support.weight_files import abstract, arrays, assert_loads, assert_same, load_error, write
 
 from jaxvision.classifier import load_classifier
@@ -93,6 +94,49 @@ def test_two_models_in_a_file_are_an_error_that_names_their_prefixes(file):
 
     message = load_error(create_model("test_resnet"), write(file, change=change))
     assert "got 2 models, with the prefixes 'encoder_k.', 'encoder_q.', expected one" in message
+
+
+#: The names of some tensors in weight files of other architectures, and of one in another library's naming.
+FOREIGN = {
+    "DenseNet of torchvision": (
+        "features.conv0.weight",
+        "features.denseblock1.denselayer1.conv1.weight",
+        "features.denseblock1.denselayer2.conv1.weight",
+        "features.denseblock2.denselayer1.conv1.weight",
+    ),
+    "DarkNet of timm": ("stem.conv1.weight", "stages.0.blocks.0.conv1.weight", "stages.1.blocks.0.conv1.weight"),
+    "TWINS of timm": (
+        "patch_embeds.0.proj.weight",
+        "stages.0.patch_embed.proj.weight",
+        "stages.1.patch_embed.proj.weight",
+    ),
+    "BERT of transformers": (
+        "bert.embeddings.word_embeddings.weight",
+        "bert.encoder.layer.0.attention.self.key.weight",
+    ),
+    "EfficientNet-PyTorch": ("_conv_stem.weight", "_blocks.0._depthwise_conv.weight", "_bn0.weight", "_fc.weight"),
+}
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet", "resnet18"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_another_architecture_is_not_several_models(kind, architecture, file):
+    save_file({name: np.zeros((2, 2, 1, 1), np.float32) for name in FOREIGN[kind]}, file)
+    for load in (create_model, load_classifier):
+        with pytest.raises(UserError) as error:
+            load(architecture, checkpoint_path=file)
+        message = str(error.value)
+        assert message.startswith(f"{file} does not fit {architecture}: ")
+        assert f"{len(FOREIGN[kind])} unexpected ({min(FOREIGN[kind])}, " in message
+        assert "another architecture, or of this one with the names of another library" in message
+        assert "models" not in message
+
+
+def test_another_architecture_is_not_another_head(file):
+    names = {"head.fc.weight": (9, 4), "patch_embed.proj.weight": (4, 3, 4, 4), "layers.0.attn.qkv.weight": (12, 4)}
+    save_file({name: np.zeros(shape, np.float32) for name, shape in names.items()}, file)
+    with pytest.raises(UserError, match=r"missing .* may contain the weights of another architecture"):
+        create_model("test_vit", checkpoint_path=file, num_classes=9)
 
 
 def test_a_model_without_a_prefix_does_not_hide_another(file):

@@ -129,7 +129,8 @@ def _without_head(model: Model, file: WeightFile, shapes: Shapes, *, level: int)
     """
     head = [key for key in shapes if is_in_head(model, key)]
     other = [key for key in head if key.rpartition(".")[0] not in model.classifier_names]
-    if model.num_classes and other:
+    others_fit = all(timm_name(name) in shapes for name in weights(model) if not is_in_head(model, name))
+    if model.num_classes and other and others_fit:  # else the file is of another architecture
         raise UserError(f"{file.path} does not fit {model.architecture}: {other_head_text(model, shapes, other)}")
     what = f"a head of {shapes[head[0]][0]} classes, which is not used" if head and shapes[head[0]] else "no head"
     if model.num_classes:

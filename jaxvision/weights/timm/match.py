@@ -16,7 +16,8 @@ from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
 from jaxvision.weights import adapt
-from jaxvision.weights.timm.names import GRID, timm_name, timm_shape
+from jaxvision.weights.prefix import find_prefixes
+from jaxvision.weights.timm.names import GRID, timm_name, timm_shape, weights
 from jaxvision.weights.weight_file import WeightFile, first_names
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,12 @@ def other_head_text(model: Model, shapes: Shapes, keys: Sequence[str]) -> str:
 def _mismatch_error(
     model: Model, file: WeightFile, *, missing: list[str], unexpected: list[str], differing: list[str]
 ) -> UserError:
+    several = _models_in(file, model, missing)
+    if len(several) > 1:
+        return UserError(
+            f"{file.path}: got {len(several)} models, with the prefixes {first_names(map(repr, several))}, expected "
+            "one. Save the tensors of one of them as a file of their own."
+        )
     problems = [
         f"{len(keys)} {what} ({first_names(keys)})"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
@@ -112,11 +119,26 @@ def _mismatch_error(
         )
     elif missing and advice:
         hint = advice[0]
+    elif file.shapes.keys().isdisjoint(map(timm_name, weights(model))):
+        hint = (
+            "No name in the file is one of the model's, so it has the weights of another architecture, or of this one "
+            "with the names of another library. Pass the name that it was saved from, or timm's weights."
+        )
     else:
         hint = (
             f"{file.path.name} may contain the weights of another architecture. Pass the name that it was saved from."
         )
     return UserError(f"{file.path} does not fit {model.architecture}: {', '.join(problems)}. {hint}")
+
+
+def _models_in(file: WeightFile, model: Model, missing: Sequence[str]) -> list[str]:
+    """Returns the prefixes at which a file has most of the tensors that are missing without a prefix.
+
+    A name such as ``conv1`` may also be that of a layer in each block of another architecture.
+    """
+    prefixes = find_prefixes(file, model.first_conv)
+    counts = {prefix: sum(prefix + key in file.shapes for key in missing) for prefix in prefixes if prefix}
+    return [prefix for prefix, count in counts.items() if 2 * count > len(missing)]
 
 
 def _adapter(
