@@ -13,17 +13,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+_NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class UserError(ValueError):
     """An error that the user can fix. The message says what was given, what was expected, and how to fix it.
 
-    Names of files in the message are made `printable`.
+    Names of files in the message are made printable, and the message stays in one line, as by `printable_line`.
     """
 
     def __init__(self, message: str = ""):
-        super().__init__(printable(message))
+        super().__init__(printable_line(message))
 
 
 class Preempted(Exception):
@@ -47,6 +47,15 @@ def printable(text: str) -> str:
     ('caf\\xe9.jpg', 'a\\x1b[2J.jpg', 'café.jpg')
     """
     return "".join(map(_printable_character, text)) if _NOT_PRINTABLE.search(text) else text
+
+
+def printable_line(text: str) -> str:
+    r"""Returns a text that stays in one line: as `printable`, with escapes for line ends and tabs as well.
+
+    >>> printable_line("two\nlines.jpg")
+    'two\\nlines.jpg'
+    """
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _printable_character(character: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from jaxvision.errors import UserError, printable
+from jaxvision.errors import UserError, printable_line
 
 if TYPE_CHECKING:
     from jaxvision.classifier import Classifier
@@ -107,4 +107,4 @@ def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 def warn(text: str) -> None:
     """Prints a warning to the standard error."""
-    print(f"warning: {printable(text)}", file=sys.stderr)
+    print(f"warning: {printable_line(text)}", file=sys.stderr)

@@ -18,7 +18,7 @@ from jaxvision.cli.arguments import (
     warn,
 )
 from jaxvision.cli.images import ImageInputs, add_images_argument
-from jaxvision.errors import UserError, printable, unknown_name_error
+from jaxvision.errors import UserError, printable_line, unknown_name_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         if probabilities is not None:
             top = int(probabilities.argmax())
             method = f"predicted {classifier.classes[top]!r} ({probabilities[top]:.1%}), {method}"
-        print(printable(f"{outputs[file]}: {method}, {arguments.model} on {file.name}"), flush=True)
+        print(printable_line(f"{outputs[file]}: {method}, {arguments.model} on {file.name}"), flush=True)
         if min(heat.shape) < 3:
             coarse = f"only {heat.shape[0]} x {heat.shape[1]} at {images.shape[1]} pixels"
     if coarse:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from jaxvision.errors import Preempted, UserError, memory_errors_as_user_errors, printable
+from jaxvision.errors import Preempted, UserError, memory_errors_as_user_errors, printable_line
 
 SOME_FAILED = 1
 MISTAKE = 2
@@ -55,7 +55,7 @@ def exit_status(command: Callable[[], int | None]) -> int:
     except OSError as e:  # Path.is_file and others raise it
         if e.errno != errno.ENAMETOOLONG:
             raise
-        print(f"error: {printable(str(e.filename))}: {e.strerror}. Check the path.", file=sys.stderr)
+        print(f"error: {printable_line(str(e.filename))}: {e.strerror}. Check the path.", file=sys.stderr)
         return MISTAKE
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jaxvision.cli.arguments import path_argument, warn
 from jaxvision.cli.exit import MISTAKE, SOME_FAILED
-from jaxvision.errors import UserError, printable
+from jaxvision.errors import UserError, printable_line
 
 if TYPE_CHECKING:
     import argparse
@@ -110,4 +110,4 @@ def _with_standard_input(paths: Sequence[str]) -> Iterator[str]:
 
 
 def _print_error(text: str) -> None:
-    print(f"error: {printable(text)}", file=sys.stderr)
+    print(f"error: {printable_line(text)}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxvision.cli.arguments import add_model_arguments, load_model, warn
 from jaxvision.cli.images import ImageInputs, add_images_argument
-from jaxvision.errors import UserError, printable
+from jaxvision.errors import UserError, printable_line
 
 HELP = "predict the labels of images, with their probabilities"
 EXAMPLES = """examples:
@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(_json({"image": str(file), "predictions": top}), flush=True)
         else:
-            print(printable(str(file)))
+            print(printable_line(str(file)))
             for row in top:
-                print(f"  {row['probability']:7.2%}  {row['label']}", flush=True)
+                print(f"  {row['probability']:7.2%}  {printable_line(row['label'])}", flush=True)
     return inputs.status
 
 

@@ -9,7 +9,7 @@ import rich.console
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from jaxvision.errors import printable
+from jaxvision.errors import printable_line
 
 # ASCII replacements of the other characters that this package prints, for streams without Unicode (LANG=C).
 _ASCII = str.maketrans({"×": "x", "—": "-", "★": "*"})  # noqa: RUF001
@@ -40,7 +40,7 @@ class Terminal(rich.console.Console):
 
     def print_line(self, text: Text) -> None:
         """Prints one line."""
-        if (plain := printable(text.plain)) != text.plain:
+        if (plain := printable_line(text.plain)) != text.plain:
             text = Text(plain, style=text.style)
         if not self._has_unicode:
             plain = text.plain.translate(_ASCII).encode("ascii", "replace").decode()

@@ -164,6 +164,27 @@ def test_names_that_are_not_utf8_on_any_terminal(
     assert {os.fsencode(path.name) for path in output.iterdir()} == {b"1-attention.png", b"caf\xe9-attention.png"}
 
 
+def test_a_name_with_control_codes_stays_in_one_line(
+    capsys: pytest.CaptureFixture, export: Path, images: Path, tmp_path: Path
+) -> None:
+    """In text; JSON has the name itself. U+009B starts a command of a terminal, as ESC [ does."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    file = (images / "a" / "1.png").rename(folder / "x\n\t\x1b[2J\u009b2J\r.png")
+    shown = r"x\n\t\x1b[2J\x9b2J\r.png".replace(r"\r", r"\x0d")
+    status, out, _ = run(capsys, "predict", "-m", export, folder)
+    assert (status, out.splitlines()[0], len(out.splitlines())) == (0, f"{folder}/{shown}", 3)
+    assert json.loads(run(capsys, "predict", "-m", export, folder, "--json")[1])["image"] == str(file)
+    status, out, _ = run(capsys, "attention", "-m", export, folder, "-o", tmp_path)
+    assert (status, out.count("\n")) == (0, 1)
+    assert out.endswith(f"on {shown}\n")
+    file.write_bytes(b"no image")
+    status, out, err = run(capsys, "predict", "-m", export, file, folder / "no\nfile.png")
+    assert (status, out, err.count("\n")) == (2, "", 2)
+    assert shown in err
+    assert r"no\nfile.png: no such file or folder." in err
+
+
 def test_attention_explains_several_images(
     capsys: pytest.CaptureFixture, export: Path, images: Path, tmp_path: Path
 ) -> None:
