@@ -14,6 +14,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from PIL.Image import Image
 
 from jaxvision.augment import host, on_device
@@ -25,15 +26,16 @@ from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
 from jaxvision.train.loss import PROBABILITIES
+from jaxvision.train.partial import parameter_counts
 from jaxvision.weights import catalog, files, imagenet, timm
 from jaxvision.weights.folder import EXPORT_ID, Export, find_export, read_export
 from jaxvision.weights.prefix import without_prefix
-from jaxvision.weights.weight_file import WeightFile
+from jaxvision.weights.weight_file import WeightFile, first_names
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Classifier:
     """A model, the names of its classes, and the transform of its images.
 
@@ -51,6 +53,8 @@ class Classifier:
       >>> model = create_model("test_vit", num_classes=2, image_size=32, patch_size=8)
       >>> Classifier(model, ("cat", "dog"), Preprocess(image_size=32)).classes
       ('cat', 'dog')
+      >>> Classifier(model, ("cat", "dog"), Preprocess(image_size=32))
+      Classifier(test_vit: 264,130 parameters, 32 x 32 pixels, 3 channels, 2 classes: cat, dog)
     """
 
     model: Model
@@ -63,6 +67,16 @@ class Classifier:
             raise unknown_name_error("probabilities", self.probabilities, PROBABILITIES)
         if len(self.classes) != self.model.num_classes:
             raise UserError(f"classes: got {len(self.classes)} names, expected the model's {self.model.num_classes}.")
+
+    def __repr__(self) -> str:  # that of the model has a line for each of its arrays
+        height, width = _height_and_width(self.model, self.preprocess)
+        parts = [
+            f"{parameter_counts(nnx.state(self.model))[0]:,} parameters",
+            f"{height} x {width} pixels",
+            f"{self.model.in_channels} channel{'s' * (self.model.in_channels != 1)}",
+            f"{len(self.classes):,} classes: {first_names(self.classes)}" if self.classes else "no head",
+        ]
+        return f"Classifier({self.model.architecture}: {', '.join(parts)})"
 
     def to_probabilities(self, logits: jax.Array) -> jax.Array:
         """Returns the probabilities of the classes: float32 [b, num_classes].

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -73,6 +74,15 @@ def test_a_name_that_no_file_can_have(name, tmp_path):
         load_classifier("test_resnet" if ":" not in name else name, checkpoint_path=name)
     with pytest.raises(UserError, match=r"no such weight file"):
         load_classifier("test_resnet", checkpoint_path=name)
+
+
+def test_the_text_of_a_classifier_is_one_line():
+    model = create_model("test_resnet", num_classes=4, in_channels=1)
+    text = str(Classifier(model, ("a", "b", "c", "d"), Preprocess(image_size=160, mean=(0.5,), std=(0.5,))))
+    facts = "160 x 160 pixels, 1 channel, 4 classes: a, b, c, and 1 more"
+    assert re.fullmatch(rf"Classifier\(test_resnet: [\d,]+ parameters, {facts}\)", text)
+    headless = create_model("test_resnet", num_classes=0)
+    assert str(Classifier(headless, (), Preprocess(image_size=64))).endswith(" 64 x 64 pixels, 3 channels, no head)")
 
 
 def test_options_that_timm_lacks_are_logged(tmp_path, caplog):
