@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from jaxvision.errors import Preempted, UserError, memory_errors_as_user_errors, printable_line
+from jaxvision.errors import Preempted, UserError, memory_errors_as_user_errors, printable, printable_line
 
 SOME_FAILED = 1
 MISTAKE = 2
@@ -71,6 +72,9 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # for file names that the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogFormatter())
+    logging.basicConfig(handlers=[handler])  # before a library does it, which would print the names of loggers
     sys.unraisablehook = _handle_unraisable
     threading.excepthook = _handle_thread_exception
     # Orbax leaves a coroutine behind when a save fails.
@@ -91,6 +95,13 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+class _LogFormatter(logging.Formatter):
+    """Formats what libraries and `jaxvision` log as the commands print their own warnings."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {printable(super().format(record))}"
 
 
 def _is_distributed() -> bool:

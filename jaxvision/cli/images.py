@@ -51,7 +51,8 @@ class ImageInputs:
         for path in _with_standard_input(paths):
             self._find(Path(path))
         if not self.files:
-            raise UserError("; ".join(self._problems) or "standard input: got no paths, expected one per line.")
+            problems = "; ".join(problem.rstrip(".") for problem in self._problems)
+            raise UserError(f"{problems or 'standard input: got no paths, expected one per line'}.")
         for problem in self._problems:
             _print_error(problem)
 
@@ -85,7 +86,7 @@ class ImageInputs:
                 images = classifier.images([file])
             except UserError as e:  # the other images still count
                 self._problems.append(str(e))
-                _print_error(f"{e} {advice(file.name)}".rstrip())
+                _print_error(". ".join(filter(None, [str(e), advice(file.name)])))
                 continue
             self._read += 1
             yield file, images

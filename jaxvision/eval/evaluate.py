@@ -107,12 +107,13 @@ def evaluate(
             console.warn(f"{name} data: {text}")
         images = open_dataset(chosen, max_corrupt=max_corrupt, memory_limit=memory_limit, log=console.warn)
         graph, state = nnx.split(classifier.model)
+        dataset = chosen.name.removesuffix(f" ({name})")  # the name of the split is printed beside the number of images
         console.start(
             model=classifier.model.architecture,
             parameters=parameter_counts(state)[0],
-            dataset=chosen.name,
+            dataset=dataset,
             classes=len(chosen.classes),
-            data={name: len(chosen)},
+            data={"images" if name == Path(dataset).name else name: len(chosen)},
         )
         with clock.phase("evaluation"):
             result = evaluate_split(

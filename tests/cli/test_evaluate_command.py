@@ -115,7 +115,11 @@ def test_the_name_of_what_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFix
     def names(*arguments: object) -> list[str]:
         status, out, err = jaxvision(capsys, "evaluate", "-m", export, "--data", *arguments)
         assert status == 0, err
-        return [name for name in ("train", "test", "photos") if f"2 {name}" in out and f" {name}\n" in out]
+        (line,) = [line for line in out.splitlines() if line.startswith("  data ")]
+        assert line.startswith(f"  data        {arguments[0]}")
+        assert line.endswith(", 2 classes: 2 images")
+        assert "(" not in line
+        return [name for name in ("train", "test", "photos") if f" {name}\n" in out.partition("devices")[2]]
 
     assert names(tmp_path / "images") == ["test"]
     assert names(tmp_path / "images", "--split", "train") == ["train"]

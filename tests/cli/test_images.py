@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -70,7 +71,7 @@ def test_a_missing_path_among_good_ones_is_skipped(
     assert empty.startswith(f"error: {tmp_path / 'empty'}: got a folder without images (only HEIC: 1 (x.heic; not supp")
     status, out, err = run(capsys, *arguments, images / "none.png", tmp_path / "empty")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "none.png: no such file or folder.; " in err
+    assert "none.png: no such file or folder; " in err
 
 
 def test_nothing_that_can_be_read_is_a_mistake(capsys: pytest.CaptureFixture, export: Path, tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_nothing_that_can_be_read_is_a_mistake(capsys: pytest.CaptureFixture, ex
     assert (status, out) == (2, "")
     bad, heic = err.splitlines()
     assert "x.jpg: not an image, or one of a kind that Pillow cannot read" in bad
-    assert heic.endswith("HEIC: not supported, convert them with: mogrify -format jpg *.heic")
+    assert heic.endswith(" bytes). HEIC: not supported, convert them with: mogrify -format jpg *.heic")
 
 
 def test_a_folder_is_walked_as_for_training(capsys: pytest.CaptureFixture, export: Path, images: Path) -> None:
@@ -162,6 +163,23 @@ def test_names_that_are_not_utf8_on_any_terminal(
     assert status == 0
     assert rb"caf\xe9-attention.png: predicted " in out
     assert {os.fsencode(path.name) for path in output.iterdir()} == {b"1-attention.png", b"caf\xe9-attention.png"}
+
+
+def test_a_logged_warning_has_no_name_of_a_logger() -> None:
+    """Also if a library has called `logging.warning`, which adds a handler that prints such names."""
+    program = """
+import logging
+from jaxvision.cli.exit import run_and_exit
+
+def command():
+    logging.warning("one")
+    logging.getLogger("jaxvision.weights").warning("two\\x1b[2J")
+    return 0
+
+run_and_exit(command)
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stderr == "warning: one\nwarning: two\\x1b[2J\n"
 
 
 def test_a_name_with_control_codes_stays_in_one_line(
