@@ -103,24 +103,49 @@ def _reason(path: Path, error: Exception) -> str:
 def _find_state(checkpoint: Any, path: Path) -> Mapping[str, Any]:
     """Returns the state_dict in a checkpoint: that of the moving average if there is one, as in timm."""
     found = checkpoint
-    while isinstance(found, Mapping):
-        known = [key for key in (*_AVERAGES, *_WEIGHTS) if _holds_state(found.get(key))]
-        others = [key for key, value in found.items() if key not in known and _holds_state(value)]
-        # A checkpoint may hold a few tensors beside its weights, and a state_dict a few entries beside its tensors.
-        if not known and _count_tensors(found) > max((_count_tensors(found[key]) for key in others), default=0):
-            return found
-        if not known and len(others) != 1:
-            break
-        key, rest = [*known, *others][0], [*known, *others][1:]
+    while isinstance(found, Mapping) and not _is_state(found):
+        candidates = _candidates(found)
+        if not candidates:
+            raise _no_state_error(found, path)
+        chosen, *rest = candidates
         if rest:  # a choice between several, so it is announced
-            logger.warning("%s: loading the entry %r, not %s", path, key, first_names(map(repr, rest)))
+            logger.warning("%s: loading the entry %r, not %s", path, chosen, first_names(map(repr, rest)))
         else:
-            logger.info("%s: loading the entry %r", path, key)
-        found = found[key]
+            logger.info("%s: loading the entry %r", path, chosen)
+        found = found[chosen]
     if not isinstance(found, Mapping):
         raise UserError(f"{path}: got a PyTorch pickle of a {type(checkpoint).__name__}, expected a state_dict.")
-    entries = first_names(map(repr, found), 8) or "none"
-    raise UserError(
+    return found
+
+
+def _is_state(value: Mapping[str, Any]) -> bool:
+    """Returns whether a dictionary is a state_dict itself, instead of a checkpoint that holds one in an entry.
+
+    A checkpoint may hold a few tensors beside its weights, and a state_dict a few entries beside its tensors.
+    """
+    known, others = _entries_with_state(value)
+    return not known and _count_tensors(value) > max((_count_tensors(value[key]) for key in others), default=0)
+
+
+def _candidates(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Returns the entries of a checkpoint that may hold its weights, preferred first.
+
+    An entry of an unknown name counts only beside one of a known name, which is preferred, or if it is the only one.
+    """
+    known, others = _entries_with_state(checkpoint)
+    return [*known, *others] if known or len(others) == 1 else []
+
+
+def _entries_with_state(checkpoint: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Returns the entries that hold a state_dict: those of known names, preferred first, and the others."""
+    known = [key for key in (*_AVERAGES, *_WEIGHTS) if _holds_state(checkpoint.get(key))]
+    others = [key for key, value in checkpoint.items() if key not in known and _holds_state(value)]
+    return known, others
+
+
+def _no_state_error(checkpoint: Mapping[str, Any], path: Path) -> UserError:
+    entries = first_names(map(repr, checkpoint), 8) or "none"
+    return UserError(
         f"{path}: got a PyTorch pickle without weights at a known place (its entries are {entries}), expected a "
         "state_dict, or one as the entry 'state_dict' or 'model'. Save the state_dict as a file of its own."
     )
