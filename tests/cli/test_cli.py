@@ -294,29 +294,33 @@ LONG = "x" * 300
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "message"),
     [
-        ["predict", "-m", LONG, "image.png"],
-        ["predict", "-m=test_resnet", "image.png", "--checkpoint", LONG],
-        ["predict", "-m=test_resnet", LONG],
-        ["attention", "-m=test_resnet", "image.png", "-o", LONG],
-        ["evaluate", "-m", LONG, "--data=digits"],
-        ["evaluate", "-m=test_resnet", "--data", LONG],
-        ["evaluate", "-m=test_resnet", "--data=digits", "--report", LONG],
-        ["evaluate", "-m=test_resnet", "--data=digits", "--config", f"{LONG}.py"],
-        ["convert", LONG, "out"],
-        ["convert", f"runs/{LONG}", "out"],
-        ["train", "--config", f"{LONG}.py"],
-        ["plan", "--config", f"{LONG}.py"],
+        (["predict", "-m", LONG, "image.png"], "expected a model name"),
+        (["predict", "-m=test_resnet", "image.png", "--checkpoint", LONG], "no such weight file"),
+        (["predict", "-m=EXPORT", LONG], "no such file or folder"),
+        (["attention", "-m=EXPORT", "image.png", "-o", LONG], "File name too long"),
+        (["evaluate", "-m", LONG, "--data=digits"], "expected a model name"),
+        (["evaluate", "-m=EXPORT", "--data", LONG], "expected a folder that exists"),
+        (["evaluate", "-m=EXPORT", "--data=images", "--report", LONG], "File name too long"),
+        (["evaluate", "-m=EXPORT", "--data=images", "--config", f"{LONG}.py"], "x.py"),
+        (["convert", LONG, "out"], "expected a model name"),
+        (["convert", "EXPORT", LONG], "File name too long"),
+        (["train", "--config", f"{LONG}.py"], "x.py"),
+        (["plan", "--config", f"{LONG}.py"], "x.py"),
     ],
 )
 def test_a_name_that_is_too_long_for_a_file(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    command: list[str],
+    message: str,
+    export: Path,
+    images: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(images.parent)
     Image.new("RGB", (8, 8)).save("image.png")
-    refused(capsys, *command)
+    assert message in refused(capsys, *(word.replace("EXPORT", str(export)) for word in command))
 
 
 @pytest.mark.parametrize(
