@@ -173,11 +173,6 @@ def check(source: Source, split: str) -> None:
         raise UserError(
             f"{source.name}: got no images in the split {split!r}, expected at least one. Check the source."
         )
-    if len(source.classes) < 2:
-        raise UserError(
-            f"{source.name}: got the classes {list(source.classes)}, expected two or more. In a folder of images each "
-            "class is a folder; check that source.data_dir is not one level too high or too deep."
-        )
     if source.labels is not None:
         labels = np.asarray(source.labels)
         wrong = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))
@@ -188,6 +183,11 @@ def check(source: Source, split: str) -> None:
                 f"{len(source.classes)} classes. Number of such labels in {source.name}: {len(wrong)}. Fix the labels "
                 "or the classes."
             )
+    if len(source.classes) < 2:
+        raise UserError(
+            f"{source.name}: got the classes {list(source.classes)}, expected two or more. In a folder of images each "
+            "class is a folder; check that source.data_dir is not one level too high or too deep."
+        )
 
 
 def empty_classes_text(source: Source) -> str:

@@ -93,12 +93,6 @@ def test_labels_of_arrays_are_not_rounded(labels):
         check(ArraySource(np.stack([scene(8, 8)] * 3), np.array(labels), classes=["a", "b"], name="arrays"), "train")
 
 
-def test_one_class_is_refused_before_its_labels_are_counted():
-    source = ArraySource(np.stack([scene(8, 8)] * 3), np.array([0, 1, 0]), classes=["a"], name="arrays")
-    with pytest.raises(UserError, match=r"got the classes \['a'\], expected two or more"):
-        check(source, "train")
-
-
 # --- failures of the machine, which are not damaged images
 
 
