@@ -6,7 +6,7 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from etils import epath
 from jaxvision.disk import temporary_path
 
 FILE = "checksums.json"
+_ERROR = f"{FILE}.error"  # written by a process that fails, so that the others do not wait for it
 TIMEOUT = 600
 
 
@@ -46,27 +47,35 @@ def write_checksums(folder: epath.Path) -> None:
     process, count = jax.process_index(), jax.process_count()
     parts = [folder / f"{FILE}.{i}-of-{count}" for i in range(count)]
     try:
-        names = sorted(
-            str(file.relative_to(folder)) for item in folder.iterdir() if item.is_dir() for file in _files(item)
-        )
-        found = {name: _checksum(folder / name) for i, name in enumerate(names) if _writer(name, i, count) == process}
+        own = _checksums_of(folder, process, count)
+        if count == 1:
+            _write_json(folder / FILE, own)
+            return
+        _write_json(parts[process], own)
+        if process == 0:
+            for other, part in enumerate(parts):
+                _wait_for(part, parts[0], f"process {other} has not written its checksums")
+            _write_json(
+                folder / FILE, {name: crc for part in parts for name, crc in json.loads(part.read_text()).items()}
+            )
+        else:
+            _wait_for(folder / FILE, parts[process], f"process 0 has not written {FILE}")
+        with suppress(OSError):
+            parts[process].unlink()
+    except TimeoutError:
+        raise
     except OSError as e:
         if count > 1:
-            _write_json(parts[process], {"error": str(e)})
+            with suppress(OSError):  # process 0 may have removed the folder
+                _write_json(folder / _ERROR, str(e))
         raise
-    if count > 1:
-        _write_json(parts[process], found)
-        if process != 0:
-            _wait_until(lambda: (folder / FILE).exists(), f"process 0 has not written {FILE}")
-            parts[process].unlink(missing_ok=True)
-            return
-        for other, part in enumerate(parts):
-            _wait_until(part.exists, f"process {other} has not written its checksums")
-            found |= json.loads(part.read_text())
-        if "error" in found:
-            raise OSError(found["error"])
-    _write_json(folder / FILE, found)
-    parts[0].unlink(missing_ok=True)
+
+
+def _checksums_of(folder: epath.Path, process: int, count: int) -> dict[str, str]:
+    """Returns the checksums of the files that one of `count` processes has written."""
+    items = [item for item in folder.iterdir() if item.is_dir()]
+    names = sorted(str(file.relative_to(folder)) for item in items for file in _files(item))
+    return {name: _checksum(folder / name) for i, name in enumerate(names) if _writer(name, i, count) == process}
 
 
 def _writer(name: str, i: int, count: int) -> int:
@@ -87,9 +96,15 @@ def _write_json(path: epath.Path, value: Any) -> None:
         raise
 
 
-def _wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+def _wait_for(path: epath.Path, own: epath.Path, otherwise: str) -> None:
+    """Waits for a file that another process writes beside `own`; raises `OSError` if a process has failed."""
+    error = own.parent / _ERROR
     end = time.monotonic() + TIMEOUT
-    while not condition():
+    while not path.exists():
+        if error.exists():
+            raise OSError(json.loads(error.read_text()))
+        if not own.exists():  # process 0 has removed the checkpoint
+            raise FileNotFoundError(f"another process could not write {own.parent}")
         if time.monotonic() > end:
             raise TimeoutError(f"{otherwise} within {TIMEOUT} seconds")
         time.sleep(0.1)

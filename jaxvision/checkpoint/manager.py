@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -232,8 +233,10 @@ class Checkpoints:
     def _discard(self, step: int) -> None:
         """Removes the remains of a checkpoint that could not be written."""
         if jax.process_index() == 0 and self.directory.is_dir():
+            with suppress(FileNotFoundError):  # renamed first, so that no process adds a file while it is removed
+                (self.directory / str(step)).rename(self.directory / f"{step}{_UNFINISHED}-0")
             for path in self.directory.iterdir():
-                if path.name == str(step) or path.name.startswith(f"{step}{_UNFINISHED}"):
+                if path.name.startswith(f"{step}{_UNFINISHED}"):
                     path.rmtree(missing_ok=True)
         self._put_replaced_back()
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -175,14 +176,38 @@ def test_each_process_reads_the_files_that_it_wrote(tmp_path: Path, monkeypatch:
     assert [path.name for path in checkpoint.iterdir() if path.name.startswith("checksums")] == ["checksums.json"]
 
 
-def test_a_file_that_another_process_cannot_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("is_removed", [False, True], ids=["kept", "removed by process 0"])
+def test_a_process_that_fails_ends_the_wait_of_the_others(
+    failing: int, is_removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three threads stand for three processes, one of which cannot read one of its files."""
     save(tmp_path, 1)
     checkpoint = epath.Path(folder(tmp_path, 1))
     (checkpoint / "checksums.json").unlink()
-    (checkpoint / "checksums.json.1-of-2").write_text('{"error": "a disk fails"}')
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(OSError, match="a disk fails"):
-        checksums.write_checksums(checkpoint)
+    os.symlink(tmp_path / "gone", checkpoint / "state" / f"ocdbt.process_{failing}.unreadable")
+    thread = threading.local()
+    monkeypatch.setattr(jax, "process_index", lambda: thread.process)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(checksums, "TIMEOUT", 60)
+
+    def write(process: int) -> None:
+        thread.process = process
+        try:
+            checksums.write_checksums(checkpoint)
+        finally:
+            if is_removed and process == 0:  # as `Checkpoints` does with a checkpoint that could not be written
+                checkpoint.rename(tmp_path / "removed").rmtree()
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(3) as processes:
+        ended = [processes.submit(write, process) for process in range(3)]
+    assert time.monotonic() - started < 20
+    for end in ended:
+        assert isinstance(end.exception(), OSError)
+        assert not isinstance(end.exception(), TimeoutError)
+    assert "No such file" in str(ended[failing].exception())
+    assert not checksums.has_checksums(checkpoint)
 
 
 # --- Saves that are interrupted or fail ---
