@@ -33,10 +33,11 @@ def choose_best(plans: Sequence[Plan]) -> Plan:
     return min(plans, key=lambda plan: plan.total)
 
 
-def largest_batch(used: Callable[[int], float], limit: float, start: int, *, empty: float = 0.0, tries: int = 5) -> int:
+def largest_batch(used: Callable[[int], float], limit: float, start: int, *, empty: float = 0.0, tries: int = 7) -> int:
     """Returns the largest batch that was tried and fits, 0 if none does.
 
-    Interpolates linearly, because memory is nearly linear in the batch. From 16 on only multiples of 8 are tried.
+    Memory is nearly the maximum of a constant, which the state and the gradients take with any batch, and a line, which
+    begins near `empty`. From 16 on only multiples of 8 are tried.
 
     Args:
       used: batch -> bytes, infinite where the compiler does not say. Each call compiles.
@@ -54,23 +55,37 @@ def largest_batch(used: Callable[[int], float], limit: float, start: int, *, emp
     batch = start
     while batch not in known and len(known) <= tries:
         known[batch] = used(batch)
-        batch = _next_batch(known, limit, batch)
+        batch = _next_batch(known, limit)
     return max((b for b in known if known[b] <= limit), default=0)
 
 
-def _next_batch(known: dict[int, float], limit: float, batch: int) -> int:
-    """Returns the next batch to try after `batch`; a batch that is already in `known` ends the search."""
+def _next_batch(known: dict[int, float], limit: float) -> int:
+    """Returns the next batch to try; a batch that is already in `known` ends the search."""
     low = max((b for b in known if known[b] <= limit), default=0)
-    high = min((b for b in known if known[b] > limit), default=None)
-    points = sorted((b for b in known if known[b] < math.inf), key=lambda b: abs(known[b] - limit))[:2]
-    a, b = points if len(points) == 2 else (0, 0)
-    if known[a] != known[b]:
-        batch = _round_down(a + (limit - known[a]) * (a - b) / (known[a] - known[b]))
+    below, above = sorted(b for b in known if 0 < b < low), sorted(b for b in known if known[b] > limit)
+
+    def crossing(a: int, b: int) -> float:
+        """Returns where the line through two batches reaches the limit."""
+        rise = known[b] - known[a]
+        return b + (limit - known[b]) * (b - a) / rise if 0 < rise < math.inf else math.inf
+
+    if above:
+        high = above[0]
+        # Batches above the limit are on the slope. The memory between the batches on both sides may have a bend.
+        on_slope = min(crossing(0, high), crossing(high, above[1]) if len(above) > 1 else math.inf)
+        guess = max(on_slope, crossing(low, high))
+        if guess == math.inf or _round_down(guess) >= high:
+            guess = (low + high) / 2
+    elif below:
+        # While the constant is larger, the line from 0 reaches the limit too early, and the line through two batches
+        # too late. When they agree, both are on the slope.
+        early, late = crossing(0, low), min(crossing(b, low) for b in below)
+        guess = late if late <= 1.25 * early else min(max(early, 8 * low), late)
     else:
-        batch = 2 * low or batch // 2
-    if high is not None and batch >= high:
-        batch = _round_down((low + high) / 2)
-    return max(batch, low)
+        guess = crossing(0, low)
+        if guess < 1.5 * low:  # it may be the constant that nearly reaches the limit
+            guess = 8 * low
+    return max(_round_down(guess), low)
 
 
 def _round_down(batch: float) -> int:

@@ -62,7 +62,8 @@ def plan(
       stored: side in pixels of small images that are kept in memory and cropped on the device. By default the workers
         crop the images.
       compare: also compile the step for the meshes of `jaxvision.plan.candidate_meshes`.
-      search: find the largest batch that fits the best mesh, with up to four additional compilations.
+      search: find the largest batch that fits the best mesh, usually with one or two additional compilations, at
+        most six.
       quick: use the TPU compiler's least effort. Compiles convnets in a fraction of the time; the program is larger and
         reads more memory than the one that trains.
       log: called with a line before each compilation.

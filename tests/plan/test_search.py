@@ -43,6 +43,21 @@ def test_search_finds_the_largest_batch(start: int, limit: int, refuses: bool) -
     assert len(tried) == len(set(tried)) <= (16 if refuses else 6)
 
 
+@pytest.mark.parametrize("start", [1, 8, 16, 64, 256])
+@pytest.mark.parametrize("constant", [200, 500, 900, 990])
+@pytest.mark.parametrize("empty", [60, 50, 0])
+def test_search_passes_over_small_batches_of_equal_memory(start: int, constant: int, empty: int) -> None:
+    """The gradients need the same memory with any batch. The activations exceed it only in larger batches."""
+    tried = []
+
+    def used(batch: int) -> float:
+        tried.append(batch)
+        return max(constant, 60 + 2 * batch)
+
+    assert plan.largest_batch(used, 1000, start, empty=empty) == 464  # (1000 - 60) / 2 = 470
+    assert len(tried) == len(set(tried)) <= 7
+
+
 def test_search_stops() -> None:
     tried: list[int] = []
     assert plan.largest_batch(lambda batch: tried.append(batch) or (10 if batch < 24 else math.inf), 20, 17) == 17
