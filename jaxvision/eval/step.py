@@ -42,8 +42,7 @@ def make_eval_step(
       loss: (logits [b, classes], labels [b]) -> [b].
       probabilities: how logits become probabilities, for the confidence: ``"softmax"``, or ``"sigmoid"`` for a model
         that was trained with the sigmoid loss.
-      model_of: (merged object) -> model. For a training state use ``jaxvision.train.state.evaluated_model`` (the
-        averaged weights) or ``lambda state: state.model``.
+      model_of: (merged object) -> model, such as ``lambda state: state.model`` for a training state.
 
     Returns:
       The step, compiled at its first call. Its batch has ``"label"``, ``"index"`` and ``"mask"`` [b] and what `prepare`

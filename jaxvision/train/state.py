@@ -107,11 +107,6 @@ def initialize(create: Callable[[nnx.Module], TrainState], model: Model, shardin
     return fill(jax.tree.unflatten(structure, values))
 
 
-def evaluated_model(state: TrainState) -> nnx.Module:
-    """Returns the model to evaluate and to export: with the averaged weights if there is an average."""
-    return state.model if state.ema is None else state.ema.apply_to(state.model)
-
-
 def evaluated_leaves(state: nnx.State) -> nnx.State:
     """Returns the leaves of a training state that `evaluated_state` needs, under the same names.
 

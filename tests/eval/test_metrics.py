@@ -17,7 +17,7 @@ from jaxvision.eval.metrics import Evaluation, calibration_error, with_metric
 from jaxvision.eval.step import evaluate_batches, make_eval_step
 from jaxvision.parallel.mesh import make_mesh
 from jaxvision.train.loss import make_loss
-from jaxvision.train.state import evaluated_model
+from jaxvision.train.state import evaluated_state
 
 
 class Scores(nnx.Module):
@@ -149,12 +149,12 @@ def test_evaluates_the_average_or_the_model_and_traces_once() -> None:
 
     data = [tiny.batch(16, seed=9), tiny.batch(16, seed=10, masked=5)]
     losses = {}
-    for name, model_of, model in (
-        ("average", evaluated_model, ts.ema.apply_to(ts.model)),
-        ("model", lambda state: state.model, ts.model),
+    for name, state, model in (
+        ("average", evaluated_state(trained.state), ts.ema.apply_to(ts.model)),
+        ("model", trained.state["model"], ts.model),
     ):
-        step = make_eval_step(trained.graph, mesh=trained.mesh, prepare=prepare, loss=make_loss(), model_of=model_of)
-        result = evaluate_batches(step, trained.state, data, classes=4)
+        step = make_eval_step(nnx.graphdef(ts.model), mesh=trained.mesh, prepare=prepare, loss=make_loss())
+        result = evaluate_batches(step, state, data, classes=4)
         assert result.count == 27
         expected = [
             optax.softmax_cross_entropy_with_integer_labels(model(tiny.prepare(d)[0]), d["label"])[d["mask"]]
