@@ -81,7 +81,6 @@ class Facts:
       shadowing: folders in ``LD_LIBRARY_PATH`` that hold CUDA libraries.
       cores: number of CPU cores that this process may use, which the quota of a container can make a fraction.
       memory: bytes of main memory.
-      shared_memory: bytes of ``/dev/shm``, None if there is none.
       workdir: the folder for runs.
       disk: free bytes in it.
       writable: whether it can be written to.
@@ -103,7 +102,6 @@ class Facts:
     shadowing: tuple[str, ...] = ()
     cores: float = 8
     memory: int = 32 * GIB
-    shared_memory: int | None = 16 * GIB
     workdir: str = "runs"
     disk: int = 100 * GIB
     writable: bool = True
@@ -128,7 +126,6 @@ def examine(workdir: str | Path = "runs", *, seconds: float = 180.0) -> Facts:
     folder = Path(workdir).absolute()
     while not folder.exists():
         folder = folder.parent
-    shm = Path("/dev/shm")
     return Facts(
         python=platform.python_version(),
         versions=_versions(requires),
@@ -150,7 +147,6 @@ def examine(workdir: str | Path = "runs", *, seconds: float = 180.0) -> Facts:
         ),
         cores=usable_cores(),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        shared_memory=shutil.disk_usage(shm).total if shm.is_dir() else None,
         workdir=str(workdir),
         disk=shutil.disk_usage(folder).free,
         writable=os.access(folder, os.W_OK),
@@ -284,8 +280,7 @@ def summary(facts: Facts) -> dict[str, str]:
     if facts.driver:
         free = ", ".join(f"{gpu.name}: {gpu.free:,} of {gpu.memory:,} MiB free" for gpu in facts.gpus)
         rows["driver"] = f"{facts.driver}; {free}"
-    shm = "no /dev/shm" if facts.shared_memory is None else f"{facts.shared_memory / 2**20:,.0f} MiB of /dev/shm"
-    rows["host"] = f"{facts.cores:g} cores, {facts.memory / GIB:.1f} GiB of memory, {shm}"
+    rows["host"] = f"{facts.cores:g} cores, {facts.memory / GIB:.1f} GiB of memory"
     rows["disk"] = f"{facts.disk / GIB:.1f} GiB free in {facts.workdir}"
     rows["environment"] = (
         ", ".join(f"{name}={value}" for name, value in sorted(facts.environment.items())) or "nothing set"

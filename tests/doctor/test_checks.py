@@ -251,8 +251,6 @@ HEALTHY = {
         replace(GPU, gpus=(replace(A100, free=20_000),), holders=(Holder(7, 20_000),)),
         XLA_PYTHON_CLIENT_PREALLOCATE="false",
     ),
-    "Docker's 64 MiB of shared memory, which the workers do not need": replace(LAPTOP, shared_memory=64 * 2**20),
-    "no /dev/shm, as on a Mac": replace(LAPTOP, shared_memory=None),
     "room for the checkpoints": replace(LAPTOP, disk=7 * GIB),
 }
 
