@@ -92,7 +92,8 @@ def wait(processes: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
         if failed and not first:
             i, first = failed[0]
             how = f"by {signal.Signals(-first).name}" if first < 0 else f"with status {first}"
-            print(f"process {i} was the first to end, {how}", file=sys.stderr)
+            advice = ". Run the same command to resume." if first < 0 else ""
+            print(f"process {i} was the first to end, {how}{advice}", file=sys.stderr)
             if first != 75:  # 75: stopped by SIGTERM; the others are saving
                 deadline = time.monotonic() + GRACE
         if time.monotonic() > deadline:

@@ -77,6 +77,10 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
     logging.basicConfig(handlers=[handler])  # before a library does it, which would print the names of loggers
     sys.unraisablehook = _handle_unraisable
     threading.excepthook = _handle_thread_exception
+    # Python's tracker of semaphores warns in a process of its own when it removes those of workers whose parent was
+    # killed. Nothing is left to do then.
+    quiet = (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
     # Orbax leaves a coroutine behind when a save fails.
     warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
     try:
@@ -114,14 +118,20 @@ def _exit_distributed(error: Exception) -> NoReturn:
     from jaxvision.parallel import distributed
 
     if re.search(r"Gloo|NCCL|UNAVAILABLE|onnection|eartbeat", str(error)):
-        reason = str(error).splitlines()[0][:200]
-        print(f"error: lost the connection to another process ({reason}). Look for its error first.", file=sys.stderr)
         time.sleep(1)  # so that a log of all processes shows the process that failed first
-    else:
-        traceback.print_exception(error)
+        print(f"error: {_lost_connection_text(distributed.missing_processes(), error)}", file=sys.stderr)
+        distributed.leave_broken(1)
+    traceback.print_exception(error)
     traceback.clear_frames(error.__traceback__)  # frees the batches that its frames hold
-    # If another process died, JAX detects it within this time, prints which one, and ends this process.
-    distributed.leave(1, after=distributed.HEARTBEAT + 15)
+    distributed.leave(1)
+
+
+def _lost_connection_text(missing: list[int], error: Exception) -> str:
+    which = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))}" if missing else "another process"
+    return (
+        f"lost the connection to {which} ({str(error).splitlines()[0][:200]}). Look for its error first: without one, "
+        "it was killed, or its host or its network failed. Run the same command to resume."
+    )
 
 
 def _handle_unraisable(unraisable: sys.UnraisableHookArgs) -> None:

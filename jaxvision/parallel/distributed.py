@@ -6,9 +6,10 @@ import gc
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 
@@ -88,23 +89,69 @@ def start_preemption_service() -> None:
         distributed.global_state.initialize_preemption_sync_manager()
 
 
+def missing_processes(wait: float = 5) -> list[int]:
+    """Returns the processes that have ended, judged by a process that has lost its connection to one of them.
+
+    The processes that are left lose it at about the same time, and all of them call this function, from which each
+    learns that the others are left.
+
+    Args:
+      wait: seconds to wait for the others. The wait ends when only one is missing.
+
+    Returns:
+      Indices of processes. Empty if all are left, as after a short failure of the network.
+    """
+    from jax._src import distributed  # JAX has no public way to tell something to another process
+
+    client: Any = distributed.global_state.client
+    missing, end = set(range(jax.process_count())), time.monotonic() + wait
+    try:
+        client.key_value_set(f"jaxvision/left/{jax.process_index()}", "")
+        while len(missing) > 1 and time.monotonic() < end:
+            time.sleep(0.1)
+            missing -= {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get("jaxvision/left")}
+    except jax.errors.JaxRuntimeError:  # process 0 holds the keys
+        return [0]
+    return sorted(missing)
+
+
+def leave_broken(status: int, *, after: float = LEAVE) -> NoReturn:
+    """Ends a process that has lost its connection to another one, without waiting for it.
+
+    Process 0 ends after `after` seconds, because JAX aborts the others when it ends.
+
+    Args:
+      status: exit status.
+      after: seconds to wait for the others in process 0. With those of `missing_processes`, these are fewer than those
+        after which JAX notices the process that is missing, and aborts all others.
+    """
+    _finish_output()
+    if is_main():
+        time.sleep(after)
+    os._exit(status)
+
+
 def leave(status: int, *, after: float = LEAVE) -> NoReturn:
     """Ends a process that has failed, while others of its job may still run.
 
     If the others fail with the same error, all end together. If they wait for a message of this process, it ends after
-    `after` seconds, and the others end when its heartbeats are missing.
+    `after` seconds, and the others lose their connection to it.
 
     Args:
       status: exit status.
       after: seconds to wait for the others.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    gc.collect()  # ends the workers that read images, and frees the memory they share
+    _finish_output()
     threading.Timer(after, os._exit, (status,)).start()
     with suppress(Exception):
         jax.distributed.shutdown()
     os._exit(status)
+
+
+def _finish_output() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    gc.collect()  # ends the workers that read images, and frees the memory they share
 
 
 def _launched(env: Mapping[str, str]) -> bool:

@@ -119,7 +119,10 @@ def test_local_names_the_process_that_died_first(tmp_path: Path) -> None:
     )
     process = local(tmp_path, "--processes", "2", "--", "--config", "x")
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (137, "process 1 was the first to end, by SIGKILL\n")
+    assert (process.returncode, err) == (
+        137,
+        "process 1 was the first to end, by SIGKILL. Run the same command to resume.\n",
+    )
 
 
 def test_local_kills_processes_that_do_not_end(

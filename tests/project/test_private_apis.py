@@ -22,7 +22,8 @@ DOTTED = re.compile(r"[a-z]\w*(\.\w+)+")
 ALLOWED = {
     ("jaxvision/parallel/distributed.py", "jax._src.distributed"): (
         "jax.distributed.initialize starts JAX's preemption service at once or never. From its start on, SIGTERM no "
-        "longer ends a process that compiles. The test below says what breaks without it."
+        "longer ends a process that compiles. And processes can tell something to each other without a collective only "
+        "through JAX's client. The tests below say what breaks without it."
     ),
 }
 
@@ -109,3 +110,17 @@ def test_jax_can_start_its_preemption_service_late() -> None:
     assert hasattr(distributed.global_state, "preemption_sync_manager")
     assert callable(distributed.global_state.initialize_preemption_sync_manager)
     assert isinstance(jax.config.jax_enable_preemption_service, bool)
+
+
+def test_the_client_of_jax_keeps_keys() -> None:
+    """Needed by `parallel.distributed.missing_processes`.
+
+    Without these, a process that has lost its connection to another ends with an AttributeError. Then leave out which
+    process is missing.
+    """
+    from jax._src import distributed
+    from jax._src.lib import _jax
+
+    assert hasattr(distributed.global_state, "client")
+    assert callable(_jax.DistributedRuntimeClient.key_value_set)
+    assert callable(_jax.DistributedRuntimeClient.key_value_dir_get)
