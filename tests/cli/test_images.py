@@ -135,6 +135,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, encoding: str, *arguments: obje
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # run_and_exit sets these; the fixture restores them
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setenv("PYTHONWARNINGS", "")
     with warnings.catch_warnings(), pytest.raises(SystemExit) as exited:
         process_exit.run_and_exit(lambda: cli.main([str(a) for a in arguments]))
     out.flush()
