@@ -115,7 +115,6 @@ class Checkpoints:
         self._committing: Future[None] | None = None  # Orbax writes the newest checkpoint
         self._unsealed: deque[tuple[int, Future[None]]] = deque()  # checkpoints whose checksums are not written yet
         self._commits, self._seals = (ThreadPoolExecutor(1, f"checkpoint-{name}") for name in ("commit", "checksums"))
-        self._scores: dict[int, float] | None = None  # of the checkpoints on disk and in the making
         silence_orbax()
 
         if not read_only:
@@ -182,8 +181,6 @@ class Checkpoints:
             )
         except Exception as e:
             self._raise_failure(step, e)
-        if self._scores is not None:
-            self._scores[step] = self._score(metrics)
         self._committing = self._commits.submit(self._manager.wait_until_finished)
         self._unsealed.append((step, self._seals.submit(self._seal, step, self._committing)))
 
@@ -220,7 +217,6 @@ class Checkpoints:
 
     def _raise_failure(self, step: int, failure: BaseException | None) -> NoReturn:
         """Removes the remains of a checkpoint that could not be written, and raises the error."""
-        self._scores = None
         self._discard(step)
         intact = self.steps()
         raise UserError(
@@ -271,20 +267,6 @@ class Checkpoints:
         score, step = max(scores, default=(-math.inf, None))
         return None if score == -math.inf else step
 
-    def is_best(self, metrics: Mapping[str, float]) -> bool:
-        """Returns whether a checkpoint with these metrics, saved next, would be the best.
-
-        Only the first call may wait for a checkpoint to be written.
-
-        Raises:
-          UserError: it could not be written.
-        """
-        if self._scores is None:
-            self.wait()
-            self._scores = {step: self._score(self._manager.metrics(step)) for step in self.steps()}
-        score = self._score(metrics)
-        return score > -math.inf and score >= max(self._scores.values(), default=score)
-
     def restore(
         self, abstract: Any, shardings: Any, *, step: int | str = "newest", subset: bool = False
     ) -> Checkpoint | None:
@@ -319,7 +301,6 @@ class Checkpoints:
             if step == "newest" and not self._read_only:
                 for earlier in candidates[: len(damaged)]:
                     self._manager.delete(earlier)
-                self._scores = None
             return restored
         if damaged and step != "newest":
             raise UserError(

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from jaxvision.cli.arguments import path_argument, split_overrides
+from jaxvision.report.wording import count
 
 HELP = "predict the memory and time of a config's train step on TPUs or a GPU, before renting them"
 EXAMPLES = """examples:
@@ -144,7 +145,7 @@ def _print_plan(name: str, answer: Any) -> None:
 
     console, plan = Console(highlight=False, soft_wrap=True), answer.plans[0]
     devices, mesh = math.prod(plan.mesh.values()), mesh_text(plan.mesh, zero1=plan.zero1)
-    console.print(f"{name}: {plan.batch_size:,} images per step on {devices} x {plan.chip.name} ({mesh})")
+    console.print(f"{name}: {count(plan.batch_size, 'image')} per step on {devices} x {plan.chip.name} ({mesh})")
     if plan.batch_size != answer.requested_batch_size:
         console.print(
             f"the config's batch of {answer.requested_batch_size:,} is not divisible by these devices; this is the "

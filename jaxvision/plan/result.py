@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxvision.plan.chips import GIB, memory_fraction
 from jaxvision.plan.roofline import Plan
+from jaxvision.report.wording import count
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def describe_assumptions(
     images = (
         f"images stored in memory at {stored} px and cropped on the device" if stored else "workers crop the images"
     )
-    lines = [f"dataset: {num_classes:,} classes; {images}"]
+    lines = [f"dataset: {count(num_classes, 'class', 'classes')}; {images}"]
     if topology is None:
         share = memory_fraction()
         lines.append(

@@ -46,7 +46,7 @@ class Console:
         data        512 train
         devices     1 × cpu
         steps       8
-      step 4/8  epoch 0.50  loss 2.2500  310 images/s  data wait 2 %
+      step 4/8  epoch 0.5  loss 2.2500  310 images/s  data wait 2 %
       test at step 4  top-1 25.00 %  loss 2.1250  ★ best
     """
 
@@ -111,7 +111,7 @@ class Console:
         """
         rows = [("parameters", wording.parameters(parameters, trainable))]
         splits = ", ".join(f"{n:,} {split}" for split, n in (data or {}).items())
-        name = f"{dataset or ''}{f', {classes:,} classes' if classes else ''}".removeprefix(", ")
+        name = ", ".join(filter(None, [dataset, wording.count(classes, "class", "classes") if classes else ""]))
         if described := ": ".join(text for text in (name, splits) if text):
             rows.append(("data", described))
         rows.append(("devices", devices or machine.devices()))
@@ -121,7 +121,9 @@ class Console:
         if steps:
             text = f"{steps:,}"
             if epochs and steps_per_epoch:
-                text += f" ({epochs:.3g} epochs of {round(steps_per_epoch, 1):g} steps)"
+                each = wording.epochs(steps_per_epoch)
+                text += f" ({wording.epochs(epochs)} epoch{'s' * (wording.epochs(epochs) != '1')} of "
+                text += f"{each} step{'s' * (each != '1')})"
             if first_step:
                 text += f", resuming after step {first_step:,}"
             rows.append(("steps", text))
@@ -161,7 +163,7 @@ class Console:
         if step is not None:
             line.append(f" at step {step:,}", style="dim not bold")
         if epoch is not None:
-            line.append(f"  epoch {epoch:.4g}", style="dim not bold")
+            line.append(f"  epoch {wording.epochs(epoch)}", style="dim not bold")
         for key, x in values.items():
             line.append(f"  {wording.label(key)} ", style="dim not bold").append(wording.value(key, x), style="bold")
         if best:

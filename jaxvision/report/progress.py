@@ -71,7 +71,7 @@ class Progress:
         for name, x in self._values.items():
             style = ""
             if name == "epoch":
-                text = f"epoch {x:.2f}" + (f"/{self.epochs:.3g}" if self.epochs else "")
+                text = f"epoch {wording.epochs(x)}" + (f"/{wording.epochs(self.epochs)}" if self.epochs else "")
             elif name == "images_per_second":
                 text = f"{wording.value(name, x)} images/s"
             else:

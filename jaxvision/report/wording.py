@@ -59,6 +59,28 @@ def value(name: str, x: float | None) -> str:
     return f"{x:,.0f}" if x == int(x) and abs(x) < 1e15 else f"{x:.4g}"
 
 
+def count(n: int, noun: str, plural: str | None = None) -> str:
+    """Returns a number of things as text.
+
+    >>> count(1, "image"), count(1234, "image"), count(2, "class", "classes")
+    ('1 image', '1,234 images', '2 classes')
+    """
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def epochs(x: float) -> str:
+    """Returns a number of completed epochs as text, rounded down to a decimal; below 0.1 to two digits.
+
+    The last batch of an epoch usually contains the first images of the next one.
+
+    >>> epochs(0.5436), epochs(2.002), epochs(30.06), epochs(1.255), epochs(0.00312), epochs(1200.0)
+    ('0.5', '2', '30', '1.2', '0.0031', '1,200')
+    """
+    if x < 0.1:
+        return f"{x:.2g}"
+    return f"{math.floor(10 * x + 1e-6) / 10:,.1f}".removesuffix(".0")
+
+
 def duration(seconds: float) -> str:
     """Returns a duration as text.
 

@@ -21,6 +21,7 @@ from jaxvision.eval.metrics import Evaluation
 from jaxvision.eval.page import headline
 from jaxvision.eval.split import share_damaged
 from jaxvision.parallel.mesh import shard_batch
+from jaxvision.report import wording
 from jaxvision.run.context import RunContext
 from jaxvision.run.not_finite import NonFiniteSteps, fetch_metrics, mean_metrics
 from jaxvision.train.state import evaluated_state
@@ -140,7 +141,8 @@ class TrainingLoop:
         self._batches.close()  # frees the memory that the workers share
         if self.step < run.steps:
             run.console.note(
-                f"stopped early: {self.patience.waited} evaluations without a better {run.decisive_metric}"
+                f"stopped early: {wording.count(self.patience.waited, 'evaluation')} without a better "
+                f"{run.decisive_metric}"
             )
 
     def take_state(self) -> nnx.State:
@@ -212,8 +214,7 @@ class TrainingLoop:
         epoch, metrics = step / run.steps_per_epoch, result.scalars()
         self.patience.update(metrics)
         self._metrics.write(step, split, metrics, epoch=epoch)
-        with run.clock.phase("checkpoint"):
-            is_best = self.checkpoints.is_best(metrics)
+        is_best = run.checkpoint_options["best"] is not None and self.patience.waited == 0
         run.console.result(headline(result), name=split, step=step, epoch=epoch, best=is_best)
         with run.clock.phase("checkpoint"):
             self.checkpoints.save(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -120,17 +121,21 @@ def test_keeps_the_newest_and_the_best(tmp_path: Path, mode: str, kept: list[int
 def test_the_newest_of_equals_is_the_best(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         for step, top1 in ((1, 0.5), (2, 0.5), (3, 0.4), (4, 0.3)):
-            assert checkpoints.is_best({"top1": top1}) == (step <= 2)
             checkpoints.save(step, STATE, position={}, metrics={"top1": top1})
             checkpoints.wait()
             assert checkpoints.best_step() == min(step, 2)
         assert checkpoints.steps() == [2, 4]
-        assert not checkpoints.is_best({"top1": float("nan")})
-        assert not checkpoints.is_best({"top1": float("inf")})
+        for step, top1 in ((5, math.nan), (6, math.inf)):
+            checkpoints.save(step, STATE, position={}, metrics={"top1": top1})
+        assert checkpoints.best_step() == 2
     with Checkpoints(tmp_path, best=None) as checkpoints:
-        assert not checkpoints.is_best({"top1": 1.0})
+        assert checkpoints.best_step() is None
     with Checkpoints(tmp_path, best_mode="min") as checkpoints:
-        assert [checkpoints.is_best({"top1": top1}) for top1 in (0.31, 0.3, 0.2)] == [False, True, True]
+        checkpoints.save(7, STATE, position={}, metrics={"top1": 0.6})
+        assert checkpoints.best_step() == 2
+        checkpoints.save(8, STATE, position={}, metrics={"top1": 0.5})
+        checkpoints.wait()
+        assert checkpoints.best_step() == 8
 
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:

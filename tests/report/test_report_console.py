@@ -77,7 +77,7 @@ def test_plain_lines_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
         "  steps       100 (2 epochs of 50 steps)",
         "  workdir     runs/x",
         "step 1/100  epoch 0.02/2  loss 2.0000  1,234 images/s  data wait 3 %",
-        "step 100/100  epoch 2.00/2  loss 0.0200  1,234 images/s  data wait 3 %",
+        "step 100/100  epoch 2/2  loss 0.0200  1,234 images/s  data wait 3 %",
         "test at step 100  epoch 2  top-1 93.42 %  loss 0.2500  ★ best",
         "[bold]17.jpg[/bold] cannot be read",
         "",
@@ -183,3 +183,17 @@ def test_an_evaluation_without_training_shows_no_steps(terminal: Terminal) -> No
         assert list(console.evaluation([1, 2, 3])) == [1, 2, 3]
         console.finish(final={"top1": 1.0})
     assert "steps" not in terminal.getvalue()
+
+
+def test_numbers_of_things_and_epochs() -> None:
+    """The last step of 30 epochs of 16.3 steps ends in the 31st, which is nothing to show."""
+    out = io.StringIO()
+    with Console(out, every=0) as console:
+        console.start(model="m", parameters=1, dataset="one", classes=1, devices="x", steps=489, steps_per_epoch=16.3)
+        console.step(20, epoch=20 / 16.27)
+        console.result({"loss": 1.0}, name="test", step=489, epoch=489 / 16.27)
+    text = out.getvalue()
+    assert "one, 1 class\n" in text
+    assert "489 (30 epochs of 16.3 steps)" in text
+    assert "epoch 1.2/30" in text
+    assert "test at step 489  epoch 30  loss" in text
