@@ -86,8 +86,8 @@ def check_config(workdir: str | Path, config: Mapping[str, Any], *, may_differ: 
 
 def _changed_config_text(workdir: str | Path, changes: list[str]) -> str:
     listed = "; ".join(changes[:10]) + (f"; and {len(changes) - 10} more" if len(changes) > 10 else "")
-    result = epath.Path(workdir) / "export" / "model.safetensors"
-    start_from = f" (--config.model.checkpoint_path={result} starts from this run's result)" if result.exists() else ""
+    has_result = (epath.Path(workdir) / "export" / "model.safetensors").exists()
+    start_from = f" (--config.model.checkpoint_path={workdir} starts from this run's result)" if has_result else ""
     return (
         f"{workdir}: got another config than this run was started with: {listed}. "
         f"Set the values back, or choose another --workdir{start_from}."
