@@ -125,6 +125,8 @@ def missing_package_error(package: str, purpose: str, extra: str) -> MissingPack
 def disk_errors_as_user_errors(folder: Path) -> Iterator[None]:
     """Raises the errors of a full, read-only or failing disk as a `UserError`.
 
+    So it does with a file in `folder` where a folder is expected, and the other way round.
+
     Args:
       folder: the folder that is written; named in the message if the error itself does not name a file.
 
@@ -138,6 +140,9 @@ def disk_errors_as_user_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
+        file = e.filename2 or e.filename  # of a file that is renamed into place, the place
+        if e.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST) and str(file).startswith(str(folder)):
+            raise UserError(f"{file}: {e.strerror}. Remove it, and run the same command again.") from e
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
             raise
         raise UserError(

@@ -125,21 +125,28 @@ class MetricsWriter:
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Returns the lines of ``workdir/metrics.jsonl`` as dictionaries, in file order.
 
-    ``null`` is read as NaN, except in ``epoch``. An incomplete line, which a power failure can leave, is skipped.
-    Without a file the list is empty.
+    ``null`` is read as NaN, except in ``epoch``. A line that `MetricsWriter` did not write is skipped, such as an
+    incomplete one, which a power failure can leave. Without a file the list is empty.
     """
     path = Path(workdir) / FILE
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if isinstance(line, dict) and {"step", "split"} <= line.keys():
+        if _is_written(line):
             lines.append({k: math.nan if v is None and k not in _KEYS else v for k, v in line.items()})
     return lines
+
+
+def _is_written(line: Any) -> bool:
+    """Returns whether a value has the form of the lines that `MetricsWriter` writes."""
+    if not (isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("split"), str)):
+        return False
+    return all(x is None or type(x) in (int, float) for name, x in line.items() if name != "split")
 
 
 def _json_line(line: Mapping[str, Any]) -> str:

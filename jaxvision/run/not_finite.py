@@ -43,7 +43,7 @@ class NonFiniteSteps:
         self._skip, self._image_name, self._log = skip, image_name, log
         self._checked, self._in_a_row = resume_step, 0
         if distributed.is_main() and self._path.exists():
-            listed = self._path.read_text().splitlines(keepends=True)
+            listed = self._path.read_text(errors="replace").splitlines(keepends=True)
             kept = [line for line in listed if _step_of(line) <= resume_step]
             write_atomically(self._path, "".join(kept))
 
@@ -97,9 +97,9 @@ def mean_metrics(recent: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _step_of(line: str) -> float:
-    """Returns the step of a line of ``not_finite.jsonl``; infinity for an incomplete line."""
+    """Returns the step of a line of ``not_finite.jsonl``; infinity for a damaged line."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
 

@@ -146,11 +146,13 @@ def preprocess_of(config: ConfigDict, pipeline: InputPipeline) -> Preprocess:
       pipeline: how the images reach the model.
     """
     entry = catalog.lookup(config.model.name)
-    size = config.model.image_size or entry.preprocess.image_size
     loaded = config.model.pretrained or config.model.checkpoint_path
     base = entry.preprocess if loaded else Preprocess(crop_pct=0.875)
     if own := find_export(config.model.checkpoint_path, entry.architecture):
-        base, size = own.preprocess, config.model.image_size or own.preprocess.image_size
+        base = own.preprocess
+    size = config.model.image_size
+    if size is None:
+        size = (own or entry).preprocess.image_size
     base = replace(base.for_channels(pipeline.channels), crop_pct=pipeline.crop_pct(base.crop_pct))
     return replace(base, image_size=size, **without_none(config.preprocess))
 

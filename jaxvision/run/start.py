@@ -22,6 +22,7 @@ from jaxvision.errors import UserError
 from jaxvision.parallel import distributed
 from jaxvision.parallel.mesh import mesh_text, shard_batch
 from jaxvision.parallel.rules import state_bytes
+from jaxvision.report.wording import count
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
 from jaxvision.run.not_finite import NonFiniteSteps
@@ -78,7 +79,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     )
     metrics = stack.enter_context(report.MetricsWriter(workdir, resume_step=start.step if restored else None))
     if start.step == 0:
-        for warning in _unlikely_settings(run.config, run.steps):
+        for warning in _unlikely_settings(run.config, run.steps, len(train_data)):
             console.warn(warning)
     return TrainingLoop(
         run,
@@ -181,7 +182,7 @@ def _mesh_text(run: RunContext) -> str | None:
     return f"{mesh_text(run.mesh.shape, zero1=run.config.sharding.zero1)}; {share}"
 
 
-def _unlikely_settings(config: ConfigDict, steps: int) -> list[str]:
+def _unlikely_settings(config: ConfigDict, steps: int, images: int) -> list[str]:
     """Returns warnings about settings that are valid, but probably not intended."""
     model = config.model
     is_loaded = model.pretrained or model.checkpoint_path
@@ -189,9 +190,14 @@ def _unlikely_settings(config: ConfigDict, steps: int) -> list[str]:
     warnings = []
     if is_frozen and not is_loaded:
         warnings.append("the frozen layers have random weights. Set model.pretrained or model.checkpoint_path.")
+    if config.data.batch_size > images:
+        warnings.append(
+            f"config.data.batch_size: got {config.data.batch_size} for {count(images, 'training image')}, so each step "
+            f"repeats images and takes more than an epoch. Set {images} or less."
+        )
     if steps < 100:
         warnings.append(
-            f"training takes only {steps} step{'s' * (steps != 1)}. Set a smaller data.batch_size or more train.epochs "
+            f"training takes only {count(steps, 'step')}. Set a smaller data.batch_size or more train.epochs "
             f"for more steps."
         )
     decay = config.train.ema_decay

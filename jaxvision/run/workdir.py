@@ -68,20 +68,25 @@ def check_config(workdir: str | Path, config: Mapping[str, Any], *, may_differ: 
     path = epath.Path(workdir) / "config.json"
     new = config_record(config)
     try:
-        old = json.loads(path.read_text()) if path.exists() else None
-        if old is not None:
-            changes = [
-                f"{key} {change}"
-                for key, change in _differences(_flat(old), _flat(new)).items()
-                if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in may_differ)
-            ]
-            if changes:
-                raise UserError(_changed_config_text(workdir, changes))
-    except json.JSONDecodeError as e:
+        if not path.exists():
+            return False
+        old = json.loads(path.read_bytes())
+    except ValueError as e:
         raise UserError(f"{path}: got invalid JSON ({e}). Remove the folder to start from scratch.") from e
     except OSError as e:
         raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e
-    return old is not None
+    if not isinstance(old, dict):
+        raise UserError(
+            f"{path}: got {old!r:.40}, expected the config of a run. Remove the folder to start from scratch."
+        )
+    changes = [
+        f"{key} {change}"
+        for key, change in _differences(_flat(old), _flat(new)).items()
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in may_differ)
+    ]
+    if changes:
+        raise UserError(_changed_config_text(workdir, changes))
+    return True
 
 
 def _changed_config_text(workdir: str | Path, changes: list[str]) -> str:
@@ -152,10 +157,10 @@ def read_result(
     """
     folder = epath.Path(workdir)
     try:
-        recorded = json.loads((folder / "config.json").read_text())
-        result = json.loads((folder / _RESULT).read_text())
-        result = {key: result[key] for key in ("step", "split", "metrics")}
-        result["metrics"] = {name: math.nan if x is None else x for name, x in result["metrics"].items()}
+        recorded = json.loads((folder / "config.json").read_bytes())
+        result = json.loads((folder / _RESULT).read_bytes())
+        metrics = {name: math.nan if x is None else float(x) for name, x in result["metrics"].items()}
+        result = {"step": int(result["step"]), "split": str(result["split"]), "metrics": metrics}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         result = recorded = None
     finished = result is not None and not _differences(_flat(recorded), _flat(config_record(config)))

@@ -69,6 +69,21 @@ def test_resuming_drops_what_is_measured_again(tmp_path: Path) -> None:
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(10, 3.0)]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe{", b"null", b"[]", b"3", b'{"step": 3}', b'{"step": "3", "split": "test"}', b'{"step": 3, "split": 5}',
+     b'{"step": 3, "split": "test", "top1": "high"}', b'{"step": 3, "split": "test", "top1": [1]}'],
+)  # fmt: skip
+def test_a_line_of_another_form_is_skipped(tmp_path: Path, line: bytes) -> None:
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        metrics.write(1, "train", {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with MetricsWriter(tmp_path, resume_step=5, tensorboard=False) as metrics:
+        metrics.write(2, "train", {"loss": 0.5})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
 def test_an_incomplete_line_is_skipped(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, tensorboard=False) as metrics:
         metrics.write(1, "train", {"loss": 1.0})

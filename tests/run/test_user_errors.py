@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from support.paths import ROOT
 from support.quick import refused
 
 from jaxvision import main as command
-from jaxvision import run
+from jaxvision import report, run
 from jaxvision.create import create_model
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, disk_errors_as_user_errors
+from jaxvision.report.files import write_atomically
+from jaxvision.run.not_finite import NonFiniteSteps
 from jaxvision.weights.timm import save_timm
 
 
@@ -32,6 +35,7 @@ from jaxvision.weights.timm import save_timm
         (["--config.model.name=resnet50.a9_in1k"], "Valid names: 'a1_in1k'"),
         (["--config.source.name=digit"], "Did you mean 'digits'"),
         (["--config.model.image_size=17"], "expected a multiple of the patch size 4"),
+        (["--config.model.image_size=0"], "image_size: got 0, expected"),
         (["--config.model.patch_sise=4"], "Did you mean model.patch_size"),
         (["--config.optimizer.name=adamv"], "Did you mean 'adamw'"),
         (["--config.schedule.name=cosin"], "Did you mean 'cosine'"),
@@ -56,6 +60,7 @@ from jaxvision.weights.timm import save_timm
         (["--config.model.freeze=layer1,layer2"], "layer1"),
         (["--confg=x"], "unknown argument '--confg'"),
         (["--workdir=gs://bucket/run"], "Mount the bucket"),
+        (["--workdir="], "--workdir: got an empty name, expected a folder"),
         (["--workdir=" + os.fsdecode(b"caf\xe9")], r"workdir: got caf\xe9, expected a name in UTF-8"),
     ],
 )
@@ -158,3 +163,24 @@ def test_ctrl_c_prints_what_is_saved(
     assert command.main(["--config", "configs/quickstart.py:vit", "--workdir", str(tmp_path)]) == 130
     resumes = f"resumes from the checkpoint of step {saved[-1]}" if saved else "No checkpoint was saved yet"
     assert resumes in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("metrics.jsonl", report.MetricsWriter),
+        ("report.html", lambda folder: write_atomically(folder / "report.html", "")),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_of_the_workdir(name: str, write: Callable, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    message = f"{tmp_path / name}: Is a directory. Remove it, and run the same command again."
+    with pytest.raises(UserError, match=re.escape(message)), disk_errors_as_user_errors(tmp_path):
+        write(tmp_path)
+
+
+def test_damaged_lines_of_steps_that_were_not_finite(tmp_path: Path) -> None:
+    good = b'{"step": 2, "loss": "nan"}\n'
+    (tmp_path / "not_finite.jsonl").write_bytes(b'\xff\xfe\nnull\n3\n{"step": "x"}\n' + good + b'{"step": 1')
+    NonFiniteSteps(tmp_path, resume_step=5, skip=True, image_name=str, log=print)
+    assert (tmp_path / "not_finite.jsonl").read_bytes() == good

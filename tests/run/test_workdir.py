@@ -1,4 +1,4 @@
-"""The config record of a workdir, and the lock."""
+"""The config record and the result of a workdir, and the lock."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 from ml_collections import ConfigDict
 from support.quick import quick
 
-from jaxvision import run
+from jaxvision import create_model, run
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.errors import UserError
-from jaxvision.run.workdir import check_config, lock, write_config
+from jaxvision.run.workdir import check_config, lock, read_result, write_config, write_result
 
 
 def test_config_is_written_once_and_then_compared(tmp_path: Path) -> None:
@@ -50,9 +52,14 @@ def test_a_run_of_a_version_with_fewer_keys_resumes(tmp_path: Path) -> None:
 
 
 def test_config_that_cannot_be_read_or_written(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: got invalid JSON"):
-        check_config(tmp_path, {})
+    for damaged, message in (
+        (b"{", "got invalid JSON"),
+        (b"\xff\xfe{", "got invalid JSON"),
+        (b"[]", r"got \[\], expected"),
+    ):
+        (tmp_path / "config.json").write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"config\.json: {message}"):
+            check_config(tmp_path, {})
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot use the workdir"):
         write_config(tmp_path / "file" / "run", {})
@@ -76,3 +83,20 @@ def test_a_workdir_on_a_disk_without_locks_can_be_used(tmp_path: Path, monkeypat
     monkeypatch.setattr(fcntl, "flock", fail)
     with lock(tmp_path), lock(tmp_path):
         pass
+
+
+def test_a_damaged_result_is_none(tmp_path: Path) -> None:
+    model = create_model("test_vit", num_classes=2, image_size=32, patch_size=8)
+    save_classifier(tmp_path / "export", Classifier(model, ("cat", "dog"), Preprocess(image_size=32)))
+    for name in ("report.html", "mistakes.csv", "metrics.jsonl"):
+        (tmp_path / name).write_text("")
+    write_config(tmp_path, {"seed": 1})
+    write_result(tmp_path, step=1, split="test", metrics={"top1": 0.5})
+    assert read_result(tmp_path, {"seed": 1}) == {"step": 1, "split": "test", "metrics": {"top1": 0.5}}
+    another_type, text = (
+        b'{"step": "x", "split": "test", "metrics": {}}',
+        b'{"step": 1, "split": "", "metrics": {"a": "b"}}',
+    )
+    for damaged in (b"", b"{", b"[]", b'{"step": 1}', another_type, text, b"\xff"):
+        (tmp_path / "result.json").write_bytes(damaged)
+        assert read_result(tmp_path, {"seed": 1}) is None
