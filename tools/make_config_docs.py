@@ -9,7 +9,8 @@ import ast
 from pathlib import Path
 
 from jaxvision.data import source
-from jaxvision.run.config import argument_texts, complete, explain_keys, leaves, load, packaged
+from jaxvision.run.config import complete, leaves, load, packaged
+from jaxvision.run.explain import argument_texts, explain_keys
 from jaxvision.run.sections import source_keys
 
 ROOT = Path(__file__).parent.parent

@@ -94,7 +94,8 @@ def read(arguments: argparse.Namespace) -> tuple[ConfigDict, Path]:
 
 def help_page(arguments: argparse.Namespace) -> str:
     """Returns the help: the flags, and the keys of the config or else the configs to choose from."""
-    from jaxvision.run.config import help_text, packaged
+    from jaxvision.run.config import packaged
+    from jaxvision.run.explain import help_text
 
     page = arguments.parser.format_help()
     if arguments.config is None:

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 from jaxvision.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from jaxvision.run.config import complete, explain_keys
+    from jaxvision.run.config import complete
+    from jaxvision.run.explain import explain_keys
     from jaxvision.run.planning import plan, plan_scaling
     from jaxvision.run.training import train
 
 __all__ = ["complete", "explain_keys", "plan", "plan_scaling", "train"]
 
 _HOME = {
-    "config": ("complete", "explain_keys"),
+    "config": ("complete",),
+    "explain": ("explain_keys",),
     "planning": ("plan", "plan_scaling"),
     "training": ("train",),
 }

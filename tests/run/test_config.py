@@ -13,7 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxvision.errors import UserError
-from jaxvision.run.config import argument_texts, complete, explain_keys, help_text, leaves, load, packaged
+from jaxvision.run.config import complete, leaves, load, packaged
+from jaxvision.run.explain import argument_texts, explain_keys, help_text
 from jaxvision.run.values import convert, parse, type_text
 
 MINIMAL = {"source": {"name": "digits"}, "model": {"name": "test_resnet"}, "optimizer": {"learning_rate": 0.1}}

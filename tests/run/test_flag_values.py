@@ -8,7 +8,8 @@ import pytest
 
 from jaxvision.data.source import SOURCES, source_function
 from jaxvision.errors import UserError
-from jaxvision.run.config import argument_texts, complete, explain_keys, leaves, load
+from jaxvision.run.config import complete, leaves, load
+from jaxvision.run.explain import argument_texts, explain_keys
 
 CONFIGS = [f"configs/quickstart.py:{family}" for family in ("resnet", "vit", "efficientnet")]
 

@@ -12,7 +12,8 @@ from support.quick import start
 from jaxvision import main as command
 from jaxvision import run
 from jaxvision.create import create_model
-from jaxvision.run.config import help_text, leaves, load, packaged
+from jaxvision.run.config import leaves, load, packaged
+from jaxvision.run.explain import help_text
 from jaxvision.weights.timm import save_timm
 
 CONFIGS = [Path(name).stem for name in packaged()]
