@@ -115,8 +115,7 @@ def test_jax_can_start_its_preemption_service_late() -> None:
 def test_the_client_of_jax_keeps_keys() -> None:
     """Needed by `parallel.distributed.missing_processes`.
 
-    Without these, a process that has lost its connection to another ends with an AttributeError. Then leave out which
-    process is missing.
+    Without these, a process that has lost its connection to another cannot say to which one.
     """
     from jax._src import distributed
     from jax._src.lib import _jax

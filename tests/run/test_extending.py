@@ -255,9 +255,11 @@ def get_config():
 
 def test_a_function_of_the_config_file_itself(mine: str, capsys: pytest.CaptureFixture) -> None:
     Path("own_config.py").write_text(OWN_CONFIG)
-    status, out, err = start(capsys, "--config=own_config.py", "--workdir=run", "--config.loss.gamma=1")
+    flags = ("--config.loss.gamma=1", "--config.data.batch_size=32")
+    status, out, err = start(capsys, "--config=own_config.py", "--workdir=run", *flags)
     assert status == 0, err
     assert "training takes only 1 step. Set" in " ".join(out.split())
+    assert "data.batch_size: got 32 for 16 training images" in " ".join(out.split())
     assert json.loads(Path("run/config.json").read_text())["loss"]["kind"].endswith(":focal")
 
 
