@@ -11,7 +11,6 @@ import sys
 from typing import Any
 
 from jaxvision.cli.arguments import path_argument, split_overrides
-from jaxvision.report.wording import count
 
 HELP = "predict the memory and time of a config's train step on TPUs or a GPU, before renting them"
 EXAMPLES = """examples:
@@ -123,12 +122,12 @@ def _print_scaling(name: str, answers: dict[str, Any]) -> None:
         for plan in answer.plans:
             mesh, seconds = mesh_text(plan.mesh, zero1=plan.zero1), plan.seconds
             parts = [_milliseconds(seconds.get(part)) for part in ("compute", "memory", "interconnect")]
-            count = str(sum(row.count for row in plan.collectives)) if seconds else "does not fit"
+            collectives = str(sum(row.count for row in plan.collectives)) if seconds else "does not fit"
             share = "{:.0%} to {:.0%}".format(*plan.efficiency) if plan.efficiency else ""
             requested = answer.requested_batch_size
             rounded = "" if plan.batch_size == requested else f" (for {requested:,})"
             rows.add_row(
-                topology, mesh, f"{plan.batch_size:,}{rounded}", f"{plan.total / GIB:.2f}", *parts, count, share
+                topology, mesh, f"{plan.batch_size:,}{rounded}", f"{plan.total / GIB:.2f}", *parts, collectives, share
             )
     console.print(rows)
     console.print(
@@ -142,6 +141,7 @@ def _print_plan(name: str, answer: Any) -> None:
     from rich.console import Console
 
     from jaxvision.parallel.mesh import mesh_text
+    from jaxvision.report.wording import count
 
     console, plan = Console(highlight=False, soft_wrap=True), answer.plans[0]
     devices, mesh = math.prod(plan.mesh.values()), mesh_text(plan.mesh, zero1=plan.zero1)

@@ -192,8 +192,8 @@ def _unlikely_settings(config: ConfigDict, steps: int, images: int) -> list[str]
         warnings.append("the frozen layers have random weights. Set model.pretrained or model.checkpoint_path.")
     if config.data.batch_size > images:
         warnings.append(
-            f"data.batch_size: got {config.data.batch_size} for {count(images, 'training image')}, so each step repeats "
-            f"images and takes more than an epoch. Set data.batch_size to {images} or less."
+            f"data.batch_size: got {config.data.batch_size} for {count(images, 'training image')}, so each step "
+            f"repeats images and takes more than an epoch. Set data.batch_size to {images} or less."
         )
     if steps < 100:
         warnings.append(
