@@ -26,7 +26,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as in shells
 def exit_status(command: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status.
 
-    Prints a `UserError`, a lack of memory on a device, or a name that no file can have as one line. Returns 0 if the
+    Prints a `UserError`, a lack of memory on a device, or a file name that is too long, as one line. Returns 0 if the
     command returns None.
 
     Example:
@@ -56,7 +56,8 @@ def exit_status(command: Callable[[], int | None]) -> int:
     except OSError as e:  # Path.is_file and others raise it
         if e.errno != errno.ENAMETOOLONG:
             raise
-        print(f"error: {printable_line(str(e.filename))}: {e.strerror}. Check the path.", file=sys.stderr)
+        name = "" if e.filename is None else f"{printable_line(str(e.filename))}: "
+        print(f"error: {name}{e.strerror}. Check the path.", file=sys.stderr)
         return MISTAKE
 
 
@@ -92,7 +93,7 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
     if status not in (0, Preempted.STATUS) and _is_distributed():
         from jaxvision.parallel import distributed
 
-        distributed.leave(status)
+        distributed.exit_with_shutdown(status)
     if status == INTERRUPTED:
         # XLA may still be compiling, and an ordinary exit of Python would then crash.
         sys.stdout.flush()
@@ -102,7 +103,7 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
 
 
 class _LogFormatter(logging.Formatter):
-    """Formats what libraries and `jaxvision` log as the commands print their own warnings."""
+    """Formats log records of libraries and jaxvision like the warnings of the commands."""
 
     def format(self, record: logging.LogRecord) -> str:
         return f"{record.levelname.lower()}: {printable(super().format(record))}"
@@ -115,19 +116,22 @@ def _is_distributed() -> bool:
 
 def _exit_distributed(error: Exception) -> NoReturn:
     """Prints an error and ends this process, one of several."""
+    import jax
+
     from jaxvision.parallel import distributed
 
-    if re.search(r"Gloo|NCCL|UNAVAILABLE|onnection|eartbeat", str(error)):
+    is_lost = re.search(r"Gloo|NCCL|UNAVAILABLE|onnection|eartbeat", str(error))
+    if is_lost and isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(1)  # so that a log of all processes shows the process that failed first
-        print(f"error: {_lost_connection_text(distributed.missing_processes(), error)}", file=sys.stderr)
-        distributed.leave_broken(1)
+        print(f"error: {_lost_connection_text(distributed.lost_processes(), error)}", file=sys.stderr)
+        distributed.exit_without_shutdown(1)
     traceback.print_exception(error)
     traceback.clear_frames(error.__traceback__)  # frees the batches that its frames hold
-    distributed.leave(1)
+    distributed.exit_with_shutdown(1)
 
 
-def _lost_connection_text(missing: list[int], error: Exception) -> str:
-    which = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))}" if missing else "another process"
+def _lost_connection_text(lost: list[int], error: Exception) -> str:
+    which = f"process{'es' * (len(lost) > 1)} {', '.join(map(str, lost))}" if lost else "another process"
     return (
         f"lost the connection to {which} ({str(error).splitlines()[0][:200]}). Look for its error first: without one, "
         "it was killed, or its host or its network failed. Run the same command to resume."

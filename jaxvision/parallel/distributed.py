@@ -15,7 +15,7 @@ import jax
 
 from jaxvision.errors import UserError
 
-#: Seconds after which a process that died is noticed by the others.
+#: Seconds until the other processes notice that a process died.
 HEARTBEAT = 30
 #: Seconds that a process which ends with an error waits for the others to end with theirs.
 LEAVE = 10
@@ -89,68 +89,67 @@ def start_preemption_service() -> None:
         distributed.global_state.initialize_preemption_sync_manager()
 
 
-def missing_processes(wait: float = 5) -> list[int]:
-    """Returns the processes that have ended, judged by a process that has lost its connection to one of them.
+def lost_processes(wait: float = 5) -> list[int]:
+    """Returns the indices of the processes that have ended. Call it in a process that has lost a connection.
 
-    The processes that are left lose it at about the same time, and all of them call this function, from which each
-    learns that the others are left.
+    Every surviving process announces itself to JAX's coordinator, so each learns which others survive.
 
     Args:
       wait: seconds to wait for the others. The wait ends when only one is missing.
 
     Returns:
-      Indices of processes. Empty if all are left, as after a short failure of the network, or if it is unknown.
+      Indices of processes. Empty if all survive, as after a short network failure, or if it is unknown.
     """
-    from jax._src import distributed  # JAX has no public way to tell something to another process
+    from jax._src import distributed  # JAX has no public way to send a message to another process
 
     client: Any = distributed.global_state.client
-    missing, end = set(range(jax.process_count())), time.monotonic() + wait
+    count, end = jax.process_count(), time.monotonic() + wait
+    lost = set(range(count))
     try:
-        client.key_value_set(f"jaxvision/left/{jax.process_index()}", "")
-        while len(missing) > 1 and time.monotonic() < end:
+        client.key_value_set(f"jaxvision/alive/{jax.process_index()}", "")
+        while len(lost) > 1 and time.monotonic() < end:
             time.sleep(0.1)
-            missing -= {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get("jaxvision/left")}
-    except jax.errors.JaxRuntimeError:  # process 0 holds the keys
+            lost -= {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get("jaxvision/alive")}
+    except jax.errors.JaxRuntimeError:  # process 0 is the coordinator
         return [0]
     except AttributeError:  # another version of JAX
         return []
-    return sorted(missing)
+    only_this_one_answered = len(lost) == count - 1 > 1  # it may be this one that was cut off
+    return [] if only_this_one_answered else sorted(lost)
 
 
-def leave_broken(status: int, *, after: float = LEAVE) -> NoReturn:
-    """Ends a process that has lost its connection to another one, without waiting for it.
+def exit_without_shutdown(status: int) -> NoReturn:
+    """Exits a process that has lost its connection to another, without JAX's shutdown.
 
-    Process 0 ends after `after` seconds, because JAX aborts the others when it ends.
+    Process 0 waits `LEAVE` seconds first, because JAX aborts the others when it exits. That is shorter than the
+    heartbeat timeout, after which JAX aborts all processes.
 
     Args:
       status: exit status.
-      after: seconds to wait for the others in process 0. With those of `missing_processes`, these are fewer than those
-        after which JAX notices the process that is missing, and aborts all others.
     """
-    _finish_output()
+    _flush_and_release()
     if is_main():
-        time.sleep(after)
+        time.sleep(LEAVE)
     os._exit(status)
 
 
-def leave(status: int, *, after: float = LEAVE) -> NoReturn:
-    """Ends a process that has failed, while others of its job may still run.
+def exit_with_shutdown(status: int) -> NoReturn:
+    """Exits a process that has failed, while others of its job may still run.
 
-    If the others fail with the same error, all end together. If they wait for a message of this process, it ends after
-    `after` seconds, and the others lose their connection to it.
+    If the others fail with the same error, all end together. If they wait for a message of this process, it exits after
+    `LEAVE` seconds, and the others lose their connection to it.
 
     Args:
       status: exit status.
-      after: seconds to wait for the others.
     """
-    _finish_output()
-    threading.Timer(after, os._exit, (status,)).start()
+    _flush_and_release()
+    threading.Timer(LEAVE, os._exit, (status,)).start()
     with suppress(Exception):
         jax.distributed.shutdown()
     os._exit(status)
 
 
-def _finish_output() -> None:
+def _flush_and_release() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     gc.collect()  # ends the workers that read images, and frees the memory they share

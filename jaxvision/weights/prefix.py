@@ -20,19 +20,25 @@ def without_prefix(file: WeightFile, anchor: str) -> WeightFile:
 
     Returns:
       The part, or `file` itself if its names have no prefix, the anchor is not found, or it is found at several
-      prefixes. Only what expects the model's other names can tell whether these are models or the blocks of another
-      architecture.
+      prefixes. `match_tensors`, which knows the model's other names, decides whether these are models or blocks of
+      another architecture.
     """
     prefixes = find_prefixes(file, anchor)
     return _Part(file, prefixes[0]) if len(prefixes) == 1 and prefixes[0] else file
 
 
 def find_prefixes(file: WeightFile, anchor: str) -> list[str]:
-    """Returns the sorted prefixes at which an anchor is found; the arguments are those of `without_prefix`."""
+    """Returns the sorted prefixes at which an anchor is found; the arguments are those of `without_prefix`.
+
+    A prefix with less than half as many tensors as another one is left out: it is that of a layer of the same name in
+    another module, such as the head of a detector.
+    """
     key = f"{anchor}.weight"
     prefixes = [name.removesuffix(key) for name in file.shapes if anchor and f".{name}".endswith(f".{key}")]
     # `conv1.weight` is also the end of `layer1.0.conv1.weight`, whose prefix begins with that of the model.
-    return sorted(each for each in prefixes if not any(each != other and each.startswith(other) for other in prefixes))
+    outer = [each for each in prefixes if not any(each != other and each.startswith(other) for other in prefixes)]
+    counts = {prefix: sum(name.startswith(prefix) for name in file.shapes) for prefix in outer}
+    return sorted(prefix for prefix, count in counts.items() if 2 * count >= max(counts.values()))
 
 
 class _Part(WeightFile):

@@ -22,8 +22,8 @@ DOTTED = re.compile(r"[a-z]\w*(\.\w+)+")
 ALLOWED = {
     ("jaxvision/parallel/distributed.py", "jax._src.distributed"): (
         "jax.distributed.initialize starts JAX's preemption service at once or never. From its start on, SIGTERM no "
-        "longer ends a process that compiles. And processes can tell something to each other without a collective only "
-        "through JAX's client. The tests below say what breaks without it."
+        "longer ends a process that compiles. And processes can exchange messages without a collective only through "
+        "JAX's client. The tests below say what breaks without it."
     ),
 }
 
@@ -113,7 +113,7 @@ def test_jax_can_start_its_preemption_service_late() -> None:
 
 
 def test_the_client_of_jax_keeps_keys() -> None:
-    """Needed by `parallel.distributed.missing_processes`.
+    """Needed by `parallel.distributed.lost_processes`.
 
     Without these, a process that has lost its connection to another cannot say to which one.
     """

@@ -87,6 +87,16 @@ def test_a_head_beside_the_backbone_is_announced(file, caplog):
         load_classifier("test_resnet", checkpoint_path=file, num_classes=1000)
 
 
+def test_a_layer_of_the_same_name_in_another_module(file, caplog):
+    def change(tensors):
+        rename("backbone.")(tensors)
+        tensors["head.tower.conv1.0.weight"] = tensors["head.tower.conv1.weight"] = np.ones((4, 4, 3, 3), np.float32)
+
+    write(file, change=change)
+    assert_loads(file)
+    assert caplog.messages == [f"{file}: not used: head.tower.conv1.0.weight, head.tower.conv1.weight"]
+
+
 def test_two_models_in_a_file_are_an_error_that_names_their_prefixes(file):
     def change(tensors):
         for key in list(tensors):
