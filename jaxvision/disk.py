@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,10 +49,7 @@ def hold_lock(path: Path, when_busy: Callable[[], object] = lambda: None) -> Ite
       when_busy: called before waiting for another process. It may raise an exception instead.
 
     Yields:
-      Whether the lock is held; False on Windows and on a file system without locks.
-
-    Raises:
-      OSError: the file cannot be created.
+      Whether the lock is held; False on Windows, on a file system without locks, and if the file cannot be created.
 
     Example:
       >>> import tempfile
@@ -60,17 +57,16 @@ def hold_lock(path: Path, when_busy: Callable[[], object] = lambda: None) -> Ite
       ...     print(is_held)
       True
     """
-    if fcntl is None:
-        yield False
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        is_held = True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            when_busy()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # some network file systems have no locks
-            is_held = False
+    is_held = False
+    with ExitStack() as stack:
+        if fcntl is not None:
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.open("a"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    when_busy()
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                is_held = True
         yield is_held

@@ -15,7 +15,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvision.data.walk import Ignored, Walk, folder_times, image_endings, walk_images
+from jaxvision.data.walk import Ignored, Walk, folder_times, ignored_text, image_endings, walk_images
 from jaxvision.disk import cache_folder, hold_lock, temporary_path
 
 #: Number of images from which on a manifest is saved. A walk through fewer takes only a moment.
@@ -198,14 +198,24 @@ def read_folder(root: str | os.PathLike[str]) -> tuple[Manifest, str | None]:
     with ExitStack() as stack:
 
         def find_other() -> Manifest | None:
-            with suppress(OSError):  # a folder that cannot be written to
-                stack.enter_context(hold_lock(cache / f"{key}.lock"))
-            return _find_saved(root, cache, key)
+            waited: list[bool] = []
+            stack.enter_context(hold_lock(cache / f"{key}.lock", lambda: waited.append(True)))
+            other = _find_saved(root, cache, key)
+            if waited:
+                stack.close()  # without a list that can be saved, all walk at the same time
+            return other
 
         started = time.time_ns()
         walk = walk_images(root)
         manifest = _collect(walk, find_other)
-        if manifest.file is not None or len(manifest) < SMALLEST or not _is_settled(walk, started):
+        if manifest.file is not None or len(manifest) < SMALLEST:
+            return manifest, None
+        if unsure := _unsure(walk.ignored):
+            return manifest, (
+                f"{root}: the list of its {len(manifest):,} images is not saved, because of what may change unnoticed: "
+                f"{ignored_text(unsure)}. Each process reads the folder at each start. Remove or repair these entries."
+            )
+        if not _is_settled(walk, started):
             return manifest, None
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -244,25 +254,33 @@ def _collect(walk: Walk, find_other: Callable[[], Manifest | None]) -> Manifest:
     )
 
 
+def _unsure(ignored: Mapping[str, Ignored]) -> dict[str, Ignored]:
+    """Returns what may become readable without a change of the folders that were read."""
+    return {kind: found for kind, found in ignored.items() if kind.startswith(("unreadable", "broken link"))}
+
+
 def _is_settled(walk: Walk, started: int) -> bool:
     """Returns whether the times of the folders show every later change of what was listed."""
-    unsure = [kind for kind in walk.ignored if kind.startswith(("unreadable", "broken link"))]
-    return not unsure and all(0 < time_ < started - SETTLED for times in walk.folders.values() for time_ in times)
+    decisive = 0 if os.name == "nt" else 1  # the time that a user cannot set
+    return all(0 < times[decisive] < started - SETTLED for times in walk.folders.values())
 
 
 def _find_saved(root: str, cache: Path, key: str) -> Manifest | None:
     """Returns the saved manifest of a folder in its present state, and removes old ones of other states."""
+    found = None
     with suppress(OSError):
-        for file in cache.glob(f"{key}-*.arrow"):
+        # The newest first. Machines that share the cache may have folders of their own at the same path.
+        for file in sorted(cache.glob(f"{key}-*.arrow"), key=lambda file: file.stat().st_mtime, reverse=True):
             with suppress(OSError):
-                is_intact = file.name == _file_name(key, file)
-                if is_intact and _is_current(root, manifest := Manifest.open(str(file))):
-                    with suppress(OSError):
+                if found is None and file.name == _file_name(key, file):
+                    manifest = Manifest.open(str(file))
+                    if _is_current(root, manifest):
+                        found = manifest
                         os.utime(file)
-                    return manifest
+                        continue
                 if file.stat().st_mtime < time.time() - _KEPT:  # no running process still has to open it
                     file.unlink()
-    return None
+    return found
 
 
 def _is_current(root: str, manifest: Manifest) -> bool:

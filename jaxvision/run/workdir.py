@@ -236,11 +236,13 @@ def _lock_until_closed(workdir: Path, stack: ExitStack) -> None:
 
     def refuse() -> NoReturn:
         raise UserError(
-            f"{workdir} is in use by another run ({file.read_text().strip() or 'unknown'}). "
+            f"{workdir} is in use by another run ({file.read_text(errors='replace').strip() or 'unknown'}). "
             f"Stop it, wait until it ends, or choose another --workdir."
         )
 
     try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.touch()
         stack.enter_context(hold_lock(file, refuse))
     except OSError as e:
         raise UserError(f"cannot use the workdir {workdir}: {e.strerror or e}") from e

@@ -10,8 +10,8 @@ import secrets
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from jaxvision.disk import hold_lock
@@ -168,24 +168,9 @@ def _download_url(url: str, path: Path, *, resume: bool) -> None:
     part.replace(path)
 
 
-@contextmanager
-def _lock(path: Path, what: str) -> Iterator[bool]:
-    """Waits until no other process has the lock, and holds it.
-
-    Args:
-      path: the lock's file, which is created.
-      what: what is downloaded, for a message while waiting.
-
-    Yields:
-      Whether the lock is held; False in a read-only folder and on a file system without locks.
-    """
-    with ExitStack() as stack:
-        try:
-            message = "waiting for another process that downloads %s"
-            is_held = stack.enter_context(hold_lock(path, lambda: logger.info(message, what)))
-        except OSError:
-            is_held = False
-        yield is_held
+def _lock(path: Path, what: str) -> AbstractContextManager[bool]:
+    """Waits until no other process has the lock, and holds it, as `hold_lock`. Says that it waits for `what`."""
+    return hold_lock(path, lambda: logger.warning("waiting for another process that downloads %s", what))
 
 
 def _first_line(error: Exception) -> str:

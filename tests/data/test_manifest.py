@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from support.images import encode, scene
 
 from jaxvision.data import manifest, open_dataset, open_source
 from jaxvision.data.manifest import read_folder
+from jaxvision.data.walk import walk_images
 
 
 def let_settle() -> None:
@@ -106,14 +108,59 @@ def test_every_change_of_the_list_is_noticed(settled: Path, cache: Path, tmp_pat
     assert paths_of(pickle.loads(kept)) == seen[0]  # the file of an earlier state is still there
 
 
-def test_a_folder_that_changes_now_is_not_trusted(settled: Path, cache: Path) -> None:
+def test_a_folder_that_changes_now_is_not_trusted(settled: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its modification time might not show the next change, which happens in the same instant."""
+    monkeypatch.setattr(manifest, "SETTLED", 3600 * 10**9)  # longer than any pause of this machine
     for times in (None, (1_600_000_000, 1_600_000_000)):  # set back, it still has changed now
         os.utime(settled / "ant", times)
         found, warning = read_folder(settled)
         assert (len(found), warning) == (204, None)
         assert not list(cache.glob("*.arrow"))
         assert paths_of(pickle.loads(pickle.dumps(found))) == paths_of(found)
+
+
+def test_a_modification_time_in_the_future_is_trusted(settled: Path, cache: Path, tmp_path: Path) -> None:
+    """Only the system's own time of a change counts."""
+    root = tmp_path / "copy"
+    shutil.copytree(settled, root)
+    os.utime(root / "ant", (4_000_000_000, 4_000_000_000))
+    let_settle()
+    assert read_folder(root)[0].file is not None
+
+
+def test_a_list_that_may_change_unnoticed_is_not_saved(
+    settled: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target of a broken link may appear. Every process says so, and they walk at the same time."""
+    root = tmp_path / "copy"
+    shutil.copytree(settled, root)
+    (root / "ant" / "lost.jpg").symlink_to(tmp_path / "unmounted" / "lost.jpg")
+    let_settle()
+    walking, at_once = set[int](), []
+
+    def slow_walk(folder):
+        walk = walk_images(folder)
+        walk.files = slowly(walk.files)
+        return walk
+
+    def slowly(files):
+        for i, file in enumerate(files):
+            if i == 150:
+                walking.add(threading.get_ident())
+                time.sleep(0.5)
+                at_once.append(len(walking))
+                walking.remove(threading.get_ident())
+            yield file
+
+    monkeypatch.setattr(manifest, "walk_images", slow_walk)
+    with ThreadPoolExecutor(4) as threads:
+        found = [*threads.map(lambda _: read_folder(root), range(4))]
+    assert max(at_once) == 3  # of those that have waited for the first one
+    for result, warning in found:
+        assert (len(result), result.file) == (204, None)
+        assert warning.startswith(f"{root}: the list of its 204 images is not saved, because of ")
+        assert "broken link: 1 (ant/lost.jpg)" in warning
+    assert not list(cache.glob("*.arrow"))
 
 
 def test_a_change_is_noticed_although_the_modification_time_is_set_back(
