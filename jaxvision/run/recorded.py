@@ -1,4 +1,4 @@
-"""What a workdir records of a run when it starts: its config, and what makes a classifier of its checkpoints.
+"""What a workdir records of a run when it starts: its config, and the classes and the transform of its checkpoints.
 
 Reading it imports no function that the config names and opens no data, so it works on another machine.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from etils import epath
@@ -16,15 +16,18 @@ from ml_collections import ConfigDict
 
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.errors import UserError
-from jaxvision.run.context import RunContext
+from jaxvision.run.sections import SECTIONS
 from jaxvision.run.workdir import write_json
+
+if TYPE_CHECKING:
+    from jaxvision.run.context import RunContext
 
 _CLASSIFIER = "classifier.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierRecord:
-    """What is needed beside the config to make a classifier of a checkpoint: what the run learned from its data.
+    """What is needed beside the config to make a classifier of a checkpoint: what the run took from its data.
 
     Attributes:
       classes: names of the classes.
@@ -69,8 +72,11 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError as e:
         raise UserError(f"{path}: got invalid JSON ({e}), expected the config of a run. Restore the file.") from e
-    # An export has a config.json as well.
-    return record if isinstance(record, dict) and {"source", "model", "train"} <= record.keys() else None
+    if not (isinstance(record, dict) and {"source", "model", "train"} <= record.keys()):
+        return None  # that of an export
+    if missing := [name for name in SECTIONS if not isinstance(record.get(name), dict)]:
+        raise UserError(f"{path}: got no section {missing[0]!r}, expected the config of a run. Restore the file.")
+    return record
 
 
 def write_classifier_record(run: RunContext) -> None:
@@ -100,15 +106,17 @@ def read_classifier_record(workdir: str | Path) -> ClassifierRecord:
     path = Path(workdir) / _CLASSIFIER
     try:
         record = json.loads(path.read_text())
-        classes, preprocess = tuple(record.pop("classes")), Preprocess(**record.pop("preprocess"))
-        return ClassifierRecord(classes=classes, preprocess=preprocess, **record)
+        classes, preprocess = record.pop("classes"), Preprocess(**record.pop("preprocess"))
+        if not (isinstance(classes, list) and type(record["in_channels"]) is int):
+            raise TypeError("classes or in_channels of another type")
+        return ClassifierRecord(classes=tuple(map(str, classes)), preprocess=preprocess, **record)
     except OSError as e:
         raise UserError(
-            f"{path}: cannot read the names of the classes ({e.strerror or e}). Run the command of the run again: it "
-            "writes the file before its first step, and may then be stopped."
+            f"{path}: cannot read the names of the classes ({e.strerror or e}). Rerun the training command, which "
+            "writes the file before its first step. You can then stop it."
         ) from e
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise UserError(
-            f"{path}: got a damaged file ({e!r}), expected the classes of a run. Run the command of the run again: it "
-            "writes the file before its first step, and may then be stopped."
+            f"{path}: got a damaged file ({e}), expected the classes of a run. Rerun the training command, which "
+            "writes the file before its first step. You can then stop it."
         ) from e

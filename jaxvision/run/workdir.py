@@ -161,7 +161,7 @@ def read_result(
         result = json.loads((folder / _RESULT).read_bytes())
         metrics = {name: math.nan if x is None else float(x) for name, x in result["metrics"].items()}
         result = {"step": int(result["step"]), "split": str(result["split"]), "metrics": metrics}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         result = recorded = None
     finished = result is not None and not _differences(_flat(recorded), _flat(config_record(config)))
     if finished and (lost := _lost_text(workdir)):

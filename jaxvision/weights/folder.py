@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -122,7 +123,7 @@ def check_export(folder: Path) -> None:
     """Checks that an export is complete: both files exist, belong together and are not truncated. Reads no tensor.
 
     Raises:
-      UserError: it is not.
+      UserError: a file is missing, truncated or belongs to another export.
     """
     export, file = read_config(folder / "config.json"), files.open_weights(folder / "model.safetensors")
     if export.export_id != file.metadata.get(EXPORT_ID):
@@ -181,10 +182,10 @@ def _parse(path: Path, config: Any) -> Export:
             builder=_value(config, "jaxvision_builder", _TEXT),
         )
     except UserError as e:
-        raise _damaged_config_error(path, str(e).rstrip(".")) from e
+        raise _damaged_config_error(path, str(e)) from e
 
 
-class _Kind(NamedTuple):
+class _Type(NamedTuple):
     """What the value of a key may be.
 
     Attributes:
@@ -197,7 +198,11 @@ class _Kind(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def _is_list_of(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -208,44 +213,44 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-_TEXT = _Kind(lambda value: isinstance(value, str), "a text")
-_OBJECT = _Kind(lambda value: isinstance(value, Mapping), "an object")
-_NUMBER = _Kind(_is_number, "a number")
-_NUMBERS = _Kind(_is_list_of(_is_number), "a list of numbers")
-_COUNT = _Kind(_is_count, "a whole number, 0 or more")
-_SIZE = _Kind(
+_TEXT = _Type(lambda value: isinstance(value, str), "a string")
+_OBJECT = _Type(lambda value: isinstance(value, Mapping), "an object")
+_NUMBER = _Type(_is_number, "a number")
+_NUMBERS = _Type(_is_list_of(_is_number), "a list of numbers")
+_COUNT = _Type(_is_count, "a non-negative integer")
+_SIZE = _Type(
     lambda value: _is_list_of(_is_count)(value) and len(value) == 3 and min(value) > 0,
     "[channels, height, width], such as [3, 224, 224]",
 )
-_NAMES = _Kind(
+_NAMES = _Type(
     lambda value: (
-        _is_list_of(lambda name: isinstance(name, str | int))(value)
-        or (isinstance(value, Mapping) and all(key.isdecimal() for key in value))
+        _is_list_of(_is_name)(value)
+        or (isinstance(value, Mapping) and all(key.isdecimal() and _is_name(name) for key, name in value.items()))
     ),
     "a list of the names of all classes, or an object from the number of a class to its name",
 )
-_PROBABILITIES = _Kind(lambda value: value in ("softmax", "sigmoid"), "'softmax' or 'sigmoid'")
+_PROBABILITIES = _Type(lambda value: value in ("softmax", "sigmoid"), "'softmax' or 'sigmoid'")
 
 
-def _value(row: Mapping[str, Any], key: str, kind: _Kind, default: Any = None) -> Any:
+def _value(row: Mapping[str, Any], key: str, type_: _Type, default: Any = None) -> Any:
     """Returns the value of a key, or `default` if it is missing or null.
 
     Raises:
-      UserError: it is not of this kind.
+      UserError: it is not of this type.
     """
     value = row.get(key)
     if value is None:
         return default
-    if not kind.is_valid(value):
-        raise UserError(f"{key}: got {_shown(value)}, expected {kind.expected}.")
+    if not type_.is_valid(value):
+        raise UserError(f"{key}: got {_shown(value)}, expected {type_.expected}.")
     return value
 
 
 def _parse_transform(cfg: Mapping[str, Any]) -> Preprocess:
     """Returns the evaluation transform. timm's defaults apply where the file has no value."""
     size = _value(cfg, "input_size", _SIZE, default=[3, 224, 224])
-    kinds = {"crop_pct": _NUMBER, "crop_mode": _TEXT, "interpolation": _TEXT, "mean": _NUMBERS, "std": _NUMBERS}
-    given = {key: _value(cfg, key, kind) for key, kind in kinds.items()}
+    types = {"crop_pct": _NUMBER, "crop_mode": _TEXT, "interpolation": _TEXT, "mean": _NUMBERS, "std": _NUMBERS}
+    given = {key: _value(cfg, key, type_) for key, type_ in types.items()}
     return Preprocess(image_size=size[-1], **{key: value for key, value in given.items() if value is not None})
 
 
@@ -273,4 +278,6 @@ def _shown(value: Any) -> str:
 
 
 def _damaged_config_error(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: {reason}. Fix the file, or export the model again.")
+    return UserError(
+        f"{path}: {reason}{'' if reason.endswith(('.', '?')) else '.'} Fix the file, or export the model again."
+    )

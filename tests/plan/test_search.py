@@ -58,6 +58,12 @@ def test_search_passes_over_small_batches_of_equal_memory(start: int, constant: 
     assert len(tried) == len(set(tried)) <= 7
 
 
+@pytest.mark.parametrize("empty", [50, 120])
+def test_search_if_the_batch_takes_no_memory_beyond_the_state(empty: int) -> None:
+    """The estimate without a batch is then as large as the memory of the first one, or larger."""
+    assert plan.largest_batch(lambda batch: 50.0, 1000, 16, empty=empty) > 1000
+
+
 def test_search_stops() -> None:
     tried: list[int] = []
     assert plan.largest_batch(lambda batch: tried.append(batch) or (10 if batch < 24 else math.inf), 20, 17) == 17

@@ -115,15 +115,21 @@ def test_mistakes_about_checkpoints(stopped: Path, tmp_path: Path, convert: Conv
     assert not (tmp_path / "x").exists()
 
 
+WRONG = ({"classes": None}, {"classes": "abc"}, {"in_channels": "x"}, {"more": 1})
+
+
 def test_what_the_workdir_lacks_is_named(stopped: Path, tmp_path: Path, convert: Convert) -> None:
     copy = shutil.copytree(stopped, tmp_path / "copy")
     record = json.loads((copy / "classifier.json").read_text())
-    for text in (None, "{", "[]", "{}", json.dumps({**record, "classes": None}), json.dumps({**record, "more": 1})):
+    for text in (None, "{", "[]", "{}", *(json.dumps(record | wrong) for wrong in WRONG)):
         (copy / "classifier.json").unlink() if text is None else (copy / "classifier.json").write_text(text)
         status, _, err = convert(copy, tmp_path / "out")
         assert (status, err.count("\n")) == (2, 1), err
         assert err.startswith(f"error: {copy}/classifier.json: ")
-        assert "Run the command of the run again: it writes the file before its first step" in err
+        assert "Rerun the training command, which writes the file before its first step" in err
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({key: config[key] for key in ("source", "model", "train")}))
+    assert "got no section" in convert(copy, tmp_path / "out")[2]
     assert not (tmp_path / "out").exists()
 
 

@@ -97,6 +97,7 @@ def test_a_damaged_result_is_none(tmp_path: Path) -> None:
         b'{"step": "x", "split": "test", "metrics": {}}',
         b'{"step": 1, "split": "", "metrics": {"a": "b"}}',
     )
-    for damaged in (b"", b"{", b"[]", b'{"step": 1}', another_type, text, b"\xff"):
+    endless = b'{"step": Infinity, "split": "test", "metrics": {}}'
+    for damaged in (b"", b"{", b"[]", b'{"step": 1}', another_type, text, endless, b"\xff"):
         (tmp_path / "result.json").write_bytes(damaged)
         assert read_result(tmp_path, {"seed": 1}) is None
