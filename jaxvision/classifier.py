@@ -21,7 +21,7 @@ from jaxvision.augment import host, on_device
 from jaxvision.augment.decoding import decode, to_rgb
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.create import create_model
-from jaxvision.errors import UserError, unknown_name_error
+from jaxvision.errors import UserError, count, unknown_name_error
 from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
@@ -73,8 +73,10 @@ class Classifier:
         parts = [
             f"{parameter_counts(nnx.state(self.model))[0]:,} parameters",
             f"{height} x {width} pixels",
-            f"{self.model.in_channels} channel{'s' * (self.model.in_channels != 1)}",
-            f"{len(self.classes):,} classes: {first_names(self.classes)}" if self.classes else "no head",
+            count(self.model.in_channels, "channel"),
+            f"{count(len(self.classes), 'class', 'classes')}: {first_names(self.classes)}"
+            if self.classes
+            else "no head",
         ]
         return f"Classifier({self.model.architecture}: {', '.join(parts)})"
 

@@ -58,6 +58,15 @@ def printable_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def count(n: int, noun: str, plural: str | None = None) -> str:
+    """Returns a number of things as text.
+
+    >>> count(1, "image"), count(1234, "image"), count(2, "class", "classes")
+    ('1 image', '1,234 images', '2 classes')
+    """
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
 def _printable_character(character: str) -> str:
     if not _NOT_PRINTABLE.match(character):
         return character
@@ -125,7 +134,7 @@ def missing_package_error(package: str, purpose: str, extra: str) -> MissingPack
 def disk_errors_as_user_errors(folder: Path) -> Iterator[None]:
     """Raises the errors of a full, read-only or failing disk as a `UserError`.
 
-    So it does with a file in `folder` where a folder is expected, and the other way round.
+    Does the same for a file in `folder` where a folder is expected, and for a folder in the place of a file.
 
     Args:
       folder: the folder that is written; named in the message if the error itself does not name a file.
@@ -141,7 +150,8 @@ def disk_errors_as_user_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as e:
         file = e.filename2 or e.filename  # of a file that is renamed into place, the place
-        if e.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST) and str(file).startswith(str(folder)):
+        is_inside = isinstance(file, str) and Path(file).absolute().is_relative_to(folder.absolute())
+        if e.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST) and is_inside:
             raise UserError(f"{file}: {e.strerror}. Remove it, and run the same command again.") from e
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
             raise

@@ -24,6 +24,10 @@ class DamagedCheckpoint(Exception):
     """One checkpoint cannot be read. An older one may be intact."""
 
 
+class OtherProcessTimeout(TimeoutError):
+    """Another process has not written its part in time. A disk that answers too late raises a plain `TimeoutError`."""
+
+
 def has_checksums(folder: epath.Path) -> bool:
     """Returns whether the checkpoint in `folder` was written to its end."""
     return (folder / FILE).exists()
@@ -33,15 +37,15 @@ def write_checksums(folder: epath.Path) -> None:
     """Writes ``checksums.json`` into a complete checkpoint: the path, size and CRC-32 of each of its files.
 
     All processes call it, and each reads the files that it has written. They leave their results in the checkpoint's
-    folder, where process 0 collects them, because a collective operation could meet those of the train step. A process
-    returns when the file exists.
+    folder, where process 0 collects them, because a collective operation could meet those of the train step. Each
+    process returns once ``checksums.json`` exists.
 
     Args:
       folder: the checkpoint. Files that lie directly in it have no checksum.
 
     Raises:
       OSError: a file cannot be read or written, in this process or another.
-      TimeoutError: another process has not finished within ten minutes.
+      OtherProcessTimeout: another process has not finished within ten minutes.
     """
     # Orbax verifies neither its JSON files nor the bytes of arrays, so a flipped bit there would go unnoticed.
     process, count = jax.process_index(), jax.process_count()
@@ -62,7 +66,7 @@ def write_checksums(folder: epath.Path) -> None:
             _wait_for(folder / FILE, parts[process], f"process 0 has not written {FILE}")
         with suppress(OSError):
             parts[process].unlink()
-    except TimeoutError:
+    except OtherProcessTimeout:
         raise
     except OSError as e:
         if count > 1:
@@ -96,7 +100,7 @@ def _write_json(path: epath.Path, value: Any) -> None:
         raise
 
 
-def _wait_for(path: epath.Path, own: epath.Path, otherwise: str) -> None:
+def _wait_for(path: epath.Path, own: epath.Path, timeout_message: str) -> None:
     """Waits for a file that another process writes beside `own`; raises `OSError` if a process has failed."""
     error = own.parent / _ERROR
     end = time.monotonic() + TIMEOUT
@@ -106,7 +110,7 @@ def _wait_for(path: epath.Path, own: epath.Path, otherwise: str) -> None:
         if not own.exists():  # process 0 has removed the checkpoint
             raise FileNotFoundError(f"another process could not write {own.parent}")
         if time.monotonic() > end:
-            raise TimeoutError(f"{otherwise} within {TIMEOUT} seconds")
+            raise OtherProcessTimeout(f"{timeout_message} within {TIMEOUT} seconds")
         time.sleep(0.1)
 
 

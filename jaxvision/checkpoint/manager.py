@@ -189,7 +189,7 @@ class Checkpoints:
         committing.result()
         try:
             checksums.write_checksums(self.directory / str(step))
-        except TimeoutError as e:  # the checkpoint itself is complete
+        except checksums.OtherProcessTimeout as e:  # the checkpoint itself is complete
             self._log(f"the checkpoint of step {step} has no checksums: {e}")
         if jax.process_index() == 0:
             (self.directory.parent / _SAVED).touch()
@@ -229,10 +229,10 @@ class Checkpoints:
     def _discard(self, step: int) -> None:
         """Removes the remains of a checkpoint that could not be written."""
         if jax.process_index() == 0 and self.directory.is_dir():
-            with suppress(FileNotFoundError):  # renamed first, so that no process adds a file while it is removed
+            with suppress(OSError):  # renamed first, so that no process adds a file while it is removed
                 (self.directory / str(step)).rename(self.directory / f"{step}{_UNFINISHED}-0")
             for path in self.directory.iterdir():
-                if path.name.startswith(f"{step}{_UNFINISHED}"):
+                if path.name == str(step) or path.name.startswith(f"{step}{_UNFINISHED}"):
                     path.rmtree(missing_ok=True)
         self._put_replaced_back()
 
@@ -304,8 +304,8 @@ class Checkpoints:
             return restored
         if damaged and step != "newest":
             raise UserError(
-                f"cannot read the requested checkpoint in {self.directory} ({damaged[0]}). "
-                f"It holds the steps {self.steps()}."
+                f"{self.directory}: cannot read the checkpoint of {damaged[0]}. Choose another of the steps "
+                f"{', '.join(map(str, self.steps()))}."
             )
         if damaged:
             raise UserError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxvision.cli.arguments import add_overwrite_argument, check_new, load_model, path_argument, warn
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, count
 
 if TYPE_CHECKING:
     from jaxvision.classifier import Classifier
@@ -83,7 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
         save_classifier(output, classifier)
     of_step = "" if step is None else f", step {step:,} of {arguments.model}"
     model = classifier.model
-    print(f"{output}: {model.architecture} with {model.num_classes} classes{of_step}, in timm's format")
+    print(
+        f"{output}: {model.architecture} with {count(model.num_classes, 'class', 'classes')}{of_step}, in timm's format"
+    )
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Classifier, int | None]:

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from jaxvision.cli.arguments import path_argument, split_overrides
+from jaxvision.errors import count
 
 HELP = "predict the memory and time of a config's train step on TPUs or a GPU, before renting them"
 EXAMPLES = """examples:
@@ -141,7 +142,6 @@ def _print_plan(name: str, answer: Any) -> None:
     from rich.console import Console
 
     from jaxvision.parallel.mesh import mesh_text
-    from jaxvision.report.wording import count
 
     console, plan = Console(highlight=False, soft_wrap=True), answer.plans[0]
     devices, mesh = math.prod(plan.mesh.values()), mesh_text(plan.mesh, zero1=plan.zero1)

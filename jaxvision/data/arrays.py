@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxvision.data.source import Example
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, count
 
 
 class ArraySource:
@@ -32,8 +32,8 @@ class ArraySource:
     def __init__(self, images: np.ndarray, labels: np.ndarray, *, classes: Sequence[str], name: str):
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise UserError(
-                f"{name}: got images {images.dtype} {list(images.shape)} and {len(labels)} "
-                f"label{'s' * (len(labels) != 1)}, expected images uint8 [n, h, w, c] and n labels."
+                f"{name}: got images {images.dtype} {list(images.shape)} and "
+                f"{count(len(labels), 'label')}, expected images uint8 [n, h, w, c] and n labels."
             )
         labels = np.asarray(labels)
         if labels.dtype.kind not in "iu":

@@ -28,7 +28,7 @@ from jaxvision.data.reading import (
 )
 from jaxvision.data.source import Source
 from jaxvision.data.workers import ReadEvalBatch, ReadTrainBatch
-from jaxvision.errors import UserError, printable
+from jaxvision.errors import UserError, count, printable
 
 _PROBES = 16  # images that are checked for a common shape before the whole dataset is read
 _CHUNK = 512  # examples per read when a whole dataset is read
@@ -134,10 +134,10 @@ class Dataset(ABC):
                 self.log(printable(f"skipped the damaged image {where}: {reason}"))
             if len(self.corrupt) > self.max_corrupt:
                 named = "; ".join(f"{where} ({reason})" for where, reason in list(self.corrupt.values())[:5])
-                n, them = len(self.corrupt), "them" if len(self.corrupt) > 1 else "it"
+                damaged = count(len(self.corrupt), "damaged image")
                 raise UserError(
-                    f"{self.source.name}: got {n} damaged image{'s' * (n > 1)}, expected at most data.max_corrupt="
-                    f"{self.max_corrupt}: {named}. Repair or remove {them}, or raise data.max_corrupt."
+                    f"{self.source.name}: got {damaged}, expected at most data.max_corrupt="
+                    f"{self.max_corrupt}: {named}. Repair or remove damaged images, or raise data.max_corrupt."
                 )
 
     def _why_corrupt(self, index: int) -> str:

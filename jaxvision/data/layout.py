@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxvision.data.walk import ending_of, image_endings, is_hidden, walk_images
-from jaxvision.errors import UserError, unknown_name_error
+from jaxvision.errors import UserError, count, unknown_name_error
 
 LAYOUTS = ("classes", "splits")
 
@@ -101,7 +101,7 @@ def decide(root: Path, layout: str | None = None, *, option: str, classes: Colle
     if layout not in (None, *LAYOUTS):
         raise unknown_name_error(option.removeprefix("--"), str(layout), LAYOUTS)
     names = subfolders(root)
-    one_each = f"{root}: read as {len(names):,} class{'es' * (len(names) != 1)}, one for each folder"
+    one_each = f"{root}: read as {count(len(names), 'class', 'classes')}, one for each folder"
     if layout == "classes" or (layout is None and not any(map(split_of, names))):
         return Layout({}, one_each)
     folders = {name: _look_into(root / name) for name in names}

@@ -7,6 +7,7 @@ guard its main part with ``if __name__ == "__main__":``, as always with Python's
 
 from __future__ import annotations
 
+import errno
 import functools
 import multiprocessing
 import os
@@ -28,6 +29,14 @@ from jaxvision.parallel.cores import default_workers, usable_cores
 
 Batch = dict[str, np.ndarray]  # image uint8 [b, h, w, c], label int32 [b], index int32 [b], mask bool [b]
 Task = Callable[[int], Batch]  # number -> batch
+
+
+#: Errors of the system that fewer workers avoid -> what else does.
+_SHORTAGES = {
+    errno.ENOMEM: "",
+    errno.EMFILE: ", or raise the limit of open files with: ulimit -n 65536",
+    errno.ENFILE: ", or raise the limit of open files of this machine",
+}
 
 
 class WorkerPool:
@@ -62,7 +71,7 @@ class WorkerPool:
           stop: one past the last number.
 
         Raises:
-          UserError: a worker process was killed, or there is too little memory.
+          UserError: a worker process was killed, or there is too little memory or there are too many open files.
         """
         if stop <= start:
             return
@@ -85,10 +94,13 @@ class WorkerPool:
                     "the end. If it printed no error, the machine probably ran out of memory: set data.workers or "
                     "data.batch_size lower. Run the same command to resume."
                 ) from None
-            except MemoryError as e:
+            except (MemoryError, OSError) as e:
+                if isinstance(e, OSError) and e.errno not in _SHORTAGES:
+                    raise
                 raise UserError(
-                    "data.workers: got too little memory to read a batch of images. Set data.workers or "
-                    "data.batch_size lower. Run the same command to resume."
+                    f"data.workers: cannot read a batch of images ({str(e) or 'not enough memory'}). Set data.workers or "
+                    f"data.batch_size lower{_SHORTAGES.get(getattr(e, 'errno', None), '')}. Run the same command to "
+                    "resume."
                 ) from e
 
     def close(self) -> None:
@@ -131,7 +143,7 @@ class _RemoteBatch:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._sizes = executor.submit(_write_batch, task, sizes, number, self._file.place)
-        except BrokenProcessPool:
+        except BaseException:
             self._file.close()
             raise
         finally:

@@ -16,7 +16,7 @@ from jaxvision.analysis.saliency import explain, overlay
 from jaxvision.augment import host, on_device
 from jaxvision.classifier import Classifier
 from jaxvision.data.dataset import Dataset
-from jaxvision.errors import printable
+from jaxvision.errors import count, printable
 from jaxvision.eval.metrics import Evaluation
 
 
@@ -132,7 +132,7 @@ def headline(result: Evaluation) -> dict[str, float]:
 def notes_on(data: Mapping[str, Dataset]) -> list[str]:
     """Returns a note for each split of the data in which damaged images were skipped."""
     return [
-        f"skipped {len(images.corrupt)} damaged image{'s' * (len(images.corrupt) > 1)} of the {name} data: "
+        f"skipped {count(len(images.corrupt), 'damaged image')} of the {name} data: "
         + ", ".join(where for where, _ in list(images.corrupt.values())[:5])
         for name, images in data.items()
         if images.corrupt

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, count
 
 #: Names of the mesh axes. The devices along ``tensor`` share the work on the same images.
 AXES = ("data", "fsdp", "tensor")
@@ -49,7 +49,7 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
     known = math.prod(size for size in axes.values() if size != -1)
     if len(devices) % known or (-1 not in axes.values() and known != len(devices)):
         raise UserError(
-            f"mesh: {requested} does not tile {len(devices)} device{'s' * (len(devices) != 1)}. Set one axis to -1, "
+            f"mesh: {requested} does not tile {count(len(devices), 'device')}. Set one axis to -1, "
             "which takes the devices that the others leave."
         )
     sizes = [len(devices) // known if size == -1 else size for size in axes.values()]
@@ -148,7 +148,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, what: str, accumulate: int 
     if batch_size % parts:
         lower = batch_size // parts * parts
         nearest = f"{lower} or {lower + parts}" if lower > 0 else f"{parts}"
-        by = f"{n} device{'s' * (n != 1)}" + (f" times {accumulate} microbatches" if accumulate > 1 else "")
+        by = count(n, "device") + (f" times {accumulate} microbatches" if accumulate > 1 else "")
         raise UserError(f"{what}: got {batch_size}, expected a multiple of {by}. The nearest: {nearest}.")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from jaxvision.errors import count
 from jaxvision.plan.chips import GIB, memory_fraction
 from jaxvision.plan.roofline import Plan
-from jaxvision.report.wording import count
 
 
 @dataclass(frozen=True)

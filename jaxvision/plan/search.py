@@ -83,8 +83,10 @@ def _next_batch(known: dict[int, float], limit: float) -> int:
         guess = late if late <= 1.25 * early else min(max(early, 8 * low), late)
     else:
         guess = crossing(0, low)
-        if guess < 1.5 * low or guess == math.inf:  # it may be the constant that takes nearly all of the memory
+        if guess < 1.5 * low:  # it may be the constant that nearly reaches the limit
             guess = 8 * low
+    if guess == math.inf:  # the line through `empty` is flat, or falls
+        guess = 8 * low
     return max(_round_down(guess), low)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxvision import errors
 from jaxvision.report import wording
 from jaxvision.report.markup import Markup, tag
 
@@ -108,7 +109,7 @@ def reliability_diagram(confidence: np.ndarray, accuracy: np.ndarray, count: np.
     for i in np.flatnonzero(count):
         low, high = edges[i], edges[i + 1]
         tip = (
-            f"confidence {low:.2f} to {high:.2f}\n{wording.count(int(count[i]), 'image')} ({100 * share[i]:.1f} %)\n"
+            f"confidence {low:.2f} to {high:.2f}\n{errors.count(int(count[i]), 'image')} ({100 * share[i]:.1f} %)\n"
             f"mean confidence {100 * confidence[i]:.1f} %\naccuracy {100 * accuracy[i]:.1f} %"
         )
         gap = sorted((confidence[i], accuracy[i]))

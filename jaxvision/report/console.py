@@ -14,6 +14,7 @@ import rich.console
 from rich.live import Live
 from rich.text import Text
 
+from jaxvision.errors import count
 from jaxvision.report import machine, wording
 from jaxvision.report.progress import Progress
 from jaxvision.report.terminal import Terminal, is_terminal
@@ -111,7 +112,7 @@ class Console:
         """
         rows = [("parameters", wording.parameters(parameters, trainable))]
         splits = ", ".join(f"{n:,} {split}" for split, n in (data or {}).items())
-        name = ", ".join(filter(None, [dataset, wording.count(classes, "class", "classes") if classes else ""]))
+        name = ", ".join(filter(None, [dataset, count(classes, "class", "classes") if classes else ""]))
         if described := ": ".join(text for text in (name, splits) if text):
             rows.append(("data", described))
         rows.append(("devices", devices or machine.devices()))
@@ -121,9 +122,8 @@ class Console:
         if steps:
             text = f"{steps:,}"
             if epochs and steps_per_epoch:
-                each = wording.epochs(steps_per_epoch)
-                text += f" ({wording.epochs(epochs)} epoch{'s' * (wording.epochs(epochs) != '1')} of "
-                text += f"{each} step{'s' * (each != '1')})"
+                number, each = wording.epochs(epochs), wording.epochs(steps_per_epoch)
+                text += f" ({number} epoch{'s' * (number != '1')} of {each} step{'s' * (each != '1')})"
             if first_step:
                 text += f", resuming after step {first_step:,}"
             rows.append(("steps", text))

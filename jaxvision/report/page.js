@@ -27,6 +27,9 @@ function formatted(form, y) {
   return Math.abs(y) >= 1000 ? Math.round(y).toLocaleString("en") : String(Number(y.toPrecision(4)));
 }
 
+// As `epochs` in wording.py.
+const epochs = (x) => x < 0.1 ? Number(x.toPrecision(2)) : Math.floor(10 * x + 1e-6) / 10;
+
 function nearest(xs, x) {
   let low = 0, high = xs.length - 1;
   while (high - low > 1) {
@@ -58,7 +61,7 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
     // The point nearest to the pointer determines the step. Other lines are shown if they have a point there.
     const candidates = chart.lines.map((line) => line.x[nearest(line.x, pointed)]);
     const step = candidates.reduce((a, b) => Math.abs(b - pointed) < Math.abs(a - pointed) ? b : a);
-    const text = [`step ${step.toLocaleString("en")}` + (chart.epochs ? ` · epoch ${Math.floor(step * chart.epochs * 10 + 1e-6) / 10}` : "")];
+    const text = [`step ${step.toLocaleString("en")}` + (chart.epochs ? ` · epoch ${epochs(step * chart.epochs)}` : "")];
     mark("cross", (step - x0) / (x1 - x0));
     for (const line of chart.lines) {
       const i = nearest(line.x, step), y = line.y[i];

@@ -59,15 +59,6 @@ def value(name: str, x: float | None) -> str:
     return f"{x:,.0f}" if x == int(x) and abs(x) < 1e15 else f"{x:.4g}"
 
 
-def count(n: int, noun: str, plural: str | None = None) -> str:
-    """Returns a number of things as text.
-
-    >>> count(1, "image"), count(1234, "image"), count(2, "class", "classes")
-    ('1 image', '1,234 images', '2 classes')
-    """
-    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
-
-
 def epochs(x: float) -> str:
     """Returns a number of completed epochs as text, rounded down to a decimal; below 0.1 to two digits.
 

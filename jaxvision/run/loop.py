@@ -16,12 +16,11 @@ from flax import nnx
 from jaxvision import report
 from jaxvision.checkpoint import Checkpoint, Checkpoints
 from jaxvision.data.pipeline import blank_batch
-from jaxvision.errors import Preempted
+from jaxvision.errors import Preempted, count
 from jaxvision.eval.metrics import Evaluation
 from jaxvision.eval.page import headline
 from jaxvision.eval.split import share_damaged
 from jaxvision.parallel.mesh import shard_batch
-from jaxvision.report import wording
 from jaxvision.run.context import RunContext
 from jaxvision.run.not_finite import NonFiniteSteps, fetch_metrics, mean_metrics
 from jaxvision.train.state import evaluated_state
@@ -141,8 +140,7 @@ class TrainingLoop:
         self._batches.close()  # frees the memory that the workers share
         if self.step < run.steps:
             run.console.note(
-                f"stopped early: {wording.count(self.patience.waited, 'evaluation')} without a better "
-                f"{run.decisive_metric}"
+                f"stopped early: {count(self.patience.waited, 'evaluation')} without a better {run.decisive_metric}"
             )
 
     def take_state(self) -> nnx.State:

@@ -18,11 +18,10 @@ from jaxvision.data.dataset import Dataset
 from jaxvision.data.pool import Batch
 from jaxvision.data.prefetch import prefetch
 from jaxvision.data.source import names_checksum
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, count
 from jaxvision.parallel import distributed
 from jaxvision.parallel.mesh import mesh_text, shard_batch
 from jaxvision.parallel.rules import state_bytes
-from jaxvision.report.wording import count
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
 from jaxvision.run.not_finite import NonFiniteSteps
@@ -132,7 +131,7 @@ def _differences(before: dict[str, int], now: dict[str, int]) -> str:
         return f"{before['images']:,} images then, {n:,} now{others}"
     words = {"classes": "other classes", "labels": "other labels", "files": "other files or another order of them"}
     changed = [text for key, text in words.items() if before[key] != now[key]]
-    return f"{n:,} image{'s' * (n != 1)} then and now, but {', '.join(changed)}"
+    return f"{count(n, 'image')} then and now, but {', '.join(changed)}"
 
 
 def _train_batches(run: RunContext, first_step: int) -> Iterator[Batch]:

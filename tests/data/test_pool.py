@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -138,6 +139,30 @@ def test_a_killed_worker_is_one_line(count):
         check(next(pool.run_ahead(Count(), 7, 8)), 7)
     gc.collect()
     assert open_files() <= before
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), r"\(not enough memory\)\. Set data\.workers or data\.batch_size lower\. Run the same command"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), r"Cannot allocate memory\)\. Set data\.workers or"),
+        (OSError(errno.EMFILE, "Too many open files"), r"Too many open files\)\. .* or raise the limit .* ulimit -n"),
+    ],
+)
+def test_shortages_of_the_machine_are_one_line(error, message, monkeypatch):
+    """A batch that cannot be read or be passed on, because of memory or open files."""
+
+    def fail(*_):
+        raise error
+
+    with WorkerPool(0) as pool, pytest.raises(UserError, match=message):
+        next(pool.run_ahead(fail, 0, 2))
+    with WorkerPool(1) as pool:
+        batches = pool.run_ahead(Count(), 0, 9)
+        next(batches)
+        monkeypatch.setattr("jaxvision.data.pool.SharedFile", fail)
+        with pytest.raises(UserError, match=message):
+            list(batches)
 
 
 def test_close_does_not_wait_for_a_read_that_hangs():
