@@ -285,10 +285,7 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
     if os.path.isdir(folder):  # unlike Path.is_dir, it does not raise for a name that no file can have
         export = read_export(folder) or read_export(folder / "export")
         if export is None:
-            raise UserError(
-                f"{source}: found no export/config.json. Let the run finish, or export a checkpoint of it: jaxvision "
-                f"convert {source} FOLDER"
-            )
+            raise _no_export_error(folder, str(source))
         return _load_export(export, checkpoint_path, options)
     if os.path.isfile(folder) or ("/" in str(source) and not catalog.is_on_hub(str(source))):
         raise UserError(
@@ -303,6 +300,17 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
             del options["num_classes"]
         return _load_export(export, None, options)
     return _load_by_name(str(source), entry, checkpoint_path, options)
+
+
+def _no_export_error(folder: Path, source: str) -> UserError:
+    where = f"{source}: found no export/config.json"
+    if os.path.isdir(folder / "checkpoints"):
+        return UserError(
+            f"{where}. Let the run finish, or export a checkpoint of it: jaxvision convert {source} FOLDER"
+        )
+    if os.path.isfile(folder / "metrics.jsonl"):
+        return UserError(f"{where}, and the run has saved no checkpoint yet. Rerun the training command.")
+    return UserError(f"{where}, expected the workdir of a finished run or a folder with config.json and weights.")
 
 
 def _load_by_name(

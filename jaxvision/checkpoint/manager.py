@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN, PreservationPolicy
 
 from jaxvision.checkpoint import checksums
 from jaxvision.checkpoint.checksums import DamagedCheckpoint
@@ -53,6 +53,23 @@ class Checkpoint(NamedTuple):
     state: Any
     position: dict[str, Any]
     metrics: dict[str, float]
+
+
+class _FirstBest(PreservationPolicy):
+    """Keeps the best checkpoint, the first of equals. Orbax's own policy keeps the last one.
+
+    Args:
+      score: metrics -> a number, higher for a better checkpoint.
+    """
+
+    def __init__(self, score: Callable[[Any], float]):
+        self._score = score
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        scores = [self._score(checkpoint.metrics or {}) for checkpoint in checkpoints]
+        best = max(scores, default=-math.inf)
+        first = scores.index(best) if best > -math.inf else None
+        return [i == first for i in range(len(scores))]
 
 
 class Checkpoints:
@@ -127,7 +144,7 @@ class Checkpoints:
             _wait_for_all_processes("opened")
         policies = [LatestN(keep)]
         if best is not None:
-            policies.append(BestN(n=1, get_metric_fn=self._score, keep_checkpoints_without_metrics=False))
+            policies.append(_FirstBest(self._score))
         self._manager = OrbaxManager(
             self.directory,
             log=log,
@@ -262,10 +279,10 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Returns the step of the best checkpoint, the newest of equals; None if no checkpoint has the metric."""
-        scores = [(self._score(self._manager.metrics(step)), step) for step in self.steps()]
-        score, step = max(scores, default=(-math.inf, None))
-        return None if score == -math.inf else step
+        """Returns the step of the best checkpoint, the first of equals; None if no checkpoint has the metric."""
+        scores = {step: self._score(self._manager.metrics(step)) for step in self.steps()}
+        best = max(scores, key=scores.__getitem__, default=None)
+        return None if best is None or scores[best] == -math.inf else best
 
     def restore(
         self, abstract: Any, shardings: Any, *, step: int | str = "newest", subset: bool = False

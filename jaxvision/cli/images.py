@@ -57,7 +57,7 @@ class ImageInputs:
             _print_error(problem)
 
     def _find(self, path: Path) -> None:
-        from jaxvision.data.walk import ignored_text, walk_images
+        from jaxvision.data.walk import PHOTOS, ignored_text, walk_images
 
         if not os.path.isdir(path):  # unlike Path.is_dir, it does not raise for a path that no file can have
             if os.path.exists(path):
@@ -72,7 +72,7 @@ class ImageInputs:
         if len(self.files) == before:
             only = f" (only {ignored})" if ignored else ""
             self._problems.append(f"{path}: got a folder without images{only}, expected files such as *.jpg or *.png.")
-        elif any(kind.startswith("unreadable") for kind in walk.ignored):
+        elif any(kind in PHOTOS or kind.startswith("unreadable") for kind in walk.ignored):
             self._problems.append(f"{path}: ignored {ignored}")
         elif ignored:
             warn(f"{path}: ignored {ignored}")

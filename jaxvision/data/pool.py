@@ -99,7 +99,7 @@ class WorkerPool:
                     raise
                 raise UserError(
                     f"data.workers: cannot read a batch of images ({str(e) or 'not enough memory'}). Set data.workers or "
-                    f"data.batch_size lower{_SHORTAGES.get(getattr(e, 'errno', None), '')}. Run the same command to "
+                    f"data.batch_size lower{_SHORTAGES.get(getattr(e, 'errno', 0), '')}. Run the same command to "
                     "resume."
                 ) from e
 

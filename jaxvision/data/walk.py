@@ -15,7 +15,7 @@ _FORMATS = {"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM"
 
 # Kinds of files that may hold images and are not read: what to do with them, and their endings.
 _UNSUPPORTED = {
-    "HEIC": ("not supported, convert them with: mogrify -format jpg *.heic", (".heic", ".heif", ".hif")),
+    "HEIC": ("not supported, convert them with ImageMagick: mogrify -format jpg {pattern}", (".heic", ".heif", ".hif")),
     "raw": (
         "not supported, convert them, for example with darktable-cli",
         (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"),
@@ -29,6 +29,8 @@ _UNSUPPORTED = {
     "document": ("not supported, export them as PNG", (".psd", ".svg", ".pdf", ".eps", ".ai", ".xcf")),
     "archive": ("not supported, unpack them", (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".bz2", ".xz")),
 }
+#: Those of them that are photographs for certain.
+PHOTOS = ("HEIC", "raw", "JPEG XL", "AVIF")
 _KIND = {ending: kind for kind, (_, endings) in _UNSUPPORTED.items() for ending in endings}
 
 # Folders that operating systems and storage devices create, some with thumbnails of the images next to them.
@@ -237,10 +239,16 @@ def advice(name: str) -> str:
     """Returns what to do about a file that is not supported, as a sentence, or an empty text.
 
     >>> advice("IMG_1.HEIC"), advice("photo.jpg")
-    ('HEIC: not supported, convert them with: mogrify -format jpg *.heic', '')
+    ('HEIC: not supported, convert them with ImageMagick: mogrify -format jpg *.HEIC', '')
     """
     kind = _KIND.get(ending_of(name)) if ending_of(name) not in image_endings() else None
-    return f"{kind}: {_UNSUPPORTED[kind][0]}" if kind else ""
+    return f"{kind}: {_fix(kind, name)}" if kind else ""
+
+
+def _fix(kind: str, example: str) -> str:
+    """Returns what to do about files of an unsupported kind; the commands are for the folder of the example."""
+    folder, name = os.path.split(example)
+    return _UNSUPPORTED[kind][0].format(pattern=os.path.join(folder, f"*{os.path.splitext(name)[1]}"))
 
 
 def ignored_text(ignored: Mapping[str, Ignored]) -> str:
@@ -251,7 +259,7 @@ def ignored_text(ignored: Mapping[str, Ignored]) -> str:
     """
     parts = []
     for kind, found in sorted(ignored.items(), key=lambda row: (-row[1].count, row[0])):
-        advice = f"; {_UNSUPPORTED[kind][0]}" if kind in _UNSUPPORTED else ""
+        advice = f"; {_fix(kind, found.example)}" if kind in _UNSUPPORTED else ""
         such_as = "such as " if found.count > 1 else ""
         parts.append(f"{kind}: {found.count:,} ({such_as}{found.example}{advice})")
     return ", ".join(parts)

@@ -61,7 +61,7 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
         checkpoints.wait()
     run.preemption.nothing_to_lose()
     chosen = Chosen(evaluated_state(loop.take_state()), loop.step, loop.evaluation)
-    reason = f"the newest with the best {run.decisive_metric} on the validation data"
+    reason = f"the best {run.decisive_metric} on the validation data"
     if run.watched_split != "validation":  # choosing by the test data would make its result too good
         reason = "the last: no validation data to choose by"
     elif run.config.checkpoint.best is None:

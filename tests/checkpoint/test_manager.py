@@ -118,22 +118,22 @@ def test_keeps_the_newest_and_the_best(tmp_path: Path, mode: str, kept: list[int
         assert checkpoints.steps() == sorted({60, 70, best})
 
 
-def test_the_newest_of_equals_is_the_best(tmp_path: Path) -> None:
+def test_the_first_of_equals_is_the_best(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         for step, top1 in ((1, 0.5), (2, 0.5), (3, 0.4), (4, 0.3)):
             checkpoints.save(step, STATE, position={}, metrics={"top1": top1})
             checkpoints.wait()
-            assert checkpoints.best_step() == min(step, 2)
-        assert checkpoints.steps() == [2, 4]
+            assert checkpoints.best_step() == 1
+        assert checkpoints.steps() == [1, 4]
         for step, top1 in ((5, math.nan), (6, math.inf)):
             checkpoints.save(step, STATE, position={}, metrics={"top1": top1})
-        assert checkpoints.best_step() == 2
+        assert checkpoints.best_step() == 1
     with Checkpoints(tmp_path, best=None) as checkpoints:
         assert checkpoints.best_step() is None
     with Checkpoints(tmp_path, best_mode="min") as checkpoints:
         checkpoints.save(7, STATE, position={}, metrics={"top1": 0.6})
-        assert checkpoints.best_step() == 2
-        checkpoints.save(8, STATE, position={}, metrics={"top1": 0.5})
+        assert checkpoints.best_step() == 1
+        checkpoints.save(8, STATE, position={}, metrics={"top1": 0.4})
         checkpoints.wait()
         assert checkpoints.best_step() == 8
 

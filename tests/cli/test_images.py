@@ -81,7 +81,7 @@ def test_nothing_that_can_be_read_is_a_mistake(capsys: pytest.CaptureFixture, ex
     assert (status, out) == (2, "")
     bad, heic = err.splitlines()
     assert "x.jpg: not an image, or one of a kind that Pillow cannot read" in bad
-    assert heic.endswith(" bytes). HEIC: not supported, convert them with: mogrify -format jpg *.heic")
+    assert heic.endswith(" bytes). HEIC: not supported, convert them with ImageMagick: mogrify -format jpg *.heic")
 
 
 def test_a_folder_is_walked_as_for_training(capsys: pytest.CaptureFixture, export: Path, images: Path) -> None:
@@ -91,11 +91,11 @@ def test_a_folder_is_walked_as_for_training(capsys: pytest.CaptureFixture, expor
     (images / "b" / "IMG.HEIC").touch()
     Image.new("RGB", (9, 9)).save(images / "cat.jpg" / "X.TIFF")
     status, out, err = run(capsys, "predict", "-m", export, images)
-    assert status == 0
+    assert status == 1  # a photograph has no prediction
     assert predicted(out) == ["1.png", "caf\\xe9.png", "1.png", "X.TIFF"]
     assert err == (
-        f"warning: {images}: ignored HEIC: 1 (b/IMG.HEIC; not supported, convert them with: mogrify -format jpg "
-        "*.heic), hidden: 1 (a/._1.png), link to a parent folder: 1 (a/loop)\n"
+        f"error: {images}: ignored HEIC: 1 (b/IMG.HEIC; not supported, convert them with ImageMagick: mogrify -format "
+        "jpg b/*.HEIC), hidden: 1 (a/._1.png), link to a parent folder: 1 (a/loop)\n"
     )
 
 

@@ -231,7 +231,7 @@ def test_the_best_evaluation_is_marked_by_the_metric_of_the_config(mine: str, ca
     assert status == 0, err
     evaluations = [line for line in out.splitlines() if line.startswith("validation at step")]
     assert ["best" in line for line in evaluations] == [True, False]
-    assert "exporting the model of step 2, the newest with the best fewer on the validation data" in out
+    assert "exporting the model of step 2, the best fewer on the validation data" in out
 
 
 #: The module above as a config file.

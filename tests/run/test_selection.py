@@ -62,7 +62,7 @@ def test_the_direction_of_best_is_that_of_the_metric(
     seen = list(values.values())
     is_new = [seen[i] == better(seen[: i + 1]) and seen[i] not in seen[:i] for i in range(6)]
     assert starred == [step for step, new in zip(values, is_new, strict=True) if new]
-    exported = int(re.search(rf"exporting the model of step (\d+), the newest with the best {metric} on the", out)[1])
+    exported = int(re.search(rf"exporting the model of step (\d+), the best {metric} on the", out)[1])
     assert exported == max(step for step, value in values.items() if value == best)
     assert result["count"] == 359  # the test data
 
@@ -76,7 +76,7 @@ def test_a_metric_of_your_own_states_its_direction(tmp_path: Path, capsys: pytes
     out = capsys.readouterr().out
     assert [line["growing"] for line in evaluations(tmp_path)] == [1, 2, 3, 4]  # the first is the best: three more
     assert "stopped early: 3 evaluations without a better growing" in out
-    assert "exporting the model of step 1, the newest with the best growing on the validation data" in out
+    assert "exporting the model of step 1, the best growing on the validation data" in out
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support.quick import quick
 
 from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
@@ -20,6 +21,7 @@ from jaxvision.data import open_source
 from jaxvision.errors import UserError
 from jaxvision.eval import evaluate
 from jaxvision.run import config
+from jaxvision.run.workdir import write_config
 
 SOURCE = {"test_fraction": 0.5, "validation_fraction": 0.2}
 
@@ -131,6 +133,14 @@ def test_what_the_workdir_lacks_is_named(stopped: Path, tmp_path: Path, convert:
     (copy / "config.json").write_text(json.dumps({key: config[key] for key in ("source", "model", "train")}))
     assert "got no section" in convert(copy, tmp_path / "out")[2]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_convert(tmp_path: Path, convert: Convert) -> None:
+    write_config(tmp_path / "run", quick("resnet"))
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    status, _, err = convert(tmp_path / "run", tmp_path / "out")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "the run has saved no checkpoint yet. Rerun the training command." in err
 
 
 def test_what_needs_a_result_names_the_command(stopped: Path) -> None:
