@@ -130,6 +130,21 @@ def missing_package_error(package: str, purpose: str, extra: str) -> MissingPack
     )
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Returns whether JAX raised an error because the communication with another process failed.
+
+    JAX raises several classes for it, so the text decides: a status of gRPC, and a word for communication.
+
+    >>> is_lost_connection(ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"))
+    True
+    >>> is_lost_connection(RuntimeError("the database refused the connection"))
+    False
+    """
+    text = str(error)
+    has_status = re.search(r"\b(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ", text)
+    return bool(has_status and re.search(r"Gloo|NCCL|UNAVAILABLE|onnection|eartbeat", text))
+
+
 @contextmanager
 def disk_errors_as_user_errors(folder: Path) -> Iterator[None]:
     """Raises the errors of a full, read-only or failing disk as a `UserError`.

@@ -28,7 +28,7 @@ from jaxvision.checkpoint import checksums
 from jaxvision.checkpoint.checksums import DamagedCheckpoint
 from jaxvision.checkpoint.orbax_manager import OrbaxManager, short_reason, silence_orbax
 from jaxvision.checkpoint.shapes import check_shapes, leaf_shapes
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, is_lost_connection
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished
 _REPLACED = ".aside"  # suffix of a checkpoint while the same step is written again
@@ -234,6 +234,8 @@ class Checkpoints:
 
     def _raise_failure(self, step: int, failure: BaseException | None) -> NoReturn:
         """Removes the remains of a checkpoint that could not be written, and raises the error."""
+        if failure is not None and is_lost_connection(failure):
+            raise failure  # not the fault of the disk
         self._discard(step)
         intact = self.steps()
         raise UserError(

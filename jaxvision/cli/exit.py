@@ -6,7 +6,6 @@ import errno
 import io
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -16,7 +15,14 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from jaxvision.errors import Preempted, UserError, memory_errors_as_user_errors, printable, printable_line
+from jaxvision.errors import (
+    Preempted,
+    UserError,
+    is_lost_connection,
+    memory_errors_as_user_errors,
+    printable,
+    printable_line,
+)
 
 SOME_FAILED = 1
 MISTAKE = 2
@@ -99,6 +105,8 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    if status == Preempted.STATUS:  # Python restores the default handlers while it exits, but not this one
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(status)
 
 
@@ -116,12 +124,9 @@ def _is_distributed() -> bool:
 
 def _exit_distributed(error: Exception) -> NoReturn:
     """Prints an error and ends this process, one of several."""
-    import jax
-
     from jaxvision.parallel import distributed
 
-    is_lost = re.search(r"Gloo|NCCL|UNAVAILABLE|onnection|eartbeat", str(error))
-    if is_lost and isinstance(error, jax.errors.JaxRuntimeError):
+    if is_lost_connection(error):
         time.sleep(1)  # so that a log of all processes shows the process that failed first
         print(f"error: {_lost_connection_text(distributed.lost_processes(), error)}", file=sys.stderr)
         distributed.exit_without_shutdown(1)

@@ -97,10 +97,10 @@ class WorkerPool:
             except (MemoryError, OSError) as e:
                 if isinstance(e, OSError) and e.errno not in _SHORTAGES:
                     raise
+                reason, more = str(e) or "not enough memory", _SHORTAGES.get(getattr(e, "errno", 0), "")
                 raise UserError(
-                    f"data.workers: cannot read a batch of images ({str(e) or 'not enough memory'}). Set data.workers or "
-                    f"data.batch_size lower{_SHORTAGES.get(getattr(e, 'errno', 0), '')}. Run the same command to "
-                    "resume."
+                    f"data.workers: cannot read a batch of images ({reason}). Set data.workers or data.batch_size "
+                    f"lower{more}. Run the same command to resume."
                 ) from e
 
     def close(self) -> None:
