@@ -68,7 +68,7 @@ def write_checksums(folder: epath.Path) -> None:
             parts[process].unlink()
     except OtherProcessTimeout:
         raise
-    except OSError as e:
+    except Exception as e:
         if count > 1:
             with suppress(OSError):  # process 0 may have removed the folder
                 _write_json(folder / _ERROR, str(e))

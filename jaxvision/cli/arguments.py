@@ -63,13 +63,13 @@ def load_model(arguments: argparse.Namespace) -> Classifier:
 
 
 def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--overwrite``; `check_new` reads it."""
+    """Adds ``--overwrite``; `check_not_overwriting` reads it."""
     parser.add_argument(
         "--overwrite", action="store_true", help="replace output files that exist (default: refuse to replace them)"
     )
 
 
-def check_new(files: Iterable[Path], arguments: argparse.Namespace) -> None:
+def check_not_overwriting(files: Iterable[Path], arguments: argparse.Namespace) -> None:
     """Checks, before anything is computed, that a command replaces no file unless ``--overwrite`` is given.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jaxvision.cli.arguments import (
     add_model_arguments,
     add_overwrite_argument,
-    check_new,
+    check_not_overwriting,
     load_model,
     path_argument,
     warn,
@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show the attention of the class token in this layer of a ViT, -1 for the last "
         "(default: attention rollout over all layers of a ViT, Grad-CAM for a convnet)",
     )
-    parser.add_argument("--label", help="explain this class with Grad-CAM (default: the predicted class)")
+    parser.add_argument(
+        "--label",
+        help="explain this class with Grad-CAM; only for convolutional networks (default: the predicted class)",
+    )
     parser.add_argument(
         "--output",
         "-o",
@@ -68,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_accelerator(warn)
     inputs = ImageInputs(arguments.images)
     outputs = _output_files(inputs.files, arguments.output)
-    check_new(outputs.values(), arguments)
+    check_not_overwriting(outputs.values(), arguments)
     classifier = load_model(arguments)
     forward = jax.jit(lambda model, images: classifier.to_probabilities(model(images)))
     coarse = None

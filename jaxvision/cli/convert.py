@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxvision.cli.arguments import add_overwrite_argument, check_new, load_model, path_argument, warn
+from jaxvision.cli.arguments import add_overwrite_argument, check_not_overwriting, load_model, path_argument, warn
 from jaxvision.errors import UserError, count
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{output} is the workdir of a run, and convert would overwrite its config.json. Choose another folder."
         )
     is_file = output.suffix == ".safetensors"
-    check_new([output] if is_file else [output / "model.safetensors", output / "config.json"], arguments)
+    check_not_overwriting([output] if is_file else [output / "model.safetensors", output / "config.json"], arguments)
     classifier, step = _load(arguments)
     if is_file:
         save_timm(classifier.model, output)

@@ -198,9 +198,9 @@ class Model(nnx.Module):
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
         """Replaces the head by a newly initialized one, in place; the other parameters are kept.
 
-        Make views afterwards: a view that holds the previous head raises when it is called. Two things do not notice
-        the new head, because they share nothing with the model that could tell them: a view of a model without a head
-        still returns features, and ``nnx.cached_partial`` keeps the head that the model had when it was called.
+        Make views afterwards: a view that holds the previous head raises when it is called. Two things keep
+        the old structure: a view of a model without a head still returns features, and ``nnx.cached_partial`` keeps the
+        head that the model had when it was called.
 
         Args:
           num_classes: width of the logits; 0 removes the head.

@@ -83,7 +83,7 @@ def _next_batch(known: dict[int, float], limit: float) -> int:
         guess = late if late <= 1.25 * early else min(max(early, 8 * low), late)
     else:
         guess = crossing(0, low)
-        if guess < 1.5 * low:  # it may be the constant that nearly reaches the limit
+        if guess < max(1.5 * low, low + 1):  # it may be the constant that nearly reaches the limit
             guess = 8 * low
     if guess == math.inf:  # the line through `empty` is flat, or falls
         guess = 8 * low

@@ -122,7 +122,7 @@ class Console:
         if steps:
             text = f"{steps:,}"
             if epochs and steps_per_epoch:
-                number, each = wording.epochs(epochs), wording.epochs(steps_per_epoch)
+                number, each = wording.epochs(epochs), f"{steps_per_epoch:,.1f}".removesuffix(".0")
                 text += f" ({number} epoch{'s' * (number != '1')} of {each} step{'s' * (each != '1')})"
             if first_step:
                 text += f", resuming after step {first_step:,}"

@@ -42,13 +42,17 @@ class Patience:
     best: float | None = None
     waited: int = 0
 
-    def update(self, metrics: Mapping[str, float | None]) -> None:
-        """Counts one more evaluation. An equal value is no improvement, nor is NaN, which a file holds as None."""
+    def update(self, metrics: Mapping[str, float | None]) -> bool:
+        """Counts one more evaluation, and returns whether it is the best so far.
+
+        An equal value is no improvement, nor is NaN, which a file holds as None.
+        """
         value, sign = metrics[self.metric], -1 if self.lower_is_better else 1
         if value is not None and math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.waited = value, 0
-        else:
-            self.waited += 1
+            return True
+        self.waited += 1
+        return False
 
     def read(self, workdir: Path, split: str, *, before: int) -> None:
         """Counts the evaluations of a run that resumes, from its ``metrics.jsonl``.
@@ -210,9 +214,8 @@ class TrainingLoop:
         if step > self.first_step:
             run.preemption.working()
         epoch, metrics = step / run.steps_per_epoch, result.scalars()
-        self.patience.update(metrics)
+        is_best = self.patience.update(metrics) and run.checkpoint_options["best"] is not None
         self._metrics.write(step, split, metrics, epoch=epoch)
-        is_best = run.checkpoint_options["best"] is not None and self.patience.waited == 0
         run.console.result(headline(result), name=split, step=step, epoch=epoch, best=is_best)
         with run.clock.phase("checkpoint"):
             self.checkpoints.save(

@@ -154,18 +154,28 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
             images,
             title=run.config.model.name,
             subtitle=f"{run.final_split} data of {run.config.source.name}, step {chosen.step:,} of {run.steps:,}",
-            notes=[*notes_on(run.data), *_loss_note(run.config)],
+            notes=[*_choice_note(run), *notes_on(run.data), *_loss_note(run.config)],
             config=run.config.to_dict(),
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         )
     report.write_report(run.workdir, replace(page, timing=run.clock.timing()))
     write_mistakes(run.workdir, run.classes, result, images)
     run.console.finish(
-        final=headline(result),
+        final=headline(result) | {"count": result.count},
         name=run.final_split,
         timing=run.clock.timing(),
         files=result_files(run.workdir),
     )
+
+
+def _choice_note(run: RunContext) -> list[str]:
+    """Returns a note if the result was measured on the data by which the checkpoint was chosen."""
+    if run.final_split != "validation" or run.config.checkpoint.best is None:
+        return []
+    return [
+        f"The checkpoint was chosen by its {run.decisive_metric} on these images, so the result is optimistic. Add "
+        "test data to measure it on other images."
+    ]
 
 
 def _loss_note(config: ConfigDict) -> list[str]:

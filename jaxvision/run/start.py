@@ -78,7 +78,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     )
     metrics = stack.enter_context(report.MetricsWriter(workdir, resume_step=start.step if restored else None))
     if start.step == 0:
-        for warning in _unlikely_settings(run.config, run.steps, len(train_data)):
+        for warning in [*_unlikely_settings(run.config, run.steps, len(train_data)), *_few_images(run)]:
             console.warn(warning)
     return TrainingLoop(
         run,
@@ -179,6 +179,17 @@ def _mesh_text(run: RunContext) -> str | None:
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     share = f"{per_device / 2**20:.1f} of {total / 2**20:.1f} MiB of state on each device"
     return f"{mesh_text(run.mesh.shape, zero1=run.config.sharding.zero1)}; {share}"
+
+
+def _few_images(run: RunContext) -> list[str]:
+    """Returns a warning if a checkpoint is chosen by a handful of images."""
+    n = len(run.data[run.watched_split])
+    if run.checkpoint_options["best"] is None or n >= 50:
+        return []
+    return [
+        f"the best checkpoint is chosen by {count(n, 'validation image')}, so one image is {1 / n:.1%} of "
+        f"{run.decisive_metric}. Add validation images, or set checkpoint.best=None to export the last step."
+    ]
 
 
 def _unlikely_settings(config: ConfigDict, steps: int, images: int) -> list[str]:

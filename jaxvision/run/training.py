@@ -76,8 +76,7 @@ def _finished(console: report.Console, workdir: Path, finished: dict[str, Any]) 
         f"--workdir to train again, or remove {workdir / 'result.json'} to evaluate and export again."
     )
     metrics = finished["metrics"]
-    shown = {name: value for name, value in metrics.items() if name != "count"}
-    console.finish(final=shown, name=finished["split"], files=result_files(workdir))
+    console.finish(final=metrics, name=finished["split"], files=result_files(workdir))
     return metrics
 
 

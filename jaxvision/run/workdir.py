@@ -174,14 +174,18 @@ def read_result(
 
 def _lost_text(workdir: str | Path) -> str:
     """Returns which file of a finished run is missing or damaged; empty if there is none."""
-    missing = [str(path) for path in result_files(workdir).values() if not path.exists()]
-    if missing:
-        return f"missing: {', '.join(missing)}"
+    lost = [str(path) for path in result_files(workdir).values() if not path.exists() or _is_empty(path)]
+    if lost:
+        return f"missing or empty: {', '.join(lost)}"
     try:
         check_export(Path(workdir) / "export")
     except UserError as e:
         return str(e)
     return ""
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 def write_json(path: epath.Path, value: Any) -> None:

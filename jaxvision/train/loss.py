@@ -16,10 +16,10 @@ from jaxvision.extend import call, check_returned, resolve
 #: (logits [b, classes], targets [b] or [b, classes]) -> loss of each image [b], float32.
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
-KINDS = ("softmax", "sigmoid")
-
 #: How logits [..., classes] become probabilities. Those of a sigmoid do not sum to 1.
 PROBABILITIES: dict[str, Callable[[jax.Array], jax.Array]] = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+
+KINDS = tuple(PROBABILITIES)
 
 
 def make_loss(

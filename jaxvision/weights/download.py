@@ -93,7 +93,7 @@ def _download(repository: str, filenames: Sequence[str], revision: str | None) -
             f"cannot download {where} from the hub ({_first_line(e)}). To work offline, pass a local file as "
             "checkpoint_path (--config.model.checkpoint_path=FILE or --checkpoint FILE on the command line), or run "
             f"`hf download {repository} {filenames[0]}` on a machine with a network and copy its cache (HF_HOME), or "
-            "pass pretrained=False."
+            "pass pretrained=False (--config.model.pretrained=False)."
         ) from e
     others = "".join(f", and no {name}" for name in filenames[1:])
     raise UserError(f"the hub has no file {where}{others} in that repository.")

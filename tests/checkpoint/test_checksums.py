@@ -130,7 +130,7 @@ def test_the_next_save_does_not_wait_for_checksums(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(checksums, "write_checksums", write_late)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, STATE, position={}, metrics={"top1": 0.5})
+            checkpoints.save(step, STATE, position={}, metrics={"top1": step / 10})
         assert saved_steps(tmp_path) == []
         threading.Timer(0.5, may_go_on.set).start()
         checkpoints.save(3, STATE, position={})
@@ -352,7 +352,10 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     assert end(killed, -signal.SIGKILL)["start"] == "0"
     resumed = end(start("killed", 6))
     if resumed["start"] == "2":
-        assert resumed["logged"] == "skipped the checkpoint of step 4: saving it was interrupted"
+        assert resumed["logged"] in (
+            "skipped the checkpoint of step 4: saving it was interrupted",
+            "the checkpoint of step 2 has no checksums.json, so it was not verified",  # it was killed so early
+        )
     else:  # the disk was faster than the signal
         assert resumed["start"] == "4"
     assert resumed["digest"] == end(straight)["digest"]

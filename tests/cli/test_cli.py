@@ -210,7 +210,7 @@ def test_convert_writes_a_folder_or_a_file(capsys: pytest.CaptureFixture, export
     assert all(np.array_equal(a[key], b[key]) for key in a)
 
 
-def test_no_command_replaces_a_file_unless_told_to(
+def test_no_command_replaces_a_file_without_overwrite(
     capsys: pytest.CaptureFixture, export: Path, images: Path, tmp_path: Path
 ) -> None:
     photo, folder = images / "cat" / "0.png", tmp_path / "folder"

@@ -58,6 +58,10 @@ def test_search_passes_over_small_batches_of_equal_memory(start: int, constant: 
     assert len(tried) == len(set(tried)) <= 7
 
 
+def test_search_begins_with_a_batch_of_one() -> None:
+    assert plan.largest_batch(lambda batch: max(109, 45.6 + 0.014 * batch), 170, 1, empty=44.3) > 4000  # of 8,885
+
+
 @pytest.mark.parametrize("empty", [50, 120])
 def test_search_if_the_batch_takes_no_memory_beyond_the_state(empty: int) -> None:
     """The estimate without a batch is then as large as the memory of the first one, or larger."""

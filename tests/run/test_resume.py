@@ -118,7 +118,9 @@ def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path, monkeypa
     before = sorted((tmp_path / "run").rglob("*"))
     with monkeypatch.context() as patched:
         patched.setattr(order, "VERSION", order.VERSION + 1)
-        with pytest.raises(UserError, match=r"got a run whose images have order 3, expected order 4, .* version"):
+        with pytest.raises(
+            UserError, match=rf"have order {order.VERSION - 1}, expected order {order.VERSION}, .* version"
+        ):
             run.train(config("there"), tmp_path / "run")
     Image.new("RGB", (20, 24)).save(tmp_path / "there" / "red" / "another.jpg")
     other = "got other training data than this run was started with"

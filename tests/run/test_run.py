@@ -89,7 +89,8 @@ def test_a_finished_run_answers_at_once(finished: Path, capsys: pytest.CaptureFi
         (lambda export: cut(export / "config.json"), "config.json: got invalid JSON"),
         (lambda export: (export / "config.json").write_bytes(b""), "config.json: got invalid JSON"),
         (lambda export: (export.parent / "report.html").unlink(), "report.html"),
-        (lambda export: shutil.rmtree(export), "missing: "),
+        (lambda export: shutil.rmtree(export), "missing or empty: "),
+        (lambda export: (export.parent / "mistakes.csv").write_text(""), "mistakes.csv"),
     ],
 )
 def test_a_run_whose_result_is_damaged_is_not_finished(damage, message, finished: Path, tmp_path: Path) -> None:
@@ -171,23 +172,34 @@ def test_validation_data_stop_early_and_choose_the_best(
     config.train.update({"epochs": 30.0, "patience": 3})
     config.optimizer.update({"learning_rate": 5e-3, "layer_decay": None})
     result = run.train(config, tmp_path / "run")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the best checkpoint is chosen by 8 validation images, so one image is 12.5% of top1." in out
+    assert "images 8" in out  # of the test part
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     watched = [line["top1"] for line in lines if line["split"] == "validation"]
     assert len(watched) < 30, "it never stopped early"
     assert result["count"] == 8  # the test part, once
     assert result["top1"] == 1.0  # red and blue are easy to tell apart
 
+    # Without test data the report says how the result was measured.
+    chosen = "The checkpoint was chosen by its top1 on these images"
+    assert chosen not in (tmp_path / "run" / "report.html").read_text()
+    (images / "test").rename(tmp_path / "unused")
+    shorter = ConfigDict(config.to_dict() | {"train": {"steps": 3}})
+    run.train(shorter, tmp_path / "without")
+    assert chosen in (tmp_path / "without" / "report.html").read_text()
+    (tmp_path / "unused").rename(images / "test")
+
     # Evaluate and export again: the last model is exported if the best, an earlier one, is damaged.
-    last = load_file(tmp_path / "run" / "export" / "model.safetensors")
-    first, newest = saved_steps(tmp_path / "run")
-    monkeypatch.setattr(Checkpoints, "best_step", lambda checkpoints: first)
+    best = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    first, *_, newest = saved_steps(tmp_path / "run")
     for exports in (first, newest):
         capsys.readouterr()
         (tmp_path / "run" / "result.json").unlink()
         run.train(config, tmp_path / "run")
         assert f"exporting the model of step {exports}" in capsys.readouterr().out
         found = load_file(tmp_path / "run" / "export" / "model.safetensors")
-        assert all(np.array_equal(found[name], last[name]) for name in last) == (exports == newest)
+        assert all(np.array_equal(found[name], best[name]) for name in best) == (exports == first)
         cut(largest_file(tmp_path / "run" / "checkpoints" / str(first) / "state"))
 
     # If only one of several processes cannot read the best, it stops, because the others export it.

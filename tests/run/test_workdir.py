@@ -89,7 +89,7 @@ def test_a_damaged_result_is_none(tmp_path: Path) -> None:
     model = create_model("test_vit", num_classes=2, image_size=32, patch_size=8)
     save_classifier(tmp_path / "export", Classifier(model, ("cat", "dog"), Preprocess(image_size=32)))
     for name in ("report.html", "mistakes.csv", "metrics.jsonl"):
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text("text")
     write_config(tmp_path, {"seed": 1})
     write_result(tmp_path, step=1, split="test", metrics={"top1": 0.5})
     assert read_result(tmp_path, {"seed": 1}) == {"step": 1, "split": "test", "metrics": {"top1": 0.5}}
