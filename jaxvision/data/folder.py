@@ -9,13 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxvision.data.layout import (
-    check_classes_hold_no_splits,
-    check_splits_are_distinct,
-    decide,
-    split_of,
-    subfolders,
-)
+from jaxvision.data.distinct import check_class_folders_are_distinct, check_links_are_distinct
+from jaxvision.data.layout import check_classes_hold_no_splits, decide, split_of, subfolders
 from jaxvision.data.manifest import ImageFiles, read_folder
 from jaxvision.data.source import Example, Splits, stratified_split
 from jaxvision.data.walk import Ignored, ignored_text, walk_images
@@ -81,7 +76,7 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
 
     Raises:
       UserError: no such folder, no classes, a class without images, a class that ``train`` does not have, a folder in
-        two splits, or a layout that is ambiguous.
+        two splits, an image in two splits through links, or a layout that is ambiguous.
     """
     root = Path(data_dir)
     if not root.is_dir():
@@ -116,10 +111,11 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
                 f"{splits[split]}: got the class {unknown[0]!r}{_and_more(unknown)}, expected only classes of "
                 f"{splits['train']}. Rename the folder or move it away."
             )
-    check_splits_are_distinct(splits, classes_of)
+    check_class_folders_are_distinct(splits, classes_of)
     read = {
         split: _read(folder, classes, split, only=classes_of[split], settle=settle) for split, folder in splits.items()
     }
+    check_links_are_distinct(splits, {split: images.files.manifest for split, images in read.items()})
     read["train"].notes.append(note)
     return Splits(**read)
 

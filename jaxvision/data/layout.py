@@ -178,29 +178,6 @@ def check_classes_hold_no_splits(root: Path, folders: Iterable[str], *, fix: str
             )
 
 
-def check_splits_are_distinct(splits: Mapping[str, Path], classes: Mapping[str, Sequence[str]]) -> None:
-    """Checks that no folder of a class is in two splits, through links, so that no image of a test is trained on.
-
-    Args:
-      splits: split -> its folder.
-      classes: split -> the names of the folders in it.
-
-    Raises:
-      UserError: a folder is in two splits.
-    """
-    seen: dict[tuple[int, int], tuple[str, Path]] = {}  # (device, inode) -> where it was found first
-    for split, root in splits.items():
-        for name in classes[split]:
-            status = os.stat(root / name)
-            other_split, other = seen.setdefault((status.st_dev, status.st_ino), (split, root / name))
-            if other_split != split:
-                raise UserError(
-                    f"{root / name}: got the same folder as {other}, expected other images for {split} than for "
-                    f"{other_split}. Remove the link. To hold out images of {splits['train']} instead, remove {root} "
-                    "and set --config.source.validation_fraction=0.1."
-                )
-
-
 def _splits(root: Path, folders: Mapping[str, _Folder], option: str, *, is_given: bool) -> Layout:
     """Returns the splits among the subfolders; the note names the folders that are ignored."""
     splits: dict[str, Path] = {}

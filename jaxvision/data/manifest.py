@@ -33,7 +33,7 @@ SMALLEST = 10_000
 #: In ns. A folder that changed less than this before the walk may change again without another time.
 SETTLED = 2 * 10**9
 
-_VERSION = 2  # of the file, and of the rules of the walk
+_VERSION = 3  # of the file, and of the rules of the walk
 _CHUNK = 2**20  # names in an Arrow array
 _KEPT = 30 * 86400  # seconds after which the manifest of an earlier state of a folder is removed
 
@@ -46,7 +46,10 @@ class Manifest:
       names: Arrow strings of bytes: the paths of the folders, relative to the root, then the names of all images.
       ends: int64 [folders], number of images in each folder and those before it.
       times: int64 [folders, 2], as from `jaxvision.data.walk.folder_times`.
-      ignored: as in `jaxvision.data.walk.Walk`.
+      ignored: as in `jaxvision.data.walk.Walk`, like the next three.
+      links: links to folders that were followed -> the real paths of their targets.
+      linked_files: uint64 [n], the images that are listed through a link to them.
+      linked_folders: uint64 [n], the folders that these images are in.
       file: path of the saved manifest; None if it is not saved.
     """
 
@@ -54,6 +57,9 @@ class Manifest:
     ends: np.ndarray
     times: np.ndarray
     ignored: dict[str, Ignored]
+    links: dict[str, str]
+    linked_files: np.ndarray
+    linked_folders: np.ndarray
     file: str | None = None
 
     def __len__(self) -> int:
@@ -62,11 +68,23 @@ class Manifest:
     def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[Any, ...]]:
         if self.file is not None:
             return Manifest.open, (self.file,)  # each process maps the file itself
-        return Manifest, (self.names, self.ends, self.times, self.ignored)
+        linked = (self.links, self.linked_files, self.linked_folders)
+        return Manifest, (self.names, self.ends, self.times, self.ignored, *linked)
 
     def folders(self) -> list[str]:
         """Returns the paths of the folders, relative to the root, whose own path is empty."""
         return [os.fsdecode(name.as_py()) for name in self.names[: len(self.ends)]]
+
+    def real_folders(self, root: str | os.PathLike[str]) -> dict[str, str]:
+        """Returns the real path of each folder -> its path relative to `root`, the folder of the manifest."""
+        real: dict[str, str] = {}  # relative path -> real path; a folder comes before those in it
+        for folder in self.folders():
+            outer, name = os.path.split(folder)
+            if not folder:
+                real[folder] = os.path.realpath(root)
+            else:
+                real[folder] = self.links.get(folder) or os.path.join(real[outer], name)
+        return {path: folder for folder, path in real.items()}
 
     def path(self, index: int) -> str:
         """Returns the path of an image, relative to the root."""
@@ -105,6 +123,9 @@ class Manifest:
             "ignored": json.dumps(ignored),
             "ends": self.ends.tobytes(),
             "times": self.times.tobytes(),
+            "links": json.dumps(self.links),
+            "linked_files": self.linked_files.tobytes(),
+            "linked_folders": self.linked_folders.tobytes(),
         }
         schema = pa.schema([("name", pa.binary())], metadata=about)
         unfinished = temporary_path(folder / f"{key}.arrow")
@@ -133,9 +154,11 @@ class Manifest:
             about = table.schema.metadata
             ends, times = (np.frombuffer(about[key], np.int64) for key in (b"ends", b"times"))
             ignored = {kind: Ignored(**found) for kind, found in json.loads(about[b"ignored"]).items()}
+            links = json.loads(about[b"links"])
+            files, inner = (np.frombuffer(about[key], np.uint64) for key in (b"linked_files", b"linked_folders"))
         except (pa.ArrowException, KeyError, ValueError) as e:
             raise OSError(f"{file}: not a manifest ({e})") from e
-        return Manifest(table.column(0), ends, times.reshape(-1, 2), ignored, file)
+        return Manifest(table.column(0), ends, times.reshape(-1, 2), ignored, links, files, inner, file)
 
 
 def _file_name(key: str, file: Path) -> str:
@@ -251,6 +274,9 @@ def _collect(walk: Walk, find_other: Callable[[], Manifest | None]) -> Manifest:
         ends=np.cumsum([counts.get(folder, 0) for folder in walk.folders], dtype=np.int64),
         times=np.array([*walk.folders.values()], np.int64).reshape(-1, 2),
         ignored=walk.ignored,
+        links=walk.links,
+        linked_files=np.array(walk.linked_files, np.uint64),
+        linked_folders=np.array(sorted(walk.linked_folders), np.uint64),
     )
 
 

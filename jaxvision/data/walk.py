@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import stat
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -59,11 +61,23 @@ class Walk:
       ignored: what was ignored, by kind: an ending such as ``".txt"``, or words such as ``"HEIC"``, ``"hidden"``,
         ``"broken link"``, ``"listed already"`` or ``"unreadable folder (Permission denied)"``; see `ignored_text`.
       folders: the folders that were read -> their `folder_times`. Paths are relative; that of the root is empty.
+      links: links to folders that were followed -> the real paths of their targets.
+      linked_files: `path_digest` of the real path of each image that is listed through a link to it.
+      linked_folders: `path_digest` of the real paths of the folders that these images are in, if a walk through such a
+        folder would list them.
     """
 
     files: Iterator[str]
     ignored: dict[str, Ignored] = field(default_factory=dict)
     folders: dict[str, tuple[int, int]] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    linked_files: array[int] = field(default_factory=lambda: array("Q"))
+    linked_folders: set[int] = field(default_factory=set)
+
+
+def path_digest(path: str) -> int:
+    """Returns 64 bits that stand for a path, which take less memory than the paths of a million links."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), "little")
 
 
 def folder_times(status: os.stat_result) -> tuple[int, int]:
@@ -200,13 +214,23 @@ class _Walker:
             self._ignore("listed already", link)
         elif is_folder:
             self.real_folders.add(target)
+            self.walk.links[link] = target
             folders.append(name)
         elif not stat.S_ISREG(status.st_mode):
             self._ignore("not a file", link)
-        elif ending_of(name) in self.endings and self._was_seen(status):
+        elif ending_of(name) not in self.endings:
+            self._add_file(folder, name, files)
+        elif self._was_seen(status):
             self._ignore("listed already", link)
         else:
             self._add_file(folder, name, files)
+            self._record_linked_file(target)
+
+    def _record_linked_file(self, target: str) -> None:
+        self.walk.linked_files.append(path_digest(target))
+        outer, name = os.path.split(target)
+        if ending_of(name) in self.endings and not is_hidden(name):
+            self.walk.linked_folders.add(path_digest(outer))
 
     def _is_listed(self, target: str, is_folder: bool) -> bool:
         """Returns whether the walk also reaches the target of a link without this link."""
