@@ -25,7 +25,7 @@ from jaxvision.parallel.rules import state_bytes
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
 from jaxvision.run.not_finite import NonFiniteSteps
-from jaxvision.run.recorded import write_classifier_record
+from jaxvision.run.recorded import read_classifier_record, write_classifier_record
 from jaxvision.run.sections import MAY_DIFFER
 from jaxvision.run.workdir import check_config, config_record, lock, write_config
 from jaxvision.train.partial import parameter_counts
@@ -40,15 +40,17 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
       stack: closes the checkpoints and the metrics, and releases the lock of the workdir.
 
     Raises:
-      UserError: the workdir belongs to another config, other training data or another run; or the weights do not fit.
+      UserError: the workdir belongs to another config, other data or another run; or the weights do not fit.
     """
-    workdir, console, program, train_data = run.workdir, run.console, run.program, run.data["train"]
+    workdir, console, program = run.workdir, run.console, run.program
     record = config_record(run.config)
     is_resumed = check_config(workdir, record, may_differ=MAY_DIFFER)
     if is_resumed:  # before anything is read, because another run may be writing
         stack.enter_context(lock(workdir))
     checkpoints = stack.enter_context(Checkpoints(workdir, config=record, log=console.warn, **run.checkpoint_options))
     with run.clock.phase("start"):
+        if checkpoints.steps():
+            _check_same_number_of_classes(run)  # before the weights, which would only have other shapes
         restored = checkpoints.restore(program.abstract, program.shardings)
         start = restored or Checkpoint(
             step=0,
@@ -56,7 +58,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
             position={},
             metrics={},
         )
-    fingerprint = data_fingerprint(train_data)
+    fingerprint = _fingerprint(run)
     _check_same_data(run, start, fingerprint)
     batches = prefetch(_train_batches(run, start.step), functools.partial(shard_batch, mesh=run.mesh))
     stack.callback(batches.close)
@@ -73,12 +75,12 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
         workdir,
         resume_step=start.step,
         skip=run.options.not_finite == "skip",
-        image_name=train_data.source.where,
+        image_name=run.data["train"].source.where,
         log=console.warn,
     )
     metrics = stack.enter_context(report.MetricsWriter(workdir, resume_step=start.step if restored else None))
     if start.step == 0:
-        for warning in [*_unlikely_settings(run.config, run.steps, len(train_data)), *_few_images(run)]:
+        for warning in [*_unlikely_settings(run.config, run.steps, len(run.data["train"])), *_few_images(run)]:
             console.warn(warning)
     return TrainingLoop(
         run,
@@ -107,20 +109,57 @@ def data_fingerprint(images: Dataset) -> dict[str, int]:
     }
 
 
+def _fingerprint(run: RunContext) -> dict[str, int]:
+    """Returns that of the training data, and a checksum ``validation`` of the validation data; 0 if there are none.
+
+    Metrics of other validation data cannot be compared with those before, which chose the best checkpoint so far.
+    """
+    validation = 0
+    if "validation" in run.data:
+        validation = zlib.crc32(repr(sorted(data_fingerprint(run.data["validation"]).items())).encode())
+    return {**data_fingerprint(run.data["train"]), "validation": validation}
+
+
+def _check_same_number_of_classes(run: RunContext) -> None:
+    """Raises `UserError` if a run that resumes was started with fewer or more classes."""
+    try:
+        before = read_classifier_record(run.workdir).classes
+    except UserError:  # is written again before the first step
+        return
+    if len(before) != len(run.classes):
+        news = [f"{x!r} is new" for x in run.classes if x not in before]
+        news += [f"{x!r} is gone" for x in before if x not in run.classes]
+        named = ", ".join(news[:4]) + (", ..." if len(news) > 4 else "")
+        counts = f"{count(len(before), 'class', 'classes')} then, {len(run.classes)} now"
+        raise _other_data_error(run, "training", f"{counts} ({named})")
+
+
+def _other_data_error(run: RunContext, kind: str, differences: str) -> UserError:
+    return UserError(
+        f"{run.workdir}: got other {kind} data than this run was started with: {differences}. Restore the dataset. To "
+        f"start from the weights of this run instead, run `jaxvision convert {run.workdir} FOLDER`, then this command "
+        "with --workdir NEW --config.model.checkpoint_path=FOLDER."
+    )
+
+
 def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, int]) -> None:
-    """Raises `UserError` if a run that resumes was started with other training data, or saw it in another order."""
+    """Raises `UserError` if a run that resumes was started with other data, or saw it in another order."""
     before = start.position.get("data", {} if start.step else fingerprint)
+    now = dict(fingerprint)
+    if "validation" not in before:  # the checkpoint of an earlier version of jaxvision
+        del now["validation"]
     version = before.get("order", 1)
     if version != order.VERSION:
         raise UserError(
             f"{run.workdir}: got a run whose images have order {version}, expected order {order.VERSION}, that of this "
             f"version of jaxvision. Finish it with the version that started it, or choose another --workdir."
         )
-    if before != fingerprint:
-        raise UserError(
-            f"{run.workdir}: got other training data than this run was started with: "
-            f"{_differences(before, fingerprint)}. Restore the dataset, or choose another --workdir."
-        )
+    if {**before, "validation": None} != {**now, "validation": None}:
+        raise _other_data_error(run, "training", _differences(before, now))
+    if before != now:
+        found = f"{count(len(run.data['validation']), 'image')} now" if now["validation"] else "none now"
+        found += " and other ones then" if before["validation"] else ", none then"
+        raise _other_data_error(run, "validation", f"{found}, so their metrics cannot be compared")
 
 
 def _differences(before: dict[str, int], now: dict[str, int]) -> str:

@@ -141,6 +141,51 @@ def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path, monkeypa
     run.train(config("there"), tmp_path / "run")
 
 
+def small_images(folder: Path, *classes: str, count: int = 12) -> None:
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (16, 16), 40 * number + i).save(folder / name / f"{i}.png")
+
+
+def on_photos(folder: Path) -> ConfigDict:
+    source = {"name": "folder", "data_dir": str(folder / "photos")}
+    return quick("resnet", train={"steps": 1}, model={"name": "test_resnet"}, source=source)
+
+
+def test_a_run_resumes_only_with_the_same_validation_data(tmp_path: Path) -> None:
+    """The best checkpoint and the patience compare metrics from before and after."""
+    small_images(tmp_path / "photos" / "train", "cat", "dog")
+    small_images(tmp_path / "photos" / "val", "cat", "dog", count=3)
+    config = on_photos(tmp_path)
+    run.train(config, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been stopped before the end
+    (tmp_path / "photos" / "val" / "cat" / "0.png").rename(tmp_path / "photos" / "val" / "dog" / "9.png")
+    other = "got other validation data than this run was started with"
+    with pytest.raises(
+        UserError, match=f"{other}: 6 images now and other ones then, so their metrics .*checkpoint_path="
+    ):
+        run.train(config, tmp_path / "run")
+    (tmp_path / "photos" / "val").rename(tmp_path / "photos" / "test")
+    with pytest.raises(UserError, match=f"{other}: none now and other ones then"):
+        run.train(config, tmp_path / "run")
+
+
+def test_a_class_that_was_added_is_named(tmp_path: Path) -> None:
+    """It was blamed on the config, because the head of the model has another shape."""
+    small_images(tmp_path / "photos", "cat", "dog")
+    config = on_photos(tmp_path)
+    run.train(config, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    small_images(tmp_path / "photos", "emu")
+    with pytest.raises(UserError, match=r"other training data .*: 2 classes then, 3 now \('emu' is new\)\. .*convert"):
+        run.train(config, tmp_path / "run")
+    (tmp_path / "run" / "classifier.json").unlink()  # is written again, if the weights fit
+    shutil.rmtree(tmp_path / "photos" / "emu")
+    run.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "classifier.json").exists()
+
+
 def test_another_config_is_an_error_that_lists_the_differences(tmp_path: Path) -> None:
     write_config(tmp_path, run.complete(quick("resnet")))
     before = (tmp_path / "config.json").read_bytes()
