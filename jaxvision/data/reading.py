@@ -17,6 +17,7 @@ _NO_MEMORY = "Set data.workers or data.batch_size lower. If this image alone fai
 _TOO_MANY_FILES = "Raise the limit with: ulimit -n 65536"
 _NO_SPACE = "Free space on the disk."
 _DISK = "Check the disk and the network, and run the same command to resume. If this image alone fails, remove it."
+_KEY = "Log in to the network disk or unlock the folder again, and run the same command to resume."
 
 # Errors of the machine, its disks and its network, by name because not every system has them all -> what to do.
 _ADVICE = {
@@ -25,7 +26,9 @@ _ADVICE = {
         ("ENOMEM", _NO_MEMORY),
         ("EMFILE ENFILE", _TOO_MANY_FILES),
         ("ENOSPC EDQUOT", _NO_SPACE),
-        ("EIO EREMOTEIO ENXIO ENODEV ESTALE ETIMEDOUT ENOTCONN ESHUTDOWN EPIPE", _DISK),
+        ("EIO EREMOTEIO ENXIO ENODEV ENOMEDIUM EUCLEAN EBADMSG ESTALE", _DISK),  # EUCLEAN: a damaged file system
+        ("ENOKEY EKEYEXPIRED EKEYREVOKED EKEYREJECTED", _KEY),
+        ("EAGAIN ENOBUFS ENOLINK ENONET ECOMM EREMCHG ETIME ETIMEDOUT ENOTCONN ESHUTDOWN EPIPE", _DISK),
         ("ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH ENETDOWN ENETRESET ENETUNREACH", _DISK),
     )
     for name in names.split()

@@ -120,6 +120,14 @@ def os_error(number):
     return OSError(number, os.strerror(number))
 
 
+DISK = "Check the disk and the network, and run the same command to resume"
+KEY = "Log in to the network disk or unlock the folder again, and run the same command to resume"
+LINUX_ERRORS = {
+    **dict.fromkeys(("EUCLEAN", "EBADMSG", "ENOMEDIUM", "ENOLINK", "ENOBUFS", "ENONET", "ECOMM", "ETIME"), DISK),
+    **dict.fromkeys(("ENOKEY", "EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED"), KEY),
+}
+
+
 @pytest.mark.parametrize("source", [Failing, FailingTogether])
 @pytest.mark.parametrize(
     ("error", "message"),
@@ -131,6 +139,8 @@ def os_error(number):
         (os_error(errno.EIO), "Input/output error. Check the disk and the network, and run the same command to resume"),
         (os_error(errno.ESTALE), "Stale file handle. Check the disk and the network"),
         (os_error(errno.ECONNRESET), "Connection reset by peer. Check the disk and the network"),
+        (os_error(errno.EAGAIN), "Resource temporarily unavailable. Check the disk and the network"),
+        *((os_error(getattr(errno, name)), advice) for name, advice in LINUX_ERRORS.items() if hasattr(errno, name)),
     ],
 )
 def test_a_failure_of_the_machine_is_not_a_damaged_image(source, error, message):
