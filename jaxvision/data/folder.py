@@ -140,7 +140,12 @@ def open_test_folder(
         split = split_of(split) or split
         if split not in splits:
             valid = ", ".join(f"{name} ({folder.name}/)" for name, folder in splits.items())
-            raise UserError(f"{root}: got the split {split!r}, expected one of {valid}. Choose one of them.")
+            first = "validation" if "validation" in splits else next(iter(splits))
+            default = " (the default)" if split == "test" else ""
+            raise UserError(
+                f"{root}: got no folder for the split {split!r}{default}, expected one of {valid}. Choose one of "
+                f"them, such as with --split {first}."
+            )
         root = splits[split]
     found = _classes(root)
     if unknown := [name for name in found if name not in classes]:
@@ -193,9 +198,8 @@ def _read(
     class_of = np.array([number.get(path.partition(os.sep)[0], -1) for path in folders], np.int32)
     labels = np.repeat(class_of, counts)[outside:]
     per_class = np.bincount(labels, minlength=len(classes))
-    for class_ in classes if only is None else only:
-        if not per_class[number[class_]]:
-            raise _no_images_error(folder / class_)
+    if empty := [class_ for class_ in (classes if only is None else only) if not per_class[number[class_]]]:
+        raise _no_images_error(folder, empty)
     files = ImageFiles(str(folder), manifest, range(outside, len(manifest)))
     ignored = dict(manifest.ignored)
     if outside:
@@ -206,13 +210,19 @@ def _read(
     return FolderSource(files, labels, classes=classes, name=f"{folder} ({name})", warnings=warnings)
 
 
-def _no_images_error(folder: Path) -> UserError:
-    """Returns the error for the folder of a class without images."""
+def _no_images_error(root: Path, empty: Sequence[str]) -> UserError:
+    """Returns the error for the folders of classes without images; says of the first one what is in it instead."""
+    folder = root / empty[0]
     walk = walk_images(folder)
     only_links = next(walk.files, None) is not None
     kinds = "links to images of other classes" if only_links else ignored_text(walk.ignored)
+    only = f" (only {kinds})" if kinds else ""
+    if len(empty) == 1:
+        return UserError(f"{folder}: got no images{only}, expected at least one. Add images or remove it.")
+    named = ", ".join(empty[1:5]) + (f" and {len(empty) - 5:,} more" if len(empty) > 5 else "")
     return UserError(
-        f"{folder}: got no images{f' (only {kinds})' if kinds else ''}, expected at least one. Add images or remove it."
+        f"{root}: got {len(empty):,} class folders without images: {empty[0]}{only}, {named}, expected at least one "
+        "image in each. Add images or remove the folders."
     )
 
 

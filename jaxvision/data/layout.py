@@ -102,7 +102,11 @@ def decide(root: Path, layout: str | None = None, *, option: str, classes: Colle
         raise unknown_name_error(option.removeprefix("--"), str(layout), LAYOUTS)
     names = subfolders(root)
     one_each = f"{root}: read as {count(len(names), 'class', 'classes')}, one for each folder"
-    if layout == "classes" or (layout is None and not any(map(split_of, names))):
+    if layout == "classes":
+        return Layout({}, one_each)
+    if layout is None and not any(map(split_of, names)):
+        if not classes:
+            _check_not_renamed_splits(root, names, option)
         return Layout({}, one_each)
     folders = {name: _look_into(root / name) for name in names}
     chosen = layout or _choose(root, folders, option, classes)
@@ -114,13 +118,52 @@ def decide(root: Path, layout: str | None = None, *, option: str, classes: Colle
 
 def _look_into(folder: Path) -> _Folder:
     inner = subfolders(folder)
+    has_images = any(next(walk_images(folder / name).files, None) is not None for name in inner)
+    return _Folder(_has_images(folder), inner if has_images else ())
+
+
+def _has_images(folder: Path) -> bool:
+    """Returns whether images are directly in a folder. Reads it up to the first one."""
     with os.scandir(folder) as entries:
-        images = any(
-            ending_of(entry.name) in image_endings() and not is_hidden(entry.name) and entry.name not in inner
+        return any(
+            ending_of(entry.name) in image_endings() and not is_hidden(entry.name) and not _is_folder(entry)
             for entry in entries
         )
-    has_images = any(next(walk_images(folder / name).files, None) is not None for name in inner)
-    return _Folder(images, inner if has_images else ())
+
+
+def _check_not_renamed_splits(root: Path, names: Sequence[str], option: str) -> None:
+    """Checks that folders are not splits with other names, such as ``train_set`` and ``test_set``.
+
+    Looks for two folders that have no images of their own, and the same two or more folders in them. Looks only at the
+    first folder if it has images, as almost every class has.
+
+    Raises:
+      UserError: there are two.
+    """
+    if not names or _is_unreadable_or_has_images(root / names[0]):
+        return
+    seen: dict[tuple[str, ...], str] = {}  # the folders in a folder -> its name
+    for name in names:
+        if _is_unreadable_or_has_images(root / name):
+            continue
+        inner = tuple(subfolders(root / name))
+        if len(inner) < 2 or any(map(split_of, inner)):
+            continue  # such as CLASS/images/, or splits in classes, for which there is another check
+        other = seen.setdefault(inner, name)
+        if other != name:
+            raise UserError(
+                f"{root}: got {other}/ and {name}/ with the same folders in them, {', '.join(inner[:3])}"
+                f"{', ...' if len(inner) > 3 else ''}, expected classes, which have images, or splits with the names "
+                f"train, val and test. Rename them to train/ and test/, or set {option}=classes if {other} and {name} "
+                "are classes."
+            )
+
+
+def _is_unreadable_or_has_images(folder: Path) -> bool:
+    try:
+        return _has_images(folder)
+    except OSError:  # which the walk reports
+        return True
 
 
 def _choose(root: Path, folders: Mapping[str, _Folder], option: str, classes: Collection[str]) -> str:
@@ -164,13 +207,26 @@ def check_classes_hold_no_splits(root: Path, folders: Iterable[str], *, fix: str
       UserError: a class has two splits.
     """
     found: dict[str, dict[str, str]] = {}  # class -> split -> name of its folder
+    flat: set[str] = set()  # classes whose splits have images of their own
+    classes: set[str] = set()
     for path in folders:
         class_, *inner = path.split(os.sep, 2)
+        classes.add(class_)
         if inner and (split := split_of(inner[0])):
             found.setdefault(class_, {})[split] = inner[0]
+            if len(inner) == 1:
+                flat.add(class_)
     for class_, splits in found.items():
         if len(splits) > 1:
             first, second = list(splits.values())[:2]
+            if len(classes) == 1 and not flat:
+                inside = root / class_
+                flag = "--config.source.data_dir=" if fix.startswith("--config.source") else "--data "
+                raise UserError(
+                    f"{root}: got only the folder {class_}/ with the splits {first}/ and {second}/ in it, expected the "
+                    f"splits themselves. Set {flag}{inside}, or set {fix} if all images in {class_}/ are one class "
+                    "without splits."
+                )
             raise UserError(
                 f"{root}: got splits in a class, {class_}/{first}/ and {class_}/{second}/, expected classes in "
                 f"splits, {first}/{class_}/ and {second}/{class_}/. Move the folders, or set {fix} if all images in "

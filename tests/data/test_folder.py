@@ -110,7 +110,15 @@ def test_other_files_are_counted_and_ignored(tmp_path):
         (lambda root: (make_folder(root, ["a", "b"]), (root / "c").mkdir()), "c: got no images, expected at least one"),
         (
             lambda root: (make_folder(root, ["a", "b"], ending=".png"), (root / "c").mkdir(), touch(root / "c/x.heic")),
-            r"c: got no images \(only HEIC: 1 \(x\.heic; not supported, convert them with .*\)\), expected at",
+            r"c: got no images \(only HEIC: 1 \(x\.heic; not supported, convert them with .*: mogrify .*\)\), expected",
+        ),
+        (
+            lambda root: (make_folder(root, ["a", "b"]), [(root / c).mkdir() for c in "cde"], touch(root / "c/x.heic")),
+            r"/invalid: got 3 class folders without images: c \(only HEIC: 1 \(x.*\)\), d, e, expected .* in each",
+        ),
+        (
+            lambda root: (make_folder(root, ["a", "b"]), [(root / f"e{i}").mkdir() for i in range(9)]),
+            "got 9 class folders without images: e0, e1, e2, e3, e4 and 4 more, expected",
         ),
         (
             lambda root: make_folder(root / "val", ["a"]),
@@ -132,9 +140,11 @@ def test_other_files_are_counted_and_ignored(tmp_path):
     ],
 )
 def test_invalid_folders(tmp_path, make, message):
-    make(tmp_path)
+    root = tmp_path / "invalid"
+    root.mkdir()
+    make(root)
     with pytest.raises(UserError, match=message):
-        open_source("folder", data_dir=str(tmp_path))
+        open_source("folder", data_dir=str(root))
 
 
 def touch(path):
@@ -162,8 +172,11 @@ def test_a_test_folder_may_have_parts(tmp_path):
     make_folder(tmp_path / "val", ["cat", "dog"], count=2)
     for split in ("validation", "val", "VALID"):
         assert len(open_test_folder(tmp_path, ["cat", "dog"], split)) == 4
-    with pytest.raises(UserError, match=r"got the split 'test', expected one of train \(train/\), validation \(val/\)"):
+    expected = r"expected one of train \(train/\), validation \(val/\)\. Choose .* --split validation\.$"
+    with pytest.raises(UserError, match=rf"got no folder for the split 'test' \(the default\), {expected}"):
         open_test_folder(tmp_path, ["cat", "dog"])
+    with pytest.raises(UserError, match=rf"got no folder for the split 'tset', {expected}"):
+        open_test_folder(tmp_path, ["cat", "dog"], "tset")
     make_folder(tmp_path / "classes", ["test", "train"], count=1)  # classes with the names of splits
     assert len(open_test_folder(tmp_path / "classes", ["other", "test", "train"])) == 2
 
@@ -287,6 +300,45 @@ def test_splits_in_the_folders_of_classes_are_not_merged(tmp_path, folders):
     assert len(open_test_folder(root, ["cat", "dog"], layout="classes")) == len(splits.train) + len(splits.test)
 
 
+def test_a_folder_one_level_too_high(tmp_path):
+    root = make(tmp_path / "photos", **{"data/train": NESTED, "data/test": NESTED})
+    message = r"got only the folder data/ with the splits test/ and train/ in it, .*Set "
+    with pytest.raises(UserError, match=rf"{message}--config\.source\.data_dir={root}/data, or set --config"):
+        open_source("folder", data_dir=root)
+    with pytest.raises(UserError, match=rf"{message}--data {root}/data, or set --option layout=classes"):
+        open_test_folder(root, ["cat", "dog", "data"])
+    assert classes_and_splits(open_source("folder", data_dir=f"{root}/data")) == (["cat", "dog"], HELD_OUT)
+
+
+@pytest.mark.parametrize("names", [("train_set", "test_set"), ("fold_1", "fold_2"), ("2023", "a", "Trainset", "b")])
+def test_splits_with_other_names_are_not_classes(tmp_path, names):
+    """They were the two classes 'test_set' and 'train_set'."""
+    root = make(tmp_path, **dict.fromkeys(names, NESTED))
+    first, second = sorted(names)[:2]
+    with pytest.raises(
+        UserError,
+        match=f"got {first}/ and {second}/ with the same folders in them, cat, dog, expected classes, .* Rename them to "
+        rf"train/ and test/, or set --config\.source\.layout=classes if {first} and {second} are classes\.$",
+    ):
+        open_source("folder", data_dir=root)
+    splits = open_source("folder", data_dir=root, layout="classes")
+    assert classes_and_splits(splits) == (sorted(names), HELD_OUT)
+    assert len(open_test_folder(root, names)) == 4 * len(names)  # these are the classes of the model
+
+
+def test_the_folders_of_classes_may_have_folders(tmp_path):
+    for number, folders in enumerate(
+        (
+            {"cat": "images/x.png images/y.png", "dog": "images/x.png images/y.png"},
+            {"cat": "a/x.png b/y.png", "dog": "a/x.png c/y.png"},
+            {"cat": "a/x.png b/y.png z.png", "dog": "a/x.png b/y.png z.png"},
+            {"cat": "x.jpg/x.png y.png", "dog": "x.jpg/x.png y.png"},
+        )
+    ):
+        splits = open_source("folder", data_dir=make(tmp_path / str(number), **folders))
+        assert classes_and_splits(splits) == (["cat", "dog"], HELD_OUT)
+
+
 def test_splits_in_the_classes_of_a_split(tmp_path):
     root = make(tmp_path, **{"train/cat": "train/x.png val/y.png", "train/dog": IMAGE, "val/cat": IMAGE})
     with pytest.raises(UserError, match=r"cat/train/ and cat/val/, .*set --config\.source\.layout=splits"):
@@ -359,5 +411,5 @@ def test_an_ambiguous_test_folder(tmp_path):
         open_test_folder(root, ["bus", "train"])
     assert len(open_test_folder(root, ["bus", "train"], layout="classes")) == 5
     assert len(open_test_folder(root, ["bus", "train"], "train", layout="splits")) == 3
-    with pytest.raises(UserError, match="got the split 'test', expected one of train"):
+    with pytest.raises(UserError, match=r"got no folder for the split 'test' .*, expected one of train"):
         open_test_folder(root, ["bus", "train"], layout="splits")
