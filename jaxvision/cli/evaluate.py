@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
             "metric": without_none(config.metric),
             "max_corrupt": config.data.max_corrupt,
             "memory_limit": config.data.memory_limit,
+            "trained_on": _training_images(arguments, without_none(config.source)),
         }
     classifier = load_model(arguments)
     data, split, options = _data(arguments, None if config is None else without_none(config.source), options)
@@ -127,6 +128,27 @@ def _data(
     splits = open_source(**{**source, **options})
     split = arguments.split or ("validation" if splits.test is None else "test")
     return splits.split(split), split, {}
+
+
+def _training_images(arguments: argparse.Namespace, source: dict[str, Any]) -> Any:
+    """Returns the training images of the run if ``--data`` is their folder or one above or below it, else None.
+
+    Args:
+      arguments: of the command.
+      source: the section of the run's config.
+    """
+    from jaxvision.data.layout import split_of
+    from jaxvision.data.source import open_source
+
+    if source["name"] != "folder" or arguments.data is None or split_of(arguments.split or "") == "train":
+        return None
+    given, own = (Path(folder).expanduser().resolve() for folder in (arguments.data, source["data_dir"]))
+    if not (given.is_dir() and own.is_dir() and (given.is_relative_to(own) or own.is_relative_to(given))):
+        return None
+    try:
+        return open_source(**source).train
+    except UserError:  # the folder has changed since
+        return None
 
 
 def _source_options(texts: Sequence[str], reserved: Collection[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from jaxvision.data.folder import open_test_folder
 from jaxvision.data.layout import subfolders
 from jaxvision.errors import (
     UserError,
+    count,
     disk_errors_as_user_errors,
     memory_errors_as_user_errors,
     unknown_name_error,
@@ -51,6 +52,7 @@ def evaluate(
     report_dir: str | Path | None = None,
     max_corrupt: int = 10,
     memory_limit: float = 2.0,
+    trained_on: source.Source | None = None,
     quiet: bool = False,
     **options: Any,
 ) -> dict[str, float]:
@@ -72,6 +74,7 @@ def evaluate(
       report_dir: folder for ``report.html`` and ``mistakes.csv``. None writes nothing.
       max_corrupt: number of damaged images that are reported and skipped. One more is an error.
       memory_limit: size in GiB up to which small images of one shape are kept in memory and resized on the device.
+      trained_on: training data of the classifier, of image files. A warning says how many of them are evaluated on.
       quiet: print nothing.
       **options: of the source. Of a folder: ``layout``, as for `jaxvision.data.folder.open_folder`.
 
@@ -105,6 +108,9 @@ def evaluate(
             _make_report_dir(Path(report_dir))
         if text := source.empty_classes_text(chosen):
             console.warn(f"{name} data: {text}")
+        notes = [] if trained_on is None else _trained_on_text(chosen, trained_on)
+        for note in notes:
+            console.warn(note)
         images = open_dataset(chosen, max_corrupt=max_corrupt, memory_limit=memory_limit, log=console.warn)
         graph, state = nnx.split(classifier.model)
         dataset = chosen.name.removesuffix(f" ({name})")  # the name of the split is printed beside the number of images
@@ -134,7 +140,7 @@ def evaluate(
         result = with_metric(result, **(metric or {}))
         files = {}
         if report_dir is not None:
-            files = _write_report(Path(report_dir), classifier, result, images, name=name, clock=clock)
+            files = _write_report(Path(report_dir), classifier, result, images, name=name, clock=clock, notes=notes)
         final = headline(result) | {"count": result.count}
         console.finish(final=final, name=name, timing=clock.timing(), files=files)
         return result.scalars()
@@ -172,6 +178,26 @@ def _name_in_folder(folder: Path, images: source.Source, classes: Sequence[str],
     """Returns the name of what was read: the split if the folder has splits, else the name of the folder itself."""
     below = Path(images.where(0)).relative_to(folder).parts[0]
     return folder.resolve().name if below in classes else split
+
+
+def _trained_on_text(chosen: source.Source, trained_on: source.Source) -> list[str]:
+    """Returns a line about the images that are also training data; none if there are no such images."""
+    known = set(_real_files(trained_on))
+    n = sum(file in known for file in _real_files(chosen))
+    if not n:
+        return []
+    return [
+        f"{n:,} of the {count(len(chosen), 'image')} ({n / len(chosen):.0%}) were trained on, so the result is better "
+        "than for new images. Leave out --data to evaluate only on images of the run that were held out."
+    ]
+
+
+def _real_files(images: source.Source) -> Iterator[str]:
+    """Yields the paths of image files with the links in their folders resolved."""
+    real_folder = functools.cache(os.path.realpath)
+    for i in range(len(images)):
+        folder, name = os.path.split(images.where(i))
+        yield os.path.join(real_folder(folder), name)
 
 
 def _in_dataset_spelling(classes: Sequence[str], found: Collection[str]) -> Sequence[str]:
@@ -219,6 +245,7 @@ def _write_report(
     *,
     name: str,
     clock: report.Clock,
+    notes: Sequence[str],
 ) -> dict[str, Path]:
     page = describe(
         classifier,
@@ -226,7 +253,7 @@ def _write_report(
         images,
         title=classifier.model.architecture,
         subtitle=f"evaluated on {images.source.name}",
-        notes=notes_on({name: images}),
+        notes=[*notes, *notes_on({name: images})],
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
     )
     with disk_errors_as_user_errors(folder):

@@ -15,6 +15,7 @@ from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.create import create_model
+from jaxvision.run.workdir import write_config
 
 
 def mistakes(evaluation, *, scale: float = 1.0) -> float:
@@ -102,6 +103,35 @@ def test_functions_of_a_config_file(
     record["source"]["name"] = "__main__:own"
     (tmp_path / "run" / "config.json").write_text(json.dumps(record))
     assert "got 'own' of another script or notebook" in jaxvision(capsys, "evaluate", "-m", tmp_path / "run")[2]
+
+
+@pytest.mark.parametrize("folder", [".", "train"])
+def test_images_that_the_run_was_trained_on(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The result was too good without a word."""
+    photos = tmp_path / "photos"
+    for name in ("cat", "dog"):
+        (photos / folder / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(photos / folder / name / f"{i}.png")
+    model = create_model("test_resnet", num_classes=2, image_size=32)
+    save_classifier(tmp_path / "run" / "export", Classifier(model, ("cat", "dog"), Preprocess(image_size=32)))
+    source = {"name": "folder", "data_dir": str(photos), "validation_fraction": 0.25}
+    write_config(tmp_path / "run", run.complete(quick("resnet", source=source)))
+    (tmp_path / "link").symlink_to(photos / folder)
+    shutil.copytree(photos / folder, tmp_path / "copy")
+
+    def evaluate(*arguments: object) -> str:
+        status, out, err = jaxvision(capsys, "evaluate", "-m", tmp_path / "run", *arguments)
+        assert status == 0, err
+        return " ".join((out + err).split())
+
+    # Of 10 images of a class 2 are held out for testing, and 2 of the other 8 for validation.
+    message = "12 of the 20 images (60%) were trained on, so the result is better than for new images. Leave out --data"
+    for data in (photos / folder, tmp_path / "link"):
+        assert message in evaluate("--data", data, "--report", tmp_path / "report", "--overwrite")
+        assert "(60%) were trained on" in (tmp_path / "report" / "report.html").read_text()
+    for arguments in ((), ("--data", tmp_path / "copy")):
+        assert "were trained on" not in evaluate(*arguments)
 
 
 def test_the_name_of_what_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

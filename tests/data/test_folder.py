@@ -303,7 +303,7 @@ def test_splits_in_the_folders_of_classes_are_not_merged(tmp_path, folders):
 def test_a_folder_one_level_too_high(tmp_path):
     root = make(tmp_path / "photos", **{"data/train": NESTED, "data/test": NESTED})
     message = r"got only the folder data/ with the splits test/ and train/ in it, .*Set "
-    with pytest.raises(UserError, match=rf"{message}--config\.source\.data_dir={root}/data, or set --config"):
+    with pytest.raises(UserError, match=rf"{message}--config\.source\.data_dir={root}/data, or set"):
         open_source("folder", data_dir=root)
     with pytest.raises(UserError, match=rf"{message}--data {root}/data, or set --option layout=classes"):
         open_test_folder(root, ["cat", "dog", "data"])
@@ -317,8 +317,8 @@ def test_splits_with_other_names_are_not_classes(tmp_path, names):
     first, second = sorted(names)[:2]
     with pytest.raises(
         UserError,
-        match=f"got {first}/ and {second}/ with the same folders in them, cat, dog, expected classes, .* Rename them to "
-        rf"train/ and test/, or set --config\.source\.layout=classes if {first} and {second} are classes\.$",
+        match=f"got {first}/ and {second}/ with the same folders in them, cat, dog, expected classes, .* Rename "
+        rf"them to train/ and test/, or set --config\.source\.layout=classes if {first} and {second} are classes\.$",
     ):
         open_source("folder", data_dir=root)
     splits = open_source("folder", data_dir=root, layout="classes")
