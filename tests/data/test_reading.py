@@ -192,9 +192,3 @@ def test_too_little_memory_to_decode_is_named(monkeypatch):
         batches(dataset, image_size=16)
 
 
-def test_too_little_memory_for_a_batch_is_one_line():
-    def read(number):
-        raise MemoryError
-
-    with WorkerPool(0) as pool, pytest.raises(UserError, match=r"^data\.workers: got too little memory .*Run the same"):
-        list(pool.run_ahead(read, 0, 3))
