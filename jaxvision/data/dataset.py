@@ -21,7 +21,7 @@ from jaxvision.data.pipeline import FromMemory, FromWorkers, InputPipeline
 from jaxvision.data.pool import Batch, Task, WorkerPool
 from jaxvision.data.reading import (
     check_labels,
-    naming_failures_of_machine,
+    machine_errors_as_user_errors,
     read_examples,
     read_pixels,
     to_pixels,
@@ -276,7 +276,7 @@ def _store(source: Source, shape: tuple[int, ...], **options: Any) -> StoredData
                 continue
             labels[i] = example["label"]
             try:
-                with naming_failures_of_machine(source, i):
+                with machine_errors_as_user_errors(source, i):
                     pixels = to_pixels(example["image"])
             except BadImage:
                 corrupt.append(i)

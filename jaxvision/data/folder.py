@@ -91,10 +91,10 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
             f"{root}: got only {found}, expected also a folder 'train'. Add one with the training images, or set "
             "--config.source.layout=classes if these are classes."
         )
-    settle = None if layout else f"--config.source.layout={'splits' if splits else 'classes'}"
+    layout_flag = None if layout else f"--config.source.layout={'splits' if splits else 'classes'}"
     if set(splits) <= {"train"}:
         folder = splits.get("train", root)
-        images = _read(folder, _classes(folder), "folder", settle=settle)
+        images = _read(folder, _classes(folder), "folder", layout_flag=layout_flag)
         kept, held = stratified_split(images.labels, test_fraction, seed=split_seed)
         if not len(held):
             raise UserError(
@@ -113,7 +113,8 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
             )
     check_class_folders_are_distinct(splits, classes_of)
     read = {
-        split: _read(folder, classes, split, only=classes_of[split], settle=settle) for split, folder in splits.items()
+        split: _read(folder, classes, split, only=classes_of[split], layout_flag=layout_flag)
+        for split, folder in splits.items()
     }
     check_links_are_distinct(splits, {split: images.files.manifest for split, images in read.items()})
     read["train"].notes.append(note)
@@ -154,8 +155,8 @@ def open_test_folder(
             f"{root}: got the class {unknown[0]!r}{_and_more(unknown)}, expected the classes of the model: {known}. "
             "Rename the folder or move it away."
         )
-    settle = None if layout else f"--option layout={'splits' if splits else 'classes'}"
-    source = _read(root, classes, root.name, only=found, settle=settle)
+    layout_flag = None if layout else f"--option layout={'splits' if splits else 'classes'}"
+    source = _read(root, classes, root.name, only=found, layout_flag=layout_flag)
     source.notes.append(note)
     return source
 
@@ -177,7 +178,7 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _read(
-    folder: Path, classes: Sequence[str], name: str, *, settle: str | None, only: Sequence[str] | None = None
+    folder: Path, classes: Sequence[str], name: str, *, layout_flag: str | None, only: Sequence[str] | None = None
 ) -> FolderSource:
     """Returns the images of the classes in a folder.
 
@@ -185,15 +186,16 @@ def _read(
       folder: the folder.
       classes: names of the classes, in the order of their numbers.
       name: of the split, for messages.
-      settle: the flag to set if classes may have folders with the names of splits; None if they may.
+      layout_flag: flag that the error suggests if a class contains splits, such as
+        ``--config.source.layout=classes``; None skips the check.
       only: the classes that must have an image. None: all of them.
     """
     manifest, warning = read_folder(folder)
     number = {class_: i for i, class_ in enumerate(classes)}
     counts = np.diff(manifest.ends, prepend=0)
     folders = manifest.folders()
-    if settle is not None:
-        check_classes_hold_no_splits(folder, itertools.compress(folders, counts), fix=settle)
+    if layout_flag is not None:
+        check_classes_hold_no_splits(folder, itertools.compress(folders, counts), fix=layout_flag)
     outside = int(counts[0]) if folders and not folders[0] else 0  # images directly in `folder`, which come first
     class_of = np.array([number.get(path.partition(os.sep)[0], -1) for path in folders], np.int32)
     labels = np.repeat(class_of, counts)[outside:]

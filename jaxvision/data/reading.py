@@ -37,10 +37,11 @@ _ADVICE = {
 
 
 @contextmanager
-def naming_failures_of_machine(source: Source, index: int) -> Iterator[None]:
-    """Raises `UserError` for errors that do not mean that the image at `index` is damaged, and lets others through.
+def machine_errors_as_user_errors(source: Source, index: int) -> Iterator[None]:
+    """Raises `UserError` for errors that are not the fault of the image at `index`. Others pass through.
 
-    No memory, too many open files, or a disk that fails: skipping images would hide it, and train on what is left.
+    Too little memory, too many open files, a failing disk or network: skipping images would hide it, and train on what
+    is left.
     """
     try:
         yield
@@ -56,7 +57,7 @@ def read_examples(source: Source, indices: Sequence[int]) -> list[Example | OSEr
     """Returns the examples at `indices`, with the error in place of an example that cannot be read.
 
     Raises:
-      UserError: the machine failed, as for `naming_failures_of_machine`.
+      UserError: the machine failed, as for `machine_errors_as_user_errors`.
     """
     if hasattr(source, "__getitems__"):  # faster, for sources that have it
         with suppress(OSError, MemoryError):  # of one of them; which one shows when they are read one by one
@@ -64,7 +65,7 @@ def read_examples(source: Source, indices: Sequence[int]) -> list[Example | OSEr
     found: list[Example | OSError] = []
     for index in indices:
         try:
-            with naming_failures_of_machine(source, index):
+            with machine_errors_as_user_errors(source, index):
                 found.append(source[index])
         except OSError as e:
             found.append(e)
@@ -76,9 +77,9 @@ def read_pixels(source: Source, index: int) -> np.ndarray:
 
     Raises:
       BadImage, OSError: the image is damaged or missing.
-      UserError: as for `to_pixels`, or the machine failed, as for `naming_failures_of_machine`.
+      UserError: as for `to_pixels`, or the machine failed, as for `machine_errors_as_user_errors`.
     """
-    with naming_failures_of_machine(source, index):
+    with machine_errors_as_user_errors(source, index):
         return to_pixels(source[index]["image"])
 
 

@@ -83,8 +83,8 @@ def path_digest(path: str) -> int:
 def folder_times(status: os.stat_result) -> tuple[int, int]:
     """Returns the times in ns that change if an entry of a folder is added, removed or renamed: st_mtime and st_ctime.
 
-    Tools that copy folders (``rsync -a``, ``cp -a``, ``tar``) set the first back. Only the system sets the second, also
-    when the permissions change. On Windows the second is the time of creation, which says nothing, but does no harm.
+    Tools that copy folders (``rsync -a``, ``cp -a``, ``tar``) restore st_mtime. Only the system sets st_ctime, which
+    also changes with the permissions. On Windows st_ctime is the creation time and has no effect here.
     """
     return status.st_mtime_ns, status.st_ctime_ns
 

@@ -16,7 +16,7 @@ from jaxvision.augment.decoding import BadImage
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data.order import batch_indices, crop_rng, eval_indices
 from jaxvision.data.pool import Batch
-from jaxvision.data.reading import check_labels, naming_failures_of_machine, read_examples
+from jaxvision.data.reading import check_labels, machine_errors_as_user_errors, read_examples
 from jaxvision.data.source import Source
 from jaxvision.errors import UserError
 
@@ -100,7 +100,7 @@ def _read_batch(
             if isinstance(example, OSError):
                 raise example
             labels[row] = example["label"]
-            with naming_failures_of_machine(source, int(indices[row])):
+            with machine_errors_as_user_errors(source, int(indices[row])):
                 pixels = transform(int(row), example["image"])
             if pixels.shape[-1] not in (1, images.shape[-1]):  # a single channel is repeated
                 raise UserError(

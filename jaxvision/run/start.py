@@ -94,9 +94,10 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
 
 
 def data_fingerprint(images: Dataset) -> dict[str, int]:
-    """Returns what identifies the images of each step: their number, checksums of what they are, and the order.
+    """Returns what identifies the images of each step.
 
-    The order of the files decides which images a step sees. Where the dataset is does not count, so it may be moved.
+    That is their number, checksums of their classes, labels and file names, and the version of the order. The location
+    of the dataset is not part of it, so the dataset may be moved.
     """
     source = images.source
     labels = b"" if source.labels is None else np.asarray(source.labels, np.int32).tobytes()

@@ -13,7 +13,6 @@ from support.images import encode, scene
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.data import ArraySource
 from jaxvision.data.dataset import StoredDataset, StreamedDataset, open_dataset
-from jaxvision.data.pool import WorkerPool
 from jaxvision.data.source import check
 from jaxvision.errors import UserError
 
@@ -190,5 +189,3 @@ def test_too_little_memory_to_decode_is_named(monkeypatch):
             next(dataset.train_batches(crop=crop, **train))
     with pytest.raises(UserError, match=r"images\[0\]: got too little memory"):
         batches(dataset, image_size=16)
-
-
