@@ -109,14 +109,7 @@ def read_config(path: Path) -> Export:
     Raises:
       UserError: it is damaged, or not in timm's format.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror or e}).") from e
-    except ValueError as e:
-        reason = f"got invalid JSON ({e}), expected a config.json of save_classifier or timm"
-        raise _damaged_config_error(path, reason) from e
-    return _parse(path, config)
+    return _parse(path, _read_json(path))
 
 
 def check_export(folder: Path) -> None:
@@ -136,6 +129,10 @@ def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export
     Args:
       checkpoint_path: the weight file, its folder or the workdir of its run, as for `create_model`, or None.
       architecture: name of the model, without a tag.
+
+    Raises:
+      UserError: the ``config.json`` beside the file cannot be read, or it is damaged. A valid one of another program is
+        not an error.
     """
     if checkpoint_path is None:
         return None
@@ -143,12 +140,31 @@ def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export
     path = path / "model.safetensors" if os.path.isdir(path) else path
     if path.name != "model.safetensors" or not os.path.isfile(path):
         return None
+    if not os.path.isfile(path.parent / "config.json"):
+        return None
+    config = _read_json(path.parent / "config.json")
+    if not _is_ours(config):
+        return None
+    export = _parse(path.parent / "config.json", config)
+    return export if export.architecture == architecture else None
+
+
+def _read_json(path: Path) -> Any:
     try:
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        is_ours = config["architecture"] == architecture and config["pretrained_cfg"]["tag"] == "jaxvision"
-    except (ValueError, LookupError, TypeError, OSError):
-        return None  # no config.json, or another program's
-    return _parse(path.parent / "config.json", config) if is_ours else None
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or e}).") from e
+    except (ValueError, RecursionError) as e:
+        reason = f"got invalid JSON ({e}), expected a config.json of save_classifier or timm"
+        raise _damaged_config_error(path, reason) from e
+
+
+def _is_ours(config: Any) -> bool:
+    """Returns whether `save_classifier` wrote the contents of a ``config.json``."""
+    if not isinstance(config, Mapping):
+        return False
+    cfg = config.get("pretrained_cfg")
+    return EXPORT_ID in config or (isinstance(cfg, Mapping) and cfg.get("tag") == "jaxvision")
 
 
 def _parse(path: Path, config: Any) -> Export:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,32 @@ def test_values_that_the_config_cannot_have(values, words, tmp_path):
     assert message.startswith(f"{folder}/config.json: ")
     assert words in message
     assert message.endswith("Fix the file, or export the model again.")
+
+
+@pytest.mark.parametrize("given", ["export", "export/model.safetensors"])
+def test_a_damaged_config_beside_the_checkpoint_is_an_error(given, tmp_path):
+    """It holds the classes, the transform and the sigmoid, which would be lost without a word."""
+    model = create_model("test_resnet", num_classes=2, image_size=32)
+    folder = save_classifier(
+        tmp_path / "export", Classifier(model, ("cat", "dog"), Preprocess(image_size=32), "sigmoid")
+    )
+    text = (folder / "config.json").read_text()
+    cases = [
+        (text[: len(text) // 2], "got invalid JSON"),
+        ("", "got invalid JSON"),
+        (text.replace('"sigmoid"', '"sigmoidal"'), 'jaxvision_probabilities: got "sigmoidal"'),
+        (text.replace('"tag"', '"tog"').replace('"test_resnet"', "7"), "architecture: got 7, expected a string"),
+    ]
+    for damaged, words in cases:
+        (folder / "config.json").write_text(damaged)
+        with pytest.raises(UserError, match=re.escape(words)) as error:
+            load_classifier("test_resnet", checkpoint_path=tmp_path / given)
+        assert str(error.value).startswith(f"{folder / 'config.json'}: ")
+    for other in ('{"architectures": ["ResNet"]}', "[1]", '{"pretrained_cfg": 3}'):  # another program's
+        (folder / "config.json").write_text(other)
+        assert load_classifier("test_resnet", checkpoint_path=tmp_path / given).probabilities == "softmax"
+    (folder / "config.json").write_text(text)
+    assert load_classifier("test_resnet", checkpoint_path=tmp_path / given).probabilities == "sigmoid"
 
 
 def test_a_local_dir_is_a_name_everywhere(tmp_path):
