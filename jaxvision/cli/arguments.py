@@ -81,6 +81,17 @@ def check_not_overwriting(files: Iterable[Path], arguments: argparse.Namespace) 
         raise UserError(f"{existing[0]}{others} already. Choose another output, or add --overwrite to replace.")
 
 
+def check_folder(folder: Path) -> None:
+    """Checks, before anything is computed, that a folder exists or can be created: no file is in its place.
+
+    Raises:
+      UserError: the path, or one of the folders that contain it, is a file.
+    """
+    existing = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if existing is not None and not os.path.isdir(existing):
+        raise UserError(f"{existing}: got a file, expected a folder. Choose another output, or remove the file.")
+
+
 def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Returns (key, text) for each ``--config.SECTION.KEY=VALUE`` or ``--config.SECTION.KEY VALUE``.
 

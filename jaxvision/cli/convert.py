@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxvision.cli.arguments import add_overwrite_argument, check_not_overwriting, load_model, path_argument, warn
+from jaxvision.cli.arguments import add_overwrite_argument, check_folder, check_not_overwriting, load_model, path_argument, warn
 from jaxvision.errors import UserError, count
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "output",
         type=path_argument,
         metavar="OUTPUT",
-        help="a folder (for model.safetensors and config.json), or a file that ends in .safetensors",
+        help="a folder (for model.safetensors and config.json), or a file that ends in .safetensors, which holds only "
+        "the weights",
     )
     add_overwrite_argument(parser)
     parser.add_argument("--to", default="timm", choices=["timm"], help="format of the output (default: timm)")
@@ -75,10 +76,15 @@ def run(arguments: argparse.Namespace) -> None:
             f"{output} is the workdir of a run, and convert would overwrite its config.json. Choose another folder."
         )
     is_file = output.suffix == ".safetensors"
+    check_folder(output.parent if is_file else output)
     check_not_overwriting([output] if is_file else [output / "model.safetensors", output / "config.json"], arguments)
     classifier, step = _load(arguments)
     if is_file:
         save_timm(classifier.model, output)
+        warn(
+            f"{output} holds only the weights, without the names of the classes, the transform and the kind of "
+            f"probabilities ({classifier.probabilities}). To keep them, give a folder as OUTPUT"
+        )
     else:
         save_classifier(output, classifier)
     of_step = "" if step is None else f", step {step:,} of {arguments.model}"

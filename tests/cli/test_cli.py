@@ -237,6 +237,37 @@ def test_no_command_replaces_a_file_without_overwrite(
     assert f"{folder / 'model.safetensors'} and 1 more of its outputs exist already" in error
 
 
+def test_convert_warns_that_a_file_holds_only_weights(
+    capsys: pytest.CaptureFixture, export: Path, tmp_path: Path
+) -> None:
+    """A single file cannot hold config.json, with the classes, the transform and the sigmoid."""
+    file = tmp_path / "model.safetensors"
+    status, _, err = run(capsys, "convert", export, file)
+    assert (status, err) == (
+        0,
+        f"warning: {file} holds only the weights, without the names of the classes, the transform and the kind of "
+        "probabilities (softmax). To keep them, give a folder as OUTPUT\n",
+    )
+    assert run(capsys, "convert", export, tmp_path / "folder")[2] == ""
+
+
+def test_a_file_in_the_place_of_a_folder(
+    capsys: pytest.CaptureFixture, export: Path, images: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "existing"
+    file.write_text("mine")
+    error = f"error: {file}: got a file, expected a folder. Choose another output, or remove the file.\n"
+    evaluate = ("evaluate", "-m", export, "--data", images, "--report")
+    attention = ("attention", "-m", export, images / "cat" / "0.png", "--output")
+    for option in ((), ("--overwrite",)):
+        for output in (file, file / "inside"):
+            assert refused(capsys, "convert", export, output, *option) == error
+            assert refused(capsys, *evaluate, output, *option) == error
+        for command in (("convert", export), attention):
+            assert refused(capsys, *command, file / "x.safetensors", *option) == error
+    assert file.read_text() == "mine"
+
+
 def test_convert_adapts_the_first_convolution(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     save_timm(create_model("test_resnet", num_classes=7), tmp_path / "in.safetensors")
     arguments = ["test_resnet", tmp_path / "out.safetensors", "--checkpoint", tmp_path / "in.safetensors"]
