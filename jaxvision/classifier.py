@@ -209,7 +209,8 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
 
 
 def _export_config(classifier: Classifier) -> dict[str, Any]:
-    model, preprocess, names = classifier.model, classifier.preprocess, classifier.model.classifier_names
+    model, names = classifier.model, classifier.model.classifier_names
+    preprocess = classifier.preprocess.for_channels(model.in_channels)
     row = registry.variant(model.architecture)
     config: dict[str, Any] = {
         "architecture": model.architecture,

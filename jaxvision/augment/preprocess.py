@@ -53,7 +53,8 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         size = self.image_size
-        if not isinstance(size, numbers.Real) or isinstance(size, bool) or size != int(size) or size < 1:
+        is_number = isinstance(size, numbers.Real) and not isinstance(size, bool)
+        if not is_number or not 1 <= size < math.inf or size != int(size):
             raise UserError(f"image_size: got {size!r}, expected a whole number of pixels, the side of a square.")
         if not 0 < self.crop_pct <= 2:
             raise UserError(f"crop_pct: got {self.crop_pct!r}, expected a share of the side, above 0 and at most 2.")
@@ -129,8 +130,11 @@ def crop_offset(length: int, size: int) -> int:
 
 
 def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raises `UserError` unless `mean` and `std` have equal lengths and every std is above zero."""
+    """Raises `UserError` unless `mean` and `std` have equal lengths and are possible for channels in [0, 1]."""
     if len(mean) != len(std) or not len(mean):
         raise UserError(f"mean and std: got {len(mean)} and {len(std)} numbers, expected one of each per channel.")
-    if min(std) <= 0:
-        raise UserError(f"std: got {tuple(std)}, expected numbers above 0.")
+    scale = "because images are scaled to 0 to 1. Divide values for a scale of 0 to 255 by 255"
+    if not all(0 <= x <= 1 for x in mean):  # so that NaN is refused as well
+        raise UserError(f"mean: got {tuple(mean)}, expected numbers from 0 to 1, {scale}.")
+    if not all(0 < x <= 1 for x in std):
+        raise UserError(f"std: got {tuple(std)}, expected numbers above 0 and at most 1, {scale}.")

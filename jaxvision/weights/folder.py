@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 EXPORT_ID = "jaxvision.export"
 # timm's arguments that have no effect on a model that only predicts.
 _WITHOUT_EFFECT = ("num_classes", "pretrained", "exportable", "scriptable")
+# Above every number of classes or pixels. A list of as many names fits in memory.
+_MAX_COUNT = 10**7
 _RATES = ("drop_rate", "drop_path_rate", "drop_block_rate")
 
 
@@ -184,18 +186,22 @@ def _parse(path: Path, config: Any) -> Export:
         num_classes = _value(config, "num_classes", _COUNT)
         if num_classes is None:
             num_classes = _value(cfg, "num_classes", _COUNT, default=1000)
+        options = dict(_value(config, "jaxvision_options", _OBJECT, default={}))
+        model_args = dict(_value(config, "model_args", _OBJECT, default={}))
+        builder = _value(config, "jaxvision_builder", _TEXT)
+        is_square = builder is None and not _has_other_sides(options.get("image_size", model_args.get("img_size")))
         return Export(
             folder=path.parent,
             architecture=architecture,
             tag=_value(cfg, "tag", _TEXT, default=""),
             num_classes=num_classes,
             classes=_parse_names(config, cfg, num_classes),
-            preprocess=_parse_transform(cfg),
+            preprocess=_parse_transform(cfg, model_args.get("in_chans"), is_square=is_square),
             export_id=_value(config, EXPORT_ID, _TEXT),
-            options=dict(_value(config, "jaxvision_options", _OBJECT, default={})),
-            model_args=dict(_value(config, "model_args", _OBJECT, default={})),
+            options=options,
+            model_args=model_args,
             probabilities=_value(config, "jaxvision_probabilities", _PROBABILITIES, default="softmax"),
-            builder=_value(config, "jaxvision_builder", _TEXT),
+            builder=builder,
         )
     except UserError as e:
         raise _damaged_config_error(path, str(e)) from e
@@ -214,7 +220,8 @@ class _Type(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max  # also for integers that no float can hold
 
 
 def _is_name(value: Any) -> bool:
@@ -226,14 +233,18 @@ def _is_list_of(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
+
+
+def _is_class_number(key: str) -> bool:
+    return key.isdecimal() and len(key) <= len(str(_MAX_COUNT))
 
 
 _TEXT = _Type(lambda value: isinstance(value, str), "a string")
 _OBJECT = _Type(lambda value: isinstance(value, Mapping), "an object")
 _NUMBER = _Type(_is_number, "a number")
 _NUMBERS = _Type(_is_list_of(_is_number), "a list of numbers")
-_COUNT = _Type(_is_count, "a non-negative integer")
+_COUNT = _Type(_is_count, f"a non-negative integer of at most {_MAX_COUNT:,}")
 _SIZE = _Type(
     lambda value: _is_list_of(_is_count)(value) and len(value) == 3 and min(value) > 0,
     "[channels, height, width], such as [3, 224, 224]",
@@ -241,7 +252,7 @@ _SIZE = _Type(
 _NAMES = _Type(
     lambda value: (
         _is_list_of(_is_name)(value)
-        or (isinstance(value, Mapping) and all(key.isdecimal() and _is_name(name) for key, name in value.items()))
+        or (isinstance(value, Mapping) and all(_is_class_number(key) and _is_name(name) for key, name in value.items()))
     ),
     "a list of the names of all classes, or an object from the number of a class to its name",
 )
@@ -262,12 +273,34 @@ def _value(row: Mapping[str, Any], key: str, type_: _Type, default: Any = None) 
     return value
 
 
-def _parse_transform(cfg: Mapping[str, Any]) -> Preprocess:
-    """Returns the evaluation transform. timm's defaults apply where the file has no value."""
+def _has_other_sides(image_size: Any) -> bool:
+    """Returns whether the image size of a model, as its arguments state it, is not that of a square."""
+    return isinstance(image_size, list) and len(set(map(str, image_size))) > 1
+
+
+def _parse_transform(cfg: Mapping[str, Any], model_channels: Any, *, is_square: bool) -> Preprocess:
+    """Returns the evaluation transform. timm's defaults apply where the file has no value.
+
+    Args:
+      cfg: that contains the transform.
+      model_channels: number of channels in the model's arguments, which timm does not write to `cfg`; None if unknown.
+      is_square: whether the model itself is not built for images that are not square.
+    """
     size = _value(cfg, "input_size", _SIZE, default=[3, 224, 224])
+    if is_square and size[1] != size[2]:
+        raise UserError(
+            f"input_size: got {_shown(size)}, expected equal height and width, because the transform makes square "
+            "images and the arguments of the model state no other size."
+        )
     types = {"crop_pct": _NUMBER, "crop_mode": _TEXT, "interpolation": _TEXT, "mean": _NUMBERS, "std": _NUMBERS}
     given = {key: _value(cfg, key, type_) for key, type_ in types.items()}
-    return Preprocess(image_size=size[-1], **{key: value for key, value in given.items() if value is not None})
+    preprocess = Preprocess(image_size=size[-1], **{key: value for key, value in given.items() if value is not None})
+    # A gray model takes the mean of the colors' numbers, and several channels may share one number.
+    if 1 not in (size[0], len(preprocess.mean)) and len(preprocess.mean) not in (size[0], model_channels):
+        raise UserError(
+            f"mean and std: got {len(preprocess.mean)} numbers each, expected {size[0]}, the channels of input_size."
+        )
+    return preprocess
 
 
 def _parse_names(config: Mapping[str, Any], cfg: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
@@ -281,6 +314,8 @@ def _parse_names(config: Mapping[str, Any], cfg: Mapping[str, Any], num_classes:
             raise UserError(f"{key}: got {len(names)} names, expected {num_classes}, the number of classes.")
         return tuple(str(name) for name in names)
     by_number = {int(number): str(name) for number, name in names.items()}
+    if len(by_number) < len(names):
+        raise UserError(f"{key}: got several names for a class, expected one. Write its number without leading zeros.")
     beyond = [number for number in by_number if number >= num_classes]
     if beyond:
         raise UserError(f"{key}: got a name for the class {beyond[0]}, expected numbers below {num_classes}.")

@@ -216,6 +216,12 @@ def test_every_transform_of_the_catalog_equals_timms_on_photographs(shared):
         ({"interpolation": "cubic"}, "Did you mean 'bicubic'"),
         ({"mean": (0.5,)}, "got 1 and 3 numbers, expected one of each"),
         ({"std": (1.0, 0.0, 1.0)}, "std: got .*, expected numbers above 0"),
+        ({"std": (0.5, math.nan, 0.5)}, "std: got .*, expected numbers above 0 and at most 1"),
+        ({"std": (0.5, math.inf, 0.5)}, "std: got .*, expected numbers above 0 and at most 1"),
+        ({"mean": (0.5, math.nan, 0.5)}, "mean: got .*, expected numbers from 0 to 1"),
+        ({"mean": (123.675, 116.28, 103.53)}, "mean: got .*, expected .* Divide values for a scale of 0 to 255 by 255"),
+        ({"image_size": math.inf}, "image_size: got inf, expected a whole number of pixels"),
+        ({"image_size": math.nan}, "image_size: got nan, expected a whole number of pixels"),
     ],
 )
 def test_preprocess_errors(wrong, message):

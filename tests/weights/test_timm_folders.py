@@ -90,6 +90,7 @@ def test_other_names_of_the_weight_file(name, tmp_path):
         ('{"architecture": "resnet_50"}', "config.json: architecture: got 'resnet_50', expected a model name"),
         ('{"num_classes": 3}', r"config.json: architecture: got none, expected the name of a model\. Fix the file, or"),
         ("[1]", r"config.json: got \[1\], expected an object"),
+        ("[" * 100_000, r"config.json: got invalid JSON .*, expected a config.json of save_classifier or timm"),
         ("{", r"config.json: got invalid JSON .*, expected a config.json of save_classifier or timm"),
         (
             json.dumps(config(label_names={"7": "a"})),
@@ -137,6 +138,19 @@ def test_configs_that_are_not_timms(text, words, tmp_path):
         ({"label_names": [True, False, True]}, "label_names: got [true, false, true], expected a list"),
         ({"crop_mode": "centre"}, "Did you mean 'center'? Fix the file"),
         ({"tag": 1}, "tag: got 1, expected a string"),
+        ({"std": [float("inf")] * 3}, "std: got [Infinity, Infinity, Infinity], expected a list of numbers"),
+        ({"mean": [10**400] * 3}, "mean: got [1000"),
+        ({"crop_pct": 10**400}, "crop_pct: got 1000"),
+        ({"mean": [127.5] * 3}, "mean: got (127.5, 127.5, 127.5), expected numbers from 0 to 1, because images are"),
+        ({"mean": [-0.5] * 3}, "mean: got (-0.5, -0.5, -0.5), expected numbers from 0 to 1"),
+        ({"std": [58.4, 57.1, 57.4]}, "std: got (58.4, 57.1, 57.4), expected numbers above 0 and at most 1"),
+        ({"mean": [0.5] * 2, "std": [0.2] * 2}, "mean and std: got 2 numbers each, expected 3, the channels of input"),
+        ({"input_size": [4, 64, 64]}, "mean and std: got 3 numbers each, expected 4, the channels of input_size"),
+        ({"input_size": [3, 64, 32]}, "input_size: got [3, 64, 32], expected equal height and width, because the"),
+        ({"input_size": [3, 10**400, 10**400]}, "input_size: got [3, 1000"),
+        ({"num_classes": 10**400}, "expected a non-negative integer of at most 10,000,000"),
+        ({"label_names": {"1" * 5000: "a"}}, 'label_names: got {"1111'),
+        ({"label_names": {"0": "x", "00": "y"}}, "label_names: got several names for a class, expected one"),
     ],
 )
 def test_values_that_the_config_cannot_have(values, words, tmp_path):
@@ -148,6 +162,19 @@ def test_values_that_the_config_cannot_have(values, words, tmp_path):
     assert message.startswith(f"{folder}/config.json: ")
     assert words in message
     assert message.endswith("Fix the file, or export the model again.")
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "mean"),
+    [
+        ({"input_size": [1, 64, 64]}, {"model_args": {"in_chans": 1}}, (0.5,)),
+        ({"mean": [0.4], "std": [0.3]}, {}, (0.4,) * 3),
+        ({"mean": [0.4] * 4, "std": [0.3] * 4}, {"model_args": {"in_chans": 4}}, (0.4,) * 4),  # input_size is timm's
+    ],
+)
+def test_statistics_that_the_channels_share(values, more, mean, tmp_path):
+    folder = put(tmp_path / "mine", config(pretrained_cfg=CFG | values, **more))
+    np.testing.assert_allclose(load_classifier(folder).preprocess.mean, mean)
 
 
 @pytest.mark.parametrize("given", ["export", "export/model.safetensors"])
@@ -188,7 +215,14 @@ def test_a_local_dir_is_a_name_everywhere(tmp_path):
     assert create_model(name, pretrained=True, features_only=True) is not None
     assert load_classifier(name).classes == ("cat", "dog")
     assert load_classifier(f"local-dir:{tmp_path}").classes == ("cat", "dog")  # a workdir with the folder export
-    assert catalog.lookup(name).preprocess == Preprocess(image_size=96)
+    assert catalog.lookup(name).preprocess == Preprocess(image_size=96).for_channels(1)
+
+
+def test_an_export_states_the_statistics_of_its_own_channels(tmp_path):
+    model = create_model("test_resnet", num_classes=2, in_channels=4)
+    folder = save_classifier(tmp_path, Classifier(model, ("cat", "dog"), Preprocess(image_size=32)))
+    assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["mean"] == [0.5] * 4
+    assert load_classifier(folder).preprocess.std == (0.25,) * 4
 
 
 def test_the_cost_of_a_local_dir_is_that_of_its_options(tmp_path):
