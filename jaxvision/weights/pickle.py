@@ -56,6 +56,12 @@ class PickleFile(WeightFile):
         sparse = [name for name, x in self._tensors.items() if x.layout is not torch.strided]
         if sparse:
             raise UserError(f"{path}: {sparse[0]} is a sparse tensor, expected a dense one. Save it as x.to_dense().")
+        empty = [name for name, x in self._tensors.items() if x.is_meta]
+        if empty:
+            raise UserError(
+                f"{path}: {empty[0]} is a tensor of PyTorch's meta device, which has no values, expected one with values. "
+                "Load the weights into the model before its state_dict is saved."
+            )
         self.shapes = {name: tuple(x.shape) for name, x in self._tensors.items()}
         names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
         self.dtypes = {name: names.get(x.dtype, str(x.dtype)) for name, x in self._tensors.items()}
@@ -102,17 +108,23 @@ def _reason(path: Path, error: Exception) -> str:
 
 def _find_state(checkpoint: Any, path: Path) -> Mapping[str, Any]:
     """Returns the state_dict in a checkpoint: that of the moving average if there is one, as in timm."""
-    found = checkpoint
+    found, seen = checkpoint, {id(checkpoint)}
     while isinstance(found, Mapping) and not _is_state(found):
         candidates = _candidates(found)
         if not candidates:
             raise _no_state_error(found, path)
         chosen, *rest = candidates
+        if id(found[chosen]) in seen:
+            raise UserError(
+                f"{path}: got a PyTorch pickle whose entry {chosen!r} contains itself, expected a state_dict. Save the "
+                "state_dict as a file of its own."
+            )
         if rest:  # a choice between several, so it is announced
             logger.warning("%s: loading the entry %r, not %s", path, chosen, first_names(map(repr, rest)))
         else:
             logger.info("%s: loading the entry %r", path, chosen)
         found = found[chosen]
+        seen.add(id(found))
     if not isinstance(found, Mapping):
         raise UserError(f"{path}: got a PyTorch pickle of a {type(checkpoint).__name__}, expected a state_dict.")
     return found
@@ -162,6 +174,12 @@ def _count_tensors(value: Any) -> int:
 
 def _holds_state(value: Any) -> bool:
     """Returns whether a value is a state_dict, or a checkpoint with one in an entry of a known name."""
-    if not isinstance(value, Mapping):
-        return False
-    return _count_tensors(value) > 0 or any(_holds_state(value.get(key)) for key in (*_AVERAGES, *_WEIGHTS))
+    rest, seen = [value], set()
+    while rest:
+        each = rest.pop()
+        if isinstance(each, Mapping) and id(each) not in seen:
+            if _count_tensors(each):
+                return True
+            seen.add(id(each))  # a pickle can hold a dictionary that contains itself
+            rest.extend(each.get(key) for key in (*_AVERAGES, *_WEIGHTS))
+    return False

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -232,6 +233,34 @@ def test_pickles_without_weights(tmp_path):
     ]:
         torch.save(content, tmp_path / "model.pth")
         assert words in load_error(build("test_resnet"), tmp_path / "model.pth")
+
+
+@pytest.mark.timm
+def test_a_tensor_without_values(tmp_path):
+    state = torch_state()
+    state["fc.bias"] = state["fc.bias"].to("meta")
+    message = save_and_load(state, tmp_path / "model.pth")
+    assert "fc.bias is a tensor of PyTorch's meta device, which has no values" in message
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize(
+    ("more", "words"), [({}, "without weights"), ({"fc.bias": 0}, "whose entry 'model' contains itself")]
+)
+def test_a_checkpoint_that_contains_itself(more, words, tmp_path):
+    state = torch_state()
+    checkpoint = {name: state[name] for name in more}
+    checkpoint["model"] = checkpoint
+    assert words in save_and_load(checkpoint, tmp_path / "model.pth")
+    assert words in save_and_load({"model": checkpoint, "net": {"model": checkpoint}}, tmp_path / "model.pth")
+
+
+def save_and_load(content: Any, path: Path) -> str:
+    """Returns the message of the error that a pickle raises."""
+    import torch
+
+    torch.save(content, path)
+    return load_error(build("test_resnet"), path)
 
 
 @pytest.mark.timm
