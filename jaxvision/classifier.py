@@ -21,7 +21,7 @@ from jaxvision.augment import host, on_device
 from jaxvision.augment.decoding import decode, to_rgb
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.create import create_model
-from jaxvision.errors import UserError, count, unknown_name_error
+from jaxvision.errors import UserError, count, printable_line, unknown_name_error
 from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
@@ -78,7 +78,7 @@ class Classifier:
             if self.classes
             else "no head",
         ]
-        return f"Classifier({self.model.architecture}: {', '.join(parts)})"
+        return printable_line(f"Classifier({self.model.architecture}: {', '.join(parts)})")
 
     def to_probabilities(self, logits: jax.Array) -> jax.Array:
         """Returns the probabilities of the classes: float32 [b, num_classes].

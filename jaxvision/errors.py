@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# What breaks or reorders a line although it is no control code: line ends of Unicode, and changes of the direction.
+_BREAKS_LINE = re.compile(r"[\t\n\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(ValueError):
@@ -50,12 +52,12 @@ def printable(text: str) -> str:
 
 
 def printable_line(text: str) -> str:
-    r"""Returns a text that stays in one line: as `printable`, with escapes for line ends and tabs as well.
+    r"""Returns a text that stays in one line: as `printable`, with escapes for line ends, tabs and bidi overrides too.
 
-    >>> printable_line("two\nlines.jpg")
-    'two\\nlines.jpg'
+    >>> printable_line("two\nlines.jpg"), printable_line("gpj.\u202eexe")
+    ('two\\nlines.jpg', 'gpj.\\u202eexe')
     """
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+    return _BREAKS_LINE.sub(lambda match: match[0].encode("unicode_escape").decode(), printable(text))
 
 
 def count(n: int, noun: str, plural: str | None = None) -> str:

@@ -204,6 +204,16 @@ def test_a_weight_file_of_an_export_has_its_classes_and_transform(given, tmp_pat
     assert find_export(renamed, "test_resnet") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("a\nb", r"a\nb"), ("a\u2028b\u2029", r"a\u2028b\u2029"), ("\u202egpj\u2066x\u2069", r"\u202egpj\u2066x\u2069")],
+)
+def test_the_text_of_a_classifier_and_of_an_error_is_one_line(name, shown):
+    model = create_model("test_resnet", num_classes=2, image_size=32)
+    assert repr(Classifier(model, ("ä", name), Preprocess(image_size=32))).endswith(f"2 classes: ä, {shown})")
+    assert str(UserError(f"classes: got {name}.")) == f"classes: got {shown}."
+
+
 def test_images_that_are_no_images(tmp_path):
     model = create_model("test_resnet", num_classes=2, image_size=32)
     classifier = Classifier(model, ("a", "b"), Preprocess(image_size=32))
