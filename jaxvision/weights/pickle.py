@@ -59,7 +59,7 @@ class PickleFile(WeightFile):
         empty = [name for name, x in self._tensors.items() if x.is_meta]
         if empty:
             raise UserError(
-                f"{path}: {empty[0]} is a tensor of PyTorch's meta device, which has no values, expected one with values. "
+                f"{path}: {empty[0]} is a tensor of PyTorch's meta device, which has no values. "
                 "Load the weights into the model before its state_dict is saved."
             )
         self.shapes = {name: tuple(x.shape) for name, x in self._tensors.items()}

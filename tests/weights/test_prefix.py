@@ -153,7 +153,40 @@ def test_a_model_without_a_prefix_does_not_hide_another(file):
     def change(tensors):
         tensors.update({f"ema.{key}": value for key, value in tensors.items()})
 
-    assert "unexpected (ema.bn1.bias, " in load_error(create_model("test_resnet"), write(file, change=change))
+    message = load_error(create_model("test_resnet"), write(file, change=change))
+    assert "unexpected (ema.bn1.bias, " in message
+    assert "The tensors with the prefix 'ema.' are a second copy, beside the model's. " in message
+    assert "another architecture" not in message
+
+
+@pytest.mark.parametrize(
+    ("with_first_conv", "hint"),
+    [
+        (True, "The file has these names, but without the prefix of its others. Rename the tensors to one form."),
+        (False, "The file has missing names with the prefix 'model.'. Rename the tensors to one form."),
+    ],
+)
+def test_a_prefix_of_half_of_the_names_is_named(with_first_conv, hint, file):
+    model = create_model("test_resnet")
+
+    def change(tensors):
+        keys = sorted(tensors, key=lambda key: key.startswith(model.first_conv), reverse=with_first_conv)
+        for key in keys[: len(keys) // 2]:
+            tensors[f"model.{key}"] = tensors.pop(key)
+
+    message = load_error(model, write(file, change=change))
+    assert message.endswith(hint)
+
+
+def test_nothing_is_logged_about_the_head_before_the_names_fit(file, caplog):
+    def change(tensors):
+        for key in list(tensors):
+            tensors[f"student.{key}"] = tensors[f"teacher.{key}"] = tensors.pop(key)
+
+    write(file, num_classes=3, change=change)
+    with pytest.raises(UserError, match=r"got 2 models, with the prefixes 'student.', 'teacher.'"):
+        create_model("test_resnet", checkpoint_path=file, num_classes=3)
+    assert not caplog.records
 
 
 def test_the_counter_of_an_averaged_model_is_ignored(file, caplog):

@@ -84,13 +84,17 @@ def load_timm(
     shapes: Shapes = {key: shape for key, shape in file.shapes.items() if not key.endswith(COUNTERS)}
     head_names = [name for name in targets if is_in_head(model, name)]
     fresh: dict[str, nnx.Variable] = {}
+    head_level: int | None = None
     if head == "fresh" or (head == "auto" and _heads_differ(model, targets, shapes)):
         fresh = {name: targets.pop(name) for name in head_names}
         is_untrained = head == "auto" or any(_is_abstract(leaf) for leaf in fresh.values())
-        shapes = _without_head(model, file, shapes, level=logging.WARNING if is_untrained else logging.INFO)
+        head_level = logging.WARNING if is_untrained else logging.INFO
+        shapes = _without_head(model, file, shapes)
     adapters = match_tensors(model, file, targets, shapes, published=published)
     _check_dtypes(file, shapes)
     values = {name: _value(file, name, adapters[name], leaf.get_raw_value()) for name, leaf in targets.items()}
+    if head_level is not None:
+        _log_head(model, file, level=head_level)
     for name, leaf in targets.items():  # only now: every value is known to be valid
         leaf.set_value(values[name])
     if file.unused:
@@ -121,8 +125,8 @@ def _heads_differ(model: Model, targets: Mapping[str, nnx.Variable], shapes: Sha
     return any(shapes.get(key, (0,))[0] != classes for key, classes in wanted.items())
 
 
-def _without_head(model: Model, file: WeightFile, shapes: Shapes, *, level: int) -> Shapes:
-    """Returns the tensors outside the head. Logs at `level` that the model's head is not loaded.
+def _without_head(model: Model, file: WeightFile, shapes: Shapes) -> Shapes:
+    """Returns the tensors outside the head.
 
     Raises:
       UserError: the model has a head, and that of the file has other layers.
@@ -132,13 +136,23 @@ def _without_head(model: Model, file: WeightFile, shapes: Shapes, *, level: int)
     others_fit = all(timm_name(name) in shapes for name in weights(model) if not is_in_head(model, name))
     if model.num_classes and other and others_fit:  # else the file is of another architecture
         raise UserError(f"{file.path} does not fit {model.architecture}: {other_head_text(model, shapes, other)}")
-    what = f"a head of {shapes[head[0]][0]} classes, which is not used" if head and shapes[head[0]] else "no head"
+    return {key: shape for key, shape in shapes.items() if key not in head}
+
+
+def _log_head(model: Model, file: WeightFile, *, level: int) -> None:
+    """Logs at `level` that the model's head is not loaded. Called once the rest is known to fit."""
+    head = [key for key in file.shapes if is_in_head(model, key) and not key.endswith(COUNTERS)]
+    other = [key for key in head if key.rpartition(".")[0] not in model.classifier_names]
+    what = (
+        f"a head of {file.shapes[head[0]][0]} classes, which is not used"
+        if head and file.shapes[head[0]]
+        else "no head"
+    )
     if model.num_classes:
         logger.log(level, "%s has %s: the head of %d classes is untrained", file.path, what, model.num_classes)
     elif head:  # no head was asked for, so only a head of other layers may be a surprise
         level = logging.WARNING if other else logging.INFO
         logger.log(level, "%s: the model has no head; not used: %s", file.path, first_names(head))
-    return {key: shape for key, shape in shapes.items() if key not in head}
 
 
 def _check_dtypes(file: WeightFile, shapes: Shapes) -> None:

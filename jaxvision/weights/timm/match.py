@@ -110,6 +110,15 @@ def _mismatch_error(
         hint = (
             "The file is one of several parts. Join them by safetensors.torch.save_file with the tensors of all parts."
         )
+    elif missing and 2 * len(set(missing).intersection(file.unused)) > len(missing):
+        hint = "The file has these names, but without the prefix of its others. Rename the tensors to one form."
+    elif (prefix := _common_prefix(model, missing, unexpected)) and missing:
+        hint = f"The file has missing names with the prefix {prefix!r}. Rename the tensors to one form."
+    elif prefix:
+        hint = (
+            f"The tensors with the prefix {prefix!r} are a second copy, beside the model's. Save the tensors of one of "
+            "them as a file of their own."
+        )
     elif in_head and in_head == unexpected and all(is_in_head(model, key) for key in missing) and not differing:
         hint = f"The file: {other_head_text(model, file.shapes, in_head)}"
     elif len(problems) == 1 and differing and all(is_in_head(model, text) for text in differing):
@@ -129,6 +138,19 @@ def _mismatch_error(
             f"{file.path.name} may contain the weights of another architecture. Pass the name that it was saved from."
         )
     return UserError(f"{file.path} does not fit {model.architecture}: {', '.join(problems)}. {hint}")
+
+
+def _common_prefix(model: Model, missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Returns the prefix with which a file has most of the missing tensors, or if none is missing, of all tensors.
+
+    Empty if there is no such prefix.
+    """
+    wanted = missing or [timm_name(name) for name in weights(model)]
+    found = set(unexpected)
+    prefixes = {name.removesuffix(key) for key in wanted[:3] for name in found if name.endswith(f".{key}")}
+    counts = {prefix: sum(prefix + key in found for key in wanted) for prefix in prefixes}
+    best = max(counts, key=lambda prefix: counts[prefix], default="")
+    return best if 2 * counts.get(best, 0) > len(wanted) else ""
 
 
 def _models_in(file: WeightFile, model: Model, missing: Sequence[str]) -> list[str]:
