@@ -7,7 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxvision.cli.arguments import add_overwrite_argument, check_folder, check_not_overwriting, load_model, path_argument, warn
+from jaxvision.cli.arguments import (
+    add_overwrite_argument,
+    check_folder,
+    check_not_overwriting,
+    load_model,
+    path_argument,
+    warn,
+)
 from jaxvision.errors import UserError, count
 
 if TYPE_CHECKING:
