@@ -282,7 +282,8 @@ def _ticks(low: float, high: float, about: int) -> list[tuple[float, float]]:
 
 def _tick(quantity: str, tick: float, step: float) -> str:
     if wording.is_fraction(quantity):
-        decimals = max(0, -math.floor(math.log10(100 * step) + 1e-9))
+        percent = 100 * step
+        decimals = next(n for n in range(20) if math.isclose(percent * 10**n, round(percent * 10**n)))  # 2.5 needs one
         return f"{100 * tick:.{decimals}f} %"
     return _short(tick)
 
@@ -292,7 +293,7 @@ def _short(x: float) -> str:
     for power, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(x) >= power:
             return f"{x / power:g}{letter}"
-    return f"{x:.3g}"
+    return f"{x:.6g}"  # all digits of a round number, without those of rounding
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -38,6 +38,23 @@ def test_curves_come_from_the_workdir(tmp_path: Path) -> None:
     assert top1["lines"] == [{"name": "test", "color": 1, "x": [2000], "y": [0.5]}]
 
 
+@pytest.mark.parametrize(
+    ("quantity", "low", "high", "labels"),
+    [
+        ("top1", 0.9027, 0.986, ["90.0 %", "92.5 %", "95.0 %", "97.5 %"]),
+        ("top1", 0.2, 0.99, ["25 %", "50 %", "75 %", "100 %"]),
+        ("loss", 2.01, 2.09, ["2.025", "2.05", "2.075"]),
+        ("loss", 5.0, 5.0004, ["5", "5.0002", "5.0004"]),
+    ],
+)
+def test_labels_of_an_axis_are_not_rounded(quantity: str, low: float, high: float, labels: list[str]) -> None:
+    line = Line(name="test", x=np.array([1, 2]), y=np.array([low, high]))
+    chart = line_chart("title", [line], quantity=quantity)
+    axis = re.search(r'class="y-ticks">(.*?)</div>', chart)
+    assert axis is not None
+    assert re.findall(r">([^<]+)</span>", axis[1]) == labels
+
+
 def test_lines_have_a_gap_at_nan() -> None:
     line = Line(name="train", x=np.arange(5.0), y=np.array([1.0, 2.0, np.nan, 3.0, 4.0]))
     (path,) = re.findall(r'<path d="([^"]*)" class="line c0">', line_chart("Loss", [line], quantity="loss"))
