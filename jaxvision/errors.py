@@ -151,7 +151,7 @@ def is_lost_connection(error: BaseException) -> bool:
 def disk_errors_as_user_errors(folder: Path) -> Iterator[None]:
     """Raises the errors of a full, read-only or failing disk as a `UserError`.
 
-    Does the same for a file in `folder` where a folder is expected, and for a folder in the place of a file.
+    Does the same for a file in `folder` where a folder is expected, and for a folder where a file is expected.
 
     Args:
       folder: the folder that is written; named in the message if the error itself does not name a file.
