@@ -63,33 +63,27 @@ def load_model(arguments: argparse.Namespace) -> Classifier:
 
 
 def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--overwrite``; `check_not_overwriting` reads it."""
+    """Adds ``--overwrite``; `check_outputs` reads it."""
     parser.add_argument(
         "--overwrite", action="store_true", help="replace output files that exist (default: refuse to replace them)"
     )
 
 
-def check_not_overwriting(files: Iterable[Path], arguments: argparse.Namespace) -> None:
-    """Checks, before anything is computed, that a command replaces no file unless ``--overwrite`` is given.
+def check_outputs(files: Iterable[Path], arguments: argparse.Namespace) -> None:
+    """Checks, before anything is computed, that a command can write its files, and replaces none without being asked.
 
     Raises:
-      UserError: a file exists.
+      UserError: a file is where a folder is needed, or an output exists and ``--overwrite`` is not given.
     """
+    files = list(files)
+    for folder in {file.parent for file in files}:
+        found = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+        if found is not None and not os.path.isdir(found):
+            raise UserError(f"{found}: got a file, expected a folder. Choose another output, or remove the file.")
     existing = [] if arguments.overwrite else [file for file in files if os.path.lexists(file)]
     if existing:
         others = f" and {len(existing) - 1} more of its outputs exist" if len(existing) > 1 else " exists"
         raise UserError(f"{existing[0]}{others} already. Choose another output, or add --overwrite to replace.")
-
-
-def check_folder(folder: Path) -> None:
-    """Checks, before anything is computed, that a folder exists or can be created: no file is in its place.
-
-    Raises:
-      UserError: the path, or one of the folders that contain it, is a file.
-    """
-    existing = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
-    if existing is not None and not os.path.isdir(existing):
-        raise UserError(f"{existing}: got a file, expected a folder. Choose another output, or remove the file.")
 
 
 def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jaxvision.cli.arguments import (
     add_model_arguments,
     add_overwrite_argument,
-    check_folder,
-    check_not_overwriting,
+    check_outputs,
     load_model,
     path_argument,
     warn,
@@ -72,9 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_accelerator(warn)
     inputs = ImageInputs(arguments.images)
     outputs = _output_files(inputs.files, arguments.output)
-    for folder in {file.parent for file in outputs.values()}:
-        check_folder(folder)
-    check_not_overwriting(outputs.values(), arguments)
+    check_outputs(outputs.values(), arguments)
     classifier = load_model(arguments)
     forward = jax.jit(lambda model, images: classifier.to_probabilities(model(images)))
     coarse = None

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from jaxvision.cli.arguments import (
     add_overwrite_argument,
-    check_folder,
-    check_not_overwriting,
+    check_outputs,
     load_model,
     path_argument,
     warn,
@@ -83,14 +82,13 @@ def run(arguments: argparse.Namespace) -> None:
             f"{output} is the workdir of a run, and convert would overwrite its config.json. Choose another folder."
         )
     is_file = output.suffix == ".safetensors"
-    check_folder(output.parent if is_file else output)
-    check_not_overwriting([output] if is_file else [output / "model.safetensors", output / "config.json"], arguments)
+    check_outputs([output] if is_file else [output / "model.safetensors", output / "config.json"], arguments)
     classifier, step = _load(arguments)
     if is_file:
         save_timm(classifier.model, output)
         warn(
             f"{output} holds only the weights, without the names of the classes, the transform and the kind of "
-            f"probabilities ({classifier.probabilities}). To keep them, give a folder as OUTPUT"
+            f"probabilities ({classifier.probabilities}). To keep them, give a folder as OUTPUT."
         )
     else:
         save_classifier(output, classifier)

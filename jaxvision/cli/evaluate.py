@@ -12,8 +12,7 @@ from typing import Any
 from jaxvision.cli.arguments import (
     add_model_arguments,
     add_overwrite_argument,
-    check_folder,
-    check_not_overwriting,
+    check_outputs,
     load_model,
     path_argument,
     warn,
@@ -76,8 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_accelerator(warn)
     if arguments.report is not None:
-        check_folder(Path(arguments.report))
-        check_not_overwriting([Path(arguments.report, name) for name in ("report.html", "mistakes.csv")], arguments)
+        check_outputs([Path(arguments.report, name) for name in ("report.html", "mistakes.csv")], arguments)
     options = _source_options(arguments.option, keyword_parameters(evaluate))
     if arguments.config is not None:
         load(arguments.config)  # makes the functions in it available under the names that the run has recorded

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -139,8 +140,15 @@ def test_the_next_save_does_not_wait_for_checksums(tmp_path: Path, monkeypatch: 
         assert saved_steps(tmp_path) == checkpoints.steps() == [2, 3]
 
 
+def three_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets threads stand for three processes. Returns a function that says which of them a thread is."""
+    thread = threading.local()
+    monkeypatch.setattr(jax, "process_index", lambda: thread.process)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    return lambda process: setattr(thread, "process", process)
+
+
 def test_each_process_reads_the_files_that_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three threads stand for three processes."""
     save(tmp_path, 1)
     checkpoint = epath.Path(folder(tmp_path, 1))
     for process in (1, 2):
@@ -149,13 +157,11 @@ def test_each_process_reads_the_files_that_it_wrote(tmp_path: Path, monkeypatch:
     expected = (checkpoint / "checksums.json").read_text()
     (checkpoint / "checksums.json").unlink()
 
-    thread = threading.local()
-    monkeypatch.setattr(jax, "process_index", lambda: thread.process)
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    become = three_processes(monkeypatch)
     monkeypatch.setattr(checksums, "TIMEOUT", 0.2)
 
     def write(process: int) -> None:
-        thread.process = process
+        become(process)
         checksums.write_checksums(checkpoint)
 
     with pytest.raises(TimeoutError, match="process 0 has not written"):
@@ -179,18 +185,16 @@ def test_each_process_reads_the_files_that_it_wrote(tmp_path: Path, monkeypatch:
 def test_a_process_that_fails_ends_the_wait_of_the_others(
     failing: int, is_removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three threads stand for three processes, one of which cannot read one of its files."""
+    """One of three processes cannot read one of its files."""
     save(tmp_path, 1)
     checkpoint = epath.Path(folder(tmp_path, 1))
     (checkpoint / "checksums.json").unlink()
     os.symlink(tmp_path / "gone", checkpoint / "state" / f"ocdbt.process_{failing}.unreadable")
-    thread = threading.local()
-    monkeypatch.setattr(jax, "process_index", lambda: thread.process)
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    become = three_processes(monkeypatch)
     monkeypatch.setattr(checksums, "TIMEOUT", 60)
 
     def write(process: int) -> None:
-        thread.process = process
+        become(process)
         try:
             checksums.write_checksums(checkpoint)
         finally:

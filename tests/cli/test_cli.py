@@ -246,7 +246,7 @@ def test_convert_warns_that_a_file_holds_only_weights(
     assert (status, err) == (
         0,
         f"warning: {file} holds only the weights, without the names of the classes, the transform and the kind of "
-        "probabilities (softmax). To keep them, give a folder as OUTPUT\n",
+        "probabilities (softmax). To keep them, give a folder as OUTPUT.\n",
     )
     assert run(capsys, "convert", export, tmp_path / "folder")[2] == ""
 
