@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from jaxvision.disk import temporary_path
 from jaxvision.errors import UserError
+from jaxvision.weights.foreign import renamed
 from jaxvision.weights.formats import recognize, sharded_error
 from jaxvision.weights.pickle import PickleFile
 from jaxvision.weights.weight_file import FLOATS, WeightFile, first_names, without_wrappers
@@ -32,8 +33,9 @@ def open_weights(source: str | Path | WeightFile) -> WeightFile:
 
     Args:
       source: a safetensors file, or a PyTorch pickle of a state_dict or of a checkpoint that nests one as training
-        scripts do. A moving average of the weights is preferred, as in timm. For a folder see `find_file`. An open
-        file is returned unchanged.
+        scripts do. A moving average of the weights is preferred, as in timm. A file with the names of another library
+        (`jaxvision.weights.foreign`) is read under timm's. For a folder see `find_file`. An open file is returned
+        unchanged.
 
     Raises:
       UserError: the file is missing, truncated or of another format, or it is a pickle of more than tensors.
@@ -52,7 +54,7 @@ def open_weights(source: str | Path | WeightFile) -> WeightFile:
     try:
         with path.open("rb") as file:
             if recognize(path, file) == "safetensors":
-                return SafetensorsFile(path, file)
+                return renamed(SafetensorsFile(path, file))
     except (SafetensorError, OSError, ValueError) as e:
         if isinstance(e, UserError):
             raise
@@ -64,7 +66,7 @@ def open_weights(source: str | Path | WeightFile) -> WeightFile:
             f"{path}: got a PyTorch pickle, expected a safetensors file. If you trust its source, rename it to "
             f"{path.with_suffix('.pth').name}; torch then reads it without running code."
         )
-    return PickleFile(path)
+    return renamed(PickleFile(path))
 
 
 def find_file(path: str | Path) -> Path:

@@ -106,7 +106,7 @@ def test_two_models_in_a_file_are_an_error_that_names_their_prefixes(file):
     assert "got 2 models, with the prefixes 'encoder_k.', 'encoder_q.', expected one" in message
 
 
-#: The names of some tensors in weight files of other architectures, and of one in another library's naming.
+#: The names of some tensors in weight files of other architectures.
 FOREIGN = {
     "DenseNet of torchvision": (
         "features.conv0.weight",
@@ -124,7 +124,6 @@ FOREIGN = {
         "bert.embeddings.word_embeddings.weight",
         "bert.encoder.layer.0.attention.self.key.weight",
     ),
-    "EfficientNet-PyTorch": ("_conv_stem.weight", "_blocks.0._depthwise_conv.weight", "_bn0.weight", "_fc.weight"),
 }
 
 
