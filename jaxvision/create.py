@@ -68,9 +68,10 @@ def create_model(
         a folder or a repository in timm's format: ``"local-dir:runs/mine/export"``, ``"hf-hub:someone/mine@revision"``.
         Its model is built with the options that it states. For a model of your own: the name that you gave it by
         `jaxvision.register_model`, the class or function that builds it, or ``"package.module:function"``.
-      pretrained: load the weights of the tag (by default the architecture's default tag) from the hub or its cache.
+      pretrained: load the weights of the tag (by default the architecture's default tag) from the hub, its cache or an
+        installed package that carries them.
       checkpoint_path: load the weights from this file, folder or workdir of a finished run instead, without network
-        access. Safetensors, or a PyTorch pickle such as a checkpoint of timm's trainer, which needs torch.
+        access. Safetensors, or a PyTorch file such as a checkpoint of timm's trainer, read without PyTorch.
       revision: branch, tag or commit of the weights' repository on the hub. Default: its main branch.
       num_classes: number of classes of the head; 0 for no head. If the weights have another number, the head is freshly
         initialized. Default: that of the weights; without weights that of the tag.

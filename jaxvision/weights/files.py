@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from jaxvision.disk import temporary_path
 from jaxvision.errors import UserError
 from jaxvision.weights.foreign import renamed
 from jaxvision.weights.formats import recognize, sharded_error
+from jaxvision.weights.mapped import MappedFile
 from jaxvision.weights.pickle import PickleFile
 from jaxvision.weights.weight_file import FLOATS, WeightFile, first_names, without_wrappers
 
@@ -63,8 +63,8 @@ def open_weights(source: str | Path | WeightFile) -> WeightFile:
         raise UserError(f"{path} ({size}) is truncated or {formats}: {e}. Copy or download the file again.") from e
     if path.suffix == ".safetensors":
         raise UserError(
-            f"{path}: got a PyTorch pickle, expected a safetensors file. If you trust its source, rename it to "
-            f"{path.with_suffix('.pth').name}; torch then reads it without running code."
+            f"{path}: got a PyTorch pickle, expected a safetensors file. Rename it to "
+            f"{path.with_suffix('.pth').name}; reading it runs no code."
         )
     return renamed(PickleFile(path))
 
@@ -141,7 +141,7 @@ class SafetensorsFile(WeightFile):
             pass  # raises unless the header is valid and all tensors lie within the file
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-        self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._mapped = MappedFile(file)
         self.path = path
         self.metadata = header.pop("__metadata__", {})
         rows = without_wrappers(header, path)
@@ -150,18 +150,10 @@ class SafetensorsFile(WeightFile):
         self._ranges = {name: [8 + length + offset for offset in row["data_offsets"]] for name, row in rows.items()}
 
     def tensor(self, name: str) -> np.ndarray:
-        shape, dtype = self.shapes[name], FLOATS[self.dtypes[name]]
-        count = int(np.prod(shape, dtype=np.int64))
-        if not count:
-            return np.empty(shape, dtype)
-        return np.frombuffer(self._bytes, dtype, count, self._ranges[name][0]).reshape(shape)
+        return self._mapped.array(FLOATS[self.dtypes[name]], self.shapes[name], self._ranges[name][0])
 
     def forget(self, name: str) -> None:
-        start, end = self._ranges[name]
-        start -= start % mmap.PAGESIZE
-        if end > start and hasattr(mmap, "MADV_DONTNEED"):
-            # Mapped pages that were read count toward the memory of this process until it releases them.
-            self._bytes.madvise(mmap.MADV_DONTNEED, start, end - start)
+        self._mapped.forget(*self._ranges[name])
 
 
 def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]) -> None:

@@ -69,8 +69,8 @@ def _recognize_zip(path: Path, file: BinaryIO) -> Literal["pickle"]:
     try:
         with zipfile.ZipFile(file) as archive:
             names = [name.rpartition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return "pickle"  # a damaged one, whose reader explains the damage
+    except Exception:  # for damaged archives it raises many exceptions
+        return "pickle"  # the reader explains the damage
     if "constants.pkl" in names:
         raise _format_error(path, "a TorchScript archive", "Save the state_dict: torch.save(model.state_dict(), FILE)")
     if "data.pkl" in names:

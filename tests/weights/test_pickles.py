@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -296,11 +295,3 @@ def test_a_pickle_named_safetensors(file):
         message = load_error(build("test_resnet"), file)
         assert "got a PyTorch pickle, expected a safetensors file" in message
         assert "model.pth" in message
-
-
-def test_a_pickle_without_torch_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
-    message = load_error(build("test_resnet"), tmp_path / "model.pth")
-    assert "PyTorch pickle" in message
-    assert "pip install '.[torch]'" in message

@@ -49,8 +49,8 @@ def load_timm(
     Args:
       model: a model with arrays, or an abstract one from `registry.build_abstract`, which is filled without being
         initialized first.
-      path: the file, its folder, or a file opened by `jaxvision.weights.files.open_weights`. With torch installed, also
-        a PyTorch pickle (``.pth``, ``.pt``, ``.bin``, ``.pth.tar``) of a state_dict or of a training script's
+      path: the file, its folder, or a file opened by `jaxvision.weights.files.open_weights`. Safetensors,
+        or a PyTorch file (``.pth``, ``.pt``, ``.bin``, ``.pth.tar``) of a state_dict or of a training script's
         checkpoint. The names may share a prefix, such as ``model.``.
       head: ``"load"`` requires that the file's classifier fits. ``"fresh"`` keeps the model's own classifier, and
         initializes that of an abstract model. The file's classifier must have the same layers. ``"auto"`` loads it
