@@ -62,6 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _row(name: str, entry: Any) -> dict[str, Any]:
+    from jaxvision.weights import packages
+
     return {
         "name": name,
         "parameters": entry.params,
@@ -71,6 +73,7 @@ def _row(name: str, entry: Any) -> dict[str, Any]:
         "top5": entry.top5,
         "license": entry.license if entry.published else None,
         "weights": entry.name if entry.published else None,
+        "installed": entry.published and packages.find(entry.name) is not None,
     }
 
 
@@ -81,6 +84,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         millions, billions = _number(row["parameters"], 1e6, 2), _number(row["multiply_adds"], 1e9, 2)
         top1, top5 = _number(row["top1"], 1, 3), _number(row["top5"], 1, 3)
         license = row["license"] or ("" if row["weights"] else "no weights")
+        license += ", installed" if row["installed"] else ""
         line = f"{row['name']:{width}} {millions:>9} {billions:>8} {row['image_size']:5} {top1:>7} {top5:>7}  {license}"
         lines.append(line.rstrip())
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from jaxvision.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def from_hub(repository: str, filenames: Sequence[str], revision: str | None) -> Path:
+def from_hub(repository: str, filenames: Sequence[str], revision: str | None, *, alternative: str = "") -> Path:
     """Returns the path of the first of `filenames` that a repository has, in the hub's cache. Downloads it if need be.
 
     The cache names a file by the SHA-256 digest that the hub states for it, and links to it from the repository's
@@ -31,25 +31,29 @@ def from_hub(repository: str, filenames: Sequence[str], revision: str | None) ->
       repository: on the hub, such as ``"timm/resnet50.a1_in1k"``.
       filenames: names of a file in it, preferred first.
       revision: branch, tag or commit. None for the main branch.
+      alternative: what else works without a network, as the end of a sentence, for the error if the hub cannot be
+        reached.
 
     Raises:
       UserError: the repository, revision or file does not exist, the hub cannot be reached, or the file is damaged.
     """
     if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
         raise UserError(f"revision: got {revision[:300]!r}, expected a branch, a tag or a commit of the repository.")
-    path = _find_cached(repository, filenames, revision)
+    path = find_cached(repository, filenames, revision)
     if path is None:
         from huggingface_hub import constants
 
         folder = "--".join(["models", *repository.split("/")])
         with _lock(Path(constants.HF_HUB_CACHE, ".locks", folder, "jaxvision.lock"), repository):
             # Another process may have downloaded it while this one waited.
-            path = _find_cached(repository, filenames, revision) or _download(repository, filenames, revision)
+            path = find_cached(repository, filenames, revision)
+            path = path or _download(repository, filenames, revision, alternative)
     _check_digest(path)
     return path
 
 
-def _find_cached(repository: str, filenames: Sequence[str], revision: str | None) -> Path | None:
+def find_cached(repository: str, filenames: Sequence[str], revision: str | None) -> Path | None:
+    """Returns the path of the first of `filenames` that the hub's cache has; None if it has none of them."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -66,7 +70,7 @@ def _find_cached(repository: str, filenames: Sequence[str], revision: str | None
     return None
 
 
-def _download(repository: str, filenames: Sequence[str], revision: str | None) -> Path:
+def _download(repository: str, filenames: Sequence[str], revision: str | None, alternative: str) -> Path:
     """Returns the path of the first of `filenames` that the repository has, after downloading it."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
@@ -93,7 +97,7 @@ def _download(repository: str, filenames: Sequence[str], revision: str | None) -
             f"cannot download {where} from the hub ({_first_line(e)}). To work offline, pass a local file as "
             "checkpoint_path (--config.model.checkpoint_path=FILE or --checkpoint FILE on the command line), or run "
             f"`hf download {repository} {filenames[0]}` on a machine with a network and copy its cache (HF_HOME), or "
-            "pass pretrained=False (--config.model.pretrained=False)."
+            f"pass pretrained=False (--config.model.pretrained=False){alternative}."
         ) from e
     others = "".join(f", and no {name}" for name in filenames[1:])
     raise UserError(f"the hub has no file {where}{others} in that repository.")

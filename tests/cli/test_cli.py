@@ -89,6 +89,7 @@ def test_list_prints_a_table_or_json(capsys: pytest.CaptureFixture) -> None:
         "top5": 95.112,
         "license": "apache-2.0",
         "weights": "resnet50.a1_in1k",
+        "installed": False,
     }
     assert run(capsys, "list", "vit_base_patch32_384", "--license", "apache*")[0] == 0
     assert "no model matches" in refused(capsys, "list", "alexnet*")

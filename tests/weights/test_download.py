@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import io
 import os
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from support.weight_files import assert_loads, torch_state
 
 from jaxvision.errors import UserError
 from jaxvision.weights import catalog, download, hub
@@ -134,15 +132,11 @@ def test_a_part_that_cannot_be_continued_is_downloaded_again(extra, address, tmp
     assert not (tmp_path / "a.pth.incomplete").exists()
 
 
-@pytest.mark.timm
 def test_an_interrupted_download_is_continued(address, tmp_path, monkeypatch, caplog):
-    import torch
     from huggingface_hub import constants
 
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
-    content = io.BytesIO()
-    torch.save({"encoder": {f"module.{key}": value for key, value in torch_state().items()}}, content)
-    Server.content, Server.breaks = content.getvalue(), 1
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    Server.breaks = 1
     url = f"{address}/x/IN1K.pth.tar"
     entry = catalog.Entry(architecture="mine", tag="ijepa", url=url, filename="IN1K.pth.tar", license="cc-by-nc-4.0")
     with monkeypatch.context() as context:
@@ -151,15 +145,25 @@ def test_an_interrupted_download_is_continued(address, tmp_path, monkeypatch, ca
             hub.fetch(entry)
     with pytest.raises(UserError, match="to continue the download"):
         hub.fetch(entry)
-    assert not (tmp_path / "torch" / "checkpoints" / "IN1K.pth.tar").exists()
+    assert not (tmp_path / "torch" / "hub" / "checkpoints" / "IN1K.pth.tar").exists()
     path = hub.fetch(entry)
     assert hub.fetch(entry) == path  # and no further request
     assert [wanted for *_, wanted in Server.requests] == [None, f"bytes={len(Server.content) // 2}-"]
     assert path.read_bytes() == Server.content
-    assert_loads(path)
     assert "non-commercial use only" in caplog.text
     with pytest.raises(UserError, match="which has no revisions"):
         hub.fetch(entry, revision="v1")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"PyTorch pickle; reading them needs the package 'torch'"):
-        hub.fetch(entry)
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("variable", ["TORCH_HOME", "XDG_CACHE_HOME", None])
+def test_files_are_kept_where_torch_keeps_them(variable, address, tmp_path, monkeypatch):
+    import torch
+
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if variable:
+        monkeypatch.setenv(variable, "~/cache")
+    entry = catalog.Entry(architecture="mine", url=f"{address}/a.pth", filename="a.pth", license="mit")
+    assert hub.fetch(entry) == Path(torch.hub.get_dir(), "checkpoints", "a.pth")
