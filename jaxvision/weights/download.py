@@ -7,15 +7,13 @@ import logging
 import os
 import re
 import secrets
-import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from jaxvision.disk import hold_lock
 from jaxvision.errors import UserError
+from jaxvision.network import download_part
 
 logger = logging.getLogger(__name__)
 
@@ -152,23 +150,7 @@ def _download_url(url: str, path: Path, *, resume: bool) -> None:
     part = path.with_name(f"{path.name}.incomplete" if resume else f"{path.name}.{secrets.token_hex(8)}.incomplete")
     path.parent.mkdir(parents=True, exist_ok=True)
     logger.info("downloading %s", url)
-    downloaded = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={downloaded}-"} if downloaded else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=10)
-    except urllib.error.HTTPError as e:
-        if e.code != 416 or not downloaded:
-            raise
-        e.close()
-        part.unlink()  # nothing follows after these bytes, so they are not the start of the file
-        return _download_url(url, path, resume=resume)
-    with response:
-        length = response.headers.get("Content-Length")
-        resumed = response.status == 206  # otherwise the server sends the file from the start
-        with part.open("ab" if resumed else "wb") as file:
-            shutil.copyfileobj(response, file, 2**20)
-    if length is not None and part.stat().st_size != int(length) + (downloaded if resumed else 0):
-        raise OSError("the connection was closed; run the command again to continue the download")
+    download_part(url, part)
     part.replace(path)
 
 

@@ -27,6 +27,7 @@ ROW = {
     "platform": 0,
     "extend": 0,
     "lazy": 0,
+    "network": 0,
     "models": 1,
     "augment": 1,
     "report": 1,
