@@ -1,6 +1,6 @@
 """The output of a run: messages on the console, metrics on disk, and an HTML report."""
 
-from jaxvision.report.console import Console
+from jaxvision.report.console import Console, show_progress
 from jaxvision.report.content import LabeledImage, Report
 from jaxvision.report.machine import environment
 from jaxvision.report.metrics import MetricsWriter, read_metrics
@@ -16,5 +16,6 @@ __all__ = [
     "Timing",
     "environment",
     "read_metrics",
+    "show_progress",
     "write_report",
 ]

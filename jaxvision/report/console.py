@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TextIO, TypeVar
 
@@ -16,11 +17,14 @@ from rich.text import Text
 
 from jaxvision.errors import count
 from jaxvision.report import machine, wording
-from jaxvision.report.progress import Progress
+from jaxvision.report.progress import Progress, Task
 from jaxvision.report.terminal import Terminal, is_terminal
 from jaxvision.report.timing import Timing
 
 T = TypeVar("T")
+
+#: The consoles of the `with` statements that this process is in, the innermost last.
+_OPEN: list[Console] = []
 
 
 class Console:
@@ -65,6 +69,7 @@ class Console:
         self._progress = Progress()
 
     def __enter__(self) -> Console:
+        _OPEN.append(self)
         if self._is_live:
             # Transient: stopping removes the bar and leaves the lines above it.
             self._live = Live(get_renderable=self._bars, console=self._terminal, refresh_per_second=4, transient=True)
@@ -74,6 +79,7 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _OPEN.remove(self)
         self._stop_bar()
         if kind is not None and 0 < self._progress.step < self._progress.steps:
             self.note(f"stopped at step {self._progress.step:,} of {self._progress.steps:,}")
@@ -271,6 +277,35 @@ class Console:
             self._progress.evaluating = None
             self._progress.evaluation_seconds += time.monotonic() - start
 
+    @contextmanager
+    def task(self, name: str, total: int | None = None, *, unit: str) -> Iterator[Callable[[int], None]]:
+        """Shows the progress of long work outside training.
+
+        Args:
+          name: what is done, such as ``"download food-101.tar.gz"``.
+          total: the amount. None: unknown.
+          unit: ``"bytes"``, or the name of the things that are counted, such as ``"images"``.
+
+        Yields:
+          A function to call with the amount that is done, as often as you like.
+        """
+        task = self._progress.task = Task(name, total, unit, now=time.monotonic())
+        last_line = time.monotonic()
+
+        def update(done: int) -> None:
+            nonlocal last_line
+            now = time.monotonic()
+            task.update(done, now=now)
+            if self._live is None and now - last_line >= min(self._every, 10.0):
+                last_line = now
+                self.note(task.line())
+
+        try:
+            yield update
+            self.note(task.line())
+        finally:
+            self._progress.task = None
+
     def _bars(self) -> rich.console.Group:
         return self._progress.bars(self._terminal.width)
 
@@ -286,3 +321,17 @@ class Console:
     def _rows(self, rows: Sequence[tuple[str, str]]) -> None:
         if self._prints:
             self._terminal.print_rows(rows)
+
+
+@contextmanager
+def show_progress(name: str, total: int | None = None, *, unit: str) -> Iterator[Callable[[int], None]]:
+    """Shows the progress of long work on the open console, or else on standard error. Otherwise as `Console.task`.
+
+    Example:
+      >>> with show_progress("count", 3, unit="sheep") as update:
+      ...     for done in range(4):
+      ...         update(done)
+    """
+    with ExitStack() as stack:
+        console = _OPEN[-1] if _OPEN else stack.enter_context(Console(sys.stderr))
+        yield stack.enter_context(console.task(name, total, unit=unit))

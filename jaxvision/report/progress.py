@@ -16,6 +16,53 @@ from jaxvision.report import wording
 _WAIT_NOTABLE, _WAIT_BAD = 0.1, 0.3
 
 
+class Task:
+    """Long work outside training, such as a download.
+
+    Args:
+      name: what is done, such as ``"download food-101.tar.gz"``.
+      total: the amount. None: unknown.
+      unit: ``"bytes"``, or the name of the things that are counted, such as ``"images"``.
+
+    Attributes:
+      done: the amount that is done.
+
+    Example:
+      >>> task = Task("download food-101.tar.gz", 4_996_278_331, "bytes", now=0.0)
+      >>> task.update(300_000_000, now=1.0)
+      >>> task.update(400_000_000, now=11.0)
+      >>> task.line()
+      'download food-101.tar.gz  400 MB of 4,996 MB  10.0 MB/s  7:40 left'
+    """
+
+    def __init__(self, name: str, total: int | None, unit: str, *, now: float) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self._unit = unit
+        self._start: tuple[float, int] | None = None  # an interrupted download resumes at more than 0
+        self._now = now
+
+    def update(self, done: int, *, now: float) -> None:
+        """Records the amount that is done."""
+        if self._start is None or done < self._start[1]:
+            self._start = now, done
+        self.done, self._now = done, now
+
+    def facts(self) -> list[str]:
+        """Returns the amount, the rate and the time left as text."""
+        facts = [wording.amount(self.done, self.total, self._unit)]
+        if self._start is not None and self._now > self._start[0]:
+            rate = (self.done - self._start[1]) / (self._now - self._start[0])
+            if rate:
+                facts.append(wording.rate(rate, self._unit))
+                if self.total and self.total > self.done:
+                    facts.append(f"{wording.clock((self.total - self.done) / rate)} left")
+        return facts
+
+    def line(self) -> str:
+        """Returns the progress as one line of plain text."""
+        return "  ".join([self.name, *self.facts()])
+
+
 class Progress:
     """The state of a run, updated after each step.
 
@@ -28,12 +75,14 @@ class Progress:
       step: number of completed steps.
       evaluating: name, completed batches and total batches (None: unknown) of the current evaluation, or None.
       evaluation_seconds: total duration of the evaluations so far.
+      task: the current work outside training, or None.
     """
 
     def __init__(self, *, steps: int = 0, first_step: int = 0, epochs: float | None = None) -> None:
         self.steps, self.step, self.epochs = steps, first_step, epochs
         self.evaluating: tuple[str, int, int | None] | None = None
         self.evaluation_seconds = 0.0
+        self.task: Task | None = None
         self._first_step = first_step
         self._values: dict[str, float] = {}
         # Recent samples (seconds of training, step), at least a second apart.
@@ -109,6 +158,9 @@ class Progress:
             name, done, total = self.evaluating
             count = Text(f"{done:,}/{total:,}  {100 * done // total} %" if total else f"{done:,} batches")
             grid.add_row(Text(name, style="bold"), _bar(done, total), count)
+        if self.task is not None:
+            facts_of_task = "  ".join(self.task.facts())
+            grid.add_row(Text(self.task.name, style="bold"), _bar(self.task.done, self.task.total), facts_of_task)
         if not self.steps or not self._values:
             return rich.console.Group(grid)
         facts = (Text(text, style=style or "dim") for text, style in self.facts())

@@ -72,6 +72,26 @@ def epochs(x: float) -> str:
     return f"{math.floor(10 * x + 1e-6) / 10:,.1f}".removesuffix(".0")
 
 
+def amount(done: int, total: int | None, unit: str) -> str:
+    """Returns how much of a total is done as text.
+
+    >>> amount(1_500_000, 170_052_171, "bytes"), amount(30_000, 60_000, "images"), amount(40, None, "images")
+    ('2 MB of 170 MB', '30,000 of 60,000 images', '40 images')
+    """
+    if unit == "bytes":
+        return " of ".join(f"{x / 1e6:,.{0 if x >= 1e6 else 1}f} MB" for x in (done, total) if x is not None)
+    return f"{done:,} {unit}" if total is None else f"{done:,} of {total:,} {unit}"
+
+
+def rate(per_second: float, unit: str) -> str:
+    """Returns a rate as text.
+
+    >>> rate(12_345_678, "bytes"), rate(4321.5, "images")
+    ('12.3 MB/s', '4,322 images/s')
+    """
+    return f"{per_second / 1e6:,.1f} MB/s" if unit == "bytes" else f"{per_second:,.0f} {unit}/s"
+
+
 def duration(seconds: float) -> str:
     """Returns a duration as text.
 

@@ -13,7 +13,7 @@ import jax
 import pytest
 import rich.console
 
-from jaxvision.report import Console, MetricsWriter, Timing
+from jaxvision.report import Console, MetricsWriter, Timing, show_progress
 from jaxvision.report.progress import Progress
 
 
@@ -183,6 +183,40 @@ def test_an_evaluation_without_training_shows_no_steps(terminal: Terminal) -> No
         assert list(console.evaluation([1, 2, 3])) == [1, 2, 3]
         console.finish(final={"top1": 1.0})
     assert "steps" not in terminal.getvalue()
+
+
+def test_long_work_is_shown_on_the_open_console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """A download of a megabyte each second, after 20 of an earlier one."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    out = io.StringIO()
+
+    def download(name: str) -> None:
+        nonlocal now
+        with show_progress(name, 50_000_000, unit="bytes") as update:
+            for megabytes in range(20, 51):
+                now += 1
+                update(1_000_000 * megabytes)
+
+    with Console(out):
+        download("on the console")
+    download("on standard error")
+    lines = [
+        "29 MB of 50 MB  1.0 MB/s  0:21 left",
+        "39 MB of 50 MB  1.0 MB/s  0:11 left",
+        "49 MB of 50 MB  1.0 MB/s  0:01 left",
+        "50 MB of 50 MB  1.0 MB/s",
+    ]
+    assert out.getvalue().splitlines() == [f"on the console  {line}" for line in lines]
+    assert capsys.readouterr().err.splitlines() == [f"on standard error  {line}" for line in lines]
+
+
+def test_long_work_has_a_bar_on_a_terminal(terminal: Terminal) -> None:
+    with Console(terminal) as console, console.task("unpack it", 60_000, unit="images") as update:
+        update(30_000)
+        time.sleep(0.3)  # the bar is drawn four times a second
+    assert "unpack it" in terminal.getvalue()
+    assert "30,000 of 60,000 images" in terminal.getvalue()
 
 
 def test_numbers_of_things_and_epochs() -> None:
