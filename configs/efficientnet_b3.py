@@ -9,9 +9,9 @@ weights with decay 0.9996. AdamW with cosine decay replaces RMSProp. Published f
 
 Cost and result: not measured. The tests run a few steps.
 
-Data: CIFAR-10, prepared by TensorFlow Datasets as ArrayRecord. Set --config.source.data_dir to its folder. The model
-trains on 98 % of the training split. Each evaluation during training uses the last 2 %, which also chooses the exported
-checkpoint. The test split is evaluated once, at the end.
+Data: CIFAR-10, downloaded (170 MB) and written to ~/tensorflow_datasets if it is not there. For another folder, set
+--config.source.data_dir. The model trains on 98 % of the training split. Each evaluation during training uses the last
+2 %, which also chooses the exported checkpoint. The test split is evaluated once, at the end.
 Weights: from the hub, or from a file with --config.model.checkpoint_path=model.safetensors.
 """
 

@@ -9,9 +9,11 @@ Published by Goyal et al.: 76.3 %.
 
 Cost and result: not measured.
 
-Data: ImageNet-1k, prepared by TensorFlow Datasets as ArrayRecord. The model trains on 99 % of the training split. Each
-evaluation during training uses the last 1 % ("minival"), which also chooses the exported checkpoint. The official
-validation split is evaluated once, at the end, and reported as test.
+Data: ImageNet-1k in ~/tensorflow_datasets. If it is not there, the run writes it from ILSVRC2012_img_train.tar and
+ILSVRC2012_img_val.tar, which you download to ~/tensorflow_datasets/downloads/manual. For another folder, set
+--config.source.data_dir. The model trains on 99 % of the training split. Each evaluation during training uses the last
+1 % ("minival"), which also chooses the exported checkpoint. The official validation split is evaluated once, at the
+end, and reported as test.
 """
 
 from ml_collections import ConfigDict

@@ -53,7 +53,7 @@ def download_part(url: str, part: Path, progress: Callable[[int], object] = lamb
         raise OSError("the connection was closed; run the command again to continue the download")
 
 
-def first_to_answer(urls: Sequence[str], *, seconds: float = 2.5) -> str:
+def first_to_answer(urls: Sequence[str], *, seconds: float = 2.0) -> str:
     """Returns the address whose server, or the proxy before it, is the first to accept a connection.
 
     The timeouts of `urllib` do not cover the lookup of a name, which takes many seconds without a network.

@@ -1,15 +1,17 @@
-"""Datasets that TensorFlow Datasets has prepared as ArrayRecord files, read without TensorFlow."""
+"""Datasets of TensorFlow Datasets (TFDS) as ArrayRecord files, read without TensorFlow."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxvision.data.prepare import find_original, prepare
 from jaxvision.data.source import Example, Splits
 from jaxvision.errors import UserError
 
@@ -72,24 +74,27 @@ def open_tfds(
 ) -> Splits:
     """Returns the splits of a dataset of TensorFlow Datasets.
 
+    A dataset that is not in `data_dir` is downloaded from its authors and written there as TFDS would: CIFAR-10 and
+    CIFAR-100, MNIST, Fashion-MNIST, SVHN, Flowers-102, Oxford-IIIT Pet, Food-101, Imagenette, Imagewoof, and from the
+    user's archives ImageNet. Other datasets are prepared by TFDS itself, which needs TensorFlow for it.
+
     Args:
-      dataset: its name, such as ``"cifar10"`` or ``"imagenet2012"``, optionally with a config and a version.
-      data_dir: folder of prepared datasets. None: ``~/tensorflow_datasets``, the default of TFDS.
+      dataset: its name, such as ``"cifar10"``, ``"imagenet2012"`` or ``"imagenette/320px-v2"``, optionally with a
+        config and a version.
+      data_dir: folder of prepared datasets. None: the default of TFDS, ``~/tensorflow_datasets`` or ``TFDS_DATA_DIR``.
       train: the split for training, in TFDS's notation: ``"train"``, ``"train[:98%]"``.
       validation: the split for choosing the best checkpoint. None: no validation.
       test: the split for the final evaluation. None: no test.
 
     Raises:
-      UserError: no such dataset or split, or the dataset is not prepared and TensorFlow, which prepares it, is not
-        installed.
+      UserError: no such dataset or split, or the dataset is not prepared and cannot be downloaded or needs TensorFlow.
     """
+    data_dir = data_dir and os.path.expanduser(data_dir)
     try:
         with _quiet():
             import tensorflow_datasets as tfds
 
-            builder = tfds.builder(dataset, data_dir=data_dir)
-            if not builder.is_prepared():
-                builder = _prepared(dataset, data_dir)
+            builder = _prepared(dataset, data_dir)
     except tfds.core.DatasetNotFoundError as e:
         raise UserError(
             f"source.dataset: got {dataset!r}, expected a dataset of TFDS or one in {_folder(data_dir)}. Check "
@@ -122,7 +127,25 @@ def open_tfds(
 
 
 def _prepared(dataset: str, data_dir: str | None) -> Any:
-    """Downloads the dataset, prepares it as ArrayRecord files, and returns its builder."""
+    """Returns the builder of a dataset, which is downloaded and prepared as ArrayRecord files if necessary."""
+    import tensorflow_datasets as tfds
+
+    target = find_original(dataset, data_dir)
+    try:
+        builder = tfds.builder(dataset, data_dir=data_dir)
+        if builder.is_prepared():
+            return builder
+    except tfds.core.DatasetNotFoundError:
+        if target is None:
+            raise
+    if target is None:
+        return _prepared_by_tensorflow(dataset, data_dir)
+    prepare(target)
+    return tfds.builder(f"{target.name}:{target.builder.version}", data_dir=data_dir)
+
+
+def _prepared_by_tensorflow(dataset: str, data_dir: str | None) -> Any:
+    """Downloads and prepares a dataset with TensorFlow, and returns its builder."""
     import tensorflow_datasets as tfds
 
     if importlib.util.find_spec("tensorflow") is None:

@@ -96,8 +96,8 @@ def test_missing_tfds_datasets_and_splits(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"got 'tiny:2\.0\.0', expected a dataset of TFDS"):
         open_source("tfds", dataset="tiny:2.0.0", **here)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"cifar10: not prepared in .*pip install '\.\[tfds\]'"):
-        open_source("tfds", dataset="cifar10", **here)
+    with pytest.raises(UserError, match=r"eurosat: not prepared in .*pip install '\.\[tfds\]'"):
+        open_source("tfds", dataset="eurosat", **here)
 
 
 def test_tfds_in_a_format_that_needs_tensorflow(tmp_path):
