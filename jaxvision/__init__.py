@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxvision.models.features import FeatureExtractor
     from jaxvision.models.layers.mode import eval_view, train_view
     from jaxvision.models.registry import register_model
+    from jaxvision.run.publish import push_to_hub
     from jaxvision.train.partial import add_lora, freeze, merge_lora, unfreeze
     from jaxvision.weights.listing import list_models
     from jaxvision.weights.timm import load_timm, save_timm
@@ -37,6 +38,7 @@ __all__ = [
     "load_timm",
     "merge_lora",
     "model_info",
+    "push_to_hub",
     "register_model",
     "save_classifier",
     "save_timm",
@@ -54,6 +56,7 @@ _HOME = {
     "models.features": ("FeatureExtractor",),
     "models.layers.mode": ("eval_view", "train_view"),
     "models.registry": ("register_model",),
+    "run.publish": ("push_to_hub",),
     "train.partial": ("add_lora", "freeze", "merge_lora", "unfreeze"),
     "weights.listing": ("list_models",),
     "weights.timm": ("load_timm", "save_timm"),

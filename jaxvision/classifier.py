@@ -330,7 +330,7 @@ def _load_by_name(
         model = create_model(name, checkpoint_path=file, **options)
         _check_head(model, file, num_classes)
     classes = entry.classes if len(entry.classes) == model.num_classes else imagenet.class_names(model.num_classes)
-    return Classifier(model, classes, preprocess.for_channels(model.in_channels))
+    return Classifier(model, classes, preprocess.for_channels(model.in_channels), entry.probabilities)
 
 
 def _load_export(export: Export, checkpoint_path: str | Path | None, options: Mapping[str, Any]) -> Classifier:

@@ -58,6 +58,7 @@ class Entry:
       revision: revision of the repository, for a name such as ``"hf-hub:someone/mine@v1"``.
       options: arguments of the model with which a folder or a repository says that its weights were trained.
       classes: names of the classes, if a folder or a repository has them.
+      probabilities: how logits become probabilities, as for `jaxvision.classifier.Classifier`.
     """
 
     architecture: str
@@ -85,6 +86,7 @@ class Entry:
     revision: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    probabilities: str = "softmax"
 
     @property
     def name(self) -> str:
@@ -274,6 +276,7 @@ def export_entry(export: Export) -> Entry:
         folder=export.folder,
         options=options,
         classes=export.classes,
+        probabilities=export.probabilities,
     )
 
 
