@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxvision.analysis.cost import model_info
     from jaxvision.classifier import Classifier, load_classifier, save_classifier
     from jaxvision.create import create_model
+    from jaxvision.ensemble import Ensemble
     from jaxvision.errors import UserError
     from jaxvision.models.features import FeatureExtractor
     from jaxvision.models.layers.mode import eval_view, train_view
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Classifier",
+    "Ensemble",
     "FeatureExtractor",
     "UserError",
     "add_lora",
@@ -52,6 +54,7 @@ _HOME = {
     "analysis.cost": ("model_info",),
     "classifier": ("Classifier", "load_classifier", "save_classifier"),
     "create": ("create_model",),
+    "ensemble": ("Ensemble",),
     "errors": ("UserError",),
     "models.features": ("FeatureExtractor",),
     "models.layers.mode": ("eval_view", "train_view"),

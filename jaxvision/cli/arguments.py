@@ -13,6 +13,7 @@ from jaxvision.errors import UserError, printable_line
 
 if TYPE_CHECKING:
     from jaxvision.classifier import Classifier
+    from jaxvision.ensemble import Ensemble
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,16 +32,23 @@ def path_argument(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that choose a trained model; `load_model` reads them."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds the arguments that choose a trained model; `load_model` reads them, or `load_ensemble` for several."""
+    more = "; repeat it to average the probabilities of several models" if several else ""
     parser.add_argument(
         "--model",
         "-m",
         required=True,
+        action="append" if several else "store",
         type=path_argument,
         metavar="NAME|FOLDER",
-        help="name of a model with weights on the hub, such as resnet50.a1_in1k, or the workdir of a finished run",
+        help="name of a model with weights on the hub, such as resnet50.a1_in1k, or the workdir of a finished run"
+        + more,
     )
+    if several:
+        parser.add_argument(
+            "--weights", metavar="W,W,...", help="weights of the models in the average, such as 2,1,1 (default: equal)"
+        )
     parser.add_argument(
         "--checkpoint",
         type=path_argument,
@@ -53,13 +61,57 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, help="side of the input in pixels (default: the weights' own)")
 
 
-def load_model(arguments: argparse.Namespace) -> Classifier:
-    """Returns the classifier that the arguments choose."""
+def load_model(arguments: argparse.Namespace, model: str | None = None) -> Classifier:
+    """Returns the classifier that the arguments choose; `model` is one of several, by default the only one."""
     from jaxvision.classifier import load_classifier
 
     names = ("num_classes", "image_size", "in_channels")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
-    return load_classifier(arguments.model, checkpoint_path=arguments.checkpoint, **options)
+    return load_classifier(model or arguments.model, checkpoint_path=arguments.checkpoint, **options)
+
+
+def add_tta_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--tta``; `load_ensemble` reads it."""
+    parser.add_argument(
+        "--tta",
+        metavar="flip|crops",
+        help="average the probabilities over views of each image. flip: the image and its mirror image, twice the "
+        "time. crops: the four corners and the center, and their mirror images, ten times the time",
+    )
+
+
+def load_members(arguments: argparse.Namespace) -> list[Classifier]:
+    """Returns the models that the arguments choose."""
+    models = arguments.model
+    for name in ("checkpoint", "num_classes") if len(models) > 1 else ():
+        if getattr(arguments, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')}: got it with {len(models)} models, expected one. Convert that model to a "
+                "folder first: jaxvision convert NAME FOLDER --checkpoint FILE"
+            )
+    return [load_model(arguments, model) for model in models]
+
+
+def load_ensemble(arguments: argparse.Namespace, members: Sequence[Classifier] | None = None) -> Ensemble:
+    """Returns the models that the arguments choose as one; `members` are those of `load_members`."""
+    from jaxvision.ensemble import Ensemble
+
+    return Ensemble(
+        load_members(arguments) if members is None else members,
+        weights=_weights(arguments.weights),
+        tta=getattr(arguments, "tta", None),
+        names=arguments.model,
+    )
+
+
+def _weights(text: str | None) -> list[float]:
+    """Returns the numbers of ``--weights``; none if it is not given."""
+    if text is None:
+        return []
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as e:
+        raise UserError(f"--weights: got {text!r}, expected numbers such as 2,1,1.") from e
 
 
 def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:

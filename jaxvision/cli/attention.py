@@ -13,7 +13,8 @@ from jaxvision.cli.arguments import (
     add_model_arguments,
     add_overwrite_argument,
     check_outputs,
-    load_model,
+    load_ensemble,
+    load_members,
     path_argument,
     warn,
 )
@@ -29,7 +30,8 @@ HELP = "write a PNG that shows where a model looks"
 EXAMPLES = """examples:
   jaxvision attention --model vit_base_patch16_224.augreg2_in21k_ft_in1k photo.jpg
   jaxvision attention --model resnet50.a1_in1k photo.jpg --label 'tabby, tabby cat' -o cat.png
-  jaxvision attention --model runs/mine images/ -o maps"""
+  jaxvision attention --model runs/mine images/ -o maps
+  jaxvision attention -m runs/a -m runs/b photo.jpg"""
 
 MIN_SIDE = 448  # Smaller images are enlarged to at least this many pixels.
 
@@ -37,7 +39,7 @@ MIN_SIDE = 448  # Smaller images are enlarged to at least this many pixels.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``jaxvision attention``."""
     add_images_argument(parser)
-    add_model_arguments(parser)
+    add_model_arguments(parser, several=True)
     parser.add_argument(
         "--layer",
         type=int,
@@ -59,11 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes each image next to a copy with a heat map on top; prints the file, the predicted class and the method.
+    """Writes each image next to copies with the heat map of each model; prints the file, the class and the methods.
 
     Returns 1 if some images cannot be read, 2 if none can.
     """
-    import jax
     import numpy as np
 
     from jaxvision.parallel.accelerators import check_accelerator
@@ -72,21 +73,30 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = ImageInputs(arguments.images)
     outputs = _output_files(inputs.files, arguments.output)
     check_outputs(outputs.values(), arguments)
-    classifier = load_model(arguments)
-    forward = jax.jit(lambda model, images: classifier.to_probabilities(model(images)))
+    members = load_members(arguments)
+    # A single model without a head can show its attention, too.
+    ensemble = load_ensemble(arguments, members) if len(members) > 1 or members[0].classes else None
     coarse = None
-    for file, images in inputs.read(classifier):
-        probabilities = np.asarray(forward(classifier.model, images))[0] if classifier.classes else None
-        heat, method = _heat_map(classifier, images, probabilities, layer=arguments.layer, label=arguments.label)
-        _write(outputs[file], classifier.pixels(file, times=math.ceil(MIN_SIDE / images.shape[1])), heat)
-        if probabilities is not None:
+    for file, images in inputs.read(ensemble.images if ensemble else lambda files: (members[0].images(files),)):
+        probabilities = np.asarray(ensemble.predict(images))[0] if ensemble else None
+        panels: list[np.ndarray] = []
+        methods = []
+        if ensemble and probabilities is not None:
             top = int(probabilities.argmax())
-            method = f"predicted {classifier.classes[top]!r} ({probabilities[top]:.1%}), {method}"
-        print(printable_line(f"{outputs[file]}: {method}, {arguments.model} on {file.name}"), flush=True)
-        if min(heat.shape) < 3:
-            coarse = f"only {heat.shape[0]} x {heat.shape[1]} at {images.shape[1]} pixels"
+            methods.append(f"predicted {ensemble.classes[top]!r} ({probabilities[top]:.1%})")
+        for i, (name, classifier, x) in enumerate(zip(arguments.model, members, images, strict=True)):
+            order = ensemble.forward(i).order if ensemble else None
+            own = probabilities if probabilities is None or order is None else probabilities[np.argsort(order)]
+            heat, method = _heat_map(classifier, x, own, layer=arguments.layer, label=arguments.label)
+            pixels = classifier.pixels(file, times=math.ceil(MIN_SIDE / x.shape[1]))
+            panels += _panels(pixels, heat)[1 if panels else 0 :]
+            methods.append(f"{method}, {name}")
+            if min(heat.shape) < 3:
+                coarse = f"{name} is only {heat.shape[0]} x {heat.shape[1]} at {x.shape[1]} pixels"
+        _write(outputs[file], panels)
+        print(printable_line(f"{outputs[file]}: {', '.join(methods)} on {file.name}"), flush=True)
     if coarse:
-        warn(f"the map of this model is {coarse}, too coarse to show where it looks. Try a larger --image-size.")
+        warn(f"the map of {coarse}, too coarse to show where it looks. Try a larger --image-size.")
     return inputs.status
 
 
@@ -111,16 +121,27 @@ def _output_files(files: Sequence[Path], output: str | None) -> dict[Path, Path]
     return outputs
 
 
-def _write(output: Path, pixels: np.ndarray, heat: np.ndarray) -> None:
+def _panels(pixels: np.ndarray, heat: np.ndarray) -> list[np.ndarray]:
+    """Returns an image, and the image with a heat map on top, uint8 [h, w, 3]."""
     import numpy as np
-    from PIL import Image
 
     from jaxvision.analysis.saliency import overlay
 
     image = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
+    return [image, overlay(image, heat / max(heat.max(), 1e-12))]
+
+
+def _write(output: Path, panels: Sequence[np.ndarray]) -> None:
+    """Writes images side by side, in the size of the first."""
+    import numpy as np
+    from PIL import Image
+
+    h, w, _ = panels[0].shape
+    same = [
+        np.asarray(Image.fromarray(panel).resize((w, h))) if panel.shape[:2] != (h, w) else panel for panel in panels
+    ]
     try:
-        heated = overlay(image, heat / max(heat.max(), 1e-12))
-        Image.fromarray(np.concatenate([image, heated], axis=1)).save(output)
+        Image.fromarray(np.concatenate(same, axis=1)).save(output)
     except (OSError, ValueError) as e:
         raise UserError(f"cannot write {output}: {e}") from e
 

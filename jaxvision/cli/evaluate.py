@@ -7,17 +7,21 @@ import ast
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxvision.cli.arguments import (
     add_model_arguments,
     add_overwrite_argument,
+    add_tta_argument,
     check_outputs,
-    load_model,
+    load_ensemble,
     path_argument,
     warn,
 )
 from jaxvision.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxvision.ensemble import Ensemble
 
 HELP = "evaluate a model on a dataset: accuracy, loss, calibration error and mistakes"
 EXAMPLES = """A model that is named by its workdir is evaluated with the loss and the metric of its run. Without --data
@@ -26,12 +30,14 @@ it is evaluated on the run's own data.
 examples:
   jaxvision evaluate --model runs/mine --split validation
   jaxvision evaluate --model runs/mine --data images/test --report runs/mine-test
-  jaxvision evaluate --model runs/cifar10 --data tfds --option dataset=cifar10"""
+  jaxvision evaluate --model runs/cifar10 --data tfds --option dataset=cifar10
+  jaxvision evaluate -m runs/a -m runs/b -m runs/c --fit-weights"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``jaxvision evaluate``."""
-    add_model_arguments(parser)
+    add_model_arguments(parser, several=True)
+    add_tta_argument(parser)
     parser.add_argument(
         "--data",
         type=path_argument,
@@ -56,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[:ARGUMENT]",
         help="config file of the run, if the run has a source, a loss or a metric that is defined in it",
     )
+    parser.add_argument(
+        "--fit-weights",
+        action="store_true",
+        help="fit the weights of several models on the validation data, by their likelihood, and print them",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     parser.add_argument(
         "--report", type=path_argument, metavar="FOLDER", help="write report.html and mistakes.csv to this folder"
@@ -70,7 +81,6 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxvision.models.registry import keyword_parameters
     from jaxvision.parallel.accelerators import check_accelerator
     from jaxvision.run.config import load
-    from jaxvision.run.recorded import recorded_config
     from jaxvision.run.sections import without_none
 
     check_accelerator(warn)
@@ -79,12 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = _source_options(arguments.option, keyword_parameters(evaluate))
     if arguments.config is not None:
         load(arguments.config)  # makes the functions in it available under the names that the run has recorded
-    config = recorded_config(arguments.model)
-    if config is None and arguments.data is None:
-        raise UserError(
-            f"--data: got none, and --model {arguments.model} is not the workdir of a run, expected a folder or a "
-            "source. Add --data."
-        )
+    config = _config(arguments)
     as_trained: dict[str, Any] = {}
     if config is not None:
         as_trained = {
@@ -94,10 +99,13 @@ def run(arguments: argparse.Namespace) -> None:
             "memory_limit": config.data.memory_limit,
             "trained_on": _training_images(arguments, without_none(config.source)),
         }
-    classifier = load_model(arguments)
-    data, split, options = _data(arguments, None if config is None else without_none(config.source), options)
+    ensemble = load_ensemble(arguments)
+    source = None if config is None else without_none(config.source)
+    if arguments.fit_weights:
+        ensemble = _fit_weights(arguments, ensemble, source, options, as_trained)
+    data, split, options = evaluation_data(arguments, source, options)
     result = evaluate(
-        classifier,
+        ensemble.members[0] if len(ensemble.members) == 1 and ensemble.tta is None else ensemble,
         data,
         split=split,
         batch_size=arguments.batch_size,
@@ -107,16 +115,68 @@ def run(arguments: argparse.Namespace) -> None:
         **options,
     )
     if arguments.json:
+        if "members" in result:
+            result["members"] = [
+                {"model": name, "weight": weight} | each
+                for name, weight, each in zip(ensemble.names, ensemble.weights, result["members"], strict=True)
+            ]
         print(json.dumps(result))
 
 
-def _data(
+def _config(arguments: argparse.Namespace) -> Any:
+    """Returns the config of the run that chooses the data, the loss and the metric; None if no model is that of a run.
+
+    Raises:
+      UserError: without ``--data``, no model is that of a run, or several runs have different data.
+    """
+    from jaxvision.run.recorded import recorded_config
+
+    found = {model: recorded_config(model) for model in arguments.model}
+    runs = {model: config for model, config in found.items() if config is not None}
+    first = next(iter(runs), None)
+    if arguments.data is None:
+        if first is None:
+            raise UserError(
+                f"--data: got none, and --model {arguments.model[0]} is not the workdir of a run, expected a folder or "
+                "a source. Add --data."
+            )
+        for model, config in runs.items():
+            if config.source != runs[first].source:
+                raise UserError(
+                    f"--data: got none, and {model} has another source or split of it than {first}, so the test data "
+                    "of one may be training data of the other. Add --data with images that neither was trained on."
+                )
+    return None if first is None else runs[first]
+
+
+def _fit_weights(
+    arguments: argparse.Namespace, ensemble: Ensemble, source: Any, options: dict[str, Any], as_trained: dict[str, Any]
+) -> Ensemble:
+    """Returns the ensemble with weights that are fitted on the validation data."""
+    from jaxvision.eval import fit_ensemble
+
+    if arguments.split == "validation" or arguments.weights is not None or len(ensemble.members) == 1:
+        got = (
+            "--split validation" if arguments.split == "validation" else "--weights" if arguments.weights else "one -m"
+        )
+        raise UserError(
+            f"--fit-weights: got {got}, expected several models, no --weights and other data to evaluate on."
+        )
+    on_validation = argparse.Namespace(**{**vars(arguments), "split": "validation"})
+    data, split, options = evaluation_data(on_validation, source, options)
+    limits = {key: as_trained[key] for key in ("max_corrupt", "memory_limit") if key in as_trained}
+    return fit_ensemble(
+        ensemble, data, split=split, batch_size=arguments.batch_size, quiet=arguments.json, **limits, **options
+    )
+
+
+def evaluation_data(
     arguments: argparse.Namespace, source: dict[str, Any] | None, options: dict[str, Any]
 ) -> tuple[Any, str, dict[str, Any]]:
     """Returns the data to evaluate on, the name of the split, and the options of the data.
 
     Args:
-      arguments: of the command.
+      arguments: of the command: ``data`` and ``split``.
       source: the section of the run's config; None if the model does not come from a run.
       options: of the source, from the command line.
     """

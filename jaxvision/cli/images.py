@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from jaxvision.cli.arguments import path_argument, warn
 from jaxvision.cli.exit import MISTAKE, SOME_FAILED
@@ -15,9 +15,7 @@ from jaxvision.errors import UserError, printable_line
 if TYPE_CHECKING:
     import argparse
 
-    import jax
-
-    from jaxvision.classifier import Classifier
+T = TypeVar("T")
 
 
 def add_images_argument(parser: argparse.ArgumentParser) -> None:
@@ -77,13 +75,13 @@ class ImageInputs:
         elif ignored:
             warn(f"{path}: ignored {ignored}")
 
-    def read(self, classifier: Classifier) -> Iterator[tuple[Path, jax.Array]]:
-        """Yields each file that can be read, and the model's input."""
+    def read(self, images_of: Callable[[list[Path]], T]) -> Iterator[tuple[Path, T]]:
+        """Yields each file that can be read, and what `images_of` makes of it, such as `Classifier.images`."""
         from jaxvision.data.walk import advice
 
         for file in self.files:
             try:
-                images = classifier.images([file])
+                images = images_of([file])
             except UserError as e:  # the other images still count
                 self._problems.append(str(e))
                 _print_error(". ".join(filter(None, [str(e), advice(file.name)])))

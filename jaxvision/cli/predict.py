@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from jaxvision.cli.arguments import add_model_arguments, load_model, warn
+from jaxvision.cli.arguments import add_model_arguments, add_tta_argument, load_ensemble, warn
 from jaxvision.cli.images import ImageInputs, add_images_argument
 from jaxvision.errors import UserError, printable_line
 
@@ -15,20 +15,21 @@ HELP = "predict the labels of images, with their probabilities"
 EXAMPLES = """examples:
   jaxvision predict --model resnet50.a1_in1k photo.jpg
   jaxvision predict --model runs/mine images/ --top 1 --json
+  jaxvision predict -m runs/a -m runs/b --weights 2,1 --tta flip images/
   find images -name '*.jpg' | jaxvision predict --model runs/mine -"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``jaxvision predict``."""
     add_images_argument(parser)
-    add_model_arguments(parser)
+    add_model_arguments(parser, several=True)
+    add_tta_argument(parser)
     parser.add_argument("--top", type=int, default=5, help="number of labels per image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON, one object per line and image")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the most likely labels of each image. Returns 1 if some images cannot be read, 2 if none can."""
-    import jax
     import numpy as np
 
     from jaxvision.parallel.accelerators import check_accelerator
@@ -37,17 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--top: got {arguments.top}, expected 1 or more.")
     check_accelerator(warn)
     inputs = ImageInputs(arguments.images)
-    classifier = load_model(arguments)
-    if not classifier.classes:
-        raise UserError(
-            f"--model: got {arguments.model}, which has no head, expected a classifier. "
-            "For its features use jaxvision.create_model in Python."
-        )
-    forward = jax.jit(lambda model, images: classifier.to_probabilities(model(images)))
-    for file, images in inputs.read(classifier):
-        probabilities = np.asarray(forward(classifier.model, images))[0]
+    ensemble = load_ensemble(arguments)
+    for file, images in inputs.read(ensemble.images):
+        probabilities = np.asarray(ensemble.predict(images))[0]
         order = np.argsort(-probabilities)[: arguments.top]
-        top = [{"label": classifier.classes[i], "index": int(i), "probability": float(probabilities[i])} for i in order]
+        top = [{"label": ensemble.classes[i], "index": int(i), "probability": float(probabilities[i])} for i in order]
         if arguments.json:
             print(_json({"image": str(file), "predictions": top}), flush=True)
         else:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from jaxvision.eval.evaluate import evaluate
+from jaxvision.eval.evaluate import evaluate, fit_ensemble
 from jaxvision.eval.metrics import Evaluation, calibration_error, with_metric
 from jaxvision.eval.step import evaluate_batches, make_eval_step
 
-__all__ = ["Evaluation", "calibration_error", "evaluate", "evaluate_batches", "make_eval_step", "with_metric"]
+__all__ = [
+    "Evaluation",
+    "calibration_error",
+    "evaluate",
+    "evaluate_batches",
+    "fit_ensemble",
+    "make_eval_step",
+    "with_metric",
+]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from jaxvision import report
@@ -20,6 +21,7 @@ from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import open_test_folder
 from jaxvision.data.layout import subfolders
+from jaxvision.ensemble import Ensemble, fit_weights
 from jaxvision.errors import (
     UserError,
     count,
@@ -27,10 +29,11 @@ from jaxvision.errors import (
     memory_errors_as_user_errors,
     unknown_name_error,
 )
+from jaxvision.eval.members import evaluate_ensemble, observed_probabilities, predict_members
 from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
 from jaxvision.eval.split import evaluate_split
-from jaxvision.eval.step import cached_eval_step, evaluation_loss
+from jaxvision.eval.step import cached_eval_step, evaluation_loss, itself
 from jaxvision.parallel.mesh import check_batch_size, make_mesh
 from jaxvision.train.partial import parameter_counts
 from jaxvision.weights import imagenet
@@ -41,7 +44,7 @@ _LESS_MEMORY = "Set a smaller batch size (--batch-size)."
 
 
 def evaluate(
-    classifier: Classifier,
+    classifier: Classifier | Ensemble,
     data: str | source.Source,
     *,
     split: str = "test",
@@ -55,13 +58,14 @@ def evaluate(
     trained_on: source.Source | None = None,
     quiet: bool = False,
     **options: Any,
-) -> dict[str, float]:
-    """Returns the metrics of a classifier on a dataset, and optionally writes a report.
+) -> dict[str, Any]:
+    """Returns the metrics of a classifier or an ensemble on a dataset, and optionally writes a report.
 
     Runs on one device.
 
     Args:
-      classifier: from `jaxvision.load_classifier`.
+      classifier: from `jaxvision.load_classifier`, or a `jaxvision.Ensemble`. The report of an ensemble explains images
+        with its first member.
       data: a folder with one folder per class, the name of a source such as ``"digits"``, or one split of an open
         source.
       split: ``"train"``, ``"validation"`` or ``"test"``, of a source or of a folder that has such splits. If `data` is
@@ -79,7 +83,8 @@ def evaluate(
       **options: of the source. Of a folder: ``layout``, as for `jaxvision.data.folder.open_folder`.
 
     Returns:
-      ``top1``, ``top5``, ``loss``, ``calibration_error`` and ``count``, and the metric of `metric`.
+      ``top1``, ``top5``, ``loss``, ``calibration_error`` and ``count``, and the metric of `metric`. For an ensemble
+      also ``members``, a list of these metrics of each member.
 
     Raises:
       UserError: the dataset does not exist, its classes are not the model's, `report_dir` cannot be written, or the
@@ -97,6 +102,7 @@ def evaluate(
     """
     clock = report.Clock()
     mesh = make_mesh(devices=jax.devices()[:1])
+    members = classifier.members if isinstance(classifier, Ensemble) else [classifier]
     loss_of, probabilities = _builtin_loss(classifier.probabilities) if loss is None else evaluation_loss(**loss)
     with report.Console(io.StringIO() if quiet else None) as console, memory_errors_as_user_errors(_LESS_MEMORY):
         chosen, names, name = _open_data(data, split, classifier.classes, options)
@@ -112,42 +118,114 @@ def evaluate(
         for note in notes:
             console.warn(note)
         images = open_dataset(chosen, max_corrupt=max_corrupt, memory_limit=memory_limit, log=console.warn)
-        graph, state = nnx.split(classifier.model)
         dataset = chosen.name.removesuffix(f" ({name})")  # the name of the split is printed beside the number of images
         console.start(
-            model=classifier.model.architecture,
-            parameters=parameter_counts(state)[0],
+            model=" + ".join(member.model.architecture for member in members),
+            parameters=sum(parameter_counts(nnx.state(member.model))[0] for member in members),
             dataset=dataset,
             classes=len(chosen.classes),
             data={"images" if name == Path(dataset).name else name: len(chosen)},
         )
         with clock.phase("evaluation"):
-            result = evaluate_split(
+            each, result = _evaluate(
+                classifier,
                 images,
-                state=state,
-                name=name,
-                step_of=functools.partial(
-                    cached_eval_step, graph, mesh, loss_of, probabilities, classifier.preprocess, _itself
-                ),
                 mesh=mesh,
-                preprocess=classifier.preprocess,
+                loss=loss_of,
+                probabilities=probabilities,
                 batch_size=batch_size,
                 workers=workers,
-                process=(0, 1),
-                classes=len(classifier.classes),
+                name=name,
                 console=console,
             )
         result = with_metric(result, **(metric or {}))
+        each = [with_metric(evaluation, **(metric or {})) for evaluation in each]
+        if isinstance(classifier, Ensemble) and len(each) > 1:
+            rows = zip(classifier.names, map(headline, each))
+            console.table(name, [*rows, (classifier.title, headline(result))])
         files = {}
         if report_dir is not None:
             files = _write_report(Path(report_dir), classifier, result, images, name=name, clock=clock, notes=notes)
         final = headline(result) | {"count": result.count}
         console.finish(final=final, name=name, timing=clock.timing(), files=files)
-        return result.scalars()
+        of_members = {"members": [evaluation.scalars() for evaluation in each]}
+        return result.scalars() | (of_members if isinstance(classifier, Ensemble) else {})
 
 
-def _itself(model: nnx.Module) -> nnx.Module:
-    return model
+def fit_ensemble(
+    ensemble: Ensemble,
+    data: str | source.Source,
+    *,
+    split: str = "validation",
+    batch_size: int = 32,
+    workers: int | None = None,
+    max_corrupt: int = 10,
+    memory_limit: float = 2.0,
+    quiet: bool = False,
+    **options: Any,
+) -> Ensemble:
+    """Returns an ensemble with the weights of its members that fit a dataset best, by its log-likelihood.
+
+    Args:
+      ensemble: the classifiers.
+      data, split: as for `evaluate`. Neither the training data of the members, for which the most overfitted one would
+        get the most weight, nor the data on which the result is measured.
+      batch_size, workers, max_corrupt, memory_limit, quiet, **options: as for `evaluate`.
+
+    Raises:
+      UserError: as for `evaluate`.
+    """
+    mesh = make_mesh(devices=jax.devices()[:1])
+    loss, kind = _builtin_loss(ensemble.probabilities)
+    with report.Console(io.StringIO() if quiet else None) as console, memory_errors_as_user_errors(_LESS_MEMORY):
+        chosen, names, name = _open_data(data, split, ensemble.classes, options)
+        _check_classes(chosen, names, log=console.warn)
+        check_batch_size(batch_size, mesh, what="batch_size")
+        images = open_dataset(chosen, max_corrupt=max_corrupt, memory_limit=memory_limit, log=console.warn)
+        predicted = predict_members(
+            ensemble,
+            images,
+            mesh=mesh,
+            loss=loss,
+            probabilities=kind,
+            batch_size=batch_size,
+            workers=workers,
+            name=name,
+            console=console,
+        )
+        observed = [observed_probabilities(rows["probabilities"], rows["label"], kind) for rows in predicted]
+        fitted = replace(ensemble, weights=fit_weights(np.stack(observed)).tolist())
+        text = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(fitted.names, fitted.weights))
+        console.note(f"weights fitted on {count(len(chosen), 'image')} of the {name} data: {text}")
+        return fitted
+
+
+def _evaluate(
+    classifier: Classifier | Ensemble,
+    images: Dataset,
+    *,
+    mesh: jax.sharding.Mesh,
+    loss: Any,
+    probabilities: str,
+    **options: Any,
+) -> tuple[list[Evaluation], Evaluation]:
+    """Returns the evaluations of the members of an ensemble, and the result."""
+    if isinstance(classifier, Ensemble):
+        return evaluate_ensemble(classifier, images, mesh=mesh, loss=loss, probabilities=probabilities, **options)
+    graph, state = nnx.split(classifier.model)
+    preprocess = classifier.preprocess
+    step_of = functools.partial(cached_eval_step, graph, mesh, loss, probabilities, preprocess, itself)
+    result = evaluate_split(
+        images,
+        state=state,
+        step_of=step_of,
+        mesh=mesh,
+        preprocess=preprocess,
+        process=(0, 1),
+        classes=len(classifier.classes),
+        **options,
+    )
+    return [], result
 
 
 def _open_data(
@@ -239,7 +317,7 @@ def _make_report_dir(folder: Path) -> None:
 
 def _write_report(
     folder: Path,
-    classifier: Classifier,
+    classifier: Classifier | Ensemble,
     result: Evaluation,
     images: Dataset,
     *,
@@ -247,11 +325,16 @@ def _write_report(
     clock: report.Clock,
     notes: Sequence[str],
 ) -> dict[str, Path]:
+    if isinstance(classifier, Ensemble):
+        first, title = classifier.members[0], classifier.title
+        notes = [*notes, f"The result is that of {classifier}. The explanations are those of its first model."]
+    else:
+        first, title = classifier, classifier.model.architecture
     page = describe(
-        classifier,
+        first,
         result,
         images,
-        title=classifier.model.architecture,
+        title=title,
         subtitle=f"evaluated on {images.source.name}",
         notes=[*notes, *notes_on({name: images})],
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -19,12 +19,27 @@ from jaxvision.data.pipeline import InputPipeline
 from jaxvision.data.pool import WorkerPool
 from jaxvision.data.prefetch import prefetch
 from jaxvision.errors import Preempted
-from jaxvision.eval.metrics import Evaluation
-from jaxvision.eval.step import evaluate_batches
+from jaxvision.eval.metrics import Evaluation, summarize
+from jaxvision.eval.step import predict_batches
 from jaxvision.parallel.mesh import shard_batch
 
 
-def evaluate_split(
+def evaluate_split(images: Dataset, *, classes: int, **options: Any) -> Evaluation:
+    """Returns the evaluation of a model on one split of a dataset.
+
+    Args:
+      images: from `jaxvision.data.open_dataset`.
+      classes: number of classes of the model.
+      **options: as for `predict_split`.
+
+    Raises:
+      Preempted: `should_stop` returned True.
+      UserError: there are no images, a label is out of range, or too many images are damaged.
+    """
+    return summarize(**predict_split(images, **options), classes=classes)
+
+
+def predict_split(
     images: Dataset,
     *,
     state: nnx.State,
@@ -35,11 +50,10 @@ def evaluate_split(
     batch_size: int,
     workers: int | WorkerPool | None,
     process: tuple[int, int],
-    classes: int,
     console: report.Console,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Evaluation:
-    """Returns the evaluation of a model on one split of a dataset.
+) -> dict[str, np.ndarray]:
+    """Returns the predictions of a model on one split of a dataset: what the step returns, arrays of n rows.
 
     Args:
       images: from `jaxvision.data.open_dataset`.
@@ -51,13 +65,12 @@ def evaluate_split(
       batch_size: images per step, over all devices.
       workers: processes that decode images; as for `Dataset.eval_batches`.
       process: (i, n): this process reads part i of n of each batch.
-      classes: number of classes of the model.
       console: shows the progress.
       should_stop: called before each batch.
 
     Raises:
       Preempted: `should_stop` returned True.
-      UserError: there are no images, a label is out of range, or too many images are damaged.
+      UserError: there are no images, or too many images are damaged.
     """
 
     def until_stopped(batches: Iterable[Any]) -> Iterator[Any]:
@@ -72,7 +85,7 @@ def evaluate_split(
     on_devices = prefetch(batches, functools.partial(shard_batch, mesh=mesh))
     total = eval_steps(len(images), batch_size)
     shown = console.evaluation(until_stopped(on_devices), total=total, name=name)
-    result = evaluate_batches(step_of(images.pipeline), state, shown, classes=classes)
+    result = predict_batches(step_of(images.pipeline), state, shown)
     share_damaged(images)
     return result
 

@@ -22,6 +22,17 @@ from jaxvision.train.loss import PROBABILITIES, Loss, make_loss, probabilities_o
 
 Batch = Mapping[str, Any]
 EvalStep = Callable[[nnx.State, Batch], dict[str, jax.Array]]
+Forward = Callable[[Any, jax.Array], jax.Array]
+
+
+def itself(model: nnx.Module) -> nnx.Module:
+    """Returns a model: the `model_of` of a graph that is that of the model."""
+    return model
+
+
+def call(model: Any, images: jax.Array) -> jax.Array:
+    """Returns the logits of a model: the `forward` of a single one."""
+    return model(images)
 
 
 def make_eval_step(
@@ -31,7 +42,9 @@ def make_eval_step(
     prepare: Callable[[Batch], jax.Array],
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     probabilities: str = "softmax",
-    model_of: Callable[[Any], nnx.Module] = lambda merged: merged,
+    model_of: Callable[[Any], nnx.Module] = itself,
+    forward: Forward = call,
+    with_probabilities: bool = False,
 ) -> EvalStep:
     """Returns the function (state, batch) -> predictions of the batch.
 
@@ -43,6 +56,8 @@ def make_eval_step(
       probabilities: how logits become probabilities, for the confidence: ``"softmax"``, or ``"sigmoid"`` for a model
         that was trained with the sigmoid loss.
       model_of: (merged object) -> model, such as ``lambda state: state.model`` for a training state.
+      forward: (model, images) -> logits [b, classes]. Default: a call of the model.
+      with_probabilities: whether the result has ``"probabilities"`` [b, classes] too.
 
     Returns:
       The step, compiled at its first call. Its batch has ``"label"``, ``"index"`` and ``"mask"`` [b] and what `prepare`
@@ -66,20 +81,22 @@ def make_eval_step(
 
     def eval_step(state: nnx.State, batch: Batch) -> dict[str, jax.Array]:
         model = eval_view(model_of(nnx.merge(graph, state)))
-        logits = model(prepare(batch)).astype(jnp.float32)  # type: ignore[operator]
+        logits = forward(model, prepare(batch)).astype(jnp.float32)
         _, classes = logits.shape
         # Among equal logits top_k takes the lowest class, as argmax does.
         _, best = jax.lax.top_k(logits, min(5, classes))
         prediction = best[:, 0]
-        return {
+        each = PROBABILITIES[probabilities](logits)
+        result = {
             "label": batch["label"],
             "index": batch["index"],
             "mask": batch["mask"],
             "prediction": prediction,
-            "confidence": jnp.take_along_axis(PROBABILITIES[probabilities](logits), prediction[:, None], 1)[:, 0],
+            "confidence": jnp.take_along_axis(each, prediction[:, None], 1)[:, 0],
             "in_top5": (best == batch["label"][:, None]).any(axis=1),
             "loss": loss(logits, batch["label"]),
         }
+        return result | ({"probabilities": each} if with_probabilities else {})
 
     return jax.jit(eval_step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
@@ -93,11 +110,13 @@ def cached_eval_step(
     preprocess: Preprocess,
     model_of: Callable[[Any], nnx.Module],
     pipeline: InputPipeline,
+    forward: Forward = call,
+    with_probabilities: bool = False,
 ) -> EvalStep:
     """Returns `make_eval_step` for images of a dataset; equal arguments return the same compiled step.
 
     Args:
-      graph, mesh, loss, probabilities, model_of: as for `make_eval_step`.
+      graph, mesh, loss, probabilities, model_of, forward, with_probabilities: as for `make_eval_step`.
       preprocess: the evaluation transform.
       pipeline: how the images reach the model.
     """
@@ -108,6 +127,8 @@ def cached_eval_step(
         probabilities=probabilities,
         prepare=lambda batch: pipeline.prepare_eval(batch, preprocess),
         model_of=model_of,
+        forward=forward,
+        with_probabilities=with_probabilities,
     )
 
 
@@ -147,6 +168,18 @@ def evaluate_batches(step: EvalStep, state: nnx.State, batches: Iterable[Batch],
     Raises:
       UserError: there are no images, or a label is outside [0, classes).
     """
+    return summarize(**predict_batches(step, state, batches), classes=classes)
+
+
+def predict_batches(step: EvalStep, state: nnx.State, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """Returns what a step returns for the images of `batches`, without the padding: arrays of n rows.
+
+    Args:
+      step, state, batches: as for `evaluate_batches`.
+
+    Raises:
+      UserError: there are no images.
+    """
     parts: list[dict[str, np.ndarray]] = []
     running = None
     for batch in batches:
@@ -158,7 +191,7 @@ def evaluate_batches(step: EvalStep, state: nnx.State, batches: Iterable[Batch],
     if running is None:
         raise UserError("evaluation: the dataset has no images.")
     parts.append(_without_padding(running))
-    return summarize(**{key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, classes=classes)
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _without_padding(result: dict[str, jax.Array]) -> dict[str, np.ndarray]:

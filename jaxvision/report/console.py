@@ -176,6 +176,20 @@ class Console:
             line.append("  ★ best", style="yellow")
         self._line(line)
 
+    def table(self, name: str, rows: Sequence[tuple[str, Mapping[str, float]]]) -> None:
+        """Prints the metrics of several models, one in each row.
+
+        Args:
+          name: heading of the first column, such as "test".
+          rows: (name of a model, its metrics by name).
+        """
+        if not self._prints:
+            return
+        keys = list(dict.fromkeys(key for _, values in rows for key in values))
+        body = [[model, *(wording.value(key, values.get(key)) for key in keys)] for model, values in rows]
+        self._line(Text())
+        self._terminal.print_table([name, *map(wording.label, keys)], body)
+
     def finish(
         self,
         *,

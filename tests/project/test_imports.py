@@ -41,6 +41,7 @@ ROW = {
     "analysis": 3,
     "doctor": 3,
     "classifier": 4,
+    "ensemble": 4,
     "eval": 5,
     "run": 6,
     "main": 7,
@@ -49,7 +50,7 @@ ROW = {
 # Edges that the rows alone would forbid. Each has its reason in docs/architecture.md.
 ALLOWED = {("models", "create")}
 # Edges within a row that are allowed.
-SIBLINGS = {("main", "cli"), ("tree", "errors"), ("extend", "errors")}
+SIBLINGS = {("main", "cli"), ("tree", "errors"), ("extend", "errors"), ("ensemble", "classifier")}
 
 #: Frameworks that jaxvision reads or compares with, and never imports by itself.
 OTHERS = {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "matplotlib"}
