@@ -71,7 +71,7 @@ class Ensemble:
             _check_member(member, members[0], name, self.tta)
         object.__setattr__(self, "members", members)
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "weights", _normalized(self.weights, len(members)))
+        object.__setattr__(self, "weights", normalized(self.weights, len(members)))
 
     def __repr__(self) -> str:
         parts = [f"{name} (weight {weight:.3g})" for name, weight in zip(self.names, self.weights)]
@@ -266,7 +266,7 @@ def _check_member(member: Classifier, first: Classifier, name: str, tta: str | N
         )
 
 
-def _normalized(weights: Sequence[float], n: int) -> tuple[float, ...]:
+def normalized(weights: Sequence[float], n: int) -> tuple[float, ...]:
     """Returns the weights of `n` members with a sum of 1."""
     if not len(weights):
         return (1 / n,) * n

@@ -282,3 +282,18 @@ def test_runs_with_other_splits_are_not_mixed(tmp_path, capsys):
     message = f"{tmp_path / 'b'} has another source or split of it than {tmp_path / 'a'}"
     assert message in command(capsys, "evaluate", *models, status=2)
     assert "ensemble of 2" in command(capsys, "evaluate", *models, "--data", "digits")
+
+
+def test_images_that_any_of_the_runs_was_trained_on(tmp_path, capsys):
+    for name in NAMES:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            photo(seed=i).save(tmp_path / "photos" / name / f"{i}.png")
+    for run_name, fraction in (("a", 0.5), ("b", 0.2)):
+        saved(tmp_path / run_name / "export", classifier())
+        source = {"name": "folder", "data_dir": str(tmp_path / "photos"), "test_fraction": fraction}
+        write_config(tmp_path / run_name, run.complete(quick("resnet", source=source)))
+    models = ["-m", tmp_path / "a", "-m", tmp_path / "b"]
+    out = " ".join(command(capsys, "evaluate", *models, "--data", tmp_path / "photos").split())
+    trained_on = int(re.search(r"(\d+) of the 30 images .* were trained on", out)[1])
+    assert trained_on >= 24  # those of b, and those of a that b has held out

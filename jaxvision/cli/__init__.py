@@ -6,7 +6,7 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from jaxvision.cli import attention, convert, doctor, evaluate, info, plan, predict, push, train
+from jaxvision.cli import attention, convert, doctor, evaluate, info, plan, predict, push, soup, train
 from jaxvision.cli import exit as process_exit
 from jaxvision.cli import list as list_models
 from jaxvision.cli.arguments import Parser
@@ -22,6 +22,7 @@ _COMMANDS = {
     "attention": attention,
     "evaluate": evaluate,
     "convert": convert,
+    "soup": soup,
     "push": push,
     "doctor": doctor,
 }

@@ -138,6 +138,18 @@ def check_outputs(files: Iterable[Path], arguments: argparse.Namespace) -> None:
         raise UserError(f"{existing[0]}{others} already. Choose another output, or add --overwrite to replace.")
 
 
+def check_is_no_workdir(output: Path) -> None:
+    """Checks that an export is not written over the config of a run.
+
+    Raises:
+      UserError: the folder is the workdir of a run.
+    """
+    if os.path.exists(output / "metrics.jsonl") or os.path.exists(output / "checkpoints"):
+        raise UserError(
+            f"{output} is the workdir of a run, whose config.json would be overwritten. Choose another folder."
+        )
+
+
 def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Returns (key, text) for each ``--config.SECTION.KEY=VALUE`` or ``--config.SECTION.KEY VALUE``.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from jaxvision.cli.arguments import (
     add_overwrite_argument,
+    check_is_no_workdir,
     check_outputs,
     load_model,
     path_argument,
@@ -77,10 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if output.suffix in (".pth", ".pt", ".bin", ".ckpt", ".h5", ".npz", ".onnx"):
         raise UserError(f"{output}: expected a folder, or a file that ends in .safetensors.")
-    if os.path.exists(output / "metrics.jsonl") or os.path.exists(output / "checkpoints"):
-        raise UserError(
-            f"{output} is the workdir of a run, and convert would overwrite its config.json. Choose another folder."
-        )
+    check_is_no_workdir(output)
     is_file = output.suffix == ".safetensors"
     check_outputs([output] if is_file else [output / "model.safetensors", output / "config.json"], arguments)
     classifier, step = _load(arguments)

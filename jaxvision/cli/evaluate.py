@@ -38,23 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``jaxvision evaluate``."""
     add_model_arguments(parser, several=True)
     add_tta_argument(parser)
-    parser.add_argument(
-        "--data",
-        type=path_argument,
-        metavar="FOLDER|SOURCE",
-        help="a folder with one subfolder per class, or a source such as digits or tfds (default: the data of the run, "
-        "if --model is its workdir)",
-    )
+    add_data_argument(parser)
     parser.add_argument(
         "--split", help="train, validation or test (default: test, or validation for a run without test data)"
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="option of the source, such as dataset=cifar10 or data_dir=FOLDER; may be repeated (default: those of the "
-        "run, if it has the same source)",
     )
     parser.add_argument(
         "--config",
@@ -75,6 +61,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--data`` and ``--option``."""
+    parser.add_argument(
+        "--data",
+        type=path_argument,
+        metavar="FOLDER|SOURCE",
+        help="a folder with one subfolder per class, or a source such as digits or tfds (default: the data of the run, "
+        "if --model is its workdir)",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the source, such as dataset=cifar10 or data_dir=FOLDER; may be repeated (default: those of the "
+        "run, if it has the same source)",
+    )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Prints the metrics, as a table or as JSON."""
     from jaxvision.eval.evaluate import evaluate
@@ -86,30 +91,25 @@ def run(arguments: argparse.Namespace) -> None:
     check_accelerator(warn)
     if arguments.report is not None:
         check_outputs([Path(arguments.report, name) for name in ("report.html", "mistakes.csv")], arguments)
-    options = _source_options(arguments.option, keyword_parameters(evaluate))
+    options = source_options(arguments.option, keyword_parameters(evaluate))
     if arguments.config is not None:
         load(arguments.config)  # makes the functions in it available under the names that the run has recorded
-    config = _config(arguments)
-    as_trained: dict[str, Any] = {}
-    if config is not None:
-        as_trained = {
-            "loss": without_none(config.loss),
-            "metric": without_none(config.metric),
-            "max_corrupt": config.data.max_corrupt,
-            "memory_limit": config.data.memory_limit,
-            "trained_on": _training_images(arguments, without_none(config.source)),
-        }
+    configs = run_configs(arguments)
+    as_trained = evaluation_options(configs[0] if configs else None)
+    sources = [without_none(each.source) for each in configs]
+    trained_on = [_training_images(arguments, each) for i, each in enumerate(sources) if each not in sources[:i]]
     ensemble = load_ensemble(arguments)
-    source = None if config is None else without_none(config.source)
+    source = sources[0] if sources else None
     if arguments.fit_weights:
         ensemble = _fit_weights(arguments, ensemble, source, options, as_trained)
-    data, split, options = evaluation_data(arguments, source, options)
+    data, split, options = _data(arguments, source, options)
     result = evaluate(
         ensemble.members[0] if len(ensemble.members) == 1 and ensemble.tta is None else ensemble,
         data,
         split=split,
         batch_size=arguments.batch_size,
         report_dir=arguments.report,
+        trained_on=[images for images in trained_on if images is not None],
         quiet=arguments.json,
         **as_trained,
         **options,
@@ -123,8 +123,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(result))
 
 
-def _config(arguments: argparse.Namespace) -> Any:
-    """Returns the config of the run that chooses the data, the loss and the metric; None if no model is that of a run.
+def run_configs(arguments: argparse.Namespace) -> list[Any]:
+    """Returns the configs of the models that are those of runs. The first chooses the data, the loss and the metric.
 
     Raises:
       UserError: without ``--data``, no model is that of a run, or several runs have different data.
@@ -146,7 +146,21 @@ def _config(arguments: argparse.Namespace) -> Any:
                     f"--data: got none, and {model} has another source or split of it than {first}, so the test data "
                     "of one may be training data of the other. Add --data with images that neither was trained on."
                 )
-    return None if first is None else runs[first]
+    return list(runs.values())
+
+
+def evaluation_options(config: Any) -> dict[str, Any]:
+    """Returns the options of `jaxvision.eval.evaluate` with which a run was evaluated; none without its config."""
+    from jaxvision.run.sections import without_none
+
+    if config is None:
+        return {}
+    return {
+        "loss": without_none(config.loss),
+        "metric": without_none(config.metric),
+        "max_corrupt": config.data.max_corrupt,
+        "memory_limit": config.data.memory_limit,
+    }
 
 
 def _fit_weights(
@@ -163,14 +177,14 @@ def _fit_weights(
             f"--fit-weights: got {got}, expected several models, no --weights and other data to evaluate on."
         )
     on_validation = argparse.Namespace(**{**vars(arguments), "split": "validation"})
-    data, split, options = evaluation_data(on_validation, source, options)
+    data, split, options = _data(on_validation, source, options)
     limits = {key: as_trained[key] for key in ("max_corrupt", "memory_limit") if key in as_trained}
     return fit_ensemble(
         ensemble, data, split=split, batch_size=arguments.batch_size, quiet=arguments.json, **limits, **options
     )
 
 
-def evaluation_data(
+def _data(
     arguments: argparse.Namespace, source: dict[str, Any] | None, options: dict[str, Any]
 ) -> tuple[Any, str, dict[str, Any]]:
     """Returns the data to evaluate on, the name of the split, and the options of the data.
@@ -211,7 +225,7 @@ def _training_images(arguments: argparse.Namespace, source: dict[str, Any]) -> A
         return None
 
 
-def _source_options(texts: Sequence[str], reserved: Collection[str]) -> dict[str, Any]:
+def source_options(texts: Sequence[str], reserved: Collection[str]) -> dict[str, Any]:
     """Returns the options of a source; `reserved` are the names that are none."""
     options: dict[str, Any] = {}
     for text in texts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxvision.eval.evaluate import evaluate, fit_ensemble
 from jaxvision.eval.metrics import Evaluation, calibration_error, with_metric
+from jaxvision.eval.statistics import measure_statistics
 from jaxvision.eval.step import evaluate_batches, make_eval_step
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "evaluate_batches",
     "fit_ensemble",
     "make_eval_step",
+    "measure_statistics",
     "with_metric",
 ]

@@ -55,7 +55,7 @@ def evaluate(
     report_dir: str | Path | None = None,
     max_corrupt: int = 10,
     memory_limit: float = 2.0,
-    trained_on: source.Source | None = None,
+    trained_on: Sequence[source.Source] = (),
     quiet: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
@@ -78,7 +78,8 @@ def evaluate(
       report_dir: folder for ``report.html`` and ``mistakes.csv``. None writes nothing.
       max_corrupt: number of damaged images that are reported and skipped. One more is an error.
       memory_limit: size in GiB up to which small images of one shape are kept in memory and resized on the device.
-      trained_on: training data of the classifier, of image files. A warning says how many of them are evaluated on.
+      trained_on: training data of the classifier, or of each member, of image files. A warning says how many of them
+        are evaluated on.
       quiet: print nothing.
       **options: of the source. Of a folder: ``layout``, as for `jaxvision.data.folder.open_folder`.
 
@@ -114,7 +115,7 @@ def evaluate(
             _make_report_dir(Path(report_dir))
         if text := source.empty_classes_text(chosen):
             console.warn(f"{name} data: {text}")
-        notes = [] if trained_on is None else _trained_on_text(chosen, trained_on)
+        notes = _trained_on_text(chosen, trained_on)
         for note in notes:
             console.warn(note)
         images = open_dataset(chosen, max_corrupt=max_corrupt, memory_limit=memory_limit, log=console.warn)
@@ -258,9 +259,11 @@ def _name_in_folder(folder: Path, images: source.Source, classes: Sequence[str],
     return folder.resolve().name if below in classes else split
 
 
-def _trained_on_text(chosen: source.Source, trained_on: source.Source) -> list[str]:
+def _trained_on_text(chosen: source.Source, trained_on: Sequence[source.Source]) -> list[str]:
     """Returns a line about the images that are also training data; none if there are no such images."""
-    known = set(_real_files(trained_on))
+    known = {file for each in trained_on for file in _real_files(each)}
+    if not known:
+        return []
     n = sum(file in known for file in _real_files(chosen))
     if not n:
         return []

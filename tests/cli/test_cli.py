@@ -59,7 +59,7 @@ def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
 def test_convert_does_not_write_to_the_workdir_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "checkpoints").mkdir()
     assert cli.main(["convert", "test_resnet", str(tmp_path)]) == 2
-    assert "is the workdir of a run, and convert would overwrite its config.json" in capsys.readouterr().err
+    assert "is the workdir of a run, whose config.json would be overwritten" in capsys.readouterr().err
 
 
 def test_list_prints_a_table_or_json(capsys: pytest.CaptureFixture) -> None:

@@ -42,6 +42,7 @@ ROW = {
     "doctor": 3,
     "classifier": 4,
     "ensemble": 4,
+    "soup": 4,
     "eval": 5,
     "run": 6,
     "main": 7,
@@ -50,7 +51,14 @@ ROW = {
 # Edges that the rows alone would forbid. Each has its reason in docs/architecture.md.
 ALLOWED = {("models", "create")}
 # Edges within a row that are allowed.
-SIBLINGS = {("main", "cli"), ("tree", "errors"), ("extend", "errors"), ("ensemble", "classifier")}
+SIBLINGS = {
+    ("main", "cli"),
+    ("tree", "errors"),
+    ("extend", "errors"),
+    ("ensemble", "classifier"),
+    ("soup", "classifier"),
+    ("soup", "ensemble"),
+}
 
 #: Frameworks that jaxvision reads or compares with, and never imports by itself.
 OTHERS = {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "matplotlib"}
