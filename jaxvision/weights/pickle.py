@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxvision.errors import UserError
 from jaxvision.weights.torch_file import Tensor, TorchFile
+from jaxvision.weights.unpickle import Ignored
 from jaxvision.weights.weight_file import WeightFile, first_names, without_wrappers
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class _Search:
             found = found[chosen]
             seen.add(id(found))
         if not isinstance(found, Mapping):
-            name = type(checkpoint).__name__
+            name = "plain value" if isinstance(checkpoint, Ignored) else type(checkpoint).__name__
             raise UserError(
                 f"{self._path}: got a PyTorch pickle of a {name}, expected a state_dict. Save model.state_dict()."
             )

@@ -275,6 +275,21 @@ def test_hostile_pickles(content, words, tmp_path):
         assert words in error(tmp_path / "model.pth", legacy(wrapped, ["0"], BYTES))
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"]", "a list"),
+        (b"K\x01", "a int"),
+        (tensor(), "a Tensor"),
+        (b"cargparse\nNamespace\n)\x81}b", "a plain value"),
+        (b"ccollections\nCounter\n)R", "without weights"),
+    ],
+)
+def test_files_without_weights(content, words, tmp_path):
+    keys, data = (["0"], BYTES) if content == tensor() else ([], b"")
+    assert words in error(tmp_path / "model.pth", legacy(content, keys, data))
+
+
 def nested(n: int) -> bytes:
     """Returns the opcodes of a tuple in a tuple, n times."""
     return b")" + n * b"\x85"
