@@ -183,7 +183,7 @@ def _numpy_dtype(name: str) -> np.dtype:
 
 def _reading_error(path: Path, unpickler: Unpickler | None, error: Exception | None) -> UserError:
     if unpickler is not None and unpickler.refused:
-        names = ", ".join(sorted(set(unpickler.refused))[:3])
+        names = ", ".join(name[:80] for name in sorted(set(unpickler.refused))[:3])
         reason = f"it holds more than tensors ({names}), and loading runs no code. Save the model's state_dict instead."
     else:
         lines = str(error).strip().splitlines() or [type(error).__name__]

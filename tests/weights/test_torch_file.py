@@ -299,7 +299,12 @@ def bombs() -> dict[str, bytes]:
     colliding = b"".join(b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"N" for i in range(1, 60_000))
     doubled = b"]q\x00" + b"".join(b"(" + 10 * b"h\x00" + b"lq\x00" for _ in range(40))
     chain = b"}" + 20_000 * (text("model") + b"}") + 20_000 * b"s"
-    copies = b"(" + 50_000 * b"NN" + b"dq\x00" + 20_000 * b"ccollections\nOrderedDict\nh\x00\x85R0"
+    copies = (
+        b"("
+        + b"".join(text(str(i)) + b"N" for i in range(50_000))
+        + b"dq\x00"
+        + 20_000 * b"ccollections\nOrderedDict\nh\x00\x85R0"
+    )
     return {
         "a key of nested tuples": b"}" + nested(200_000) + b"Ns",
         "deeply nested tuples": nested(200_000),
