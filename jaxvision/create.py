@@ -71,7 +71,8 @@ def create_model(
       pretrained: load the weights of the tag (by default the architecture's default tag) from the hub, its cache or an
         installed package that carries them.
       checkpoint_path: load the weights from this file, folder or workdir of a finished run instead, without network
-        access. Safetensors, or a PyTorch file such as a checkpoint of timm's trainer, read without PyTorch.
+        access. Safetensors, a NumPy archive, or a PyTorch file such as a checkpoint of timm's trainer, read without
+        PyTorch. The names of other libraries, such as torchvision and transformers, are recognized and converted.
       revision: branch, tag or commit of the weights' repository on the hub. Default: its main branch.
       num_classes: number of classes of the head; 0 for no head. If the weights have another number, the head is freshly
         initialized. Default: that of the weights; without weights that of the tag.

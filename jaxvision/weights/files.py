@@ -19,23 +19,24 @@ from jaxvision.errors import UserError
 from jaxvision.weights.foreign import renamed
 from jaxvision.weights.formats import recognize, sharded_error
 from jaxvision.weights.mapped import MappedFile
+from jaxvision.weights.npz import NpzFile
 from jaxvision.weights.pickle import PickleFile
 from jaxvision.weights.weight_file import FLOATS, WeightFile, first_names, without_wrappers
 
 #: Names of the weight file in a folder, preferred first, as in timm.
 NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 #: Endings of weight files.
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pth.tar")
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pth.tar", ".npz")
 
 
 def open_weights(source: str | Path | WeightFile) -> WeightFile:
     """Returns the open weight file.
 
     Args:
-      source: a safetensors file, or a PyTorch pickle of a state_dict or of a checkpoint that nests one as training
-        scripts do. A moving average of the weights is preferred, as in timm. A file with the names of another library
-        (`jaxvision.weights.foreign`) is read under timm's. For a folder see `find_file`. An open file is returned
-        unchanged.
+      source: a safetensors file, a NumPy archive, or a PyTorch pickle of a state_dict or of a checkpoint that nests one
+        as training scripts do. A moving average of the weights is preferred, as in timm. A file with the names of
+        another library (`jaxvision.weights.foreign`) is read under timm's. For a folder see `find_file`. An open file
+        is returned unchanged.
 
     Raises:
       UserError: the file is missing, truncated or of another format, or it is a pickle of more than tensors.
@@ -53,7 +54,8 @@ def open_weights(source: str | Path | WeightFile) -> WeightFile:
     path = find_file(source)
     try:
         with path.open("rb") as file:
-            if recognize(path, file) == "safetensors":
+            kind = recognize(path, file)
+            if kind == "safetensors":
                 return renamed(SafetensorsFile(path, file))
     except (SafetensorError, OSError, ValueError) as e:
         if isinstance(e, UserError):
@@ -61,6 +63,8 @@ def open_weights(source: str | Path | WeightFile) -> WeightFile:
         size = f"{path.stat().st_size:,} bytes"
         formats = "not a safetensors file" if path.suffix == ".safetensors" else "not a weight file"
         raise UserError(f"{path} ({size}) is truncated or {formats}: {e}. Copy or download the file again.") from e
+    if kind == "npz":
+        return renamed(NpzFile(path))
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path}: got a PyTorch pickle, expected a safetensors file. Rename it to "

@@ -173,8 +173,9 @@ def _parse(path: Path, config: Any) -> Export:
     """Returns the contents of timm's ``config.json``; in its older form all keys are at the top."""
     if isinstance(config, Mapping) and "architecture" not in config and "architectures" in config:
         raise UserError(
-            f"{path}: got a model of transformers, {config['architectures']}, expected timm's format. Use timm's "
-            "weights of this architecture."
+            f"{path}: got a model of transformers, {config['architectures']}, expected timm's format. Pass timm's "
+            f"name of the architecture, and the folder as its checkpoint: create_model(NAME, checkpoint_path="
+            f"{str(path.parent)!r}), or -m NAME --checkpoint {path.parent}"
         )
     if not isinstance(config, Mapping):
         raise _damaged_config_error(path, f"got {_shown(config)}, expected an object")

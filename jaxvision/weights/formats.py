@@ -14,11 +14,7 @@ _WEB_PAGE = (
     "needs HF_TOKEN",
 )
 _KERAS = ("an HDF5 file, such as Keras writes", "There is no converter for it; use timm's weights of this architecture")
-_NUMPY = (
-    "a NumPy archive, such as big_vision writes",
-    "Convert it in PyTorch: safetensors.torch.save_file(timm.create_model(NAME, checkpoint_path=FILE).state_dict(), "
-    '"model.safetensors")',
-)
+_NUMPY = ("a single NumPy array", "Pass a NumPy archive (.npz) of all arrays of the model")
 _TAR = (
     "a tar archive",
     "Unpack it. If PyTorch before 0.1.10 wrote it, load it there and save it again",
@@ -36,7 +32,7 @@ _OTHERS = {
 }
 
 
-def recognize(path: Path, file: BinaryIO) -> Literal["pickle", "safetensors"]:
+def recognize(path: Path, file: BinaryIO) -> Literal["npz", "pickle", "safetensors"]:
     """Returns the format of a weight file; ``"safetensors"`` also for a file of unknown format.
 
     Args:
@@ -65,23 +61,27 @@ def recognize(path: Path, file: BinaryIO) -> Literal["pickle", "safetensors"]:
     return "safetensors"
 
 
-def _recognize_zip(path: Path, file: BinaryIO) -> Literal["pickle"]:
+def _recognize_zip(path: Path, file: BinaryIO) -> Literal["npz", "pickle"]:
     try:
         with zipfile.ZipFile(file) as archive:
             names = [name.rpartition("/")[2] for name in archive.namelist()]
     except Exception:  # for damaged archives it raises many exceptions
         return "pickle"  # the reader explains the damage
     if "constants.pkl" in names:
-        raise _format_error(path, "a TorchScript archive", "Save the state_dict: torch.save(model.state_dict(), FILE)")
+        raise _format_error(
+            path,
+            "a TorchScript archive, such as OpenAI's CLIP",
+            "Save its state_dict in PyTorch: torch.save(torch.jit.load(FILE).state_dict(), 'model.pth')",
+        )
     if "data.pkl" in names:
         return "pickle"
-    if any(name.endswith(".npy") for name in names):
-        raise _format_error(path, *_NUMPY)
-    raise _format_error(path, "a zip archive without weights of PyTorch", "If it contains a weight file, unpack it")
+    if names and all(name.endswith(".npy") for name in names):
+        return "npz"
+    raise _format_error(path, "a zip archive without weights", "If it contains a weight file, unpack it")
 
 
 def _format_error(path: Path, what: str, fix: str) -> UserError:
-    return UserError(f"{path}: got {what}, expected a safetensors file or a PyTorch pickle. {fix}.")
+    return UserError(f"{path}: got {what}, expected a safetensors file, a PyTorch pickle or a NumPy archive. {fix}.")
 
 
 def sharded_error(path: Path) -> UserError:

@@ -16,9 +16,9 @@ from jaxvision.weights.weight_file import WeightFile, first_names, without_wrapp
 
 logger = logging.getLogger(__name__)
 
-# Entries of checkpoints that hold weights, preferred first: moving averages (timm, BasicSR and others), then plain
-# weights (timm, Lightning and MMCV; DeepSpeed's "module"; I-JEPA's "encoder").
-_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema")
+# Entries of checkpoints that hold weights, preferred first: moving averages (timm, BasicSR and others; DINO's
+# "teacher"), then plain weights (timm, Lightning and MMCV; DeepSpeed's "module"; I-JEPA's "encoder").
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema", "teacher")
 _WEIGHTS = (
     "state_dict",
     "model_state_dict",

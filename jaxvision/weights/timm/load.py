@@ -16,7 +16,7 @@ from jaxvision import tree
 from jaxvision.errors import UserError
 from jaxvision.models.base import Model
 from jaxvision.models.layers.deferred import Deferred, is_deferring, place_parts
-from jaxvision.weights import files
+from jaxvision.weights import files, foreign
 from jaxvision.weights.prefix import without_prefix
 from jaxvision.weights.timm.match import Adapter, Shapes, is_in_head, match_tensors, other_head_text
 from jaxvision.weights.timm.names import COUNTERS, check_model, timm_axes, timm_name, weights
@@ -50,8 +50,8 @@ def load_timm(
       model: a model with arrays, or an abstract one from `registry.build_abstract`, which is filled without being
         initialized first.
       path: the file, its folder, or a file opened by `jaxvision.weights.files.open_weights`. Safetensors,
-        or a PyTorch file (``.pth``, ``.pt``, ``.bin``, ``.pth.tar``) of a state_dict or of a training script's
-        checkpoint. The names may share a prefix, such as ``model.``.
+        a NumPy archive, or a PyTorch file (``.pth``, ``.pt``, ``.bin``, ``.pth.tar``) of a state_dict or of a training
+        script's checkpoint. The names may share a prefix, such as ``model.``, or be those of another library.
       head: ``"load"`` requires that the file's classifier fits. ``"fresh"`` keeps the model's own classifier, and
         initializes that of an abstract model. The file's classifier must have the same layers. ``"auto"`` loads it
         unless the numbers of classes differ.
@@ -90,6 +90,7 @@ def load_timm(
         is_untrained = head == "auto" or any(_is_abstract(leaf) for leaf in fresh.values())
         head_level = logging.WARNING if is_untrained else logging.INFO
         shapes = _without_head(model, file, shapes)
+    foreign.log_differences(model, file)
     adapters = match_tensors(model, file, targets, shapes, published=published)
     _check_dtypes(file, shapes)
     values = {name: _value(file, name, adapters[name], leaf.get_raw_value()) for name, leaf in targets.items()}

@@ -16,6 +16,7 @@ from jaxvision.models import registry
 from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
 from jaxvision.weights import adapt
+from jaxvision.weights.foreign.file import ForeignFile
 from jaxvision.weights.prefix import find_prefixes
 from jaxvision.weights.timm.names import GRID, timm_name, timm_shape, weights
 from jaxvision.weights.weight_file import WeightFile, first_names
@@ -58,6 +59,11 @@ def match_tensors(
             unusual = _is_first_kernel(model, name) and shapes[key][1] not in (3, wanted[1])
             level = logging.WARNING if unusual else logging.INFO
             logger.log(level, "%s: adapting %s from %s to %s", file.path.name, key, list(shapes[key]), list(wanted))
+            if name == patches.positions and isinstance(file, ForeignFile):
+                logger.warning(
+                    "%s: position embeddings are resampled as in timm (%s), which gives other values than %s",
+                    file.path.name, patches.interpolation, file.library.name,
+                )  # fmt: skip
             adapters[name] = adapter
         else:
             differing.append(f"{key} {list(shapes[key])} in the file, {list(wanted)} in the model")
@@ -137,7 +143,8 @@ def _mismatch_error(
         hint = (
             f"{file.path.name} may contain the weights of another architecture. Pass the name that it was saved from."
         )
-    return UserError(f"{file.path} does not fit {model.architecture}: {', '.join(problems)}. {hint}")
+    names = f", with timm's names for those of {file.library.name}," if isinstance(file, ForeignFile) else ""
+    return UserError(f"{file.path}{names} does not fit {model.architecture}: {', '.join(problems)}. {hint}")
 
 
 def _common_prefix(model: Model, missing: Sequence[str], unexpected: Sequence[str]) -> str:

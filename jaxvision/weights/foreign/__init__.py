@@ -1,0 +1,55 @@
+"""Weight files of other libraries: recognized by their names, and read under timm's.
+
+Each library has a module with its tables. To add one, state names that only its files contain, and a table from its
+names to timm's (`table.Library`), and append it to `LIBRARIES`. Each tensor is converted when it is read.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from jaxvision.errors import UserError
+from jaxvision.models import registry
+from jaxvision.models.base import Model
+from jaxvision.weights.foreign import clip, efficientnet_pytorch, google, meta, torchvision, transformers
+from jaxvision.weights.foreign.file import ForeignFile, find_prefix
+from jaxvision.weights.weight_file import WeightFile
+
+logger = logging.getLogger(__name__)
+
+#: Every library, tried in order.
+LIBRARIES = (
+    *efficientnet_pytorch.LIBRARIES,
+    *torchvision.LIBRARIES,
+    *transformers.LIBRARIES,
+    *clip.LIBRARIES,
+    *google.LIBRARIES,
+    *meta.LIBRARIES,
+)
+
+
+def renamed(file: WeightFile) -> WeightFile:
+    """Returns a file under timm's names if it is one of another library, else the file itself.
+
+    Raises:
+      UserError: two tensors of the file have the same name in timm, or there is no such model.
+    """
+    for library in LIBRARIES:
+        prefix = find_prefix(file.shapes, library)
+        if prefix is None:
+            continue
+        if library.refusal is not None:
+            raise UserError(f"{file.path}: got {library.name}, expected a model that jaxvision has. {library.refusal}")
+        logger.info("%s: has the names of %s; converting to timm's", file.path, library.name)
+        return ForeignFile(file, library, prefix)
+    return file
+
+
+def log_differences(model: Model, file: WeightFile) -> None:
+    """Logs each way in which a model computes otherwise than the library whose weights it takes."""
+    if not isinstance(file, ForeignFile) or file.library.differences is None:
+        return
+    if model.architecture in registry.architectures():  # unknown for a model of the user's own
+        arguments = registry.default_arguments(model.architecture) | dict(model.options)
+        for text in file.library.differences(file, arguments):
+            logger.warning("%s %s", file.path, text)
