@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxvision.errors import UserError, printable_line
 
@@ -61,13 +62,19 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = Fals
     parser.add_argument("--image-size", type=int, help="side of the input in pixels (default: the weights' own)")
 
 
-def load_model(arguments: argparse.Namespace, model: str | None = None) -> Classifier:
-    """Returns the classifier that the arguments choose; `model` is one of several, by default the only one."""
+def load_model(arguments: argparse.Namespace, model: str | None = None, **further: Any) -> Classifier:
+    """Returns the classifier that the arguments choose.
+
+    Args:
+      arguments: of the command.
+      model: one of several models, by default the only one.
+      **further: options of `load_classifier`.
+    """
     from jaxvision.classifier import load_classifier
 
     names = ("num_classes", "image_size", "in_channels")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
-    return load_classifier(model or arguments.model, checkpoint_path=arguments.checkpoint, **options)
+    return load_classifier(model or arguments.model, checkpoint_path=arguments.checkpoint, **options, **further)
 
 
 def add_tta_argument(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +179,38 @@ def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
             value = rest.pop(0)
         overrides.append((flag.removeprefix("--config."), value))
     return overrides
+
+
+def source_options(texts: Sequence[str], reserved: Collection[str], *, command: str) -> dict[str, Any]:
+    """Returns the options of a source.
+
+    Args:
+      texts: values of ``--option``, each ``KEY=VALUE``.
+      reserved: names that are not options.
+      command: name of the command, for messages.
+
+    Raises:
+      UserError: a text of another form, or a reserved name.
+
+    Example:
+      >>> source_options(["dataset=cifar10", "test_fraction=0.5"], (), command="evaluate")
+      {'dataset': 'cifar10', 'test_fraction': 0.5}
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--option: got {text!r}, expected KEY=VALUE.")
+        if key in reserved:
+            raise UserError(
+                f"--option: got {key!r}, expected an option of the source. "
+                f"Run `jaxvision {command} --help` for the other arguments."
+            )
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):  # a string without quotes
+            options[key] = path_argument(value)
+    return options
 
 
 def warn(text: str) -> None:

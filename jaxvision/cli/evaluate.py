@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import json
-from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from jaxvision.cli.arguments import (
     check_outputs,
     load_ensemble,
     path_argument,
+    source_options,
     warn,
 )
 from jaxvision.errors import UserError
@@ -91,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_accelerator(warn)
     if arguments.report is not None:
         check_outputs([Path(arguments.report, name) for name in ("report.html", "mistakes.csv")], arguments)
-    options = source_options(arguments.option, keyword_parameters(evaluate))
+    options = source_options(arguments.option, keyword_parameters(evaluate), command="evaluate")
     if arguments.config is not None:
         load(arguments.config)  # makes the functions in it available under the names that the run has recorded
     configs = run_configs(arguments)
@@ -223,22 +222,3 @@ def _training_images(arguments: argparse.Namespace, source: dict[str, Any]) -> A
         return open_source(**source).train
     except UserError:  # the folder has changed since
         return None
-
-
-def source_options(texts: Sequence[str], reserved: Collection[str]) -> dict[str, Any]:
-    """Returns the options of a source; `reserved` are the names that are none."""
-    options: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--option: got {text!r}, expected KEY=VALUE.")
-        if key in reserved:
-            raise UserError(
-                f"--option: got {key!r}, expected an option of the source. "
-                "Run `jaxvision evaluate --help` for the other arguments."
-            )
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):  # a string without quotes
-            options[key] = path_argument(value)
-    return options

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxvision.cli.arguments import add_overwrite_argument, check_is_no_workdir, check_outputs, path_argument, warn
-from jaxvision.cli.evaluate import add_data_argument, evaluation_options, run_configs, source_options
+from jaxvision.cli.arguments import (
+    add_overwrite_argument,
+    check_is_no_workdir,
+    check_outputs,
+    path_argument,
+    source_options,
+    warn,
+)
+from jaxvision.cli.evaluate import add_data_argument, evaluation_options, run_configs
 from jaxvision.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,7 +137,7 @@ def _open_data(arguments: argparse.Namespace, log: Callable[[str], None]) -> _Da
     if arguments.data is None and not any(map(recorded_config, arguments.model)):
         return None
     config = next(iter(run_configs(arguments)), None)
-    options = source_options(arguments.option, ())
+    options = source_options(arguments.option, (), command="soup")
     name = arguments.data
     if config is not None and name in (None, config.source.name):
         source = without_none(config.source) | options

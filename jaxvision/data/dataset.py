@@ -26,7 +26,7 @@ from jaxvision.data.reading import (
     read_pixels,
     to_pixels,
 )
-from jaxvision.data.source import Source
+from jaxvision.data.source import Source, take_rows
 from jaxvision.data.workers import ReadEvalBatch, ReadTrainBatch
 from jaxvision.errors import UserError, count, printable
 
@@ -261,6 +261,24 @@ def open_dataset(
     if len(shapes) > 1 or n * math.prod(shape) > memory_limit * 2**30:
         return streamed
     return _store(source, shape, max_corrupt=max_corrupt, log=log) or streamed
+
+
+def take(images: Dataset, rows: np.ndarray) -> Dataset:
+    """Returns some of the images of a dataset. They reach the model as those of the whole dataset do.
+
+    Args:
+      images: from `open_dataset`.
+      rows: int [n], positions in the dataset.
+    """
+    source = take_rows(images.source, rows, name=images.source.name)
+    options: dict[str, Any] = {"max_corrupt": images.max_corrupt, "log": images.log}
+    part: Dataset
+    if isinstance(images, StoredDataset):
+        part = StoredDataset(source, images.images[rows], images.labels[rows], **options)
+    else:
+        part = StreamedDataset(source, channels=images.channels, **options)
+    part.corrupt = {i: images.corrupt[row] for i, row in enumerate(rows.tolist()) if row in images.corrupt}
+    return part
 
 
 def _store(source: Source, shape: tuple[int, ...], **options: Any) -> StoredDataset | None:

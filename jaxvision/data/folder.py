@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,8 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
       data_dir: the folder.
       layout: whether the folders in `data_dir` are ``"classes"`` or ``"splits"``, such as ``train`` and ``val``. None
         decides by their names and contents.
-      test_fraction: share of each class that is held out for testing if there is neither ``val`` nor ``test``.
+      test_fraction: share of each class that is held out for testing if there is neither ``val`` nor ``test``. 0 holds
+        out none.
       split_seed: seed of the random choice.
 
     Raises:
@@ -95,6 +96,9 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
     if set(splits) <= {"train"}:
         folder = splits.get("train", root)
         images = _read(folder, _classes(folder), "folder", layout_flag=layout_flag)
+        if test_fraction == 0:
+            images.notes.append(note)
+            return Splits(train=images)
         kept, held = stratified_split(images.labels, test_fraction, seed=split_seed)
         if not len(held):
             raise UserError(
@@ -103,22 +107,48 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
         note = f"{note}; {test_fraction:.0%} of each class are held out for testing"
         train = _take(images, kept, "train", notes=[note], warnings=images.warnings)
         return Splits(train=train, test=_take(images, held, "held out"))
-    classes = _classes(splits["train"])
-    classes_of = {split: _classes(folder) for split, folder in splits.items()}
-    for split, names in classes_of.items():
-        if unknown := sorted(set(names) - set(classes)):
-            raise UserError(
-                f"{splits[split]}: got the class {unknown[0]!r}{_and_more(unknown)}, expected only classes of "
-                f"{splits['train']}. Rename the folder or move it away."
-            )
-    check_class_folders_are_distinct(splits, classes_of)
-    read = {
-        split: _read(folder, classes, split, only=classes_of[split], layout_flag=layout_flag)
-        for split, folder in splits.items()
-    }
-    check_links_are_distinct(splits, {split: images.files.manifest for split, images in read.items()})
+    read = _read_splits(splits, layout_flag)
     read["train"].notes.append(note)
     return Splits(**read)
+
+
+def open_all_images(data_dir: str | Path, *, layout: str | None = None) -> dict[str, FolderSource]:
+    """Returns all images of a folder by split, without holding any out.
+
+    A folder without splits has the single split ``"all"``. Images directly in the folder have no class: `classes` is
+    then a single empty name.
+
+    Args:
+      data_dir: the folder.
+      layout: as for `open_folder`.
+
+    Raises:
+      UserError: no such folder, no images, or as for `open_folder`.
+    """
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise UserError(f"data: got {str(data_dir)!r}, expected a folder that exists. Check the path.")
+    if layout is None and not subfolders(root):
+        manifest, warning = read_folder(root)
+        if not len(manifest):
+            raise _no_images_error(root, [""])
+        files = ImageFiles(str(root), manifest, range(len(manifest)))
+        ignored = [f"{root}: ignored {ignored_text(manifest.ignored)}"] if manifest.ignored else []
+        warnings = [*ignored, *filter(None, [warning])]
+        return {"all": FolderSource(files, np.zeros(len(files)), classes=[""], name=str(root), warnings=warnings)}
+    splits, note = decide(root, layout, option="--option layout")
+    flag = None if layout else f"--option layout={'splits' if splits else 'classes'}"
+    if "train" in splits:
+        read = _read_splits(splits, flag)
+    else:
+        classes_of = {split: _classes(folder) for split, folder in (splits or {"all": root}).items()}
+        classes = sorted({name for names in classes_of.values() for name in names})
+        read = {
+            split: _read(splits.get(split, root), classes, split, only=names, layout_flag=flag)
+            for split, names in classes_of.items()
+        }
+    next(iter(read.values())).notes.append(note)
+    return read
 
 
 def open_test_folder(
@@ -159,6 +189,25 @@ def open_test_folder(
     source = _read(root, classes, root.name, only=found, layout_flag=layout_flag)
     source.notes.append(note)
     return source
+
+
+def _read_splits(splits: Mapping[str, Path], layout_flag: str | None) -> dict[str, FolderSource]:
+    """Returns the images of each split, all with the classes of ``train``."""
+    classes = _classes(splits["train"])
+    classes_of = {split: _classes(folder) for split, folder in splits.items()}
+    for split, names in classes_of.items():
+        if unknown := sorted(set(names) - set(classes)):
+            raise UserError(
+                f"{splits[split]}: got the class {unknown[0]!r}{_and_more(unknown)}, expected only classes of "
+                f"{splits['train']}. Rename the folder or move it away."
+            )
+    check_class_folders_are_distinct(splits, classes_of)
+    read = {
+        split: _read(folder, classes, split, only=classes_of[split], layout_flag=layout_flag)
+        for split, folder in splits.items()
+    }
+    check_links_are_distinct(splits, {split: images.files.manifest for split, images in read.items()})
+    return read
 
 
 def _and_more(names: Sequence[str], *, shown: int = 1) -> str:

@@ -267,6 +267,11 @@ class _SubsetReadTogether(Subset):
         return source.__getitems__([int(row) for row in self._rows[list(indices)]])
 
 
+def take_rows(source: Source, rows: np.ndarray, *, name: str) -> Subset:
+    """Returns some of the examples of a source; the arguments are those of `Subset`."""
+    return (_SubsetReadTogether if hasattr(source, "__getitems__") else Subset)(source, rows, name=name)
+
+
 def hold_out_validation(splits: Splits, fraction: float, *, seed: int) -> Splits:
     """Returns the splits of a dataset, with a part of the training data as the validation data.
 
@@ -289,12 +294,11 @@ def hold_out_validation(splits: Splits, fraction: float, *, seed: int) -> Splits
     kept, held = stratified_split(labels, fraction, seed=seed, where=where)
     if not len(held):
         raise UserError(f"{where}: got one image per class, expected at least two to hold one of them out. Add images.")
-    subset = _SubsetReadTogether if hasattr(splits.train, "__getitems__") else Subset
-    train = subset(splits.train, kept, name=f"{splits.train.name}, kept")
+    train = take_rows(splits.train, kept, name=f"{splits.train.name}, kept")
     for attribute in ("notes", "warnings"):
         if hasattr(splits.train, attribute):
             setattr(train, attribute, getattr(splits.train, attribute))
-    return splits._replace(train=train, validation=subset(splits.train, held, name=f"{splits.train.name}, held out"))
+    return splits._replace(train=train, validation=take_rows(splits.train, held, name=f"{splits.train.name}, held out"))
 
 
 def stratified_split(

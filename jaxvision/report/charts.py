@@ -41,14 +41,17 @@ class Line:
     smooth: bool = False
 
 
-def line_chart(title: str, lines: Sequence[Line], *, quantity: str, epochs_per_step: float | None = None) -> Markup:
-    """Returns a chart of lines over training steps.
+def line_chart(
+    title: str, lines: Sequence[Line], *, quantity: str, epochs_per_step: float | None = None, axis: str = "step"
+) -> Markup:
+    """Returns a chart of lines over training steps, or over another quantity.
 
     Args:
       title: heading of the chart.
       lines: at least one line.
       quantity: name of the metric, which determines the number format (see `wording.value`).
       epochs_per_step: factor for the epoch shown beside a step. None shows no epoch.
+      axis: name of the horizontal axis.
     """
     shown = [(line, *_thin(line.x, _running_mean(line.y) if line.smooth else line.y)) for line in lines]
     x_low, x_high = _span(np.concatenate([x for _, x, _ in shown]))
@@ -81,6 +84,7 @@ def line_chart(title: str, lines: Sequence[Line], *, quantity: str, epochs_per_s
         "x": [x_low, x_high],
         "y": [y_low, y_high],
         "form": "fraction" if wording.is_fraction(quantity) else "loss" if quantity.endswith("loss") else "number",
+        "axis": axis,
         "epochs": epochs_per_step,
         "lines": [
             {"name": line.name, "color": _color(line, i), "x": _numbers(x), "y": _numbers(y)}
@@ -90,7 +94,7 @@ def line_chart(title: str, lines: Sequence[Line], *, quantity: str, epochs_per_s
     y_ticks = {(t - y_low) / (y_high - y_low): _tick(quantity, t, step) for t, step in _ticks(y_low, y_high, 4)}
     x_ticks = {(t - x_low) / (x_high - x_low): _short(t) for t, _ in _ticks(x_low, x_high, 4)}
     caption = tag("figcaption", tag("h3", title), tag("div", legend, class_="legend"))
-    plot = _plot(drawn, x_ticks=x_ticks, y_ticks=y_ticks, axis="step")
+    plot = _plot(drawn, x_ticks=x_ticks, y_ticks=y_ticks, axis=axis)
     return tag("figure", caption, plot, class_="chart", data_chart=json.dumps(hover, separators=(",", ":")))
 
 

@@ -47,6 +47,7 @@ class Report:
       best_step: number of steps before the best evaluation.
       notes: remarks for the reader, such as a count of unreadable images.
       history: records for the curves, as `read_metrics` returns them. None reads those of the workdir.
+      history_axis: what ``"step"`` counts in `history`.
       classes: class names [k]. None: the class indices serve as names.
       label: correct class of each evaluated image [n].
       prediction: predicted class of each image [n].
@@ -69,6 +70,7 @@ class Report:
     best_step: int | None = None
     notes: Sequence[str] = ()
     history: Sequence[Mapping[str, Any]] | None = None
+    history_axis: str = "step"
     classes: Sequence[str] | None = None
     label: np.ndarray | None = None
     prediction: np.ndarray | None = None

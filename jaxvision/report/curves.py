@@ -16,7 +16,7 @@ _FIRST = ("loss", "top1", "learning_rate", "top5", "calibration_error")
 _SMOOTH_FROM = 40  # points; shorter training curves are drawn as measured
 
 
-def curves_section(history: Sequence[Mapping[str, Any]]) -> Markup | None:
+def curves_section(history: Sequence[Mapping[str, Any]], *, axis: str = "step") -> Markup | None:
     """Returns one chart per metric, or None if `history` has no numbers.
 
     Loss, accuracy and learning rate come first; the other metrics follow in the order of the file. Each split has the
@@ -24,6 +24,7 @@ def curves_section(history: Sequence[Mapping[str, Any]]) -> Markup | None:
 
     Args:
       history: records as `read_metrics` returns them.
+      axis: what ``"step"`` counts in them.
     """
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for record in history:
@@ -45,5 +46,6 @@ def curves_section(history: Sequence[Mapping[str, Any]]) -> Markup | None:
             lines.append(Line(name=split, x=x, y=y, color=splits.index(split), smooth=smooth))
         title = wording.label(name)
         title = title[:1].upper() + title[1:]
-        figures.append(line_chart(title, lines, quantity=name, epochs_per_step=epochs[-1] if epochs else None))
+        per_step = epochs[-1] if epochs else None
+        figures.append(line_chart(title, lines, quantity=name, epochs_per_step=per_step, axis=axis))
     return tag("div", figures, class_="charts")

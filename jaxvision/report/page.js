@@ -61,7 +61,7 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
     // The point nearest to the pointer determines the step. Other lines are shown if they have a point there.
     const candidates = chart.lines.map((line) => line.x[nearest(line.x, pointed)]);
     const step = candidates.reduce((a, b) => Math.abs(b - pointed) < Math.abs(a - pointed) ? b : a);
-    const text = [`step ${step.toLocaleString("en")}` + (chart.epochs ? ` · epoch ${epochs(step * chart.epochs)}` : "")];
+    const text = [`${chart.axis} ${step.toLocaleString("en")}` + (chart.epochs ? ` · epoch ${epochs(step * chart.epochs)}` : "")];
     mark("cross", (step - x0) / (x1 - x0));
     for (const line of chart.lines) {
       const i = nearest(line.x, step), y = line.y[i];

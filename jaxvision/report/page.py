@@ -66,7 +66,7 @@ def to_html(report: Report, history: Sequence[Mapping[str, Any]]) -> str:
     created = datetime.now().astimezone()
     predictions = report.predictions()
     sections = [
-        ("curves", "Curves", curves_section(history)),
+        ("curves", "Curves", curves_section(history, axis=report.history_axis)),
         ("confusions", "Confusions", confusions_section(predictions) if predictions else None),
         ("classes", "Classes", classes_section(predictions) if predictions else None),
         ("calibration", "Calibration", calibration_section(predictions) if predictions else None),

@@ -99,9 +99,11 @@ def weights_folder(path: Path) -> Path:
     Raises:
       UserError: the run has checkpoints, but no result yet.
     """
-    if not os.path.isdir(path / "checkpoints") or os.path.isfile(path / "model.safetensors"):
+    if os.path.isfile(path / "model.safetensors"):
         return path
     if not os.path.isfile(path / "export" / "model.safetensors"):
+        if not os.path.isdir(path / "checkpoints"):
+            return path
         raise UserError(
             f"{path}: got the workdir of a run without a result, expected weights. Export a checkpoint of it: "
             f"jaxvision convert {path} FOLDER"

@@ -13,7 +13,7 @@ from support.images import scene
 
 from jaxvision.augment.decoding import decode
 from jaxvision.data.dataset import open_dataset
-from jaxvision.data.folder import open_test_folder
+from jaxvision.data.folder import open_all_images, open_test_folder
 from jaxvision.data.source import open_source
 from jaxvision.errors import UserError
 
@@ -78,6 +78,22 @@ def test_a_folder_with_only_train_is_split(tmp_path):
     make_folder(tmp_path / "train", ["a", "b"], count=10)
     train, _, test = open_source("folder", data_dir=str(tmp_path))
     assert (len(train), len(test)) == (16, 4)
+
+
+def test_none_is_held_out(tmp_path):
+    make_folder(tmp_path / "photos", ["a", "b"])
+    train, validation, test = open_source("folder", data_dir=str(tmp_path / "photos"), test_fraction=0)
+    assert (len(train), validation, test) == (10, None, None)
+    assert {split: len(images) for split, images in open_all_images(tmp_path / "photos").items()} == {"all": 10}
+    flat = open_all_images(tmp_path / "photos" / "a")["all"]
+    assert (len(flat), flat.classes) == (5, [""])
+    make_folder(tmp_path / "held" / "val", ["a", "c"])
+    make_folder(tmp_path / "held" / "test", ["b", "c"], count=1)
+    held = open_all_images(tmp_path / "held")  # without training data, all splits together have the classes
+    assert held["validation"].classes == held["test"].classes == ["a", "b", "c"]
+    assert held["test"].labels.tolist() == [1, 2]
+    with pytest.raises(UserError, match="expected a folder that exists"):
+        open_all_images(tmp_path / "none")
 
 
 def test_other_files_are_counted_and_ignored(tmp_path):
