@@ -71,6 +71,7 @@ _MODULES = (
     "create",
     "data",
     "eval",
+    "features",
     "models",
     "parallel",
     "plan",

@@ -6,7 +6,20 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from jaxvision.cli import attention, convert, doctor, evaluate, info, plan, predict, push, soup, train
+from jaxvision.cli import (
+    attention,
+    convert,
+    doctor,
+    embed,
+    evaluate,
+    info,
+    plan,
+    predict,
+    probe,
+    push,
+    soup,
+    train,
+)
 from jaxvision.cli import exit as process_exit
 from jaxvision.cli import list as list_models
 from jaxvision.cli.arguments import Parser
@@ -21,6 +34,8 @@ _COMMANDS = {
     "predict": predict,
     "attention": attention,
     "evaluate": evaluate,
+    "embed": embed,
+    "probe": probe,
     "convert": convert,
     "soup": soup,
     "push": push,
@@ -40,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after ``jaxvision``. Default: those of this process.
 
     Returns:
-      0: success. 1: `plan` found that the step does not fit, `doctor` found a problem, or `predict` or `attention`
-      skipped some images. 2: a mistake that the user can fix. 75: `train` was preempted and saved a checkpoint. 130:
-      interrupted.
+      0: success. 1: `plan` found that the step does not fit, `doctor` found a problem, or `predict`, `attention` or
+      `embed` skipped some images. 2: a mistake that the user can fix. 75: `train` was preempted and saved a checkpoint.
+      130: interrupted.
 
     Example:
       >>> main(["info", "resnet51"])

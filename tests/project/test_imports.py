@@ -44,6 +44,7 @@ ROW = {
     "ensemble": 4,
     "soup": 4,
     "eval": 5,
+    "features": 5,
     "run": 6,
     "main": 7,
     "cli": 7,

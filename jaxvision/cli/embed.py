@@ -1,0 +1,127 @@
+"""``jaxvision embed``: the features of a model for every image of a folder or a source."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jaxvision.cli.arguments import (
+    add_model_arguments,
+    add_overwrite_argument,
+    check_outputs,
+    load_model,
+    path_argument,
+    source_options,
+    warn,
+)
+from jaxvision.cli.exit import SOME_FAILED
+
+HELP = "compute the features of images: a file with one vector for each image"
+EXAMPLES = """The file has the features, labels, paths and splits of all images. In Python, read it with
+jaxvision.features.load_features. Features are kept in a cache by model and image: after ten images are added, ten are
+computed, and an interrupted command continues where it was.
+
+examples:
+  jaxvision embed photos -m vit_small_patch14_dinov2.lvd142m -o photos.npz
+  jaxvision embed photos -m runs/mine --level layer3 -o photos.parquet
+  jaxvision embed tfds --option dataset=cifar10 -m resnet50.a1_in1k -o cifar10.npz"""
+
+
+def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that choose the cache of features; `cache_of` reads them."""
+    parser.add_argument(
+        "--cache",
+        type=path_argument,
+        metavar="FOLDER",
+        help="folder of the cache of features, which may be removed at any time (default: ~/.cache/jaxvision/features)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="neither read nor write the cache")
+
+
+def cache_of(arguments: argparse.Namespace) -> Path | None:
+    """Returns the folder of the cache, or None."""
+    from jaxvision.disk import cache_folder
+
+    if arguments.no_cache:
+        return None
+    return cache_folder("features") if arguments.cache is None else Path(arguments.cache)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a source, and the batch size."""
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the source, such as dataset=cifar10 or data_dir=FOLDER; may be repeated",
+    )
+    parser.add_argument("--batch-size", type=int, help="images per batch, over all devices (default: 32 per device)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``jaxvision embed``."""
+    parser.add_argument(
+        "data",
+        type=path_argument,
+        metavar="FOLDER|SOURCE",
+        help="a folder of images, of one folder per class, or of splits, or a source such as digits or tfds",
+    )
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--output", "-o", required=True, type=path_argument, metavar="FILE", help="ends in .npz or .parquet"
+    )
+    parser.add_argument(
+        "--level",
+        help="name or number of a level of the model, whose map is averaged (default: the input of the head)",
+    )
+    add_data_arguments(parser)
+    add_cache_arguments(parser)
+    add_overwrite_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the features. Returns 1 if some images cannot be read."""
+    from jaxvision import report
+    from jaxvision.data.dataset import open_dataset
+    from jaxvision.errors import count, disk_errors_as_user_errors
+    from jaxvision.features import open_images, save_features
+    from jaxvision.features.extraction import concatenate, level_number
+    from jaxvision.features.store import cached_extract, check_format
+    from jaxvision.parallel.accelerators import check_accelerator
+    from jaxvision.parallel.mesh import check_batch_size, make_mesh
+
+    output = Path(arguments.output)
+    check_format(output)
+    check_outputs([output], arguments)
+    check_accelerator(warn)
+    if arguments.batch_size is not None:
+        check_batch_size(arguments.batch_size, make_mesh(), what="--batch-size")
+    options = source_options(arguments.option, (), command="embed")
+    sources = open_images(arguments.data, **options)
+    parts, skipped = [], 0
+    with report.Console() as console, disk_errors_as_user_errors(output.parent):
+        data = {
+            split: open_dataset(images, max_corrupt=len(images), log=console.warn) for split, images in sources.items()
+        }
+        classifier = load_model(arguments, in_channels=max(images.channels for images in data.values()))
+        level_number(classifier.model, arguments.level)  # raises before anything is computed
+        for split, images in data.items():
+            parts.append(
+                cached_extract(
+                    classifier,
+                    images,
+                    cache=cache_of(arguments),
+                    level=arguments.level,
+                    batch_size=arguments.batch_size,
+                    name=split,
+                    console=console,
+                )
+            )
+            skipped += len(images.corrupt)
+        features = concatenate(parts)
+        facts = {name: getattr(arguments, name) for name in ("model", "checkpoint", "image_size", "level")}
+        save_features(output, features, architecture=classifier.model.architecture, **facts)
+        n, d = features.values.shape
+        console.note(f"{output}: {d:,} features of {count(n, 'image')}")
+    return SOME_FAILED if skipped else 0

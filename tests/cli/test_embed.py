@@ -1,0 +1,93 @@
+"""`jaxvision embed`: what it writes, skips and refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.against_timm import random_model
+from support.images import class_folders
+
+from jaxvision import cli
+from jaxvision.augment.preprocess import Preprocess
+from jaxvision.classifier import Classifier, save_classifier
+from jaxvision.features import load_features
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    classifier = Classifier(
+        random_model("test_resnet", num_classes=2, image_size=32), ("a", "b"), Preprocess(image_size=32)
+    )
+    return save_classifier(tmp_path_factory.mktemp("model"), classifier)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "jaxvision" / "features"
+
+
+def embed(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
+    status = cli.main(["embed", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, " ".join(out.split()), err
+
+
+def test_splits(model: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture) -> None:
+    for split, seed in (("train", 0), ("test", 500)):
+        class_folders(tmp_path / "photos" / split, ["cat", "dog"], each=3, seed=seed)
+    for name in ("x.npz", "x.parquet"):
+        status, out, err = embed(capsys, tmp_path / "photos", "-m", model, "-o", tmp_path / name)
+        assert status == 0, err
+        assert "96 features of 12 images" in out
+        features = load_features(tmp_path / name)
+        assert features.split == ("train",) * 6 + ("test",) * 6
+        assert features.label.tolist() == [0, 0, 0, 1, 1, 1] * 2
+        assert features.classes == ("cat", "dog")
+    assert f"the features of 6 of 6 images are in {cache}" in out
+    with np.load(tmp_path / "x.npz") as file:  # without jaxvision
+        assert file["features"].shape == (12, 96)
+        assert file["classes"][file["label"][-1]] == "dog"
+
+
+def test_images_without_classes_and_a_level(model: Path, tmp_path: Path, cache: Path, capsys) -> None:
+    photos = class_folders(tmp_path / "photos", ["."], each=3)
+    output = tmp_path / "new" / "x.npz"
+    assert embed(capsys, photos, "-m", model, "-o", output, "--level", "layer1", "--no-cache")[0] == 0
+    features = load_features(output)
+    assert (features.values.shape, features.classes, features.label.tolist()) == ((3, 32), (), [-1] * 3)
+    assert not cache.exists()
+
+
+def test_damaged_images(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photos = class_folders(tmp_path / "photos", ["cat", "dog"], each=12)
+    for i in range(11):  # one more than training accepts
+        (photos / "cat" / f"{i}.png").write_bytes(b"not an image")
+    status, out, _ = embed(capsys, photos, "-m", model, "-o", tmp_path / "x.npz")
+    assert (status, len(load_features(tmp_path / "x.npz"))) == (1, 13)
+    assert "skipped the damaged image" in out
+
+
+def test_refusals(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photos = class_folders(tmp_path / "photos", ["cat", "dog"], each=2)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    output = tmp_path / "x.npz"
+    for data, out, options, message in [
+        (tmp_path / "none", output, (), "expected a folder that exists or one of the sources digits"),
+        (tmp_path / "empty", output, (), "got no images"),
+        (photos, output, ("--level", "layer9"), "expected a level of test_resnet. Did you mean"),
+        (photos, output, ("--batch-size", 5), "--batch-size: got 5, expected a multiple of 8 devices"),
+        (photos, output, ("--option", "kind=x"), "expected an option of a folder"),
+        (photos, tmp_path / "x.csv", (), "got the ending '.csv', expected .npz or .parquet"),
+        (photos, tmp_path / "file" / "x.npz", (), "got a file, expected a folder"),
+        (photos, tmp_path / "file", ("--overwrite",), "got the ending ''"),
+    ]:
+        status, _, err = embed(capsys, data, "-m", model, "-o", out, *options)
+        assert (status, err.count("\n")) == (2, 1), err
+        assert message in err
+    output.write_text("mine")
+    assert "exists already" in embed(capsys, photos, "-m", model, "-o", output)[2]
+    assert output.read_text() == "mine"
