@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jaxvision.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from jaxvision.advice import recommend
     from jaxvision.analysis.cost import model_info
     from jaxvision.classifier import Classifier, load_classifier, save_classifier
     from jaxvision.create import create_model
@@ -41,6 +42,7 @@ __all__ = [
     "merge_lora",
     "model_info",
     "push_to_hub",
+    "recommend",
     "register_model",
     "save_classifier",
     "save_timm",
@@ -51,6 +53,7 @@ __all__ = [
 # Where the public names live. They are imported on first use: `jaxvision --help` does not import JAX, and `jaxvision
 # doctor` works when JAX or Flax cannot be imported.
 _HOME = {
+    "advice": ("recommend",),
     "analysis.cost": ("model_info",),
     "classifier": ("Classifier", "load_classifier", "save_classifier"),
     "create": ("create_model",),
@@ -65,6 +68,7 @@ _HOME = {
     "weights.timm": ("load_timm", "save_timm"),
 }
 _MODULES = (
+    "advice",
     "analysis",
     "augment",
     "checkpoint",

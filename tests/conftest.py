@@ -68,6 +68,7 @@ ON_REQUEST = {
 FAST = {
     "test_contract.py",
     "test_classifier.py",
+    "advice/test_rule.py",
     "augment/test_augment_decoding.py",
     "augment/test_augment_host.py",
     "augment/test_depths.py",

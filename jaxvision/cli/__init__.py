@@ -17,6 +17,7 @@ from jaxvision.cli import (
     predict,
     probe,
     push,
+    recommend,
     soup,
     train,
 )
@@ -29,6 +30,7 @@ from jaxvision.errors import UserError
 _COMMANDS = {
     "list": list_models,
     "info": info,
+    "recommend": recommend,
     "plan": plan,
     "train": train,
     "predict": predict,

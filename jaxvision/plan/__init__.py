@@ -1,6 +1,6 @@
 """What a train step costs on a device, read from the program compiled for it. Nothing here runs the step."""
 
-from jaxvision.plan.chips import GIB, Chip, find_device, find_topology, link_speed, memory_fraction
+from jaxvision.plan.chips import GIB, Chip, chip_of, find_device, find_topology, link_speed, memory_fraction
 from jaxvision.plan.collectives import Collective, count_collectives
 from jaxvision.plan.compiled import plan_step, required_bytes
 from jaxvision.plan.result import PlanResult, describe_assumptions
@@ -15,6 +15,7 @@ __all__ = [
     "Plan",
     "PlanResult",
     "candidate_meshes",
+    "chip_of",
     "choose_best",
     "count_collectives",
     "count_traffic",

@@ -87,6 +87,46 @@ def find_device(name: str) -> Chip:
     return replace(chip, memory=chip.memory * memory_fraction())
 
 
+# How JAX names the TPUs, and the words of NVIDIA's names by which a GPU's data sheet is found.
+_TPU_KINDS = {
+    "tpu v5 lite": "v5e",
+    "tpu v5e": "v5e",
+    "tpu v5": "v5p",
+    "tpu v5p": "v5p",
+    "tpu v6 lite": "v6e",
+    "tpu v6e": "v6e",
+}
+_GPU_WORDS = {
+    "t4": ("t4",),
+    "l4": ("l4",),
+    "rtx3090": ("rtx", "3090"),
+    "rtx4090": ("rtx", "4090"),
+    "a100-40g": ("a100", "40gb"),
+    "a100-80g": ("a100", "80gb"),
+    "h100": ("h100",),
+    "h200": ("h200",),
+}
+
+
+def chip_of(device: jax.Device) -> Chip:
+    """Returns the data sheet of a device that JAX sees, with the memory that JAX may use of it.
+
+    The rates are 0 if the tables of this file do not have the device. A CPU has the memory of the machine.
+
+    Example:
+      >>> chip_of(jax.devices("cpu")[0]).name
+      'cpu'
+    """
+    if device.platform == "cpu":
+        return Chip("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    kind = device.device_kind.lower()
+    words = re.split(r"[\s-]+", kind)
+    name = next((name for name, needed in _GPU_WORDS.items() if {*needed} <= {*words}), None)
+    chip = TPUS[_TPU_KINDS[kind]] if kind in _TPU_KINDS else GPUS[name] if name else Chip(device.device_kind, 0.0)
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    return replace(chip, memory=float(limit)) if limit else chip
+
+
 def memory_fraction() -> float:
     """Returns the share of a GPU's memory that JAX takes when it starts, in (0, 1].
 

@@ -64,6 +64,16 @@ def fetch(source: Entry | str, *, revision: str | None = None) -> Path:
     return _from_url(source)
 
 
+def is_cached(source: Entry) -> bool:
+    """Returns whether `fetch` needs no network for a row of the catalog: a cache or an installed package has it."""
+    if source.hub_id is None:
+        return source.folder is not None
+    if source.folder is None and packages.find(source.name) is not None:
+        return True
+    filenames = tuple(dict.fromkeys((source.filename, *_FILENAMES)))
+    return download.find_cached(source.hub_id, filenames, source.revision) is not None
+
+
 def _unpublished_error(source: Entry) -> UserError:
     others = [entry.tag for entry in entries(source.architecture) if entry.published]
     tags = f" The tags of {source.architecture} with weights are {', '.join(others)}." if others else ""

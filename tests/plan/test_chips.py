@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from jax.experimental import topologies
 from support.plans import grid
@@ -46,3 +48,27 @@ def test_topologies() -> None:
     assert len(plan.find_topology("v5e:1x1")[0]) == 1
     with pytest.raises(UserError, match="got 'v5e:3x5', expected a grid that libtpu supports"):
         plan.find_topology("v5e:3x5")
+
+
+# The names are those of NVIDIA's driver, as benchmarks publish them, and of JAX's TPU client.
+@pytest.mark.parametrize(
+    ("platform", "kind", "name"),
+    [
+        ("gpu", "NVIDIA H100 80GB HBM3", "h100"),
+        ("gpu", "NVIDIA H200", "h200"),
+        ("gpu", "NVIDIA A100-SXM4-40GB", "a100-40g"),
+        ("gpu", "NVIDIA A100 80GB PCIe", "a100-80g"),
+        ("gpu", "Tesla T4", "t4"),
+        ("gpu", "NVIDIA L4", "l4"),
+        ("gpu", "NVIDIA L40S", "NVIDIA L40S"),  # not in the table
+        ("gpu", "NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("tpu", "TPU v5 lite", "v5e"),
+        ("tpu", "TPU v5p", "v5p"),
+        ("tpu", "TPU v6 lite", "v6e"),
+    ],
+)
+def test_chip_of_a_device(platform: str, kind: str, name: str) -> None:
+    device = SimpleNamespace(platform=platform, device_kind=kind, memory_stats=lambda: {"bytes_limit": 1000})
+    chip = plan.chip_of(device)
+    assert (chip.name, chip.memory) == (name, 1000.0)
+    assert bool(chip.flops) == (name in plan.chips.GPUS or name in plan.chips.TPUS)

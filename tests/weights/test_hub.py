@@ -181,3 +181,10 @@ def test_an_impossible_repository_name(cache, name):
         hub.fetch(name)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 700
+
+
+def test_which_weights_are_cached(cache: Path) -> None:
+    assert not hub.is_cached(catalog.lookup("test_resnet.r160_in1k"))
+    put(cache, "timm/test_resnet.r160_in1k", "test_resnet")
+    assert hub.is_cached(catalog.lookup("test_resnet.r160_in1k"))
+    assert not hub.is_cached(catalog.lookup("test_vit.r160_in1k"))
