@@ -14,6 +14,7 @@ from jaxvision.advice.images import Images, describe_folder
 from jaxvision.advice.measure import measure_latency
 from jaxvision.advice.rule import METRICS, Case, Situation, find_case, shortlist
 from jaxvision.advice.target import Target, find_target
+from jaxvision.advice.trial import rank_by_trial
 from jaxvision.advice.words import CONFIG, commands, notes, reasons
 from jaxvision.errors import UserError, count, unknown_name_error
 from jaxvision.plan.chips import GIB
@@ -70,6 +71,7 @@ def recommend(
     latency: float | None = None,
     license: str | None = None,
     max_params: str | float | None = None,
+    tries: int | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> Recommendation:
     """Returns a ranked short list of models for a set of images and a device, and the reasons.
@@ -87,6 +89,8 @@ def recommend(
       license: a shell pattern of the weights' licenses, such as ``"apache-2.0"``, or ``"*"`` for any license. Default:
         the licenses that are free for any use.
       max_params: the most parameters, as a number or a string such as ``"30M"``.
+      tries: probe this many of the best on a sample of the images, and rank them by the accuracy. Needs `data` and
+        the weights, which are downloaded. Default: none.
       log: called with a line before each measurement.
 
     Raises:
@@ -107,6 +111,8 @@ def recommend(
         )
     if latency is not None and not latency > 0:
         raise UserError(f"--latency: got {latency:g}, expected more than 0 milliseconds.")
+    if tries is not None and (data is None or not 1 <= tries <= _LENGTH):
+        raise UserError(f"--try: got {tries}, expected 1 to {_LENGTH} models, and --data with images to try them on.")
     candidates = catalog_choices(license=license, max_params=max_params)
     found = None if data is None else describe_folder(data)
     target = find_target(device)
@@ -128,6 +134,8 @@ def recommend(
     if latency is not None:
         rows = _within_latency(rows, latency, 1000 if found is None else found.classes, log)
     rows = rows[:_LENGTH]
+    if data is not None and tries is not None:
+        rows = rank_by_trial(rows, tries, data, log=log)
     return Recommendation(
         images=found,
         target=target,

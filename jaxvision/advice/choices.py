@@ -26,6 +26,25 @@ _OPERATIONS_PER_MAC = 3 * 2
 
 
 @dataclass(frozen=True)
+class Trial:
+    """The result of a probe on a sample of the user's images.
+
+    Attributes:
+      accuracy: cross-validated, in percent.
+      standard_error: of the accuracy, in points.
+      images: number of images in the sample.
+    """
+
+    accuracy: float
+    standard_error: float
+    images: int
+
+    def __str__(self) -> str:
+        """Returns the accuracy and its standard error."""
+        return f"{self.accuracy:.1f} ± {self.standard_error:.1f}"
+
+
+@dataclass(frozen=True)
 class Choice:
     """A set of weights, with the facts that a recommendation is made of.
 
@@ -44,7 +63,7 @@ class Choice:
       images_per_second: upper bound of the training rate; None if the device's speed is unknown.
       training_seconds: lower bound of the duration of training; None if the rate or the number of images is unknown.
       latency: measured here; None if it was not requested.
-      probe: accuracy on a sample of the user's images; None if it was not requested.
+      trial: a probe on the user's images; None if it was not requested.
     """
 
     name: str
@@ -61,7 +80,7 @@ class Choice:
     images_per_second: float | None = None
     training_seconds: float | None = None
     latency: Latency | None = None
-    probe: float | None = None
+    trial: Trial | None = None
 
 
 def catalog_choices(*, license: str | None = None, max_params: str | float | None = None) -> list[Choice]:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jaxvision.advice.choices import Choice, Training
+from jaxvision.advice.choices import Choice, Training, Trial
 from jaxvision.advice.images import Images
 from jaxvision.advice.rule import Case
 from jaxvision.advice.target import Target
@@ -29,7 +29,8 @@ def reasons(rows: Sequence[Choice], case: Case, training: Training, *, left_out:
       left_out: the picks of the case that are not in the list -> why.
     """
     best = rows[0]
-    yield f"Take {best.name}. Your case is: {case.name}. {_why(best, case, left_out)}"
+    why = _why(best, case, left_out) if best.trial is None else _trial_text(rows, best.trial)
+    yield f"Take {best.name}. Your case is: {case.name}. {why}"
     yield (
         f"Its weights classify {best.top1:.1f} % of ImageNet correctly at {best.image_size} px. It has "
         f"{best.params / 1e6:.1f} M parameters and takes {best.macs / 1e9:.2f} G multiply-adds per image."
@@ -41,11 +42,23 @@ def reasons(rows: Sequence[Choice], case: Case, training: Training, *, left_out:
             f"once, in about 1/{3 * training.epochs:.0f} of that time."
         )
     better = max(rows, key=lambda row: row.top1)
-    if better.top1 > best.top1:
+    if best.trial is None and better.top1 > best.top1:
         yield (
             f"{better.name} is {better.top1 - best.top1:.1f} points more accurate on ImageNet, with "
             f"{better.macs / best.macs:.1f} times the multiply-adds."
         )
+
+
+def _trial_text(rows: Sequence[Choice], best: Trial) -> str:
+    text = f"On {best.images:,} of your images a cross-validated probe of it is {best.accuracy:.1f} % accurate"
+    second = next((row for row in rows[1:] if row.trial is not None), None)
+    if second is None or second.trial is None:
+        return f"{text}. No other model was tried."
+    difference = best.accuracy - second.trial.accuracy
+    text = f"{text}, {difference:.1f} points more than {second.name}"
+    if difference < best.standard_error:
+        return f"{text}. This is less than the standard error: prefer the model that is cheaper to run."
+    return f"{text}."
 
 
 def _why(best: Choice, case: Case, left_out: Mapping[str, str]) -> str:
@@ -68,13 +81,15 @@ def notes(rows: Sequence[Choice], target: Target, images: Images | None) -> Iter
             yield f"{row.license_note[0].upper()}{row.license_note[1:]}."
     if not best.is_offline:
         yield f"The weights of {best.name} (about {4 * best.params / 1e6:,.0f} MB) are downloaded on first use."
+    if images is not None and best.trial is None:
+        yield "The order on your images may be another: --try 3 probes the first three on a sample of them."
     if target.is_mobile:
         yield (
             f"No data sheet says how fast a {target.name} runs a network, so the list is limited by multiply-adds. "
             "Measure the exported model there."
         )
     if any(row.latency is not None for row in rows) and (target.is_mobile or not target.is_here):
-        yield f"The latency is that of this machine, not of a {target.name}."
+        yield f"The latency was measured on this machine, not on {target.name}."
 
 
 def _image_notes(images: Images, best: Choice) -> Iterator[str]:

@@ -21,6 +21,7 @@ examples:
   jaxvision recommend --data photos
   jaxvision recommend --data photos --device t4 --license apache-2.0
   jaxvision recommend --data photos --metric speed --latency 20
+  jaxvision recommend --data photos --try 3
   jaxvision recommend --images 500000 --device h100 --max-params 30M"""
 
 
@@ -53,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "those that are free for any use, without non-commercial ones)",
     )
     parser.add_argument("--max-params", metavar="N", help="only models with at most N parameters, such as 30M")
+    parser.add_argument(
+        "--try",
+        dest="tries",
+        type=int,
+        metavar="N",
+        help="probe the N best on a sample of --data (1,000 images at most) and rank them by their accuracy there; "
+        "downloads their weights",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -70,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         latency=arguments.latency,
         license=arguments.license,
         max_params=arguments.max_params,
+        tries=arguments.tries,
         log=lambda text: print(text, file=sys.stderr),
     )
     if arguments.json:
@@ -116,6 +126,7 @@ def _table(rows: Any) -> Any:
 
     columns: dict[str, list[str]] = {
         "model": [f"{row.name}{' *' if row.is_offline else ''}" for row in rows],
+        "your images": ["" if row.trial is None else str(row.trial) for row in rows],
         "top-1": [f"{row.top1:.1f}" for row in rows],
         "px": [str(row.image_size) for row in rows],
         "params M": [f"{row.params / 1e6:.1f}" for row in rows],

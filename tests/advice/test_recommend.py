@@ -152,7 +152,7 @@ def test_latency_excludes_slow_models(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "resnet50" not in [row.architecture for row in found.rows]
     assert len(found.rows) == 5
     assert "resnet50 (its latency is above the limit)" in found.reasons[0]
-    assert any("that of this machine, not of a 8GB" in note for note in found.notes)
+    assert any("measured on this machine, not on 8GB" in note for note in found.notes)
     assert "resnet50.a1_in1k (1 of 8)" in lines[0]
     with pytest.raises(UserError, match=r"--latency: got 5 ms, expected 10 ms or more: the fastest of 8 models"):
         jaxvision.recommend(device="8GB", latency=5.0)

@@ -26,6 +26,7 @@ class Row(NamedTuple):
         (Situation(images=100_001), ["vit_small_patch16_224"]),
         (Situation(images=100_001, is_large=True), ["vit_base_patch16_224", "vit_small_patch16_224"]),
         (Situation(images=800, is_large=True), ["vit_base_patch16_224", "efficientnet_b4"]),
+        (Situation(images=100_000, is_large=True), ["vit_base_patch16_224", "efficientnet_b4"]),
         (Situation(images=800, metric="speed"), ["efficientnet_b0", "efficientnet_b1"]),
         (Situation(images=500_000, is_large=True, metric="speed"), ["efficientnet_b0", "efficientnet_b1"]),
         (Situation(images=800, is_mobile=True), ["tf_efficientnet_lite0", "efficientnet_b0"]),
