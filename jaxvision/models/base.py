@@ -171,6 +171,16 @@ class Model(nnx.Module):
         """
         raise self._undefined_error("forward_head")
 
+    def forward_heads(self, features: jax.Array) -> tuple[jax.Array, ...]:
+        """Returns the logits [b, num_classes] of each head, whose mean `forward_head` returns. Most models have one.
+
+        In distillation the first head learns the labels and the last learns from the teacher.
+
+        Args:
+          features: the result of `forward_features`.
+        """
+        return (self.forward_head(features),)
+
     def forward_intermediates(
         self,
         images: jax.Array,

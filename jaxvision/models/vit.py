@@ -325,14 +325,23 @@ class VisionTransformer(Model):
         """Returns the logits [b, num_classes] of `features` [b, n, d], or the pooled features [b, d] if `pre_logits`.
 
         A distilled model returns the mean of its two heads, or of its two tokens if `pre_logits`, in training as well.
-        A distillation loss needs ``model.head(features[:, 0])`` and ``model.head_dist(features[:, 1])``.
+        A distillation loss needs `forward_heads`.
         """
+        outputs = self._pool_for_heads(features) if pre_logits else self.forward_heads(features)
+        return sum(outputs[1:], outputs[0]) / len(outputs)
+
+    def forward_heads(self, features: jax.Array) -> tuple[jax.Array, ...]:
+        """Returns the logits of the head, and those of the distillation head if there is one."""
+        pooled = self._pool_for_heads(features)
+        if not self.num_classes:
+            return pooled
+        return tuple(getattr(self, name)(x) for name, x in zip(self.classifier_names, pooled, strict=True))
+
+    def _pool_for_heads(self, features: jax.Array) -> tuple[jax.Array, ...]:
+        """Returns the input [b, d] of each head."""
         pooled = [features[:, 0], features[:, 1]] if self.dist_token is not None else [self.pool(features)]
         pooled = [x if self.fc_norm is None else self.fc_norm(x) for x in pooled]
-        pooled = [x if self.head_drop is None else self.head_drop(x) for x in pooled]
-        if not pre_logits and self.num_classes:
-            pooled = [getattr(self, name)(x) for name, x in zip(self.classifier_names, pooled, strict=True)]
-        return sum(pooled[1:], pooled[0]) / len(pooled)
+        return tuple(x if self.head_drop is None else self.head_drop(x) for x in pooled)
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs, global_pool: str | None = None) -> None:
         """Replaces the head, or both heads of a distilled model, by newly initialized ones.

@@ -222,7 +222,7 @@ def _spec(name: str, shape: tuple[int, ...], rule: Rule, mesh: Mesh) -> Partitio
 
 
 #: Kinds of memory that a training state takes, whatever the batch size.
-STATE = ("parameters", "statistics", "optimizer", "ema", "other")
+STATE = ("parameters", "statistics", "optimizer", "ema", "teacher", "other")
 
 
 def state_bytes(abstract: Any, shardings: Any) -> dict[str, int]:
@@ -233,8 +233,8 @@ def state_bytes(abstract: Any, shardings: Any) -> dict[str, int]:
       shardings: from `state_shardings`.
 
     Returns:
-      ``parameters`` (including frozen ones), ``statistics`` (of BatchNorm), ``optimizer``, ``ema`` and ``other``
-      (random keys).
+      ``parameters`` (including frozen ones), ``statistics`` (of BatchNorm), ``optimizer``, ``ema``, ``teacher`` and
+      ``other`` (random keys).
     """
     total = dict.fromkeys(STATE, 0)
     leaves = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -90,6 +90,7 @@ class Console:
         model: str,
         parameters: int,
         trainable: int | None = None,
+        teacher: str | None = None,
         dataset: str | None = None,
         classes: int | None = None,
         data: Mapping[str, int] | None = None,
@@ -106,6 +107,7 @@ class Console:
           model: name of the model.
           parameters: number of parameters.
           trainable: number of trainable parameters. None: all.
+          teacher: name of the teacher. None: there is none.
           dataset: name of the dataset.
           classes: number of classes.
           data: number of images by split, such as ``{"train": 50_000, "test": 10_000}``.
@@ -117,6 +119,8 @@ class Console:
           workdir: folder of the run.
         """
         rows = [("parameters", wording.parameters(parameters, trainable))]
+        if teacher is not None:
+            rows.append(("teacher", teacher))
         splits = ", ".join(f"{n:,} {split}" for split, n in (data or {}).items())
         name = ", ".join(filter(None, [dataset, count(classes, "class", "classes") if classes else ""]))
         if described := ": ".join(text for text in (name, splits) if text):

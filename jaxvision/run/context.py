@@ -218,7 +218,7 @@ def trace_steps(run: RunContext) -> None:
         sharding=batch_sharding(run.mesh),
     )
     with run.clock.phase("compile"):
-        program.step.trace(program.abstract, program.batch)
+        program.step.trace(*program.arguments)
         run.eval_step_for(pipeline).trace(evaluated_state(program.abstract), batch)
 
 

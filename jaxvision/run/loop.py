@@ -82,6 +82,7 @@ class TrainingLoop:
       checkpoints: where to save.
       metrics: where to log.
       non_finite: checks that the steps are finite.
+      teacher: the arrays of the teacher, if there is one.
 
     Attributes:
       state: the training state on the devices.
@@ -103,6 +104,7 @@ class TrainingLoop:
         checkpoints: Checkpoints,
         metrics: report.MetricsWriter,
         non_finite: NonFiniteSteps,
+        teacher: nnx.State | None = None,
     ):
         position = start.position
         self.run = run
@@ -117,6 +119,7 @@ class TrainingLoop:
         self.checkpoints = checkpoints
         self._data_fingerprint = data_fingerprint
         self._batches, self._metrics, self._non_finite = batches, metrics, non_finite
+        self._teacher = () if teacher is None else (teacher,)
         # In steps, not rounded: a batch may contain the end of one epoch and the start of the next.
         self._evaluate_every = max(run.options.evaluate_every * run.steps_per_epoch, 1)
 
@@ -148,8 +151,8 @@ class TrainingLoop:
             )
 
     def take_state(self) -> nnx.State:
-        """Returns the state and releases it, so that it is freed when the caller releases it."""
-        state, self.state = self.state, None
+        """Returns the state and releases it, so that it is freed when the caller releases it. Frees the teacher."""
+        state, self.state, self._teacher = self.state, None, ()
         return state
 
     def _is_out_of_patience(self) -> bool:
@@ -178,7 +181,7 @@ class TrainingLoop:
         with clock.phase("data wait"):
             batch = next(self._batches)
         with clock.phase("compile") if is_first else nullcontext():  # the clock counts the rest as steps
-            self.state, values = run.program.step(self.state, batch)
+            self.state, values = run.program.step(self.state, batch, *self._teacher)
             if is_first:
                 jax.block_until_ready(values)
                 run.preemption.working()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -211,16 +212,17 @@ class _Planner:
         mesh = mesh_text(layout.mesh.shape, zero1=layout.zero1)
         self.log(f"compiling the step of {units * self.unit(layout.mesh):,} images for {mesh} ...")
         program = self.program(layout, units)
-        traced = program.step.trace(program.abstract, program.batch)
+        traced = program.step.trace(*program.arguments)
         flops = model_flops = float(operations(traced.jaxpr.jaxpr))
         if self.config.train.remat == "nothing":  # recomputed operations are work, but not the model's
             model_flops = _operations_of(self.program(layout, units, remat="products"))
+        abstract, shardings = _held(program)
         return plan_step(
             traced,
             chip=self.chip,
             mesh=layout.mesh,
-            abstract=program.abstract,
-            shardings=program.shardings,
+            abstract=abstract,
+            shardings=shardings,
             batch=program.batch,
             flops=flops,
             model_flops=model_flops,
@@ -255,9 +257,10 @@ def _start_and_end(program: Program, mesh: Mesh) -> dict[str, float]:
     The state is initialized or restored one array at a time. At the end the model is restored without the optimizer and
     exported. Devices that belong to several processes gather it, and each process splits it over its own devices.
     """
+    held, held_shardings = _held(program)
+    largest = max(_size(x) for x in jax.tree.leaves(held))
+    start = sum(state_bytes(held, held_shardings).values())
     abstract, shardings = program.abstract, program.shardings
-    largest = max(_size(x) for x in jax.tree.leaves(abstract))
-    start = sum(state_bytes(abstract, shardings).values())
     end: float = sum(state_bytes(evaluated_leaves(abstract), evaluated_leaves(shardings)).values())
     processes = {device.process_index for device in mesh.devices.flat}
     is_split = not all(x.is_fully_replicated for x in jax.tree.leaves(evaluated_state(shardings)))
@@ -266,9 +269,19 @@ def _start_and_end(program: Program, mesh: Mesh) -> dict[str, float]:
     return {"start": start + largest, "end": end + largest}
 
 
+def _held(program: Program) -> tuple[nnx.State, nnx.State]:
+    """Returns shapes and shardings of what stays on the devices from step to step: the state and the teacher."""
+    teacher = program.teacher
+    if teacher is None:
+        return program.abstract, program.shardings
+    parts = (program.abstract, teacher.abstract), (program.shardings, teacher.distillation.shardings)
+    abstract, shardings = (nnx.State({**state, "teacher": leaves}) for state, leaves in parts)
+    return abstract, shardings
+
+
 def _size(x: jax.ShapeDtypeStruct) -> int:
     return x.size * x.dtype.itemsize
 
 
 def _operations_of(program: Program) -> float:
-    return operations(program.step.trace(program.abstract, program.batch).jaxpr.jaxpr)
+    return operations(program.step.trace(*program.arguments).jaxpr.jaxpr)

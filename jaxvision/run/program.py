@@ -20,7 +20,8 @@ from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.mesh import batch_sharding
 from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.run.sections import TrainOptions, without_none
-from jaxvision.train import optim, partial
+from jaxvision.run.teacher import Teacher, find_teacher
+from jaxvision.train import distill, optim, partial
 from jaxvision.train.blocks import Blocks
 from jaxvision.train.loss import make_loss
 from jaxvision.train.schedule import make_schedule
@@ -44,6 +45,7 @@ class Program:
       shardings: sharding of each leaf of the state.
       step: (state, batch) -> (state, metrics), from `make_train_step`.
       batch: shapes of a batch over all devices, with their sharding.
+      teacher: from which the model also learns, or None.
     """
 
     preprocess: Preprocess
@@ -55,6 +57,12 @@ class Program:
     shardings: Any
     step: Any
     batch: dict[str, jax.ShapeDtypeStruct]
+    teacher: Teacher | None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Shapes of the arguments of the step."""
+        return (self.abstract, self.batch, *([self.teacher.abstract] if self.teacher else []))
 
 
 def train_program(
@@ -81,6 +89,16 @@ def train_program(
     steps = total_steps(options, steps_per_epoch)
     preprocess = preprocess_of(config, pipeline)
     build = functools.partial(build_model, config, num_classes, pipeline.channels, preprocess.image_size)
+    teacher = find_teacher(
+        config,
+        mesh,
+        num_classes=num_classes,
+        channels=pipeline.channels,
+        num_images=round(steps_per_epoch * config.data.batch_size),
+        student=preprocess,
+    )
+    if teacher is not None and teacher.distillation.kind == "features":
+        build = functools.partial(_build_with_projection, build, teacher.num_features, config.seed + 3)
     bare = functools.partial(build, weights=False)
     template = nnx.eval_shape(bare)
     train_view(template, batch_norm_group=options.batch_norm_group)  # raises if there is no BatchNorm
@@ -110,8 +128,9 @@ def train_program(
         accumulate=options.accumulate,
         blocks=None if blocks.is_default else blocks,
         batch_norm_group=options.batch_norm_group,
+        distillation=None if teacher is None else teacher.distillation,
     )
-    return Program(preprocess, build, create, graph, nnx.graphdef(template), abstract, shardings, step, batch)
+    return Program(preprocess, build, create, graph, nnx.graphdef(template), abstract, shardings, step, batch, teacher)
 
 
 def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[str, Any]:
@@ -179,6 +198,10 @@ def build_model(config: ConfigDict, num_classes: int, channels: int, image_size:
     if config.lora.rank:
         partial.add_lora(model, **config.lora, rngs=nnx.Rngs(config.seed + 2))
     return model
+
+
+def _build_with_projection(build: Callable[..., Model], features: int, seed: int, *, weights: bool) -> Model:
+    return distill.add_projection(build(weights=weights), features, rngs=nnx.Rngs(seed))
 
 
 def training_images(

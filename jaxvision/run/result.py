@@ -20,8 +20,9 @@ from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
+from jaxvision.run.teacher import Teacher
 from jaxvision.run.workdir import result_files
-from jaxvision.train import partial
+from jaxvision.train import distill, partial
 from jaxvision.train.loss import probabilities_of
 from jaxvision.train.state import Cast, evaluated_leaves, evaluated_state, gather_model
 
@@ -119,8 +120,8 @@ def gather_classifier(chosen: Chosen, *, graph: nnx.GraphDef, abstract: nnx.Stat
       abstract: shapes of the model.
       **facts: the other fields of the `Classifier`.
     """
-    model = Cast.to(abstract)(gather_model(graph, chosen.take_state()))
-    return Classifier(partial.merge_lora(cast(Model, model)), **facts)
+    model = cast(Model, Cast.to(abstract)(gather_model(graph, chosen.take_state())))
+    return Classifier(partial.merge_lora(distill.without_projection(model)), **facts)
 
 
 def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
@@ -154,7 +155,7 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
             images,
             title=run.config.model.name,
             subtitle=f"{run.final_split} data of {run.config.source.name}, step {chosen.step:,} of {run.steps:,}",
-            notes=[*_choice_note(run), *notes_on(run.data), *_loss_note(run.config)],
+            notes=[*_choice_note(run), *notes_on(run.data), *_teacher_note(program.teacher), *_loss_note(run.config)],
             config=run.config.to_dict(),
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         )
@@ -178,12 +179,22 @@ def _choice_note(run: RunContext) -> list[str]:
     ]
 
 
+def _teacher_note(teacher: Teacher | None) -> list[str]:
+    """Returns a note that names the teacher, if there is one."""
+    if teacher is None:
+        return []
+    how = teacher.distillation
+    temperature = f", temperature {how.temperature:g}" if how.kind == "soft" else ""
+    return [f"The model was distilled from {teacher.name} ({how.kind}, weight {how.weight:g}{temperature})."]
+
+
 def _loss_note(config: ConfigDict) -> list[str]:
     """Returns a note if the training loss is not comparable with the loss of an evaluation."""
     strengths = {
         "label smoothing": config.loss.label_smoothing,
         "mixup": config.augment.mixup,
         "cutmix": config.augment.cutmix,
+        "distillation": config.teacher.name or config.teacher.checkpoint_path,
     }
     used = [name for name, strength in strengths.items() if strength]
     if not used:

@@ -180,6 +180,39 @@ def lora_keys(*, rank: int = 0) -> None:
     """
 
 
+def teacher_keys(
+    *,
+    name: str | None = None,
+    checkpoint_path: str | None = None,
+    kind: str | None = None,
+    weight: float | None = None,
+    temperature: float | None = None,
+    image_size: int | None = None,
+    dtype: str | None = None,
+    cache: bool | None = None,
+) -> None:
+    """The keys of ``teacher``, for distillation. Without a name or a path there is no teacher.
+
+    Args:
+      name: the teacher: the workdir of a finished run, a folder in timm's format, or a model's name, whose weights come
+        from the hub unless `checkpoint_path` is given. It does not train, is not saved in checkpoints, and sees the
+        images of the student after augmentation.
+      checkpoint_path: weights of the teacher, from this file, folder or workdir.
+      kind: what the student learns: ``"soft"``, the teacher's probabilities; ``"hard"``, the class that the teacher
+        predicts; or ``"features"``, its pooled features, whatever its classes. A student with a distillation head
+        (DeiT) learns the first two with that head, and the labels with the other. Default: ``"soft"``.
+      weight: share w of the distillation in the loss, from 0 to 1: (1 - w) * loss + w * distillation. With 1 the
+        student learns from the teacher alone. Default: 0.5.
+      temperature: of ``"soft"``: divides the logits of both, and its square multiplies the loss. Default: 4.
+      image_size: side in pixels to which the device resizes the student's images for the teacher. A smaller one makes a
+        convnet faster. Default: the size that the teacher was trained at.
+      dtype: dtype of the teacher's computation. Default: `model.dtype`.
+      cache: compute the teacher's outputs once, before the first step, for each training image without augmentation.
+        A step then costs no more than without a teacher, but the teacher does not see the student's crops. Not with
+        `augment.mixup` and `augment.cutmix`. Default: False.
+    """
+
+
 def optimizer_keys(*, learning_rate: float) -> None:
     """The keys of ``optimizer`` that differ from the arguments of `create_optimizer`.
 
@@ -224,6 +257,7 @@ SECTIONS: dict[str, Section] = {
         choice=Choice("name", on_device.augmentation_function, passed=("key",), positional=1, exclusive=True),
     ),
     "loss": Section((loss.make_loss,), choice=Choice("kind", loss.loss_function)),
+    "teacher": Section((teacher_keys,)),
     "metric": Section((metric_keys,), choice=Choice("name", metrics.metric_function, positional=1)),
     "optimizer": Section(
         (optim.create_optimizer, optimizer_keys),

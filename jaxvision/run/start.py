@@ -6,9 +6,11 @@ import functools
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxvision import report
@@ -27,9 +29,12 @@ from jaxvision.run.loop import TrainingLoop
 from jaxvision.run.not_finite import NonFiniteSteps
 from jaxvision.run.recorded import read_classifier_record, write_classifier_record
 from jaxvision.run.sections import MAY_DIFFER
+from jaxvision.run.teacher import cached_outputs
 from jaxvision.run.workdir import check_config, config_record, lock, write_config
+from jaxvision.train.distill import weights_checksum
 from jaxvision.train.partial import parameter_counts
 from jaxvision.train.state import initialize
+from jaxvision.weights.weight_file import first_names
 
 
 def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
@@ -58,11 +63,16 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
             position={},
             metrics={},
         )
+        teacher: Any = None if program.teacher is None else program.teacher.load()
     fingerprint = _fingerprint(run)
     _check_same_data(run, start, fingerprint)
+    fingerprint |= _check_teacher(run, start, teacher)
     batches = prefetch(_train_batches(run, start.step), functools.partial(shard_batch, mesh=run.mesh))
     stack.callback(batches.close)
     _announce(run, start.step)
+    if program.teacher is not None and program.teacher.distillation.cached:
+        with run.clock.phase("start"):
+            teacher = cached_outputs(run, teacher)
 
     # The config, the data, the classes and the weights fit, so the first files may be written.
     if not is_resumed:
@@ -90,6 +100,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
         checkpoints=checkpoints,
         metrics=metrics,
         non_finite=non_finite,
+        teacher=teacher,
     )
 
 
@@ -145,7 +156,8 @@ def _other_data_error(run: RunContext, kind: str, differences: str) -> UserError
 
 def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, int]) -> None:
     """Raises `UserError` if a run that resumes was started with other data, or saw it in another order."""
-    before = start.position.get("data", {} if start.step else fingerprint)
+    before = dict(start.position.get("data", {} if start.step else fingerprint))
+    before.pop("teacher", None)  # `_check_teacher` compares it
     now = dict(fingerprint)
     if "validation" not in before:  # the checkpoint of an earlier version of jaxvision
         del now["validation"]
@@ -161,6 +173,35 @@ def _check_same_data(run: RunContext, start: Checkpoint, fingerprint: dict[str, 
         found = f"{count(len(run.data['validation']), 'image')} now" if now["validation"] else "none now"
         found += " and other ones then" if before["validation"] else ", none then"
         raise _other_data_error(run, "validation", f"{found}, so their metrics cannot be compared")
+
+
+def _check_teacher(run: RunContext, start: Checkpoint, state: nnx.State | None) -> dict[str, int]:
+    """Returns the checksum of the teacher's weights, ``{"teacher": ...}``; nothing if there is no teacher.
+
+    Raises:
+      UserError: the run was started with other weights, or the teacher numbers the same classes in another order.
+    """
+    teacher = run.program.teacher
+    if teacher is None or state is None:
+        return {}
+    checksum = weights_checksum(state)
+    if start.position.get("data", {}).get("teacher", checksum) != checksum:
+        raise UserError(
+            f"{run.workdir}: got a teacher with other weights than this run was started with, {teacher.name}. Restore "
+            "its weights, or choose another --workdir."
+        )
+    if teacher.distillation.kind != "features" and teacher.classes != run.classes:
+        if sorted(teacher.classes) == sorted(run.classes):
+            raise UserError(
+                f"config.teacher.name: got {teacher.name}, whose classes have another order than those of the data. "
+                "Train it on these data, or set teacher.kind=features."
+            )
+        if start.step == 0:
+            run.console.warn(
+                f"the classes of the teacher have other names than those of the data: {first_names(teacher.classes)} "
+                f"instead of {first_names(run.classes)}. They are matched by their numbers."
+            )
+    return {"teacher": checksum}
 
 
 def _differences(before: dict[str, int], now: dict[str, int]) -> str:
@@ -193,6 +234,7 @@ def _announce(run: RunContext, first_step: int) -> None:
     total, trainable = parameter_counts(run.program.abstract["model"])
     run.console.start(
         model=run.config.model.name,
+        teacher=None if run.program.teacher is None else run.program.teacher.name,
         parameters=total,
         trainable=trainable,
         dataset=run.config.source.name,

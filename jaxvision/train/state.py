@@ -93,18 +93,29 @@ def initialize(create: Callable[[nnx.Module], TrainState], model: Model, shardin
       model: the model, which stays usable because its arrays are copied, or a function that builds it.
       shardings: of every leaf, from `jaxvision.parallel.rules.state_shardings`.
     """
+    graph, leaves = place_model(model, shardings["model"])
+    # Donated, so that these arrays become those of the state.
+    fill = jax.jit(
+        lambda leaves: nnx.state(create(nnx.merge(graph, leaves))), out_shardings=shardings, donate_argnums=0
+    )
+    return fill(leaves)
+
+
+def place_model(model: Model, shardings: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """Returns the structure of a model, and its arrays, which are placed on the devices one at a time.
+
+    Args:
+      model: as for `initialize`.
+      shardings: of every leaf of the model.
+    """
     is_given = isinstance(model, nnx.Module)
     with deferred():
         graph, leaves = nnx.split(_built(model))
     values, structure = jax.tree.flatten(leaves)
     del leaves  # so that each array is released when it has been placed
-    for i, sharding in enumerate(jax.tree.leaves(shardings["model"])):
+    for i, sharding in enumerate(jax.tree.leaves(shardings)):
         values[i] = _placed(jnp.copy(values[i]) if is_given else values[i], sharding)
-    # Donated, so that these arrays become those of the state.
-    fill = jax.jit(
-        lambda leaves: nnx.state(create(nnx.merge(graph, leaves))), out_shardings=shardings, donate_argnums=0
-    )
-    return fill(jax.tree.unflatten(structure, values))
+    return graph, jax.tree.unflatten(structure, values)
 
 
 def evaluated_leaves(state: nnx.State) -> nnx.State:
@@ -185,11 +196,12 @@ def gather_model(graph: nnx.GraphDef, state: nnx.State) -> nnx.Module:
         mesh = make_mesh({"data": 1, "fsdp": -1}, devices=jax.local_devices())
         split = largest_axis("fsdp", mesh)
         for i, x in enumerate(leaves):
-            leaves[i] = jax.device_put(_gathered(x), jax.sharding.NamedSharding(mesh, split(x.shape)))
+            leaves[i] = jax.device_put(gathered(x), jax.sharding.NamedSharding(mesh, split(x.shape)))
     return nnx.merge(graph, jax.tree.unflatten(structure, leaves))
 
 
-def _gathered(x: jax.Array) -> jax.Array:
+def gathered(x: jax.Array) -> jax.Array:
+    """Returns a sharded array on one device of each process. All processes must call it."""
     everywhere = jax.sharding.NamedSharding(cast(Any, x.sharding).mesh, jax.sharding.PartitionSpec())
     # Waits for each array, to hold one at a time, and because XLA's CPU client can lock up with many small collectives.
     return jax.block_until_ready(jax.jit(_identity, out_shardings=everywhere)(x)).addressable_data(0)

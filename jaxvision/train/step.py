@@ -16,6 +16,7 @@ from jaxvision.errors import UserError
 from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.mesh import batch_axes, batch_sharding, replicated
 from jaxvision.train.blocks import Blocks
+from jaxvision.train.distill import Distillation
 from jaxvision.train.loss import Loss, are_labels, mean_weights, weighted_sum, zero_padding
 from jaxvision.train.schedule import as_schedule
 
@@ -35,8 +36,9 @@ def make_train_step(
     accumulate: int = 1,
     blocks: Blocks | None = None,
     batch_norm_group: int | None = None,
-) -> Callable[[nnx.State, Batch], tuple[nnx.State, dict[str, jax.Array]]]:
-    """Returns the function (state, batch) -> (state, metrics).
+    distillation: Distillation | None = None,
+) -> Callable[..., tuple[nnx.State, dict[str, jax.Array]]]:
+    """Returns the function (state, batch) -> (state, metrics); with a teacher (state, batch, teacher).
 
     It is compiled once, at the first call. It donates its input state: do not use that state afterwards.
 
@@ -57,11 +59,14 @@ def make_train_step(
       blocks: how the model's blocks run, and where its parameters are gathered. None: the model runs its blocks itself.
       batch_norm_group: number of consecutive images that BatchNorm normalizes together; its running statistics are
         updated with the mean over the groups. None: the whole batch.
+      distillation: the teacher from which the model also learns. The step then takes the teacher's arrays as its third
+        argument and does not change them.
 
     Returns:
       The step. Its batch has ``"mask"`` [b], False for padding, and what `prepare` reads. Its metrics are scalars,
       replicated: ``loss`` (mean over the images that are not padding), ``grad_norm`` (before clipping),
-      ``learning_rate``, ``finite`` and, if targets are labels, ``accuracy``.
+      ``learning_rate``, ``finite`` and, if targets are labels, ``accuracy``. With a teacher also the parts of the loss,
+      ``task_loss`` and ``distillation_loss``.
 
       If the loss or the gradient is not finite, ``finite`` is False and the returned state equals the input bit for
       bit. `check_finite` turns that into an error.
@@ -86,11 +91,11 @@ def make_train_step(
     """
     schedule = as_schedule(learning_rate)
 
-    def train_step(state: nnx.State, batch: Batch) -> tuple[nnx.State, dict[str, jax.Array]]:
+    def train_step(state: nnx.State, batch: Batch, teacher: Any = None) -> tuple[nnx.State, dict[str, jax.Array]]:
         ts = nnx.merge(graph, state, copy=True)  # `state` stays as it is, for a step that is not finite
         updates_made = ts.optimizer.step[...]
         images, targets = prepare(batch, updates_made)
-        examples = (images, zero_padding(targets, batch["mask"]), mean_weights(batch["mask"]))
+        examples = (images, zero_padding(targets, batch["mask"]), mean_weights(batch["mask"]), batch.get("index"))
 
         trainable = ts.optimizer.wrt
         training = train_view(ts.model, batch_norm_group=batch_norm_group)
@@ -98,13 +103,17 @@ def make_train_step(
             training = nnx.view(training, run_blocks=blocks, raise_if_not_found=False)
         structure, params, rest = nnx.split(training, trainable, ...)  # type: ignore[misc]
 
-        def objective(params: nnx.State, rest: nnx.State, examples: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
-            images, targets, weights = examples
+        def objective(params: nnx.State, rest: nnx.State, examples: tuple[Any, ...]) -> tuple[jax.Array, Any]:
+            images, targets, weights, index = examples
             if blocks is not None:
                 params, rest = blocks.gather(params), blocks.gather(rest)
             model = nnx.merge(structure, params, rest, copy=True)
-            logits = model(images)
-            sums = {"loss": weighted_sum(loss(logits, targets), weights)}
+            if distillation is None:
+                logits = model(images)
+                losses = {"loss": loss(logits, targets)}
+            else:
+                logits, losses = distillation(model, images, targets, loss=loss, teacher=teacher, index=index)
+            sums = {name: weighted_sum(values, weights) for name, values in losses.items()}
             if are_labels(targets):
                 sums["accuracy"] = weighted_sum((logits.argmax(-1) == targets).astype(jnp.float32), weights)
             return sums["loss"], (sums, nnx.state(model, nnx.Not(trainable)))
@@ -139,7 +148,7 @@ def make_train_step(
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), *([distillation.shardings] if distillation else [])),
         out_shardings=(shardings, replicated(mesh)),
     )
 
