@@ -25,7 +25,6 @@ from jaxvision.models.base import Model
 from jaxvision.models.layers.deferred import deferred, place_parts
 from jaxvision.parallel.mesh import batch_sharding, replicated, shard_batch
 from jaxvision.parallel.rules import make_rules, state_shardings
-from jaxvision.run.sections import without_none
 from jaxvision.train.blocks import Blocks
 from jaxvision.train.distill import Distillation
 from jaxvision.train.state import place_model
@@ -88,28 +87,17 @@ def find_teacher(
     if name is None:
         return None
     entry = catalog.lookup(name, where="teacher.name")
-    export = find_export(path, entry.architecture)
-    base = entry.preprocess if export is None else export.preprocess
-    preprocess = replace(base, image_size=section.image_size or base.image_size).for_channels(channels)
-
-    def build(*, weights: bool) -> Model:
-        return create_model(
-            name,
-            pretrained=weights and path is None,
-            checkpoint_path=path,
-            in_channels=channels,
-            image_size=preprocess.image_size,
-            dtype=section.dtype or config.model.dtype,
-        )
-
+    source = find_export(path, entry.architecture) or entry
+    preprocess = replace(source.preprocess, image_size=section.image_size or source.preprocess.image_size)
+    preprocess = preprocess.for_channels(channels)
+    build = functools.partial(_build, config, name, path, channels, preprocess.image_size)
     with deferred():
         model = build(weights=False)
-    what = str(section.name or section.checkpoint_path)
-    options = {key: section[key] for key in ("kind", "weight", "temperature")}
     graph, leaves = nnx.split(model)
     rules = make_rules(mesh, model.tensor_rules, **config.sharding)
     shardings = state_shardings({"model": leaves}, mesh, rules.stored, unused_ok=True)["model"]
     blocks = Blocks(mesh, rules, pattern=model.block_pattern)
+    how = {key: section[key] for key in ("kind", "weight", "temperature") if section[key] is not None}
     distillation = Distillation(
         graph,
         {"outputs": replicated(mesh)} if section.cache else shardings,
@@ -117,24 +105,18 @@ def find_teacher(
         teacher=preprocess,
         blocks=None if blocks.is_default else blocks,
         cached=bool(section.cache),
-        **without_none(ConfigDict(options)),
+        **how,
     )
-    if distillation.kind != "features" and model.num_classes != num_classes:
-        raise _other_classes_error(what, model.num_classes, num_classes)
-    if section.cache and (config.augment.mixup or config.augment.cutmix):
-        raise UserError(
-            "config.teacher.cache: got True with augment.mixup or augment.cutmix, whose images the teacher would not "
-            "see. Set teacher.cache=False, or turn off mixing."
-        )
+    what, features = str(section.name or section.checkpoint_path), distillation.kind == "features"
+    _check(config, what, None if features else model.num_classes, num_classes)
     taken: Any = leaves
     if section.cache:
-        width = model.num_features if distillation.kind == "features" else num_classes
+        width = model.num_features if features else num_classes
         taken = {"outputs": jax.ShapeDtypeStruct((num_images, width), jnp.float32)}
     abstract = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), taken, distillation.shardings
     )
-    classes = (entry if export is None else export).classes
-    return Teacher(what, classes, model.num_features, build, shardings, abstract, distillation)
+    return Teacher(what, source.classes, model.num_features, build, shardings, abstract, distillation)
 
 
 def cached_outputs(run: RunContext, state: nnx.State) -> dict[str, jax.Array]:
@@ -187,9 +169,37 @@ def _find_weights(section: ConfigDict) -> tuple[str | None, str | None]:
     return name, path
 
 
-def _other_classes_error(what: str, found: int, expected: int) -> UserError:
-    return UserError(
-        f"config.teacher.name: got {what}, which has {found} classes, expected {expected}, those of the data. Train it "
-        "on these data first and set teacher.name to the workdir of that run, or set teacher.kind=features, for which "
-        "the classes do not matter."
+def _build(config: ConfigDict, name: str, path: str | None, channels: int, image_size: int, *, weights: bool) -> Model:
+    return create_model(
+        name,
+        pretrained=weights and path is None,
+        checkpoint_path=path,
+        in_channels=channels,
+        image_size=image_size,
+        dtype=config.teacher.dtype or config.model.dtype,
     )
+
+
+def _check(config: ConfigDict, what: str, found: int | None, num_classes: int) -> None:
+    """Raises unless the teacher fits the data.
+
+    Args:
+      config: completed.
+      what: the teacher, for the message.
+      found: number of its classes; None if they do not matter.
+      num_classes: number of classes of the data.
+
+    Raises:
+      UserError: it has other classes, or cannot be cached.
+    """
+    if found not in (None, num_classes):
+        raise UserError(
+            f"config.teacher.name: got {what}, which has {found} classes, expected {num_classes}, those of the data. "
+            "Train it on these data first and set teacher.name to the workdir of that run, or set "
+            "teacher.kind=features, for which the classes do not matter."
+        )
+    if config.teacher.cache and (config.augment.mixup or config.augment.cutmix):
+        raise UserError(
+            "config.teacher.cache: got True with augment.mixup or augment.cutmix, whose images the teacher would not "
+            "see. Set teacher.cache=False, or turn off mixing."
+        )

@@ -22,6 +22,7 @@ from jaxvision.errors import UserError
 from jaxvision.parallel.mesh import make_mesh
 from jaxvision.run import program
 from jaxvision.run.teacher import Teacher, find_teacher
+from jaxvision.run.unfinished import load_checkpoint
 from jaxvision.train.partial import parameter_counts
 
 DIGIT_NAMES = tuple(map(str, range(10)))
@@ -163,6 +164,10 @@ def test_a_run_with_a_teacher_resumes_to_the_same_bits(
             run.train(quick("resnet", **options), tmp_path / "parts")
     checkpoint = max((tmp_path / "parts" / "checkpoints").iterdir())
     assert not [path for path in checkpoint.rglob("*") if "blocks" in path.name]  # of the ViT
+
+    unfinished, step = load_checkpoint(tmp_path / "parts")  # needs no teacher
+    assert step == 2
+    assert not [name for name in names_of(tiny.nnx.state(unfinished.model)) if "projection" in name]
 
     export(tmp_path / "teacher", bias=1.0)
     with pytest.raises(UserError, match="got a teacher with other weights than this run was started with"):
