@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from jaxvision.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from jaxvision.features.extraction import Features, extract
+    from jaxvision.features.extraction import Features, concatenate, extract
+    from jaxvision.features.findings import Finding, Findings, check
+    from jaxvision.features.findings_page import write_check
     from jaxvision.features.images import open_images
     from jaxvision.features.neighbors import knn_accuracy
     from jaxvision.features.probe import Probe, fit_probe, with_head
@@ -15,8 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Features",
+    "Finding",
+    "Findings",
     "Probe",
     "cached_extract",
+    "check",
+    "concatenate",
     "extract",
     "fit_probe",
     "knn_accuracy",
@@ -24,10 +30,13 @@ __all__ = [
     "open_images",
     "save_features",
     "with_head",
+    "write_check",
 ]
 
 _HOME = {
-    "extraction": ("Features", "extract"),
+    "findings": ("Finding", "Findings", "check"),
+    "findings_page": ("write_check",),
+    "extraction": ("Features", "concatenate", "extract"),
     "images": ("open_images",),
     "neighbors": ("knn_accuracy",),
     "probe": ("Probe", "fit_probe", "with_head"),

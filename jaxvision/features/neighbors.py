@@ -1,7 +1,11 @@
-"""The k-nearest-neighbor classifier, which has nothing to fit."""
+"""The most similar images of each image, and the k-nearest-neighbor classifier, which has nothing to fit."""
 
 from __future__ import annotations
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 _CHUNK = 512  # images whose similarities to all others are computed at once
@@ -55,6 +59,38 @@ def knn_accuracy(
         np.add.at(votes, (np.arange(len(chunk))[:, None], label[nearest]), weight)
         correct += int((votes.argmax(axis=1) == wanted[chunk]).sum())
     return correct / len(rows)
+
+
+def nearest(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the k most similar other rows of each row: cosine similarities float32 [n, k] and rows int32 [n, k].
+
+    The most similar comes first. A device compares a block of rows with all rows, so that no n × n matrix exists.
+
+    Args:
+      values: float [n, d], features.
+      k: number of neighbors, less than n.
+
+    Example:
+      >>> similarity, row = nearest(np.array([[1.0, 0], [1, 1], [0, 2]]), 1)
+      >>> row.ravel().tolist(), np.allclose(similarity, 0.5**0.5)
+      ([1, 0, 1], True)
+    """
+    n = len(values)
+    unit = jnp.asarray(_unit(values))
+    similarity, row = np.empty((n, k), np.float32), np.empty((n, k), np.int32)
+    block = min(_CHUNK, n)
+    for start in [*range(0, n - block, block), n - block]:  # the last block overlaps, so that all have one shape
+        rows = slice(start, start + block)
+        similarity[rows], row[rows] = jax.device_get(_nearest_of_block(unit, start, block=block, k=k))
+    return similarity, row
+
+
+@functools.partial(jax.jit, static_argnames=("block", "k"))
+def _nearest_of_block(unit: jax.Array, start: int, *, block: int, k: int) -> tuple[jax.Array, jax.Array]:
+    rows = start + jnp.arange(block)
+    similarity = jnp.matmul(unit[rows], unit.T, precision=jax.lax.Precision.HIGHEST)
+    values, neighbors = jax.lax.top_k(similarity.at[jnp.arange(block), rows].set(-jnp.inf), k)
+    return values, neighbors
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -140,11 +140,7 @@ def fit_probe(
     fits = [_Regression(classes) for _ in range(parts)]
     with threadpool_limits(1 if n * d * classes < _SMALL else None):
         for regularization in regularizations if held.any() else ():
-            probabilities = np.full((n, classes), np.nan, np.float32)
-            for part, fit in enumerate(fits):
-                rows = fold == part
-                weight, bias = fit(values[~rows], label[~rows], regularization)
-                probabilities[rows] = _softmax(values[rows] @ weight + bias)
+            probabilities = _predict_held_out(fits, values, label, fold, regularization)
             point = Point(regularization, *_score(probabilities[held], label[held]))
             points.append(point)
             log(f"regularization {point.regularization:.2g}: accuracy {point.accuracy:.2%}, loss {point.loss:.4f}")
@@ -164,6 +160,36 @@ def fit_probe(
         curve=tuple(points),
         folds=parts if held.any() else 0,
     )
+
+
+def cross_validated_probabilities(
+    values: np.ndarray, label: np.ndarray, classes: int, *, log: Callable[[str], None] = lambda _: None
+) -> np.ndarray:
+    """Returns the probabilities of each image by a probe that was not fitted to it: float32 [n, classes].
+
+    Unlike `fit_probe`, it leaves out no image of a large dataset. Rows are NaN if no class has two images.
+
+    Args:
+      values, label, classes, log: as for `fit_probe`.
+    """
+    probe = fit_probe(values, label, classes, log=log)
+    if probe.folds != 1:
+        return probe.cross_validated_probabilities
+    fold = fold_of(label, 5)
+    fits = [_Regression(classes) for _ in range(5)]
+    return _predict_held_out(fits, values, label, fold, probe.regularization)
+
+
+def _predict_held_out(
+    fits: Sequence[_Regression], values: np.ndarray, label: np.ndarray, fold: np.ndarray, regularization: float
+) -> np.ndarray:
+    """Returns the probabilities of each fold by the fit to the others; NaN for a fold without a fit."""
+    probabilities = np.full((len(values), fits[0].classes), np.nan, np.float32)
+    for part, fit in enumerate(fits):
+        rows = fold == part
+        weight, bias = fit(values[~rows], label[~rows], regularization)
+        probabilities[rows] = _softmax(values[rows] @ weight + bias)
+    return probabilities
 
 
 def fold_of(label: np.ndarray, folds: int, *, seed: int = 0) -> np.ndarray:

@@ -18,7 +18,7 @@ def mistakes_section(report: Report) -> Markup | None:
         return None
     figures = []
     for example in report.mistakes[:_MAX_MISTAKES]:
-        image = _image(example.image, side=_MISTAKE_SIDE, alt=report.class_name(example.true))
+        image = image_tag(example.image, side=_MISTAKE_SIDE, alt=report.class_name(example.true))
         figures.append(tag("figure", image, _caption(report, example)))
     lead = "The most confident mistakes, with the predicted and the correct class."
     return join([tag("p", lead, class_="lead"), tag("div", figures, class_="gallery")])
@@ -30,9 +30,9 @@ def explanations_section(report: Report) -> Markup | None:
         return None
     figures = []
     for example in report.explanations[:_MAX_EXPLANATIONS]:
-        images = [_image(example.image, side=_EXPLANATION_SIDE, alt="original")]
+        images = [image_tag(example.image, side=_EXPLANATION_SIDE, alt="original")]
         if example.overlay is not None:
-            images.append(_image(example.overlay, side=_EXPLANATION_SIDE, alt=report.explanation_method))
+            images.append(image_tag(example.overlay, side=_EXPLANATION_SIDE, alt=report.explanation_method))
         figures.append(tag("figure", tag("div", images, class_="pair"), _caption(report, example)))
     lead = f"Left: the image. Right: the regions that influenced the prediction, by {report.explanation_method}."
     return join([tag("p", lead, class_="lead"), tag("div", figures, class_="gallery wide")])
@@ -56,7 +56,8 @@ def _caption(report: Report, example: LabeledImage) -> Markup:
     )
 
 
-def _image(image: np.ndarray, *, side: int, alt: str) -> Markup:
+def image_tag(image: np.ndarray, *, side: int, alt: str) -> Markup:
+    """Returns an embedded image, reduced to `side` pixels; one of at most 64 pixels stays sharp."""
     height, width = np.shape(image)[:2]
     # Small images are shown with sharp pixels: smoothed, they would look like large images of poor quality.
     small = "pixels" if max(height, width) <= 64 else None

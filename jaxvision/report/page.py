@@ -8,11 +8,9 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jaxvision.errors import printable
 from jaxvision.report import wording
 from jaxvision.report.calibration import calibration_section
 from jaxvision.report.charts import stacked_bar
@@ -21,6 +19,7 @@ from jaxvision.report.config_table import config_section, to_dictionary
 from jaxvision.report.confusions import confusions_section
 from jaxvision.report.content import Report
 from jaxvision.report.curves import curves_section
+from jaxvision.report.document import date_line, document
 from jaxvision.report.files import write_atomically
 from jaxvision.report.gallery import explanations_section, mistakes_section
 from jaxvision.report.machine import environment
@@ -76,58 +75,16 @@ def to_html(report: Report, history: Sequence[Mapping[str, Any]]) -> str:
         ("config", "Config", config_section(report.config, report.defaults)),
         ("environment", "Environment", _environment_section(versions, report.command)),
     ]
-    shown = [section for section in sections if section[2]]
-    body = tag(
-        "body",
-        _navigation([(name, title) for name, title, _ in shown]),
-        tag(
-            "main",
-            _header(report, created),
-            [tag("section", tag("h2", title), content, id=name) for name, title, content in shown],
-            id="top",
-        ),
-        tag("div", id="tip", role="tooltip", hidden=True),
-        script_data(_summary(report, versions, created), id="jaxvision-report"),
-        tag("script", Markup(_resource("page.js"))),
-    )
-    return printable("<!doctype html>\n" + tag("html", _head(report.title), body, lang="en"))
-
-
-def _head(title: str) -> Markup:
-    # The policy forbids every request, so that markup injected by a class name or a path cannot load anything either.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    return tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{title} · jaxvision"),
-        tag("link", rel="icon", href="data:,"),
-        tag("style", Markup(_resource("page.css"))),
-    )
-
-
-def _resource(name: str) -> str:
-    return resources.files("jaxvision.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _navigation(sections: Sequence[tuple[str, str]]) -> Markup:
-    label = "switch between light and dark"
-    return tag(
-        "nav",
-        tag("a", "jaxvision", href="#top", class_="mark"),
-        tag("div", [tag("a", title, href=f"#{name}") for name, title in sections], class_="links"),
-        tag("button", "◐", type="button", id="theme", title=label, aria_label=label),
-    )
+    shown = [(name, title, content) for name, title, content in sections if content]
+    data = script_data(_summary(report, versions, created), id="jaxvision-report")
+    return document(report.title, _header(report, created), shown, data)
 
 
 def _header(report: Report, created: datetime) -> Markup:
     facts = [tag("div", tag("dt", wording.label(name)), tag("dd", text)) for name, text in report.facts.items()]
-    date = f"{created:%d %B %Y, %H:%M}".lstrip("0")
     return tag(
         "header",
-        tag("p", tag("time", date, datetime=created.isoformat(timespec="seconds")), class_="made"),
+        date_line(created),
         tag("h1", report.title),
         tag("p", report.subtitle, class_="subtitle") if report.subtitle else None,
         _headline_numbers(report),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,25 @@ def test_damaged_images(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "skipped the damaged image" in out
 
 
+def test_a_check(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photos = tmp_path / "photos"
+    for split, seed in (("train", 0), ("test", 500)):
+        class_folders(photos / split, ["cat", "dog"], each=6, seed=seed)
+    shutil.copy(photos / "train" / "cat" / "0.png", photos / "test" / "cat" / "copy.png")
+    status, out, err = embed(capsys, photos, "-m", model, "--check", tmp_path / "check")
+    assert status == 0, err
+    assert "leaks: 1, copies in another split" in out
+    assert sorted(path.name for path in (tmp_path / "check").iterdir()) == ["check.html", "findings.csv"]
+    (leak,) = [row for row in (tmp_path / "check" / "findings.csv").read_text().splitlines() if row.startswith("leak")]
+    assert f"{photos}/train/cat/0.png,train,cat,,{photos}/test/cat/copy.png,test,cat,1.0000,identical files" in leak
+    status, _, err = embed(capsys, photos, "-m", model, "--check", tmp_path / "check")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "check.html and 1 more of its outputs exist already" in err
+    output = tmp_path / "x.npz"
+    assert embed(capsys, photos, "-m", model, "--check", tmp_path / "check", "-o", output, "--overwrite")[0] == 0
+    assert output.exists()
+
+
 def test_refusals(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     photos = class_folders(tmp_path / "photos", ["cat", "dog"], each=2)
     (tmp_path / "file").write_text("")
@@ -88,6 +108,9 @@ def test_refusals(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) ->
         status, _, err = embed(capsys, data, "-m", model, "-o", out, *options)
         assert (status, err.count("\n")) == (2, 1), err
         assert message in err
+    status, _, err = embed(capsys, photos, "-m", model)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "got no output, expected one. Add -o FILE for the features, or --check FOLDER" in err
     output.write_text("mine")
     assert "exists already" in embed(capsys, photos, "-m", model, "-o", output)[2]
     assert output.read_text() == "mine"

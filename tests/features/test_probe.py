@@ -13,7 +13,7 @@ from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier
 from jaxvision.errors import UserError
 from jaxvision.features import fit_probe, with_head
-from jaxvision.features.probe import fold_of
+from jaxvision.features.probe import cross_validated_probabilities, fold_of
 
 IRIS, LABEL = load_iris(return_X_y=True)
 IRIS = IRIS.astype(np.float32) * [1, 10, 100, 0.1] + 5  # so that standardization matters
@@ -93,6 +93,10 @@ def test_only_a_part_is_held_out_of_many_images(monkeypatch: pytest.MonkeyPatch)
     assert (probe.folds, held.sum()) == (1, 30)
     predicted = probe.cross_validated_probabilities[held].argmax(axis=1)
     assert probe.accuracy == pytest.approx((predicted == LABEL[held]).mean())
+    # A check of labels needs all of them. Those of the held-out fifth agree but for the start of the fit.
+    probabilities = cross_validated_probabilities(IRIS, LABEL, 3)
+    assert np.isfinite(probabilities).all()
+    np.testing.assert_allclose(probabilities[held], probe.cross_validated_probabilities[held], atol=0.02)
 
 
 def test_refusals() -> None:

@@ -1,0 +1,83 @@
+"""Wrong labels, by confident learning.
+
+Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", Journal of Artificial
+Intelligence Research 2021, https://arxiv.org/abs/1911.00068. The package cleanlab has the same method, whose results
+are those of the tests; it would bring pandas for a page of NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+#: Images of a class below which its labels are not judged: a fit that has seen hardly any image of a class knows none.
+FEWEST = 5
+
+
+class LabelErrors(NamedTuple):
+    """Images whose label is likely wrong, the most certain first.
+
+    Attributes:
+      row: int [m], positions of the images.
+      suggested: int [m], the classes that they more likely belong to.
+      margin: float [m], probability of the suggested class minus that of the label.
+      estimated: the estimated number of wrong labels in the whole dataset.
+    """
+
+    row: np.ndarray
+    suggested: np.ndarray
+    margin: np.ndarray
+    estimated: int
+
+
+def confident_joint(probabilities: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the class of which each image is a confident example, int [n], and their counts, int [classes, classes].
+
+    An image is a confident example of a class if the probability of this class is at least the mean over all images
+    with this label; of several such classes the most probable one counts, and -1 means none. Row i and column j of the
+    counts: images with the label i that are confident examples of class j.
+
+    Args:
+      probabilities: float [n, classes], each row by a model that was not fitted to this image.
+      label: int [n].
+    """
+    n, classes = probabilities.shape
+    counts = np.bincount(label, minlength=classes)
+    of_label = probabilities[np.arange(n), label]
+    threshold = np.bincount(label, of_label, minlength=classes) / np.maximum(counts, 1)
+    threshold[counts < FEWEST] = np.inf
+    confident = np.where(probabilities >= threshold - 1e-6, probabilities, -1.0)
+    example_of = np.where(confident.max(axis=1) < 0, -1, confident.argmax(axis=1))
+    joint = np.zeros((classes, classes), np.int64)
+    np.add.at(joint, (label[example_of >= 0], example_of[example_of >= 0]), 1)
+    return example_of, joint
+
+
+def find_label_errors(probabilities: np.ndarray, label: np.ndarray) -> LabelErrors:
+    """Returns the images that are confident examples of another class than their label.
+
+    The model must also find another class the most probable, as in cleanlab's ``filter_by="confident_learning"``. The
+    order is that of its ``"normalized_margin"``. The labels of classes with fewer than five images are not judged.
+
+    Args:
+      probabilities: float [n, classes], each row by a model that was not fitted to this image.
+      label: int [n].
+
+    Example:
+      >>> probabilities = np.array([[0.9, 0.1]] * 5 + [[0.1, 0.9]] * 6)
+      >>> find_label_errors(probabilities, np.array([0] * 6 + [1] * 5)).row.tolist()
+      [5]
+    """
+    example_of, joint = confident_joint(probabilities, label)
+    counts = np.bincount(label, minlength=len(joint))
+    suggested = probabilities.argmax(axis=1)
+    wrong = (example_of >= 0) & (example_of != label) & (suggested != label) & (counts[label] >= FEWEST)
+    row = np.flatnonzero(wrong)
+    margin = probabilities[row, suggested[row]] - probabilities[row, label[row]]
+    order = np.argsort(-margin, kind="stable")
+    # Each row of the joint, scaled to the number of images with this label; off the diagonal are the wrong labels.
+    share_right = joint.diagonal() / np.maximum(joint.sum(axis=1), 1)
+    judged = (counts >= FEWEST) & (joint.sum(axis=1) > 0)
+    estimated = round(float(((1 - share_right) * counts)[judged].sum()))
+    return LabelErrors(row[order], suggested[row[order]], margin[order], estimated)
