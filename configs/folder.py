@@ -4,37 +4,45 @@
     python -m jaxvision.main --config configs/folder.py:efficientnet_b3.ra2_in1k --config.source.data_dir=photos
 
 `photos/` holds ``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg`` or ``test/CLASS/*.jpg``. With ``CLASS/*.jpg`` only, a
-seeded part of each class is held out as the test data. The argument after the colon is any model of
+seeded fifth of each class is held out as the test data. Without ``val/``, a part of the training images is held out as
+the validation data (`source.validation_fraction`). The argument after the colon is any model of
 `jaxvision list --pretrained`.
 
-Recipe: AdamW for 20 epochs with learning rate 1e-3, layer-wise decay 0.75, label smoothing 0.1, crops and flips. The
-layer-wise decay reduces overfitting on small datasets.
+Recipe: probe, then fine-tune (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). A logistic regression on the
+features of the training images becomes the head, and is evaluated as step 0. Then all layers train: AdamW with
+layer-wise decay 0.75, label smoothing 0.1, crops and flips. The number of training images chooses epochs, warm-up and
+learning rate; the console prints them. The validation data choose the exported checkpoint: the probe, if fine-tuning
+did not improve on it. ``test/`` is evaluated once, at the end.
 
-With ``val/``, the evaluations during training use it and choose the exported checkpoint, and ``test/`` is evaluated
-once, at the end. Without ``val/``, the last step is exported. To choose a checkpoint or to stop early without ``val/``,
-hold out a part of the training images: --config.source.validation_fraction=0.1.
-
-- Few images or little time: --config.model.freeze_backbone=True trains only the head.
+- A few hundred images: run `jaxvision probe` first, which takes a minute and tests every image by cross-validation.
+- A network with BatchNorm on few images: --config.model.freeze='.*bn\\d*\\.' keeps the statistics that the probe was
+  fitted with. Without it, fine-tuning may be worse than the probe.
+- Little time: --config.model.freeze_backbone=True trains only the head, with the features of augmented images.
 - No network: --config.model.checkpoint_path=model.safetensors reads a weight file of timm.
-- From scratch: --config.model.pretrained=False.
+- From scratch: --config.model.pretrained=False --config.train.head_init=None --config.train.epochs=100
+  --config.optimizer.learning_rate=1e-3.
 
-Cost and result: depend on your images.
+Cost and result: depend on your images. docs/transfer_learning.md has a measured example.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(model: str = "resnet50.a1_in1k") -> ConfigDict:
-    config = ConfigDict()
+    config = ConfigDict(type_safe=False)  # so that a number may replace "auto"
     config.seed = 0
-    config.source = ConfigDict({"name": "folder", "data_dir": "photos"})
-    config.data = ConfigDict({"batch_size": 32})
-    config.model = ConfigDict({"name": model, "pretrained": True})
-    config.augment = ConfigDict({"crop": "resized", "crop_scale": (0.35, 1.0), "flip": 0.5})
-    config.loss = ConfigDict({"label_smoothing": 0.1})
-    config.optimizer = ConfigDict(
-        {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "layer_decay": 0.75, "clip_norm": 1.0}
-    )
-    config.schedule = ConfigDict({"name": "cosine", "warmup_epochs": 1.0})
-    config.train = ConfigDict({"epochs": 20.0})
+    config.source = {"name": "folder", "data_dir": "photos", "validation_fraction": "auto"}
+    config.data = {"batch_size": 32}
+    config.model = {"name": model, "pretrained": True}
+    config.augment = {"crop": "resized", "crop_scale": (0.35, 1.0), "flip": 0.5}
+    config.loss = {"label_smoothing": 0.1}
+    config.optimizer = {
+        "name": "adamw",
+        "learning_rate": "auto",
+        "weight_decay": 0.05,
+        "layer_decay": 0.75,
+        "clip_norm": 1.0,
+    }
+    config.schedule = {"name": "cosine", "warmup_epochs": "auto"}
+    config.train = {"epochs": "auto", "head_init": "probe"}
     return config

@@ -11,7 +11,7 @@ import inspect
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
@@ -116,14 +116,18 @@ _MEMBERS = ("name", "classes", "labels", "__len__", "__getitem__", "where")
 
 
 def open_source(
-    name: str | Callable[..., Splits], *, validation_fraction: float | None = None, **options: Any
+    name: str | Callable[..., Splits],
+    *,
+    validation_fraction: float | Literal["auto"] | None = None,
+    **options: Any,
 ) -> Splits:
     """Returns the splits of a dataset.
 
     Args:
       name: as for `source_function`.
       validation_fraction: as for `hold_out_validation`, whose seed is the source's option ``split_seed``, or else 0.
-        None: the splits are those of the source.
+        ``"auto"``: `validation_share`, unless there are validation data or no image can be held out. None: the splits
+        are those of the source.
       **options: keyword arguments of the source's function.
 
     Raises:
@@ -158,8 +162,11 @@ def open_source(
                 f"{source.name}: got other classes in the split {split!r} than in {first!r}, expected the same in the "
                 "same order. Number the classes alike in all splits."
             )
-    if validation_fraction is None:
+    if validation_fraction is None or (validation_fraction == "auto" and not _can_hold_out(splits)):
         return splits
+    if validation_fraction == "auto":
+        assert splits.train is not None
+        validation_fraction = validation_share(len(splits.train))
     return hold_out_validation(splits, validation_fraction, seed=options.get("split_seed", 0))
 
 
@@ -294,11 +301,33 @@ def hold_out_validation(splits: Splits, fraction: float, *, seed: int) -> Splits
     kept, held = stratified_split(labels, fraction, seed=seed, where=where)
     if not len(held):
         raise UserError(f"{where}: got one image per class, expected at least two to hold one of them out. Add images.")
-    train = take_rows(splits.train, kept, name=f"{splits.train.name}, kept")
-    for attribute in ("notes", "warnings"):
-        if hasattr(splits.train, attribute):
-            setattr(train, attribute, getattr(splits.train, attribute))
+    train: Any = take_rows(splits.train, kept, name=f"{splits.train.name}, kept")
+    train.notes = [
+        *getattr(splits.train, "notes", ()),
+        f"{len(held):,} of {len(labels):,} training images are held out for validation",
+    ]
+    train.warnings = [*getattr(splits.train, "warnings", ())]
     return splits._replace(train=train, validation=take_rows(splits.train, held, name=f"{splits.train.name}, held out"))
+
+
+def validation_share(images: int) -> float:
+    """Returns the share of a number of training images that ``validation_fraction="auto"`` holds out.
+
+    A tenth. But up to a fifth while this is less than 100 images, because a choice by fewer is mostly chance, and at
+    most 5,000 images, with which the standard error of an accuracy of 90 % is 0.4 %.
+
+    >>> [round(n * validation_share(n)) for n in (200, 800, 2_000, 200_000)]
+    [40, 100, 200, 5000]
+    """
+    return min(max(images / 10, min(images / 5, 100)), 5000) / images
+
+
+def _can_hold_out(splits: Splits) -> bool:
+    """Returns whether there are no validation data, and a class with two training images."""
+    train = splits.train
+    if train is None or splits.validation is not None:
+        return False
+    return train.labels is None or int(np.bincount(train.labels).max()) > 1
 
 
 def stratified_split(

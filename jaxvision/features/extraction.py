@@ -201,11 +201,47 @@ def extract_parts(
     The arguments are those of `extract`.
     """
     mesh = make_mesh() if mesh is None else mesh
-    batch_size = batch_size or IMAGES_PER_DEVICE * batch_devices(mesh)
-    preprocess = transform_of(classifier, images.pipeline)
     graph, state = nnx.split(classifier.model)
-    step = _step(graph, mesh, preprocess, images.pipeline, level_number(classifier.model, level))
-    state = jax.device_put(state, replicated(mesh))
+    yield from extract_sharded(
+        graph,
+        jax.device_put(state, replicated(mesh)),
+        images,
+        preprocess=transform_of(classifier, images.pipeline),
+        mesh=mesh,
+        level=level_number(classifier.model, level),
+        name=name,
+        batch_size=batch_size or IMAGES_PER_DEVICE * batch_devices(mesh),
+        workers=workers,
+        console=console,
+    )
+
+
+def extract_sharded(
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    images: Dataset,
+    *,
+    preprocess: Preprocess,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    level: int | None = None,
+    name: str = "images",
+    workers: int | WorkerPool | None = None,
+    console: report.Console | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields the features of a model whose arrays are on the devices already, in any sharding, as `extract_parts`.
+
+    Args:
+      graph: structure of the model.
+      state: of the model.
+      images: from `jaxvision.data.open_dataset`.
+      preprocess: the evaluation transform.
+      mesh: the devices.
+      batch_size: images per step, over all devices.
+      level: as for `pooled_features`.
+      name, workers, console: as for `extract`.
+    """
+    step = _step(graph, mesh, preprocess, images.pipeline, level)
     batches = images.eval_batches(
         batch_size=batch_size, preprocess=preprocess, workers=workers, process=process_share(mesh)
     )
@@ -234,7 +270,7 @@ def _step(
         values = pooled_features(model, pipeline.prepare_eval(batch, preprocess), level)
         return {key: batch[key] for key in ("index", "label", "mask")} | {"values": values}
 
-    return jax.jit(step, in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=replicated(mesh))
+    return jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
 def pooled_features(model: Model, images: jax.Array, level: int | None = None) -> jax.Array:

@@ -9,10 +9,11 @@ regularizations, from strong to weak, starts each fit at the previous result.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -21,6 +22,7 @@ from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier
 from jaxvision.errors import UserError
 from jaxvision.models.base import Model
+from jaxvision.models.layers.deferred import place_parts
 
 #: From strong to weak, half a decade apart. Weaker ones change nothing, because scikit-learn ends a fit when the
 #: gradient is below 1e-4.
@@ -263,10 +265,21 @@ def with_head(classifier: Classifier, probe: Probe, classes: Sequence[str], prep
 
     model: Model = nnx.clone(classifier.model)
     model.reset_classifier(len(classes), rngs=nnx.Rngs(0))
-    for path in model.classifier_names:  # a distilled model averages its heads, which are then equal
-        head = model
-        for name in path.split("."):
-            head = getattr(head, name)
-        for parameter, value in ((head.kernel, probe.weight), (head.bias, probe.bias)):  # type: ignore[attr-defined]
-            parameter.set_value(np.asarray(value, parameter.dtype).reshape(parameter.shape))
+    set_head(model, probe.weight, probe.bias)
     return replace(classifier, model=model, classes=tuple(classes), preprocess=preprocess, probabilities="softmax")
+
+
+def set_head(model: Model, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Sets the head of a model to a linear classifier, in place. Its arrays keep their dtypes and shardings.
+
+    Args:
+      model: with a linear head, or with several that it averages, all of which become the same one.
+      weight: float [d, classes].
+      bias: float [classes].
+    """
+    for path in model.classifier_names:
+        head: Any = functools.reduce(getattr, path.split("."), model)
+        for parameter, value in ((head.kernel, weight), (head.bias, bias)):
+            array = parameter.get_value()
+            values = np.asarray(value, array.dtype).reshape(array.shape)
+            parameter.set_value(place_parts(values.__getitem__, array.shape, array.sharding))

@@ -21,6 +21,7 @@ from jaxvision.eval import metrics
 from jaxvision.extend import CONFIG_MODULE, import_path, module_of
 from jaxvision.models.registry import keyword_parameters
 from jaxvision.parallel.mesh import AXES
+from jaxvision.run.recipe import AUTO
 from jaxvision.run.sections import SECTIONS, Section, model_builder, without_none
 from jaxvision.run.values import convert, parse, type_text
 
@@ -335,7 +336,7 @@ def _check_ranges(config: ConfigDict) -> None:
         if values[key] is not None and not values[key] >= least:
             raise UserError(f"config.{key}: got {values[key]}, expected {least} or more.")
     for key in _POSITIVE:
-        if not 0 < values[key] < math.inf:
+        if values[key] != AUTO and not 0 < values[key] < math.inf:
             raise UserError(f"config.{key}: got {values[key]}, expected a number above 0.")
     decay = config.train.ema_decay
     if decay is not None and not 0 < decay < 1:

@@ -25,6 +25,7 @@ from jaxvision.parallel.cores import cores_of_this_process, default_workers
 from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
 from jaxvision.run.program import Program, total_steps, train_program, wanted_devices
+from jaxvision.run.recipe import resolve
 from jaxvision.run.sections import TrainOptions, check_groups, without_none
 from jaxvision.train.state import Cast, evaluated_state
 
@@ -47,6 +48,7 @@ class RunContext:
       program: the train step and the shapes that it works on.
       steps_per_epoch: batches in the training data, usually not a whole number.
       steps: number of steps of the whole run.
+      chosen: key -> number, for the keys of the config that are ``"auto"``.
       eval_batch_size: images per batch of an evaluation, over all devices.
       eval_step_for: returns the compiled evaluation step for images that reach the model in a given way.
     """
@@ -64,6 +66,7 @@ class RunContext:
     program: Program
     steps_per_epoch: float
     steps: int
+    chosen: dict[str, float]
     eval_batch_size: int
     eval_step_for: Callable[[InputPipeline], Any]
 
@@ -151,20 +154,22 @@ def open_run(
     Raises:
       UserError: the config is wrong, or does not fit the devices or the data.
     """
-    options, batch_size = TrainOptions(**config.train), config.data.batch_size
+    batch_size, accumulate = config.data.batch_size, config.train.accumulate
     mesh = make_mesh(config.mesh.to_dict(), devices=wanted_devices(config.mesh))
     process = process_share(mesh)
     eval_batch_size = config.data.eval_batch_size or batch_size
-    check_batch_size(batch_size, mesh, what="config.data.batch_size", accumulate=options.accumulate)
+    check_batch_size(batch_size, mesh, what="config.data.batch_size", accumulate=accumulate)
     check_batch_size(eval_batch_size, mesh, what="config.data.eval_batch_size")
-    check_groups(options, batch_size)
+    check_groups(TrainOptions(**config.train), batch_size)
     with clock.phase("data preparation"):
         data = _open_data(config, console)
     _check_validation(config, data)
     train_data = data["train"]
     steps_per_epoch = len(train_data) / batch_size
+    settings, chosen = resolve(config, len(train_data))
+    options = TrainOptions(**settings.train)
     program = train_program(
-        config,
+        settings,
         mesh,
         num_classes=len(train_data.source.classes),
         pipeline=train_data.pipeline,
@@ -185,6 +190,7 @@ def open_run(
         program=program,
         steps_per_epoch=steps_per_epoch,
         steps=total_steps(options, steps_per_epoch),
+        chosen=chosen,
         eval_batch_size=eval_batch_size,
         eval_step_for=functools.partial(
             cached_eval_step,

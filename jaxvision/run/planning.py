@@ -32,6 +32,7 @@ from jaxvision.plan import (
 )
 from jaxvision.run.config import complete
 from jaxvision.run.program import Program, train_program
+from jaxvision.run.recipe import resolve
 from jaxvision.train.state import evaluated_leaves, evaluated_state
 
 
@@ -88,10 +89,12 @@ def plan(
             f"plan: got num_classes={num_classes}, channels={channels}, stored={stored} and "
             f"data.batch_size={config.data.batch_size}, expected at least 1 of each."
         )
+    steps_per_epoch = 1000.0  # only changes a constant of the schedule
+    config, _ = resolve(config, round(steps_per_epoch * config.data.batch_size))
     dataset = {
         "num_classes": num_classes,
         "pipeline": FromWorkers(channels) if stored is None else FromMemory((stored, stored, channels)),
-        "steps_per_epoch": 1000.0,  # only changes a constant of the schedule
+        "steps_per_epoch": steps_per_epoch,
     }
     planner = _Planner(config, dataset, chip, quick, log)
     layouts = planner.distinct_layouts(devices, compare=compare)

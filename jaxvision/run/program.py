@@ -19,6 +19,7 @@ from jaxvision.models.base import Model
 from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.mesh import batch_sharding
 from jaxvision.parallel.rules import make_rules, state_shardings
+from jaxvision.run.head import check_head
 from jaxvision.run.sections import TrainOptions, without_none
 from jaxvision.run.teacher import Teacher, find_teacher
 from jaxvision.train import distill, optim, partial
@@ -41,6 +42,7 @@ class Program:
       create: makes the training state of a model.
       graph: structure of the state.
       model_graph: structure of the model.
+      features: width of the pooled features that its head takes.
       abstract: shapes of the state, with their shardings.
       shardings: sharding of each leaf of the state.
       step: (state, batch) -> (state, metrics), from `make_train_step`.
@@ -53,6 +55,7 @@ class Program:
     create: Callable[..., Any]
     graph: nnx.GraphDef
     model_graph: nnx.GraphDef
+    features: int
     abstract: nnx.State
     shardings: Any
     step: Any
@@ -102,6 +105,7 @@ def train_program(
     bare = functools.partial(build, weights=False)
     template = nnx.eval_shape(bare)
     train_view(template, batch_norm_group=options.batch_norm_group)  # raises if there is no BatchNorm
+    check_head(config, template)
     rate = make_schedule(config.optimizer.learning_rate, steps=steps, **_schedule(config, steps_per_epoch, steps))
     tx = optim.create_optimizer(template, **{**config.optimizer, "learning_rate": rate})
     create = functools.partial(create_state, tx=tx, ema_decay=options.ema_decay, ema_warmup=options.ema_warmup)
@@ -130,7 +134,19 @@ def train_program(
         batch_norm_group=options.batch_norm_group,
         distillation=None if teacher is None else teacher.distillation,
     )
-    return Program(preprocess, build, create, graph, nnx.graphdef(template), abstract, shardings, step, batch, teacher)
+    return Program(
+        preprocess=preprocess,
+        build=build,
+        create=create,
+        graph=graph,
+        model_graph=nnx.graphdef(template),
+        features=template.num_features,
+        abstract=abstract,
+        shardings=shardings,
+        step=step,
+        batch=batch,
+        teacher=teacher,
+    )
 
 
 def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[str, Any]:
@@ -143,7 +159,7 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, steps: int) -> dict[st
 
 def total_steps(options: TrainOptions, steps_per_epoch: float) -> int:
     """Returns the number of steps of a run."""
-    return options.steps or max(math.ceil(options.epochs * steps_per_epoch), 1)
+    return options.steps or max(math.ceil(float(options.epochs) * steps_per_epoch), 1)
 
 
 def wanted_devices(axes: Mapping[str, int]) -> list[jax.Device] | None:

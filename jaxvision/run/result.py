@@ -18,6 +18,7 @@ from jaxvision.eval.metrics import Evaluation
 from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
 from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
+from jaxvision.report import wording
 from jaxvision.run.context import RunContext
 from jaxvision.run.loop import TrainingLoop
 from jaxvision.run.teacher import Teacher
@@ -81,6 +82,8 @@ def choose(run: RunContext, loop: TrainingLoop) -> Chosen:
             reason = "the last: the best cannot be read"
     averaged = " with its averaged weights" if run.options.ema_decay else ""
     run.console.note(f"exporting the model of step {chosen.step:,}{averaged}, {reason}")
+    for text in _against_the_probe(run, chosen.step):
+        run.console.note(text)
     return chosen
 
 
@@ -155,7 +158,13 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
             images,
             title=run.config.model.name,
             subtitle=f"{run.final_split} data of {run.config.source.name}, step {chosen.step:,} of {run.steps:,}",
-            notes=[*_choice_note(run), *notes_on(run.data), *_teacher_note(program.teacher), *_loss_note(run.config)],
+            notes=[
+                *_against_the_probe(run, chosen.step),
+                *_choice_note(run),
+                *notes_on(run.data),
+                *_teacher_note(program.teacher),
+                *_loss_note(run.config),
+            ],
             config=run.config.to_dict(),
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         )
@@ -167,6 +176,25 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
         timing=run.clock.timing(),
         files=result_files(run.workdir),
     )
+
+
+def _against_the_probe(run: RunContext, step: int) -> list[str]:
+    """Returns a line that compares the exported model with the probe that the run started with, if there is a choice.
+
+    Args:
+      run: the context.
+      step: of the exported model.
+    """
+    if run.options.head_init is None or run.checkpoint_options["best"] is None:
+        return []
+    metric = run.decisive_metric
+    lines = [line for line in report.read_metrics(run.workdir) if line["split"] == run.watched_split]
+    values = {line["step"]: wording.value(metric, line[metric]) for line in lines if metric in line}
+    if not {0, step} <= values.keys():  # a process that does not see the file of process 0
+        return []
+    if step == 0:
+        return [f"fine-tuning did not improve on the probe (step 0, {values[0]} {metric}): the probe is exported"]
+    return [f"fine-tuning improved on the probe (step 0): {metric} {values[0]} → {values[step]}"]
 
 
 def _choice_note(run: RunContext) -> list[str]:

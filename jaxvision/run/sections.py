@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -64,8 +64,13 @@ class TrainOptions:
     """The section ``train``: how long a run is, and what happens during it.
 
     Args:
-      epochs: passes over the training data; may be a fraction.
+      epochs: passes over the training data; may be a fraction. ``"auto"``: by the number of training images; see
+        `jaxvision.run.recipe.recipe`.
       steps: number of steps, instead of `epochs`.
+      head_init: ``"probe"`` fits the head to the features of the training images before the first step, as
+        `jaxvision probe` does (https://arxiv.org/abs/2202.10054). The run evaluates and saves this model as step 0, so
+        that it is exported if training does not improve on it by the validation data. None starts with the head of the
+        weights, or with a random one if they have another number of classes.
       accumulate: microbatches per step. Each step has the memory of one microbatch and the gradient of the whole batch.
       ema_decay: weight of the old value in the moving average of parameters and BatchNorm statistics, in (0, 1), such
         as 0.9998. The average is then evaluated and exported. None keeps no average.
@@ -86,8 +91,9 @@ class TrainOptions:
         model, and its images are listed in ``not_finite.jsonl``. The tenth in a row stops the run.
     """
 
-    epochs: float = 10.0
+    epochs: float | Literal["auto"] = 10.0
     steps: int | None = None
+    head_init: str | None = None
     accumulate: int = 1
     ema_decay: float | None = None
     ema_warmup: bool = True
@@ -101,7 +107,7 @@ class TrainOptions:
     not_finite: str = "stop"
 
 
-def source_keys(*, name: str, validation_fraction: float | None = None) -> None:
+def source_keys(*, name: str, validation_fraction: float | Literal["auto"] | None = None) -> None:
     """The keys of ``source`` that every source has.
 
     Args:
@@ -109,7 +115,8 @@ def source_keys(*, name: str, validation_fraction: float | None = None) -> None:
         ``"package.module:function"``.
       validation_fraction: share of each class of the training data that is held out to choose the best checkpoint and
         to stop early, for a source without validation data. The choice is seeded by `split_seed` where the source has
-        that key. None: the splits are those of the source.
+        that key. ``"auto"``: by the number of training images, if the source has no validation data: a tenth of them,
+        but a fifth up to 100 images, and at most 5,000. None: the splits are those of the source.
     """
 
 
@@ -155,11 +162,11 @@ def preprocess_keys(
     """
 
 
-def schedule_keys(*, warmup_epochs: float | None = None) -> None:
+def schedule_keys(*, warmup_epochs: float | Literal["auto"] | None = None) -> None:
     """The keys of ``schedule`` that are not arguments of `make_schedule`.
 
     Args:
-      warmup_epochs: length of the warm-up in epochs, instead of `warmup_steps`.
+      warmup_epochs: length of the warm-up in epochs, instead of `warmup_steps`. ``"auto"``: a tenth of the run.
     """
 
 
@@ -213,12 +220,13 @@ def teacher_keys(
     """
 
 
-def optimizer_keys(*, learning_rate: float) -> None:
+def optimizer_keys(*, learning_rate: float | Literal["auto"]) -> None:
     """The keys of ``optimizer`` that differ from the arguments of `create_optimizer`.
 
     Args:
       learning_rate: peak of the learning rate, which the section ``schedule`` raises and lowers. Muon's updates are
-        scaled to the size of AdamW's, so that AdamW's rate fits both.
+        scaled to the size of AdamW's, so that AdamW's rate fits both. ``"auto"``: by the number of training images; see
+        `jaxvision.run.recipe.recipe`.
     """
 
 

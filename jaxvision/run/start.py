@@ -25,8 +25,10 @@ from jaxvision.parallel import distributed
 from jaxvision.parallel.mesh import mesh_text, shard_batch
 from jaxvision.parallel.rules import state_bytes
 from jaxvision.run.context import RunContext
+from jaxvision.run.head import start_with_probe
 from jaxvision.run.loop import TrainingLoop
 from jaxvision.run.not_finite import NonFiniteSteps
+from jaxvision.run.recipe import AUTO
 from jaxvision.run.recorded import read_classifier_record, write_classifier_record
 from jaxvision.run.sections import MAY_DIFFER
 from jaxvision.run.teacher import cached_outputs
@@ -92,6 +94,10 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     if start.step == 0:
         for warning in [*_unlikely_settings(run.config, run.steps, len(run.data["train"])), *_few_images(run)]:
             console.warn(warning)
+    if restored is None and run.options.head_init == "probe":
+        leaves = start.state["model"]
+        del start  # frees the optimizer's state and the average, which are made again with the new head
+        start = start_with_probe(run, leaves)
     return TrainingLoop(
         run,
         start,
@@ -246,6 +252,9 @@ def _announce(run: RunContext, first_step: int) -> None:
         first_step=first_step,
         workdir=run.workdir,
     )
+    if run.chosen:
+        values = ", ".join(f"{key}={x:g}" for key, x in run.chosen.items())
+        run.console.note(f"chosen by the number of training images ({len(run.data['train']):,}): {values}")
     if run.mesh.size < jax.device_count():
         run.console.warn(
             f"config.mesh uses {run.mesh.size} of {jax.device_count()} devices. Set one axis to -1 to use all of them."
@@ -268,9 +277,12 @@ def _few_images(run: RunContext) -> list[str]:
     n = len(run.data[run.watched_split])
     if run.checkpoint_options["best"] is None or n >= 50:
         return []
+    fix = "Add validation images, or set checkpoint.best=None to export the last step."
+    if run.config.source.validation_fraction == AUTO:
+        fix = "With so few images, also run `jaxvision probe`, whose cross-validation tests all of them."
     return [
         f"the best checkpoint is chosen by {count(n, 'validation image')}, so one image is {1 / n:.1%} of "
-        f"{run.decisive_metric}. Add validation images, or set checkpoint.best=None to export the last step."
+        f"{run.decisive_metric}. {fix}"
     ]
 
 
@@ -287,7 +299,7 @@ def _unlikely_settings(config: ConfigDict, steps: int, images: int) -> list[str]
             f"data.batch_size: got {config.data.batch_size} for {count(images, 'training image')}, so each step "
             f"repeats images and takes more than an epoch. Set data.batch_size to {images} or less."
         )
-    if steps < 100:
+    if steps < 100 and config.train.epochs != AUTO:
         warnings.append(
             f"training takes only {count(steps, 'step')}. Set a smaller data.batch_size or more train.epochs "
             f"for more steps."

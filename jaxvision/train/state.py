@@ -93,8 +93,18 @@ def initialize(create: Callable[[nnx.Module], TrainState], model: Model, shardin
       model: the model, which stays usable because its arrays are copied, or a function that builds it.
       shardings: of every leaf, from `jaxvision.parallel.rules.state_shardings`.
     """
-    graph, leaves = place_model(model, shardings["model"])
-    # Donated, so that these arrays become those of the state.
+    return state_of(create, *place_model(model, shardings["model"]), shardings)
+
+
+def state_of(create: Callable[[nnx.Module], TrainState], graph: nnx.GraphDef, leaves: nnx.State, shardings: Any) -> Any:
+    """Returns the state before the first step of a model that is on the devices already.
+
+    Args:
+      create: as for `abstract_state`.
+      graph: structure of the model.
+      leaves: state of the model, sharded. Its arrays become those of the result and cannot be used any more.
+      shardings: as for `initialize`.
+    """
     fill = jax.jit(
         lambda leaves: nnx.state(create(nnx.merge(graph, leaves))), out_shardings=shardings, donate_argnums=0
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxvision.data import ArraySource, Splits, open_dataset
-from jaxvision.data.source import empty_classes_text, names_checksum, open_source
+from jaxvision.data.source import empty_classes_text, names_checksum, open_source, validation_share
 from jaxvision.errors import UserError
 
 LABELS = np.repeat(np.arange(3), [50, 20, 10])
@@ -149,3 +149,24 @@ def test_the_checksum_of_a_part_asks_for_no_names_that_its_source_has_summed() -
     ]
     first, again, other = map(names_checksum, parts)
     assert first == again != other
+
+
+def one_each() -> Splits:
+    images = np.zeros((3, 4, 4, 1), np.uint8)
+    return Splits(train=ArraySource(images, np.arange(3), classes=["a", "b", "c"], name="mine"), test=arrays())
+
+
+def test_the_number_of_images_chooses_the_share() -> None:
+    """80 images: a fifth, 16. Data with a validation split, or with one image of each class, stay as they are."""
+    train, validation, _ = open_source(of_arrays, validation_fraction="auto")
+    assert np.bincount(validation.labels).tolist() == [10, 4, 2]
+    assert train.notes == ["16 of 80 training images are held out for validation"]
+    assert len(open_source(with_validation, validation_fraction="auto").train) == 80
+    assert open_source(one_each, validation_fraction="auto").validation is None
+
+
+@pytest.mark.parametrize(
+    ("images", "held"), [(10, 2), (499, 99.8), (501, 100), (999, 100), (3000, 300), (50_000, 5000), (1_000_000, 5000)]
+)
+def test_the_share_for_a_number_of_images(images: int, held: float) -> None:
+    assert images * validation_share(images) == pytest.approx(held)

@@ -94,6 +94,25 @@ def test_two_processes_of_the_launcher_train_as_one(tmp_path: Path) -> None:
     assert last[1]["loss"] == pytest.approx(last[0]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_two_processes_start_with_the_same_probe(tmp_path: Path) -> None:
+    """Each computes the features of half of the images. Their model of step 0 is that of one process."""
+    flags = [*QUICK, "--config.train.steps=1", "--config.train.head_init=probe"]
+    for name, command in (
+        ("two", [str(ROOT / "launch" / "local.py"), "--processes", "2", "--"]),
+        ("one", ["-m", "jaxvision.main"]),
+    ):
+        done = subprocess.run(
+            [sys.executable, *command, *flags, "--workdir", tmp_path / name],
+            cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    lines = [json.loads((tmp_path / n / "metrics.jsonl").read_text().splitlines()[0]) for n in ("one", "two")]
+    assert [line["step"] for line in lines] == [0, 0]
+    assert lines[1]["loss"] == pytest.approx(lines[0]["loss"], rel=1e-3)
+    assert lines[1]["top1"] > 0.7
+
+
 def test_the_launcher_passes_on_the_exit_status_of_a_mistake(tmp_path: Path) -> None:
     flags = [*QUICK, "--config.train.steps=0", "--workdir", tmp_path / "run"]
     done = subprocess.run(

@@ -137,7 +137,10 @@ def test_axes_of_the_mesh_that_the_file_omits() -> None:
         ({"source": {}}, r"config\.source\.name: not set"),
         ({"model": {}}, r"config\.model\.name: not set"),
         ({"model": {"name": "test_resnet", "num_classes": 5}}, r"config\.model\.num_classes: this key cannot be set"),
-        ({"train": {"epochs": "many"}}, r"config\.train\.epochs: got 'many', expected a number\. Example: --config\."),
+        (
+            {"train": {"epochs": "many"}},
+            r"epochs: got 'many', expected a number or 'auto'\. Example: --config\.",
+        ),
         ({"optimizer": {"learning_rate": "fast"}}, r"config\.optimizer\.learning_rate: got 'fast', expected a number"),
         ({"train": {"scan": 1}}, r"config\.train\.scan: got 1, expected True or False"),
         ({"data": {"batch_size": 32.0}}, r"config\.data\.batch_size: got 32\.0, expected an integer"),

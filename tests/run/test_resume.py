@@ -103,7 +103,7 @@ def test_a_run_resumes_only_with_the_same_training_data(tmp_path: Path, monkeypa
 
     def config(where: str, **data: Any) -> ConfigDict:
         config = load("configs/folder.py:test_resnet")
-        config.source.data_dir = str(tmp_path / where)
+        config.source.update({"data_dir": str(tmp_path / where), "validation_fraction": None})
         config.model.pretrained, config.model.image_size = False, 32
         config.data = ConfigDict({"batch_size": 8, "workers": 0, **data})
         config.train.update({"steps": 2, "evaluate_every": 1.0})

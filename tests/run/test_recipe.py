@@ -1,0 +1,76 @@
+"""Keys that are "auto": what the number of training images chooses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.images import class_folders
+from support.quick import quick, refused, start
+
+from jaxvision import run
+from jaxvision.run.config import load
+from jaxvision.run.recipe import recipe, resolve
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "rate"),
+    [
+        (8, 15.0, 3e-5),  # the bounds
+        (125, 15.0, 5.9e-5),  # 1e-4 / 8^(1/4); 20 epochs, at most 15
+        (1000, 10.0, 1e-4),
+        (8000, 5.0, 1.7e-4),  # 10 / 2, and 1e-4 * 8^(1/4)
+        (16_000, 5.0, 2e-4),  # 1e-4 * 16^(1/4)
+        (81_000, 5.0, 3e-4),
+        (10_000_000, 5.0, 3e-4),
+    ],
+)
+def test_the_rule(images: int, epochs: float, rate: float) -> None:
+    assert recipe(images) == (epochs, rate)
+
+
+def test_numbers_of_the_user_remain_and_the_warm_up_is_a_tenth() -> None:
+    config = run.complete(load("configs/folder.py"))
+    _, chosen = resolve(config, 1000)
+    assert chosen == {"train.epochs": 10.0, "schedule.warmup_epochs": 1.0, "optimizer.learning_rate": 1e-4}
+    config = run.complete(load("configs/folder.py"), [("train.epochs", "30"), ("optimizer.learning_rate", "1e-3")])
+    settings, chosen = resolve(config, 1000)
+    assert chosen == {"schedule.warmup_epochs": 3.0}
+    assert (settings.train.epochs, settings.optimizer.learning_rate) == (30.0, 1e-3)
+    config = run.complete(load("configs/folder.py"), [("train.steps", "500")])  # 16 epochs of batches of 32
+    assert resolve(config, 1000)[1] == {"schedule.warmup_epochs": 1.6, "optimizer.learning_rate": 1e-4}
+
+
+def test_a_config_file_and_flags_may_say_auto() -> None:
+    config = run.complete(quick(), [("train.epochs", "auto"), ("source.validation_fraction", "auto")])
+    assert (config.train.epochs, config.source.validation_fraction) == ("auto", "auto")
+    own = load("configs/folder.py")
+    own.train.epochs, own.optimizer.learning_rate = 3, 0.01
+    assert run.complete(own).train.epochs == 3.0
+
+
+@pytest.mark.slow
+def test_the_console_names_the_choice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """18 images: three for testing, and of the other 15 three for the validation."""
+    photos = class_folders(tmp_path / "photos", ["cat", "dog", "owl"], each=6)
+    arguments = ["--config=configs/folder.py:test_resnet", f"--config.source.data_dir={photos}"]
+    arguments += ["--config.model.pretrained=False", "--config.model.image_size=32", "--config.train.steps=2"]
+    status, out, err = start(capsys, *arguments, f"--workdir={tmp_path / 'run'}", "--config.mesh.data=1")
+    assert status == 0, err
+    text = " ".join(out.split())
+    assert "3 of 15 training images are held out for validation" in text
+    assert "chosen by the number of training images (12): schedule.warmup_epochs=0.53, optimizer.learning_rate=" in text
+    assert "also run `jaxvision probe`, whose cross-validation tests all of them" in text
+
+
+def test_errors(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    photos = class_folders(tmp_path / "photos", ["cat", "dog"], each=4)
+    arguments = ["--config=configs/folder.py:test_resnet", f"--config.source.data_dir={photos}"]
+    arguments += ["--config.model.pretrained=False", f"--workdir={tmp_path / 'run'}"]
+    error = refused(capsys, *arguments, "--config.optimizer.name=sgd")
+    assert (
+        "config.optimizer.learning_rate: got 'auto' for 'sgd', expected a number, because only adamw and muon" in error
+    )
+    error = refused(capsys, *arguments, "--config.train.epochs=automatic")
+    assert "config.train.epochs: got 'automatic', expected a number or 'auto'" in error
+    assert not (tmp_path / "run").exists()
