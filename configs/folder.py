@@ -9,18 +9,16 @@ the validation data (`source.validation_fraction`). The argument after the colon
 `jaxvision list --pretrained`.
 
 Recipe: probe, then fine-tune (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). A logistic regression on the
-features of the training images becomes the head, and is evaluated as step 0. Then all layers train: AdamW with
-layer-wise decay 0.75, label smoothing 0.1, crops and flips. The number of training images chooses epochs, warm-up and
-learning rate; the console prints them. The validation data choose the exported checkpoint: the probe, if fine-tuning
-did not improve on it. ``test/`` is evaluated once, at the end.
+features of the training images becomes the head, and is evaluated as step 0. Then all layers train, except BatchNorm,
+which keeps the statistics that the head was fitted with: AdamW with layer-wise decay 0.75, crops and flips. The number
+of training images chooses epochs, warm-up and learning rate; the console prints them. The validation data choose the
+exported checkpoint: the probe, if fine-tuning did not improve on it. ``test/`` is evaluated once, at the end.
 
 - A few hundred images: run `jaxvision probe` first, which takes a minute and tests every image by cross-validation.
-- A network with BatchNorm on few images: --config.model.freeze='.*bn\\d*\\.' keeps the statistics that the probe was
-  fitted with. Without it, fine-tuning may be worse than the probe.
 - Little time: --config.model.freeze_backbone=True trains only the head, with the features of augmented images.
 - No network: --config.model.checkpoint_path=model.safetensors reads a weight file of timm.
-- From scratch: --config.model.pretrained=False --config.train.head_init=None --config.train.epochs=100
-  --config.optimizer.learning_rate=1e-3.
+- From scratch: --config.model.pretrained=False --config.model.freeze_batch_norm=False --config.train.head_init=None
+  --config.train.epochs=100 --config.optimizer.learning_rate=1e-3.
 
 Cost and result: depend on your images. docs/transfer_learning.md has a measured example.
 """
@@ -33,7 +31,7 @@ def get_config(model: str = "resnet50.a1_in1k") -> ConfigDict:
     config.seed = 0
     config.source = {"name": "folder", "data_dir": "photos", "validation_fraction": "auto"}
     config.data = {"batch_size": 32}
-    config.model = {"name": model, "pretrained": True}
+    config.model = {"name": model, "pretrained": True, "freeze_batch_norm": True}
     config.augment = {"crop": "resized", "crop_scale": (0.35, 1.0), "flip": 0.5}
     config.loss = {"label_smoothing": 0.1}
     config.optimizer = {

@@ -55,6 +55,7 @@ def create_model(
     out_indices: int | Sequence[int] | None = None,
     freeze_backbone: bool = False,
     freeze_layers: int = 0,
+    freeze_batch_norm: bool = False,
     freeze: Sequence[str] = (),
     dtype: Any = None,
     param_dtype: Any = "float32",
@@ -92,6 +93,7 @@ def create_model(
       freeze_backbone: freeze all layers except the head (`jaxvision.freeze`).
       freeze_layers: freeze the first n groups of layers: the stem and the stages of a convnet, the patch embedding and
         the blocks of a ViT.
+      freeze_batch_norm: freeze every BatchNorm, with its statistics, for fine-tuning on few images or in small batches.
       freeze: regular expressions, anchored at the start, of the names of parameters to freeze.
       dtype: dtype of the computation, such as ``"bfloat16"``. Default: `param_dtype`.
       param_dtype: dtype of the parameters.
@@ -150,8 +152,9 @@ def create_model(
             published=checkpoint_path is None and entry.folder is None,
             rngs=rngs,
         )
-    if freeze_backbone or freeze_layers or patterns:
-        partial.freeze(model, backbone=freeze_backbone, layers=freeze_layers, patterns=patterns)
+    partial.freeze(
+        model, backbone=freeze_backbone, layers=freeze_layers, batch_norm=freeze_batch_norm, patterns=patterns
+    )
     return eval_view(FeatureExtractor(model, out_indices) if features_only else model)
 
 

@@ -290,7 +290,8 @@ def _unlikely_settings(config: ConfigDict, steps: int, images: int) -> list[str]
     """Returns warnings about settings that are valid, but probably not intended."""
     model = config.model
     is_loaded = model.pretrained or model.checkpoint_path
-    is_frozen = model.freeze_backbone or model.freeze_layers or model.freeze or config.lora.rank
+    freezes = (model.freeze_backbone, model.freeze_layers, model.freeze_batch_norm, model.freeze, config.lora.rank)
+    is_frozen = any(freezes)
     warnings = []
     if is_frozen and not is_loaded:
         warnings.append("the frozen layers have random weights. Set model.pretrained or model.checkpoint_path.")

@@ -21,13 +21,16 @@ from jaxvision.errors import UserError, nearest
 from jaxvision.models.layers import dtypes
 from jaxvision.models.layers.frozen import Frozen, Replaced, convert, replace_layer
 from jaxvision.models.layers.init import torch_default
+from jaxvision.models.layers.norm import BatchNorm
 
 M = TypeVar("M", bound=Any)  # with the attributes of jaxvision.models.base.Model
 
 # --- freezing ---
 
 
-def freeze(model: M, *, backbone: bool = False, layers: int = 0, patterns: Sequence[str] = ()) -> M:
+def freeze(
+    model: M, *, backbone: bool = False, layers: int = 0, batch_norm: bool = False, patterns: Sequence[str] = ()
+) -> M:
     """Freezes parameters of `model` in place and returns it. Frozen parameters stay frozen.
 
     Views of `model` that were made before are frozen as well. Create the optimizer afterwards: an older one expects the
@@ -38,6 +41,7 @@ def freeze(model: M, *, backbone: bool = False, layers: int = 0, patterns: Seque
       backbone: freeze everything but the classifier.
       layers: freeze the first n groups of ``model.layer_groups(coarse=True)``. The first group is the stem (of a ViT:
         patch embedding, tokens and positions); each stage of a convnet and each block of a ViT is another.
+      batch_norm: freeze every BatchNorm, with its statistics. A model without BatchNorm stays as it is.
       patterns: freeze the parameters whose names match one of these regular expressions, anchored at the start, such as
         ``r"blocks\\.[0-5]\\."`` or ``r".*\\.bias"``.
 
@@ -63,6 +67,8 @@ def freeze(model: M, *, backbone: bool = False, layers: int = 0, patterns: Seque
                 f"{', '.join(groups[:2])}, ..., {groups[-1]}."
             )
         frozen |= _matching(names, groups[:layers])
+    if batch_norm:
+        frozen |= {name for name, module, _ in _parameters(model) if isinstance(module, BatchNorm)}
     if patterns:
         frozen |= _matching(names, patterns)
     _convert(model, frozen, Frozen)

@@ -72,6 +72,19 @@ def changed_by_training(model, x) -> set[str]:
 # --- Frozen in any loop ---
 
 
+def test_frozen_batch_norm_keeps_its_statistics(x):
+    model = freeze(random_model("test_resnet", image_size=32, num_classes=4), batch_norm=True)
+    before = arrays(model)
+    users_own_step(train_view(model), nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param), x)
+    after = arrays(model)
+    convolutions_and_head = {name for name in before if name.endswith("kernel") or name.startswith("fc.")}
+    assert {name for name in before if not np.array_equal(before[name], after[name])} == convolutions_and_head
+
+
+def test_frozen_batch_norm_of_a_model_without_it_changes_nothing():
+    assert not frozen(freeze(abstract(), batch_norm=True))
+
+
 def test_frozen_backbone_and_its_statistics_do_not_change(x) -> None:
     model = freeze(random_model("test_resnet", num_classes=4), backbone=True)
     assert changed_by_training(model, x) == {"fc.bias", "fc.kernel"}
