@@ -57,7 +57,9 @@ def open_weights(source: str | Path | WeightFile) -> WeightFile:
             kind = recognize(path, file)
             if kind == "safetensors":
                 return renamed(SafetensorsFile(path, file))
-    except (SafetensorError, OSError, ValueError) as e:
+    except OSError as e:
+        raise UserError(f"{path}: cannot read the file: {e.strerror or e}. Check its permissions and the disk.") from e
+    except (SafetensorError, ValueError) as e:
         if isinstance(e, UserError):
             raise
         size = f"{path.stat().st_size:,} bytes"
@@ -89,7 +91,9 @@ def find_file(path: str | Path) -> Path:
     if os.path.isdir(path):
         return _find_in_folder(path)
     if not os.path.isfile(path):
-        raise UserError(f"no such weight file: {str(path)[:300]!r}")
+        is_address = str(path).startswith(("http:", "https:"))
+        fix = ". Download the file, and pass its path." if is_address else ""
+        raise UserError(f"no such weight file: {str(path)[:300]!r}{fix}")
     return path
 
 
@@ -112,7 +116,10 @@ def weights_folder(path: Path) -> Path:
 
 
 def _find_in_folder(folder: Path) -> Path:
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    except OSError as e:
+        raise UserError(f"{folder}: cannot read the folder: {e.strerror or e}. Check its permissions.") from e
     for name in NAMES:
         if name in names:
             return folder / name

@@ -15,6 +15,7 @@ _WEB_PAGE = (
 )
 _KERAS = ("an HDF5 file, such as Keras writes", "There is no converter for it; use timm's weights of this architecture")
 _NUMPY = ("a single NumPy array", "Pass a NumPy archive (.npz) of all arrays of the model")
+_IMAGE = ("an image", "Check the order of the arguments")
 _TAR = (
     "a tar archive",
     "Unpack it. If PyTorch before 0.1.10 wrote it, load it there and save it again",
@@ -28,6 +29,8 @@ _OTHERS = {
     b"\x89hdf": _KERAS,
     b"\x93numpy": _NUMPY,
     b"\x1f\x8b": ("a compressed file", "Unpack it: gunzip"),
+    b"\x89png": _IMAGE,
+    b"\xff\xd8\xff": _IMAGE,
     b"gguf": ("a GGUF file of a language model", "Use a safetensors file of this architecture"),
 }
 
@@ -45,6 +48,8 @@ def recognize(path: Path, file: BinaryIO) -> Literal["npz", "pickle", "safetenso
     """
     start = file.read(512)
     file.seek(0)
+    if not start:
+        raise _format_error(path, "an empty file", "Copy or download the file again")
     if start[:2] == b"PK":
         return _recognize_zip(path, file)
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):

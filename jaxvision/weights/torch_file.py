@@ -201,6 +201,8 @@ class _Archive:
 
     def __init__(self, file: BinaryIO, data: Any):
         self._data = data
+        if not zipfile.is_zipfile(file):  # its table of contents, which is at its end, is missing
+            raise ValueError("it is truncated")
         with zipfile.ZipFile(file) as archive:
             members, end = archive.infolist(), archive.start_dir
         self._members = {member.filename: member for member in members}

@@ -16,6 +16,7 @@ from jaxvision.errors import UserError
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 # torch.compile and DistributedDataParallel, in either order, add these prefixes to every name that they save.
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
+_MAX_NAME = 200  # characters of a name in a message; a damaged file may have names of megabytes
 
 
 class WeightFile(ABC):
@@ -62,11 +63,11 @@ def without_wrappers(tensors: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def first_names(names: Iterable[str], n: int = 3) -> str:
-    """Returns the first `n` names as text, with the number of omitted ones.
+    """Returns the first `n` names as text, with the number of omitted ones. Very long names are shortened.
 
     >>> first_names("abcde")
     'a, b, c, and 2 more'
     """
     names = list(names)
     rest = f", and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(names[:n]) + rest
+    return ", ".join(name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..." for name in names[:n]) + rest

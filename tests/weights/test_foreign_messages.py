@@ -75,6 +75,12 @@ def test_a_difference_from_the_library_is_a_warning(name, options, words, tmp_pa
     assert [record for record in caplog.records if record.levelname == "WARNING" and words in record.getMessage()]
 
 
+def test_no_advice_for_a_file_that_does_not_fit(tmp_path, caplog):
+    with pytest.raises(UserError, match="does not fit"):
+        load("torchvision-efficientnet", tmp_path, caplog, architecture="tf_efficientnet_lite0")
+    assert "Build the model with" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["torchvision-efficientnet", "google-vit", "open-clip-quickgelu", "big-vision-gap"])
 def test_no_warning_without_a_difference(name, tmp_path, caplog):
     load(name, tmp_path, caplog)

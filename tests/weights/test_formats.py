@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import warnings
 import zipfile
@@ -42,7 +43,9 @@ def zipped(*names: str) -> bytes:
         ("a.safetensors", b"<html><body>Sign in</body></html>", "/resolve/"),
         ("a.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
         ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "got a pointer of git-lfs"),
-        ("a.pth", b"", "(0 bytes) is truncated or not a weight file"),
+        ("a.pth", b"", "got an empty file, expected"),
+        ("a.pth", b"\xff\xd8\xff\xe0\0\x10JFIF\0", "got an image, expected"),
+        ("a.safetensors", b"\x89PNG\r\n\x1a\n" + b"\0" * 90, "got an image, expected"),
         ("a.pth", b"\0" * 600, "(600 bytes) is truncated or not a weight file"),
         ("a.pth", tar(), "got a tar archive"),
         ("a.npy", b"\x93NUMPY\x01\0", "got a single NumPy array"),
@@ -58,6 +61,32 @@ def zipped(*names: str) -> bytes:
 def test_what_a_file_is(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
     assert words in load_error(build("test_resnet"), tmp_path / name)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the administrator may read everything")
+def test_files_and_folders_without_permission(tmp_path):
+    path = tmp_path / "folder" / "model.safetensors"
+    path.parent.mkdir()
+    save_file({"a": np.zeros(1, np.float32)}, path)
+    path.chmod(0)
+    assert "cannot read the file: Permission denied. Check its permissions" in load_error(build("test_resnet"), path)
+    path.parent.chmod(0)
+    message = load_error(build("test_resnet"), path.parent)
+    path.parent.chmod(0o700)
+    assert "cannot read the folder: Permission denied. Check its permissions" in message
+
+
+def test_an_address_is_not_a_file():
+    message = load_error(build("test_resnet"), "https://example.org/model.pth")
+    assert "no such weight file" in message
+    assert "Download the file, and pass its path." in message
+
+
+def test_very_long_names_are_shortened(tmp_path):
+    save_file({"k" * 10_000: np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    message = load_error(build("test_resnet"), tmp_path / "model.safetensors")
+    assert "1 unexpected (kkk" in message
+    assert len(message) < 1000
 
 
 def test_a_safetensors_file_whose_length_looks_like_json(tmp_path):

@@ -90,9 +90,9 @@ def load_timm(
         is_untrained = head == "auto" or any(_is_abstract(leaf) for leaf in fresh.values())
         head_level = logging.WARNING if is_untrained else logging.INFO
         shapes = _without_head(model, file, shapes)
-    foreign.log_differences(model, file)
     adapters = match_tensors(model, file, targets, shapes, published=published)
     _check_dtypes(file, shapes)
+    foreign.log_differences(model, file)
     values = {name: _value(file, name, adapters[name], leaf.get_raw_value()) for name, leaf in targets.items()}
     if head_level is not None:
         _log_head(model, file, level=head_level)
