@@ -8,6 +8,7 @@ _LABELS = {
     "top1": "top-1",
     "top5": "top-5",
     "calibration_error": "ECE",
+    "cross_validated_accuracy": "cross-validated accuracy",
     "count": "images",
     "learning_rate": "learning rate",
     "images_per_second": "images/s",
@@ -15,7 +16,7 @@ _LABELS = {
     "step_seconds": "step time",
     "grad_norm": "gradient norm",
 }
-_FRACTIONS = ("top1", "top5", "calibration_error", "accuracy", "data_wait")
+_FRACTIONS = ("top1", "top5", "calibration_error", "accuracy", "standard_error", "data_wait")
 
 
 def label(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jaxvision
 from jaxvision.classifier import Classifier
-from jaxvision.errors import UserError, count, printable_line
+from jaxvision.errors import UserError, count, printable, printable_line
 from jaxvision.models import registry
 from jaxvision.report import wording
 from jaxvision.weights import catalog, timm
@@ -47,20 +47,23 @@ def find_start(config: Mapping[str, Any]) -> Start:
       >>> start.repository, start.license
       ('timm/resnet18.fb_swsl_ig1b_ft_in1k', 'cc-by-nc-4.0')
     """
-    model = config["model"]
+    if probe := config.get("probe"):
+        begin, model = "The head was fitted to features of", {**probe, "name": probe["model"], "pretrained": True}
+    else:
+        begin, model = "Training started from", config["model"]
     if model.get("checkpoint_path"):
-        return Start(f"Training started from the weights in a file, `{os.path.basename(model['checkpoint_path'])}`.")
+        return Start(f"{begin} the weights in a file, {_code(os.path.basename(model['checkpoint_path']))}.")
     if not model.get("pretrained"):
-        return Start("Training started from random weights.")
+        return Start(f"{begin} random weights.")
     name = str(model["name"])
     if catalog.is_on_hub(name):
         repository = name.partition(":")[2]
-        return Start(f"Training started from `{name}`.", repository.partition("@")[0])
+        return Start(f"{begin} {_code(name)}.", repository.partition("@")[0])
     try:
         entry = catalog.lookup(name)
-    except UserError:  # such as a model of the user's own, which is not registered here
-        return Start(f"Training started from `{_without_folders(name)}`.")
-    return Start(f"Training started from `{entry.name}`.", entry.hub_id, entry.license, entry.license_note)
+    except UserError:  # such as a folder, or a model of the user's own, which is not registered here
+        return Start(f"{begin} {_code(os.path.basename(name.rstrip('/')))}.")
+    return Start(f"{begin} {_code(entry.name)}.", entry.hub_id, entry.license, entry.license_note)
 
 
 def model_card(
@@ -96,7 +99,7 @@ def model_card(
         f"## License\n\n{_license(license, start)}",
     ]
     metadata = _metadata(classifier, repo, config, result, license, start)
-    return "\n\n".join([f"---\n{metadata}\n---", *filter(None, sections)]) + "\n"
+    return printable("\n\n".join([f"---\n{metadata}\n---", *filter(None, sections)]) + "\n")
 
 
 def _metadata(
@@ -157,7 +160,8 @@ def _dataset(source: Mapping[str, Any]) -> str | None:
 
 def _dataset_name(source: Mapping[str, Any]) -> str:
     """Returns the name of a dataset, public or not, without folders."""
-    return _dataset(source) or os.path.basename(os.path.abspath(source.get("data_dir") or source["name"]))
+    name = os.path.basename(os.path.abspath(source.get("data_dir") or source["name"]))
+    return _dataset(source) or printable_line(name)
 
 
 def _is_timms(classifier: Classifier) -> bool:
@@ -180,7 +184,7 @@ def _usage(classifier: Classifier, repo: str) -> str:
     ours = f"""In JAX:
 
 ```python
-import jaxvision                                                # pip install jaxvision-nnx
+import jaxvision                                                # from a checkout; the one on PyPI is another project
 
 classifier = jaxvision.load_classifier("hf-hub:{repo}")
 images = classifier.images(["photo.jpg"])                       # resized, cropped and normalized
@@ -210,7 +214,7 @@ print(model.pretrained_cfg["label_names"][best], float(probabilities[best]))
 
 
 def _data(classifier: Classifier, config: Mapping[str, Any] | None) -> str:
-    names = [f"`{printable_line(name).replace('`', chr(39))}`" for name in classifier.classes]
+    names = [_code(name) for name in classifier.classes]
     more = len(names) - _MOST_CLASSES
     listed = ", ".join(names[:_MOST_CLASSES]) + (f" and {more:,} more (`config.json` has all)" if more > 0 else "")
     text = f"{count(len(names), 'class', 'classes')}: {listed}."
@@ -220,13 +224,22 @@ def _data(classifier: Classifier, config: Mapping[str, Any] | None) -> str:
         return text
     source = config["source"]
     kind = "images of the folder" if source["name"] == "folder" else "the dataset"
-    return f"{text}\n\nTrained on {kind} `{_dataset_name(source)}`."
+    return f"{text}\n\nTrained on {kind} {_code(_dataset_name(source))}."
+
+
+def _code(text: str) -> str:
+    """Returns a name as Markdown's code, in which nothing has a meaning but a backtick."""
+    return f"`{printable_line(text).replace('`', chr(39))}`"
 
 
 def _results(config: Mapping[str, Any] | None, result: Mapping[str, Any]) -> str:
     split, metrics = result["split"], dict(result["metrics"])
     images = metrics.pop("count", None)
+    metrics.pop("regularization", None)  # of a probe: a setting, not a result
     on = f"{int(images):,} images of the {split} data" if images is not None else f"the {split} data"
+    if split == "cross-validation":
+        on = on.removesuffix(" data")
+        metrics.pop("cross_validated_accuracy", None)  # is the top-1 accuracy
     rows = [f"| {wording.label(name)} | {wording.value(name, value)} |" for name, value in metrics.items()]
     text = "\n".join([f"| metric | on {on} |", "|---|---|", *rows])
     if split == "validation" and config is not None and (config.get("checkpoint") or {}).get("best"):
@@ -235,6 +248,8 @@ def _results(config: Mapping[str, Any] | None, result: Mapping[str, Any]) -> str
 
 
 def _recipe(config: Mapping[str, Any], start: Start) -> str:
+    if config.get("probe"):  # the rest is that of a training run, and was not used
+        config = {section: config[section] for section in ("source", "data", "probe")}
     text = json.dumps(_without_folders(config), indent=1, ensure_ascii=False, default=str)
     return f"{start.text}\n\n<details><summary>The config of the run</summary>\n\n```json\n{text}\n```\n\n</details>"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +45,9 @@ def classifier(**options: object) -> Classifier:
 def finished_run(workdir: Path, **sections: dict) -> Path:
     """Returns the workdir of a run that has left all its files, without training."""
     save_classifier(workdir / "export", classifier())
-    source = {"name": "folder", "data_dir": str(workdir.parent / "secret" / "photos")}
-    model = {"name": "resnet18.fb_swsl_ig1b_ft_in1k", "pretrained": True}
-    write_config(workdir, run.complete(quick("resnet", source=source, model=model, **sections)))
+    sections.setdefault("source", {"name": "folder", "data_dir": str(workdir.parent / "secret" / "photos")})
+    sections.setdefault("model", {"name": "resnet18.fb_swsl_ig1b_ft_in1k", "pretrained": True})
+    write_config(workdir, run.complete(quick("resnet", **sections)))
     for path in result_files(workdir).values():
         if not path.exists():
             path.write_text("x")
@@ -147,6 +149,27 @@ def test_the_card_says_that_the_validation_data_chose_the_checkpoint(tmp_path):
     assert found.data.license == "mit"
     assert "chosen by these images, so the result is optimistic" in found.content
     assert "The weights it started from: cc-by-nc-4.0." in found.content
+
+
+def test_the_card_of_a_probe_names_the_weights_of_the_features(tmp_path):
+    workdir = finished_run(tmp_path / "run", model={"name": "resnet18", "pretrained": False})
+    record = json.loads((workdir / "config.json").read_text())
+    record["probe"] = {"model": "resnet18.a1_in1k", "checkpoint_path": None, "folds": 5}
+    write_config(workdir, record)
+    metrics = {"top1": 0.5, "cross_validated_accuracy": 0.5, "standard_error": 0.125, "regularization": 0.1, "count": 8}
+    write_result(workdir, step=0, split="cross-validation", metrics=metrics)
+    found = card(tmp_path, workdir)
+    assert (found.data.base_model, found.data.license) == ("timm/resnet18.a1_in1k", "apache-2.0")
+    for text in ("features of `resnet18.a1_in1k`", "8 images of the cross-validation |", "standard error | 12.50 % |"):
+        assert text in found.content, text
+    for text in ("random weights", "regularization", "cross-validated", '"optimizer"'):
+        assert text not in found.content, text
+
+
+def test_names_of_any_bytes_on_the_card(tmp_path):
+    source = {"name": "folder", "data_dir": os.fsdecode(b"/x/`a`\n\xff")}
+    found = card(tmp_path, finished_run(tmp_path / "run", source=source, model={"name": "resnet18"}))
+    assert "the folder `'a'\\n\\xff`." in found.content
 
 
 @pytest.mark.parametrize(
