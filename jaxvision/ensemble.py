@@ -245,8 +245,8 @@ def _predict(forward: Forward, kind: str, model: Any, images: jax.Array) -> jax.
 def _check_member(member: Classifier, first: Classifier, name: str, tta: str | None) -> None:
     if not member.classes:
         raise UserError(
-            f"ensemble: got {name}, which has no head, expected a classifier. For its features use "
-            "jaxvision.create_model in Python."
+            f"{name}: got weights without a head, expected those of a classifier. For features run `jaxvision embed`; "
+            "for a head that is fitted to your images, run `jaxvision probe`."
         )
     if member.classes != first.classes and sorted(member.classes) != sorted(first.classes):
         differing = sorted({*member.classes} ^ {*first.classes})[:3]

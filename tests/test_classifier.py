@@ -52,7 +52,7 @@ def test_a_classifier_never_has_an_untrained_head(tmp_path, capsys):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     command = ["predict", "-m", "test_resnet", "--checkpoint", str(headless), str(tmp_path / "a.png")]
     assert cli.main(command) == 2
-    assert "got test_resnet, which has no head, expected a classifier" in capsys.readouterr().err
+    assert "test_resnet: got weights without a head, expected those of a classifier" in capsys.readouterr().err
 
 
 def test_the_number_of_names_must_be_the_number_of_classes():

@@ -153,7 +153,7 @@ def test_what_does_not_combine(change, options, message):
 def test_members_are_needed_and_have_heads():
     with pytest.raises(UserError, match="got no members"):
         Ensemble([])
-    with pytest.raises(UserError, match="got test_resnet, which has no head"):
+    with pytest.raises(UserError, match="test_resnet: got weights without a head"):
         Ensemble([Classifier(build("test_resnet", num_classes=0), (), Preprocess(image_size=32))])
 
 
