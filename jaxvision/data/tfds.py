@@ -6,14 +6,16 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxvision.data.prepare import find_original, prepare
+from jaxvision.data.prepare import ORIGINALS, find_original, prepare
 from jaxvision.data.source import Example, Splits
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, nearest
 
 
 class TfdsSource:
@@ -89,24 +91,17 @@ def open_tfds(
     Raises:
       UserError: no such dataset or split, or the dataset is not prepared and cannot be downloaded or needs TensorFlow.
     """
-    data_dir = data_dir and os.path.expanduser(data_dir)
-    try:
-        with _quiet():
-            import tensorflow_datasets as tfds
+    data_dir = os.path.expanduser(data_dir) if data_dir else None
+    _check_folder(data_dir)
+    if dataset.startswith("huggingface:"):  # TFDS would read the hub by a library that jaxvision does not need
+        raise UserError(
+            f"source.dataset: got {dataset!r}, expected a dataset of TFDS. For the hub set "
+            f"--config.source.name=huggingface and --config.source.path={dataset.partition(':')[2]}."
+        )
+    with _quiet():
+        import tensorflow_datasets as tfds
 
-            builder = _prepared(dataset, data_dir)
-    except tfds.core.DatasetNotFoundError as e:
-        raise UserError(
-            f"source.dataset: got {dataset!r}, expected a dataset of TFDS or one in {_folder(data_dir)}. Check "
-            "the name and source.data_dir."
-        ) from e
-    except (AssertionError, ValueError) as e:  # no such version, or an invalid name
-        if isinstance(e, UserError):
-            raise
-        raise UserError(
-            f"source.dataset: cannot open {dataset!r} in {_folder(data_dir)}: {str(e).splitlines()[0]}. Check the name "
-            "and source.data_dir."
-        ) from e
+        builder = _prepared(dataset, data_dir)
     if builder.info.file_format not in tfds.core.FileFormat.with_random_access():
         raise UserError(
             f"tfds {dataset}: got the format {builder.info.file_format.value} in {builder.data_path}, expected "
@@ -130,18 +125,54 @@ def _prepared(dataset: str, data_dir: str | None) -> Any:
     """Returns the builder of a dataset, which is downloaded and prepared as ArrayRecord files if necessary."""
     import tensorflow_datasets as tfds
 
-    target = find_original(dataset, data_dir)
-    try:
-        builder = tfds.builder(dataset, data_dir=data_dir)
-        if builder.is_prepared():
-            return builder
-    except tfds.core.DatasetNotFoundError:
-        if target is None:
-            raise
+    with _errors_of_tfds(dataset, data_dir):
+        target = find_original(dataset, data_dir)
+        try:
+            builder = tfds.builder(dataset, data_dir=data_dir)
+            if builder.is_prepared():
+                return builder
+        except tfds.core.DatasetNotFoundError:
+            if target is None:
+                raise
     if target is None:
         return _prepared_by_tensorflow(dataset, data_dir)
     prepare(target)
     return tfds.builder(f"{target.name}:{target.builder.version}", data_dir=data_dir)
+
+
+@contextlib.contextmanager
+def _errors_of_tfds(dataset: str, data_dir: str | None) -> Iterator[None]:
+    """Raises what TFDS raises for a name, a version, a config or a damaged folder as a `UserError`."""
+    import tensorflow_datasets as tfds
+
+    name = dataset.partition(":")[0]
+    similar = [] if name in ORIGINALS else nearest(name, ORIGINALS, n=1)
+    fix = f"Did you mean {similar[0]!r}?" if similar else "Check the name and source.data_dir."
+    try:
+        yield
+    except tfds.core.DatasetNotFoundError as e:
+        raise UserError(
+            f"source.dataset: got {dataset[:120]!r}, expected a dataset of TFDS or one in {_folder(data_dir)}. {fix}"
+        ) from e
+    except Exception as e:  # an unknown version or config, a damaged file, a missing package for a bucket
+        said = re.sub(r'^Failed to construct dataset ".*?": (?=\w)', "", str(e).strip())
+        reason = (said.splitlines() or [type(e).__name__])[0].split(" Here are ")[0].rstrip(".")
+        raise UserError(f"source.dataset: cannot open {dataset[:120]!r} in {_folder(data_dir)}: {reason}. {fix}") from e
+
+
+def _check_folder(data_dir: str | None) -> None:
+    if data_dir is None or "://" in data_dir:
+        return
+    try:
+        if not stat.S_ISDIR(os.stat(data_dir).st_mode):
+            raise UserError(f"source.data_dir: got the file {data_dir!r}, expected a folder.")
+    except FileNotFoundError:
+        pass  # it is created
+    except (OSError, ValueError) as e:
+        if isinstance(e, UserError):
+            raise
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"source.data_dir: got {data_dir[:300]!r} ({reason}), expected a folder.") from e
 
 
 def _prepared_by_tensorflow(dataset: str, data_dir: str | None) -> Any:
@@ -149,8 +180,11 @@ def _prepared_by_tensorflow(dataset: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
 
     if importlib.util.find_spec("tensorflow") is None:
+        name = dataset.lower().partition("/")[0].partition(":")[0]
+        others = ", ".join(repr(key) for key in ORIGINALS if key.partition("/")[0] == name)
+        fix = f", or choose one that needs no TensorFlow: {others}" if others else ""
         raise UserError(
-            f"tfds {dataset}: not prepared in {_folder(data_dir)}. Set --config.source.data_dir to its folder, or "
+            f"tfds {dataset}: not prepared in {_folder(data_dir)}. Set --config.source.data_dir to its folder{fix}, or "
             "prepare it with TensorFlow: run pip install '.[tfds]' in the checkout, then the same command again."
         )
     builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 
@@ -85,8 +86,6 @@ def test_tfds_reads_a_prepared_folder_without_tensorflow(tmp_path):
 
 
 def test_missing_tfds_datasets_and_splits(tmp_path, monkeypatch):
-    import importlib.util
-
     write_tfds(tmp_path)
     here = {"data_dir": str(tmp_path)}
     with pytest.raises(UserError, match=r"got the split 'validation', expected one of train \(10\), test \(3\)"):
@@ -98,6 +97,44 @@ def test_missing_tfds_datasets_and_splits(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"eurosat: not prepared in .*pip install '\.\[tfds\]'"):
         open_source("tfds", dataset="eurosat", **here)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("cifar10:3.0.1", "cannot be loaded at version 3.0.1, only: 3.0.2. Check the name"),
+        ("cifar10/other", "BuilderConfig other not found with version 3.0.2. Did you mean 'cifar10'?"),
+        ("cifar-10", "Did you mean 'cifar10'?"),
+        ("imagenet", "expected a dataset of TFDS or one in HERE. Did you mean 'imagenet2012'?"),
+        ("huggingface:beans", "set --config.source.name=huggingface and --config.source.path=beans."),
+    ],
+)
+def test_names_that_are_nearly_right(dataset, words, tmp_path):
+    with pytest.raises(UserError) as caught:
+        open_source("tfds", dataset=dataset, data_dir=str(tmp_path))
+    assert words.replace("HERE", str(tmp_path)) in str(caught.value)
+    assert "builder_kwargs" not in str(caught.value)
+
+
+def test_an_old_config_names_those_that_need_no_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"choose one that needs no TensorFlow: .*'imagenette/160px-v2', or prepare"):
+        open_source("tfds", dataset="imagenette/160px", data_dir=str(tmp_path))
+
+
+def test_what_is_not_a_folder_of_datasets(tmp_path):
+    (tmp_path / "file").touch()
+    for path, words in [
+        (tmp_path / "file", "got the file "),
+        (tmp_path / "file" / "folder", "Not a directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ]:
+        with pytest.raises(UserError, match=rf"source\.data_dir: .*{words}.* expected a folder"):
+            open_source("tfds", dataset="cifar10", data_dir=str(path))
+    (info,) = write_tfds(tmp_path).glob("tiny/*/dataset_info.json")
+    info.write_text("{")
+    with pytest.raises(UserError, match=r"cannot open 'tiny' in .*: Failed to load JSON"):
+        open_source("tfds", dataset="tiny", data_dir=str(tmp_path))
 
 
 def test_tfds_in_a_format_that_needs_tensorflow(tmp_path):
