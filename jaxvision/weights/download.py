@@ -51,7 +51,11 @@ def from_hub(repository: str, filenames: Sequence[str], revision: str | None, *,
 
 
 def find_cached(repository: str, filenames: Sequence[str], revision: str | None) -> Path | None:
-    """Returns the path of the first of `filenames` that the hub's cache has; None if it has none of them."""
+    """Returns the path of the first of `filenames` that the hub's cache has; None if it has none of them.
+
+    Raises:
+      UserError: no repository can have this name, or the cache cannot be read.
+    """
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -60,6 +64,11 @@ def find_cached(repository: str, filenames: Sequence[str], revision: str | None)
             return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=True))
         except LocalEntryNotFoundError:
             pass
+        except OSError as e:
+            raise UserError(
+                f"{e.filename or huggingface_hub.constants.HF_HUB_CACHE}: cannot read the cache of the hub: "
+                f"{e.strerror or e}. Set HF_HOME to a folder."
+            ) from e
         except ValueError as e:
             raise UserError(
                 f"weights: got {repository[:300]!r}, expected a repository on the hub such as 'timm/resnet50.a1_in1k' "

@@ -59,6 +59,16 @@ def test_without_a_network_the_error_names_alternatives(cache):
         assert word in message
 
 
+def test_a_home_of_the_hub_that_is_a_file(cache, monkeypatch):
+    from huggingface_hub import constants
+
+    cache.write_text("")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    with pytest.raises(UserError, match=r"cannot read the cache of the hub: Not a directory\. Set HF_HOME to a folder"):
+        hub.fetch(catalog.lookup("resnet18"))
+
+
 def test_a_restrictive_license_is_logged(cache, caplog):
     put(cache, "timm/resnet18.fb_swsl_ig1b_ft_in1k", "test_resnet")
     hub.fetch(catalog.lookup("resnet18.fb_swsl_ig1b_ft_in1k"))
