@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tarfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,12 +151,13 @@ def _write(target: Target, paths: dict[str, Path], folder: Path) -> None:
             write_split(split, folder, dataset=dataset, features=features)
             for split in target.original.read(paths, features, scratch)
         ]
-    except (tarfile.TarError, zlib.error, EOFError, LookupError, ValueError) as e:
-        if isinstance(e, UserError):
+    except Exception as e:  # a damaged file raises arbitrary exceptions; only those of the disk have a number
+        if isinstance(e, UserError) or (isinstance(e, OSError) and e.errno is not None):
             raise
         names = ", ".join(str(path) for path in paths.values())
+        reason = f"it lacks {e}" if type(e) is KeyError else " ".join(str(e).split()) or type(e).__name__
         raise UserError(
-            f"tfds {target.name}: cannot read {names}: {e}. Replace the damaged file, and try again."
+            f"tfds {target.name}: cannot read {names}: {reason}. Replace the damaged file, and try again."
         ) from e
     shutil.rmtree(scratch)
     tfds.folder_dataset.write_metadata(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ def write_split(split: Split, folder: Path, *, dataset: str, features: Any, file
       file_bytes: size from which a file is complete and the next one begins.
 
     Raises:
+      ValueError: there are no examples.
       UserError: a file cannot be written.
     """
     import tensorflow_datasets as tfds
@@ -33,19 +36,22 @@ def write_split(split: Split, folder: Path, *, dataset: str, features: Any, file
     def digest(i: int) -> bytes:
         return hashlib.md5(f"{split.name}{split.keys[i]}".encode(), usedforsecurity=False).digest()
 
+    if not split.keys:
+        raise ValueError(f"it has no examples of the split {split.name}")
     order = sorted(range(len(split.keys)), key=digest)
     lengths: list[int] = []
     total = size = 0
     writer: Any = None
     with show_progress(f"write {dataset} {split.name}", len(order), unit="images") as update:
-        try:
-            for done, i in enumerate(order, start=1):
+        for done, i in enumerate(order, start=1):
+            example = split.example(i)
+            record = features.serialize_example({name: example[name] for name in features})
+            with _errors_of_writer(folder):
                 if writer is None:
-                    writer = ArrayRecordWriter(str(_path(folder, dataset, split.name, len(lengths))), "group_size:1")
+                    path = _path(folder, dataset, split.name, len(lengths))
+                    writer = ArrayRecordWriter(str(path), "group_size:1")
                     lengths.append(0)
                     size = 0
-                example = split.example(i)
-                record = features.serialize_example({name: example[name] for name in features})
                 writer.write(record)
                 lengths[-1] += 1
                 size += len(record)
@@ -53,15 +59,21 @@ def write_split(split: Split, folder: Path, *, dataset: str, features: Any, file
                 if size >= file_bytes or done == len(order):
                     writer.close()
                     writer = None
-                update(done)
-        except RuntimeError as e:  # of the writer
-            raise UserError(
-                f"{folder}: {str(e).splitlines()[0]}. Make room on the disk, and run the same command again."
-            ) from e
+            update(done)
     for number in range(len(lengths)):
         path = _path(folder, dataset, split.name, number)
         path.rename(path.with_name(f"{path.name}-of-{len(lengths):05d}"))
     return tfds.core.SplitInfo(name=split.name, shard_lengths=lengths, num_bytes=total)
+
+
+@contextmanager
+def _errors_of_writer(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as e:
+        raise UserError(
+            f"{folder}: {str(e).splitlines()[0]}. Make room on the disk, and run the same command again."
+        ) from e
 
 
 def _path(folder: Path, dataset: str, split: str, number: int) -> Path:

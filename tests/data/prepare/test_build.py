@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +20,7 @@ from jaxvision.errors import UserError
 
 KILLED = """
 import sys
+import tarfile
 from pathlib import Path
 from support.originals import at
 from jaxvision.data.prepare import ORIGINALS
@@ -125,3 +128,40 @@ def test_the_default_folder_is_that_of_tfds():
         assert target is not None
         assert str(target.folder) == str(tfds.builder(name).data_path)
         assert target.root == target.folder.parents[name.count("/") + 1]
+
+
+def change_archive(path, changes):
+    """Adds and replaces files of a compressed archive, and removes those that are None."""
+    with tarfile.open(path) as archive:
+        files = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in (files | changes).items():
+            if data is not None:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change", "words"),
+    [
+        ("mnist", "train-images-idx3-ubyte.gz", b"x", "Not a gzipped file"),
+        ("svhn_cropped", "train_32x32.mat", b"", "truncated"),
+        ("imagenet2012", "ILSVRC2012_img_val.tar", b"\0" * 10_240, "no examples of the split validation"),
+        ("oxford_iiit_pet", "annotations.tar.gz", {"annotations/xmls/beagle_12.xml": b"<x"}, "unclosed token"),
+        ("cifar10", "cifar-10-binary.tar.gz", {"cifar-10-batches-bin/test_batch.bin": None}, "lacks 'test_batch.bin'"),
+        ("imagenette/160px-v2", "imagenette2-160.tgz", {"a/train/n00000000/x.JPEG": b""}, "'n00000000'"),
+    ],
+)
+def test_a_damaged_original_is_one_line(name, file, change, words, tmp_path, monkeypatch):
+    folder = tmp_path / "downloads" / ("manual" if name == "imagenet2012" else name)
+    write_original(name, folder)
+    if isinstance(change, bytes):
+        (folder / file).write_bytes(change)
+    else:
+        change_archive(folder / file, change)
+    if name != "imagenet2012":  # whose files have no address and no digest
+        monkeypatch.setitem(ORIGINALS, name, at(name, folder, "http://127.0.0.1:9/"))
+    with pytest.raises(UserError, match=rf"{name}: cannot read {folder}.*: .*{words}.*\. Replace the damaged file"):
+        open_source("tfds", dataset=name, data_dir=str(tmp_path))
+    assert not list(tmp_path.glob(f"{name}/.*.tmp"))
