@@ -27,7 +27,7 @@ from jaxvision.models.base import Model
 from jaxvision.models.layers import sizes
 from jaxvision.train.loss import PROBABILITIES
 from jaxvision.train.partial import parameter_counts
-from jaxvision.weights import catalog, files, imagenet, timm
+from jaxvision.weights import catalog, files, foreign, imagenet, timm
 from jaxvision.weights.folder import EXPORT_ID, Export, find_export, read_export
 from jaxvision.weights.prefix import without_prefix
 from jaxvision.weights.weight_file import WeightFile, first_names
@@ -329,6 +329,7 @@ def _load_by_name(
         file = files.open_weights(checkpoint_path)
         model = create_model(name, checkpoint_path=file, **options)
         _check_head(model, file, num_classes)
+        foreign.log_normalization(file, preprocess.mean)
     classes = entry.classes if len(entry.classes) == model.num_classes else imagenet.class_names(model.num_classes)
     return Classifier(model, classes, preprocess.for_channels(model.in_channels), entry.probabilities)
 

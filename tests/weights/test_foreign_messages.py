@@ -12,6 +12,7 @@ from support.foreign import value, write
 from support.paths import TESTS
 from support.weight_files import arrays, assert_same, logits
 
+from jaxvision.classifier import load_classifier
 from jaxvision.create import create_model
 from jaxvision.errors import UserError
 from jaxvision.weights import files
@@ -85,6 +86,25 @@ def test_no_advice_for_a_file_that_does_not_fit(tmp_path, caplog):
 def test_no_warning_without_a_difference(name, tmp_path, caplog):
     load(name, tmp_path, caplog)
     assert not [text for text in caplog.messages if "Build the model" in text or "not state" in text]
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "words"),
+    [
+        ("torchvision-vit", "vit_base_patch16_224", "by the mean (0.485, 0.456, 0.406), but the transform by (0.5"),
+        ("torchvision-vit", "deit_base_patch16_224", None),
+        ("google-vit", "vit_base_patch16_224", None),
+        ("google-vit", "deit_base_patch16_224", "by the mean (0.5, 0.5, 0.5), but the transform by (0.485, 0.456"),
+    ],
+)
+def test_another_normalization_is_a_warning(name, architecture, words, tmp_path, caplog):
+    row = GOLDEN[name]
+    load_classifier(
+        architecture, checkpoint_path=write(tmp_path / f"model{row['suffix']}", row["shapes"]), **row["options"]
+    )
+    found = [text for text in caplog.messages if "normalizes images" in text]
+    assert len(found) == (words is not None)
+    assert not words or words in found[0]
 
 
 def test_the_config_of_transformers_states_the_activation(tmp_path, caplog):

@@ -7,6 +7,9 @@ names to timm's (`table.Library`), and append it to `LIBRARIES`. Each tensor is 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+
+import numpy as np
 
 from jaxvision.errors import UserError
 from jaxvision.models import registry
@@ -53,3 +56,19 @@ def log_differences(model: Model, file: WeightFile) -> None:
         arguments = registry.default_arguments(model.architecture) | dict(model.options)
         for text in file.library.differences(file, arguments):
             logger.warning("%s %s", file.path, text)
+
+
+def log_normalization(file: WeightFile, mean: Sequence[float]) -> None:
+    """Logs that a transform normalizes images by another mean than the library whose weights the file has."""
+    if not isinstance(file, ForeignFile) or file.library.mean is None:
+        return
+    expected = file.library.mean
+    if len(mean) == len(expected) and not np.allclose(mean, expected, atol=0.01):
+        logger.warning(
+            "%s: %s normalizes images by the mean %s, but the transform by %s. In Python replace mean and std in the "
+            "preprocess of the classifier; in a config set preprocess.mean and preprocess.std.",
+            file.path,
+            file.library.name,
+            expected,
+            tuple(mean),
+        )

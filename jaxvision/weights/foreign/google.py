@@ -14,6 +14,8 @@ import numpy as np
 from jaxvision.weights.foreign.table import Arguments, Library, Row, Shapes, differences
 from jaxvision.weights.weight_file import WeightFile
 
+_MEAN = (0.5, 0.5, 0.5)
+
 
 def _kernel(kernel: np.ndarray) -> np.ndarray:
     """Returns [*space, in, out] as [out, in, *space]."""
@@ -130,6 +132,7 @@ def _vit(name: str, extra: tuple[str, ...], rows: Iterable[Row]) -> Library:
         renumber=_drop_representation,
         rows=(*_VIT_ROWS, *_dense("head", "head"), Row(r"pre_logits\..+", None), *rows),
         differences=_vit_differences,
+        mean=_MEAN,
     )
 
 
@@ -164,6 +167,7 @@ _BIT = Library(
         Row(_UNIT + rf"a\.proj\.{_CONV}\.kernel", _unit(f"{_BLOCK_OF}.downsample.conv.weight"), _kernel),
     ),
     differences=_bit_differences,
+    mean=_MEAN,
 )
 _BIG_VISION_BIT = Library(
     name="big_vision (BiT)",
@@ -178,6 +182,7 @@ _BIG_VISION_BIT = Library(
         Row(_UNIT + r"conv_proj\.kernel", _unit(f"{_BLOCK_OF}.downsample.conv.weight"), _kernel),
     ),
     differences=_big_vision_bit_differences,
+    mean=_MEAN,
 )
 
 LIBRARIES = (_R_VIT, _STEM_VIT, _VIT, _BIT, _BIG_VISION_BIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxvision.augment.preprocess import IMAGENET_MEAN
 from jaxvision.weights.foreign.table import Library, Row
 
 _PATCHES = "patch_embed.proj.weight"
@@ -22,12 +23,19 @@ _DINOV2_REGISTERS = Library(
         Row(r"pos_embed", "pos_embed", lambda x: x[:, 1:]),
         *_DINOV2_ROWS,
     ),
+    mean=IMAGENET_MEAN,
 )
-_DINOV2 = Library(name="Meta's DINOv2", signature=(_PATCHES, "mask_token", "blocks.0.ls1.gamma"), rows=_DINOV2_ROWS)
+_DINOV2 = Library(
+    name="Meta's DINOv2",
+    signature=(_PATCHES, "mask_token", "blocks.0.ls1.gamma"),
+    rows=_DINOV2_ROWS,
+    mean=IMAGENET_MEAN,
+)
 _MAE = Library(
     name="Meta's MAE",
     signature=(_PATCHES, "mask_token", "decoder_embed.weight"),
     rows=(Row(r"mask_token|decoder_.+", None),),
+    mean=IMAGENET_MEAN,
 )
 
 LIBRARIES = (_DINOV2_REGISTERS, _DINOV2, _MAE)

@@ -52,6 +52,8 @@ class Library(NamedTuple):
         on the shapes of others. Default: unchanged.
       differences: yields how the library's model differs from one of ours with the same weights, as `differences`
         does. Default: not at all.
+      mean: of each channel, by which the library's published weights expect images to be normalized. Default: it
+        differs between its files.
       refusal: why there is no such model here, and what to do; None if there is one.
     """
 
@@ -62,6 +64,7 @@ class Library(NamedTuple):
     stacked: tuple[str, str] | None = None
     renumber: Callable[[Shapes], Mapping[str, str]] | None = None
     differences: Callable[[WeightFile, Arguments], Iterator[str]] | None = None
+    mean: tuple[float, ...] | None = None
     refusal: str | None = None
 
 

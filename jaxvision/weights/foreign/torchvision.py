@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from jaxvision.augment.preprocess import IMAGENET_MEAN
 from jaxvision.weights.foreign.table import Arguments, Library, Row, Shapes, differences
 from jaxvision.weights.weight_file import WeightFile
 
@@ -25,6 +26,7 @@ _VIT = Library(
         Row(r"encoder\.ln\.(.+)", r"norm.\1"),
         Row(r"heads\.head\.(.+)", r"head.\1"),
     ),
+    mean=IMAGENET_MEAN,
 )
 
 # The layers of a block in torchvision's order -> in timm's. A convolution is followed by its norm.
