@@ -73,6 +73,8 @@ def first_to_answer(urls: Sequence[str], *, seconds: float = 2.0) -> str:
             outcomes.put((url, None))
         except OSError as e:
             outcomes.put((url, e))
+        except ValueError as e:  # a malformed address, such as one of a proxy
+            outcomes.put((url, OSError(str(e))))
 
     for url in urls:
         threading.Thread(target=connect, args=(url,), daemon=True).start()

@@ -63,6 +63,9 @@ def test_a_proxy_is_asked_instead_of_the_server(server, refused, monkeypatch):
     monkeypatch.setenv("https_proxy", refused.removeprefix("http://").removesuffix("/file"))
     with pytest.raises(ConnectionRefusedError):
         first_to_answer([NAMELESS])
+    monkeypatch.setenv("https_proxy", "http://localhost:99999")
+    with pytest.raises(OSError, match="Port out of range"):
+        first_to_answer([NAMELESS])
     monkeypatch.setenv("no_proxy", "no-such-host.invalid")
     with pytest.raises(socket.gaierror):
         first_to_answer([NAMELESS])
