@@ -1,7 +1,8 @@
 """The linear probe: logistic regression on features, its cross-validation, and the head that it becomes.
 
-Features are standardized: each one has mean 0 and variance 1 over the images of a fit. Unlike scaling each vector to
-length 1, standardization is linear, so that it disappears in the weight and the bias of an ordinary linear head.
+Features are standardized: each one has mean 0 and variance 1 over the images of a fit, or a smaller variance if it
+hardly varies there. Unlike scaling each vector to length 1, standardization is linear, so that it disappears in the
+weight and the bias of an ordinary linear head.
 
 scikit-learn fits, because its L-BFGS needs no compilation: a few hundred images take a second. A path of
 regularizations, from strong to weak, starts each fit at the previous result.
@@ -10,6 +11,7 @@ regularizations, from strong to weak, starts each fit at the previous result.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +37,10 @@ LARGE = 1e8
 #: The same product below which a fit takes one thread. With several, 248 images took 87 s instead of 1.3 s on a machine
 #: whose cores were busy, because each of the many small steps waits for all threads.
 _SMALL = 1e8
+
+#: Smallest standard deviation that a feature is divided by, as a share of the mean of all. Among a few images some
+#: features are almost constant, so that their value for a new image would be thousands of deviations away.
+_SMALLEST_SCALE = 0.1
 
 _ABSENT = -30.0  # bias of a class without an image: its probability is 0 for all practical purposes
 _LEAST = 1e-7  # probability, for the logarithm
@@ -104,7 +110,7 @@ def fit_probe(
     Minimizes mean cross entropy + regularization / 2 · ‖W‖², where W is the weight of the standardized features. The
     bias is not regularized. For each regularization every image is predicted by a fit on the other folds. The lowest
     mean loss of these predictions decides; unlike the accuracy it has no ties, and it hardly favors chance among so few
-    values. The path ends when the loss has risen twice. The final fit takes all images.
+    values. The path ends when the loss has not fallen twice in a row. The final fit takes all images.
 
     Args:
       values: float [n, d], features.
@@ -146,9 +152,9 @@ def fit_probe(
             point = Point(regularization, *_score(probabilities[held], label[held]))
             points.append(point)
             log(f"regularization {point.regularization:.2g}: accuracy {point.accuracy:.2%}, loss {point.loss:.4f}")
-            if point.loss == min(p.loss for p in points):
+            if point.loss < min((p.loss for p in points[:-1]), default=math.inf):  # of equal ones the strongest
                 best, chosen = probabilities, regularization
-            if len(points) > 2 and points[-1].loss > points[-2].loss > points[-3].loss:
+            if len(points) > 2 and points[-1].loss >= points[-2].loss >= points[-3].loss:
                 break
         weight, bias = _Regression(classes)(values, label, chosen)
     accuracy = _score(best[held], label[held])[0] if held.any() else float("nan")
@@ -225,7 +231,7 @@ class _Regression:
             bias[present] = 0
             return weight.astype(np.float32), bias.astype(np.float32)
         mean, scale = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
-        scale = np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, np.inf)  # a constant feature says nothing
+        scale = np.maximum(scale, max(_SMALLEST_SCALE * scale.mean(), 1e-12))
         standardized = ((values - mean.astype(np.float32)) / scale.astype(np.float32)).astype(np.float32)
         # Two classes share one row of weights, which stands for w/2 and -w/2: half the norm of the two of a softmax.
         factor = 2 if len(present) == 2 else 1

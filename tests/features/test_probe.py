@@ -16,7 +16,7 @@ from jaxvision.features import fit_probe, with_head
 from jaxvision.features.probe import cross_validated_probabilities, fold_of
 
 IRIS, LABEL = load_iris(return_X_y=True)
-IRIS = IRIS.astype(np.float32) * [1, 10, 100, 0.1] + 5  # so that standardization matters
+IRIS = IRIS.astype(np.float32) * [1, 10, 1, 2] + 5  # so that standardization matters
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -84,6 +84,21 @@ def test_constant_features_have_no_weight() -> None:
     probe = fit_probe(values, LABEL, 3, regularizations=[0.01])
     assert probe.weight[4].tolist() == [0, 0, 0]
     assert np.isfinite(probe.bias).all()
+
+
+def test_a_feature_that_is_almost_constant_decides_nothing() -> None:
+    """Its standard deviation among a few images says nothing about new images."""
+    rng = np.random.default_rng(0)
+    label = np.arange(12) % 2
+    values = np.stack([2.0 * label + rng.normal(size=12) / 4, 1e-4 * rng.random(12)], axis=1)
+    probe = fit_probe(values, label, 2)
+    new = np.array([[0.0, 1.0], [2.0, 1.0]])  # the second feature is 10,000 times what it was before
+    assert probe.probabilities(new).argmax(axis=1).tolist() == [0, 1]
+
+
+def test_the_path_ends_when_nothing_changes() -> None:
+    probe = fit_probe(IRIS, LABEL, 3, regularizations=[0.1, 0.1, 0.1, 0.1])  # each fit starts at its own optimum
+    assert len(probe.curve) == 3
 
 
 def test_only_a_part_is_held_out_of_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
