@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 from scipy.optimize import minimize
 from sklearn.metrics import log_loss
+from support.images import class_folders
 from support.quick import quick
 from support.weight_files import build
 
@@ -268,9 +269,30 @@ def test_errors_of_the_commands(tmp_path, capsys):
         (["--tta", "turn"], "tta: got 'turn', expected one of"),
     ]:
         assert message in command(capsys, "predict", *pair, *arguments, tmp_path / "a.png", status=2)
-    message = "--fit-weights: got --split validation"
-    arguments = ["--data", "digits", "--fit-weights", "--split", "validation"]
-    assert message in command(capsys, "evaluate", *pair, *arguments, status=2)
+    for arguments, message in [
+        (["--split", "validation"], "--fit-weights: got --split validation, expected other images to evaluate on"),
+        (["--split", "val"], "--fit-weights: got --split val, expected other images"),
+        (["--weights", "1,2"], "--fit-weights: got --weights, expected several models and no --weights"),
+    ]:
+        arguments = ["--data", "digits", "--fit-weights", *arguments]
+        assert message in command(capsys, "evaluate", *pair, *arguments, status=2)
+
+
+def test_weights_are_not_fitted_to_the_images_that_they_are_evaluated_on(tmp_path, capsys):
+    photos = class_folders(tmp_path / "photos", NAMES, each=2)
+    pair = [part for i in range(2) for part in ("-m", saved(tmp_path / str(i), classifier(seed=i)))]
+    arguments = ["evaluate", *pair, "--fit-weights", "--data"]
+    assert "photos, which has no folders val/ and test/" in command(capsys, *arguments, photos, status=2)
+    for i, split in enumerate(("val", "test")):
+        class_folders(tmp_path / "splits" / split, NAMES, each=2, seed=100 * i)
+    assert "weights fitted on 6 images of the validation data" in command(capsys, *arguments, tmp_path / "splits")
+    runs = []
+    for i in range(2):  # without test data they are evaluated on their validation data
+        source = {"name": "folder", "data_dir": str(photos), "test_fraction": 0.0, "validation_fraction": 0.5}
+        saved(tmp_path / f"run{i}" / "export", classifier(seed=i))
+        write_config(tmp_path / f"run{i}", run.complete(quick("resnet", source=source)))
+        runs += ["-m", tmp_path / f"run{i}"]
+    assert "--fit-weights: got no test data" in command(capsys, "evaluate", *runs, "--fit-weights", status=2)
 
 
 def test_runs_with_other_splits_are_not_mixed(tmp_path, capsys):

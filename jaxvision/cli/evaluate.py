@@ -99,9 +99,10 @@ def run(arguments: argparse.Namespace) -> None:
     trained_on = [_training_images(arguments, each) for i, each in enumerate(sources) if each not in sources[:i]]
     ensemble = load_ensemble(arguments)
     source = sources[0] if sources else None
+    data, split, of_data = _data(arguments, source, options)
     if arguments.fit_weights:
+        _check_fit(arguments, ensemble, data, split, options)
         ensemble = _fit_weights(arguments, ensemble, source, options, as_trained)
-    data, split, options = _data(arguments, source, options)
     result = evaluate(
         ensemble.members[0] if len(ensemble.members) == 1 and ensemble.tta is None else ensemble,
         data,
@@ -111,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
         trained_on=[images for images in trained_on if images is not None],
         quiet=arguments.json,
         **as_trained,
-        **options,
+        **of_data,
     )
     if arguments.json:
         if "members" in result:
@@ -162,19 +163,45 @@ def evaluation_options(config: Any) -> dict[str, Any]:
     }
 
 
+def _check_fit(
+    arguments: argparse.Namespace, ensemble: Ensemble, data: Any, split: str, options: dict[str, Any]
+) -> None:
+    """Raises `UserError` unless there are weights to fit, and other images to evaluate them on.
+
+    Args:
+      arguments: of the command.
+      ensemble: the models.
+      data, split: what the result is measured on.
+      options: of the source.
+    """
+    from jaxvision.data.layout import decide, split_of
+
+    got = "--weights" if arguments.weights else "one -m" if len(ensemble.members) == 1 else ""
+    if got:
+        raise UserError(f"--fit-weights: got {got}, expected several models and no --weights.")
+    if split_of(split) == "validation":
+        got = "no test data" if arguments.split is None else f"--split {arguments.split}"
+        raise UserError(
+            f"--fit-weights: got {got}, expected other images to evaluate on than those that the weights are fitted "
+            "to. Add --data with a folder that has val/ and test/, or choose --weights yourself."
+        )
+    if not isinstance(data, str) or not Path(data).is_dir():
+        return
+    layout = options.get("layout")
+    if not decide(Path(data), layout, option="--option layout", classes=ensemble.classes).splits:
+        raise UserError(
+            f"--fit-weights: got {data}, which has no folders val/ and test/, so the weights would be evaluated on the "
+            "images that they are fitted to. Move the images of each class to val/CLASS and test/CLASS, or choose "
+            "--weights yourself."
+        )
+
+
 def _fit_weights(
     arguments: argparse.Namespace, ensemble: Ensemble, source: Any, options: dict[str, Any], as_trained: dict[str, Any]
 ) -> Ensemble:
     """Returns the ensemble with weights that are fitted on the validation data."""
     from jaxvision.eval import fit_ensemble
 
-    if arguments.split == "validation" or arguments.weights is not None or len(ensemble.members) == 1:
-        got = (
-            "--split validation" if arguments.split == "validation" else "--weights" if arguments.weights else "one -m"
-        )
-        raise UserError(
-            f"--fit-weights: got {got}, expected several models, no --weights and other data to evaluate on."
-        )
     on_validation = argparse.Namespace(**{**vars(arguments), "split": "validation"})
     data, split, options = _data(on_validation, source, options)
     limits = {key: as_trained[key] for key in ("max_corrupt", "memory_limit") if key in as_trained}
@@ -199,6 +226,11 @@ def _data(
     if source is None or name not in (None, source["name"]):
         return name, arguments.split or "test", options
     splits = open_source(**{**source, **options})
+    if arguments.split is None and splits.test is None and splits.validation is None:
+        raise UserError(
+            f"--data: got none, and {arguments.model[0]} has neither test nor validation data. Add --data with images "
+            "that it was not trained on, or --split train."
+        )
     split = arguments.split or ("validation" if splits.test is None else "test")
     return splits.split(split), split, {}
 
