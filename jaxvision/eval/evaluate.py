@@ -40,6 +40,7 @@ from jaxvision.weights import imagenet
 
 # Returns one object for each loss, because `cached_eval_step` compares losses by identity.
 _builtin_loss = functools.cache(lambda kind: evaluation_loss(kind=kind))
+_USUAL_BATCH = 32
 _LESS_MEMORY = "Set a smaller batch size (--batch-size)."
 
 
@@ -111,6 +112,7 @@ def evaluate(
             console.note(note)
         _check_classes(chosen, names, log=console.warn)
         check_batch_size(batch_size, mesh, what="batch_size")
+        batch_size = min(batch_size, max(_USUAL_BATCH, len(chosen)))  # more would only be padding
         if report_dir is not None:
             _make_report_dir(Path(report_dir))
         if text := source.empty_classes_text(chosen):
@@ -182,6 +184,7 @@ def fit_ensemble(
         chosen, names, name = _open_data(data, split, ensemble.classes, options)
         _check_classes(chosen, names, log=console.warn)
         check_batch_size(batch_size, mesh, what="batch_size")
+        batch_size = min(batch_size, max(_USUAL_BATCH, len(chosen)))  # more would only be padding
         images = open_dataset(chosen, max_corrupt=max_corrupt, memory_limit=memory_limit, log=console.warn)
         predicted = predict_members(
             ensemble,

@@ -201,6 +201,8 @@ def extract_parts(
     The arguments are those of `extract`.
     """
     mesh = make_mesh() if mesh is None else mesh
+    usual = IMAGES_PER_DEVICE * batch_devices(mesh)
+    batch_size = min(batch_size or usual, max(1, -(-len(images) // usual)) * usual)  # more would only be padding
     graph, state = nnx.split(classifier.model)
     yield from extract_sharded(
         graph,
@@ -210,7 +212,7 @@ def extract_parts(
         mesh=mesh,
         level=level_number(classifier.model, level),
         name=name,
-        batch_size=batch_size or IMAGES_PER_DEVICE * batch_devices(mesh),
+        batch_size=batch_size,
         workers=workers,
         console=console,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,6 +59,21 @@ def test_eight_devices_give_what_one_gives(photos: Path) -> None:
     eight = extract(own, images, mesh=make_mesh({"data": -1, "fsdp": 2}), batch_size=16)
     np.testing.assert_array_equal(one.index, eight.index)
     assert_close(one.values, eight.values, 1e-5)
+
+
+def test_a_batch_is_not_mostly_padding(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_dataset(open_images(str(photos))["all"])
+    sizes: list[int] = []
+    real = images.eval_batches
+
+    def recorded(*, batch_size: int, **options: Any) -> Any:
+        sizes.append(batch_size)
+        return real(batch_size=batch_size, **options)
+
+    monkeypatch.setattr(images, "eval_batches", recorded)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert len(extract(classifier(), images, mesh=mesh, batch_size=10_000)) == 10
+    assert sizes == [32]
 
 
 def test_images_in_memory() -> None:
