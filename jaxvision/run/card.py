@@ -242,7 +242,8 @@ def _results(config: Mapping[str, Any] | None, result: Mapping[str, Any]) -> str
         metrics.pop("cross_validated_accuracy", None)  # is the top-1 accuracy
     rows = [f"| {wording.label(name)} | {wording.value(name, value)} |" for name, value in metrics.items()]
     text = "\n".join([f"| metric | on {on} |", "|---|---|", *rows])
-    if split == "validation" and config is not None and (config.get("checkpoint") or {}).get("best"):
+    run = {} if config is None or config.get("probe") else config  # a probe chooses no checkpoint
+    if split == "validation" and (run.get("checkpoint") or {}).get("best"):
         text += "\n\nThe checkpoint was chosen by these images, so the result is optimistic."
     return text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from jaxvision.features.probe import Probe, fit_probe, with_head
 from jaxvision.features.store import cached_extract
 from jaxvision.parallel.mesh import check_batch_size, make_mesh
 from jaxvision.run.config import complete
+from jaxvision.run.start import data_fingerprint
 from jaxvision.run.workdir import (
     check_config,
     config_record,
@@ -106,13 +108,17 @@ def probe(
                 **{key: value for key, value in given.items() if value is not None},
             )
         facts = {"model": str(model), "checkpoint_path": checkpoint_path, **given, "folds": folds}
+        facts["images"] = {split: _fingerprint(part) for split, part in images.items()}
         record = _record(classifier, data, options, facts, max_corrupt=max_corrupt, memory_limit=memory_limit)
         if finished := read_result(workdir, record, log=console.warn):
             console.note(
                 f"this probe is finished, and {workdir} has its result. Choose another --workdir to fit again."
             )
-            console.finish(final=finished["metrics"], name=finished["split"], files=result_files(workdir))
-            return finished["metrics"]
+            metrics, split = finished["metrics"], finished["split"]
+            few = {"top5"} if len(images["train"].source.classes) <= 5 else set()
+            shown = {key: x for key, x in metrics.items() if key not in {"standard_error", "regularization"} | few}
+            console.finish(final=shown, name=split, files=result_files(workdir))
+            return metrics
         check_config(workdir, record)
         stack.enter_context(lock(workdir))
         _announce(console, classifier, images, workdir)
@@ -184,13 +190,27 @@ def _record(
         ConfigDict(
             {
                 "source": {**own, **options},
-                "model": {"name": classifier.model.architecture},
+                "model": {**_weights(classifier, facts), "freeze_backbone": True},
                 "data": of_data,
             }
         ),
         check=False,
     )
     return config_record(config) | {"probe": config_record(facts)}
+
+
+def _weights(classifier: Classifier, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of the section ``model`` that name the weights which the features come from."""
+    name, path = facts["model"], facts["checkpoint_path"]
+    if Path(name.removeprefix("local-dir:")).expanduser().is_dir():
+        return {"name": classifier.model.architecture, "checkpoint_path": str(path or name.removeprefix("local-dir:"))}
+    return {"name": name, "pretrained": True} if path is None else {"name": name, "checkpoint_path": str(path)}
+
+
+def _fingerprint(images: Dataset) -> dict[str, int]:
+    """Returns what changes when images are added, removed, renamed or put into another class."""
+    facts = data_fingerprint(images)
+    return {"number": facts["images"], "checksum": zlib.crc32(repr(sorted(facts.items())).encode())}
 
 
 def _announce(console: report.Console, classifier: Classifier, images: Mapping[str, Dataset], workdir: Path) -> None:

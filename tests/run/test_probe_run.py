@@ -85,6 +85,7 @@ def test_other_commands_read_it(
     assert json.loads(out)["top1"] == 1.0  # fitted to these
     assert load_classifier("test_resnet", checkpoint_path=workdir).classes == ("cat", "dog", "owl")
     assert recorded.recorded_config(workdir).source.data_dir == str(photos)
+    assert "has neither test nor validation data. Add --data" in refused(capsys, "evaluate", "-m", workdir)
 
 
 def test_a_finished_probe(
@@ -99,6 +100,13 @@ def test_a_finished_probe(
         probe(backbone, photos, workdir, folds=3)
     with pytest.raises(UserError, match="got another config than this run was started with"):
         probe(backbone, "digits", workdir)
+    class_folders(photos, ["owl"], each=7)
+    try:
+        with pytest.raises(UserError, match=r"probe.images.train.number 18 -> 19"):
+            probe(backbone, photos, workdir)
+    finally:
+        (photos / "owl" / "6.png").unlink()
+        class_folders(photos, ["cat", "dog", "owl"], each=6)
     (workdir / "mistakes.csv").unlink()
     assert probe(backbone, photos, workdir) == pytest.approx(metrics)
     assert (workdir / "mistakes.csv").exists()
