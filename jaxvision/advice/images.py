@@ -45,10 +45,12 @@ class Images:
         """Returns the facts in one line."""
         sizes = "" if self.side is None else f", {self.side:,} px on the shorter side (median)"
         held = self.total - self.training
+        (_, fewest), (_, most) = self.smallest, self.largest
+        per_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
         return (
             f"{self.folder}: {count(self.total, 'image')} in {count(self.classes, 'class', 'classes')}, "
-            f"{self.training:,} to train and {held:,} to validate and test; {self.smallest[1]:,} to "
-            f"{self.largest[1]:,} training images per class{sizes}"
+            f"{self.training:,} to train and {held:,} to validate and test; {per_class} training images per class"
+            f"{sizes}"
         )
 
 

@@ -47,8 +47,8 @@ def rank_by_trial(
         try:
             classifier = load_classifier(row.name, in_channels=images.channels)
         except UserError as e:
-            failures.append(e)
-            log(f"{row.name} is not tried: {e}")
+            failures.append(str(e).partition(". ")[0])  # what to do about one model is not what to do here
+            log(f"{row.name} is not tried: {failures[-1]}")
             continue
         with report.Console(sys.stderr) as console:
             features = cached_extract(classifier, images, cache=cache_folder("features"), console=console)
@@ -56,7 +56,7 @@ def rank_by_trial(
         trial = Trial(100 * probe.accuracy, 100 * probe.standard_error, len(features.label))
         tried.append(replace(row, trial=trial, is_offline=True))
     if not tried:
-        raise UserError(f"--try: none of the models can be loaded. {failures[0]}")
+        raise UserError(f"--try: none of the models can be loaded. {failures[0]}. Omit --try, or connect to a network.")
     names = {row.name for row in tried}
     tried.sort(key=lambda row: -row.trial.accuracy if row.trial else 0.0)
     return tried + [row for row in rows if row.name not in names]

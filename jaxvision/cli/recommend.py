@@ -106,9 +106,10 @@ def _print(answer: Any, images: int | None) -> None:
     titles = ("features once and a linear classifier on them", "fine-tuning")
     for title, command in zip(titles, answer.commands, strict=True):
         console.print(f"\n{title}:\n  {command}", markup=False)
+    star = " *: weights on this machine." if any(row.is_offline for row in answer.rows) else ""
     console.print(
         "\ntop-1: published for ImageNet, at px. memory: estimate for a training step (/2: in 2 microbatches). "
-        "images/s, time: bounds at the device's peak; real training is slower. *: weights on this machine."
+        f"images/s, time: bounds at the device's peak; real training is slower.{star}"
     )
 
 
