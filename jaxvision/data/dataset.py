@@ -137,7 +137,8 @@ class Dataset(ABC):
                 damaged = count(len(self.corrupt), "damaged image")
                 raise UserError(
                     f"{self.source.name}: got {damaged}, expected at most data.max_corrupt="
-                    f"{self.max_corrupt}: {named}. Repair or remove damaged images, or raise data.max_corrupt."
+                    f"{self.max_corrupt}: {named}. Repair or remove damaged images, or raise "
+                    "data.max_corrupt (--max-corrupt)."
                 )
 
     def _why_corrupt(self, index: int) -> str:
