@@ -18,7 +18,7 @@ from jaxvision.errors import UserError
 from jaxvision.eval import measure_statistics
 from jaxvision.run.origin import load_origin
 from jaxvision.run.workdir import write_config
-from jaxvision.soup import greedy_soup, soup
+from jaxvision.soup import greedy_soup, soup, with_head_of
 
 DIGITS = tuple("0123456789")
 
@@ -160,6 +160,20 @@ def test_greedy_keeps_what_does_no_harm(tmp_path, capsys):
     )
 
 
+def test_runs_with_a_frozen_backbone_keep_its_statistics(tmp_path, capsys):
+    first, other = digits(1), digits(2)
+    second = replace(first, model=with_head_of(first.model, other.model))
+    a, b = saved(tmp_path / "a", first), saved(tmp_path / "b", second)
+    out = command(capsys, a, b, "-o", tmp_path / "soup")
+    assert "BatchNorm statistics: kept, because all models have the same" in out
+    found = arrays(load_classifier(tmp_path / "soup").model)
+    for name, x in arrays(first.model).items():
+        if name.startswith("fc."):
+            np.testing.assert_allclose(found[name], (x + arrays(other.model)[name]) / 2, rtol=1e-5, atol=1e-7)
+        else:
+            np.testing.assert_array_equal(found[name], x, err_msg=name)
+
+
 def test_wise_ft_keeps_the_head_and_moves_the_rest(tmp_path, capsys):
     """The origin has another head, so only the other layers are averaged with it."""
     start, end = build("test_resnet", 3, num_classes=10, in_channels=1), digits(1)
@@ -207,5 +221,6 @@ def test_errors_of_the_command(tmp_path, capsys):
     ]:
         assert message in command(capsys, *arguments, "-o", tmp_path / "soup", status=2)
     assert not (tmp_path / "soup").exists()
-    out = command(capsys, b, b, "-o", tmp_path / "soup")  # without data the average needs no evaluation
+    c = save_classifier(tmp_path / "c", digits(3))
+    out = command(capsys, b, c, "-o", tmp_path / "soup")  # without data the average needs no evaluation
     assert "averaged, because there are no training images" in out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from jaxvision.ensemble import Ensemble
 
 HELP = "average the weights of several runs that were fine-tuned from the same weights"
-EXAMPLES = """A soup predicts in the time of one model. Its BatchNorm statistics are measured again on training data. A
-table compares the runs, their ensemble and the soup on the test data, or without any on the validation data.
+EXAMPLES = """A soup predicts in the time of one model. Its BatchNorm statistics are measured again on training data,
+unless the runs left them as they were. A table compares the runs, their ensemble and the soup on the test data, or
+without any on the validation data.
 
 examples:
   jaxvision soup runs/a runs/b runs/c -o soup            # the average of all
@@ -174,7 +175,7 @@ def _average(
     from jaxvision.soup import greedy_soup, soup
 
     if not arguments.greedy:
-        return f"soup of {len(members)}", _finished(soup(members), data, log)
+        return f"soup of {len(members)}", _finished(soup(members), members, data, log)
     data = _required(data, "--greedy")
     scores: list[float] = []
 
@@ -184,7 +185,7 @@ def _average(
         log(f"  {scores[-1]:.2%}")
         return scores[-1]
 
-    result, chosen = greedy_soup(members, score, finish=lambda each: _finished(each, data))
+    result, chosen = greedy_soup(members, score, finish=lambda each: _finished(each, members, data))
     log(f"greedy soup of {', '.join(arguments.model[i] for i in chosen)}")
     return f"greedy soup of {len(chosen)}", result
 
@@ -198,11 +199,13 @@ def _wise(
 
     origin = load_origin(workdir, member)
     if alpha is not None:
-        return f"alpha {alpha:g}", _finished(soup([origin, member], [1 - alpha, alpha]), data, log)
+        return f"alpha {alpha:g}", _finished(soup([origin, member], [1 - alpha, alpha]), [origin, member], data, log)
     data = _required(data, "--wise sweep")
     best: tuple[float, float, Any] = (-1.0, 0.0, None)
     for each in _ALPHAS:
-        candidate = member if each == 1 else _finished(soup([origin, member], [1 - each, each]), data)
+        candidate = member
+        if each < 1:
+            candidate = _finished(soup([origin, member], [1 - each, each]), [origin, member], data)
         top1 = data.metrics(candidate, "validation", f"alpha {each:.1f}")["top1"]
         log(f"  {top1:.2%}")
         if top1 >= best[0]:  # of equal ones the nearest to the run
@@ -221,11 +224,19 @@ def _required(data: _Data | None, flag: str) -> _Data:
     return data
 
 
-def _finished(classifier: Classifier, data: _Data | None, log: Callable[[str], None] = lambda _: None) -> Classifier:
-    """Returns a soup with BatchNorm statistics that are measured again, if there are training images."""
-    from jaxvision.eval.statistics import has_statistics, measure_statistics
+def _finished(
+    classifier: Classifier,
+    members: Sequence[Classifier],
+    data: _Data | None,
+    log: Callable[[str], None] = lambda _: None,
+) -> Classifier:
+    """Returns a soup of members with BatchNorm statistics that are measured again, if that is needed and possible."""
+    from jaxvision.eval.statistics import has_statistics, measure_statistics, same_statistics
 
     if not has_statistics(classifier):
+        return classifier
+    if same_statistics(members):
+        log("BatchNorm statistics: kept, because all models have the same")
         return classifier
     images = None if data is None else data.splits.train
     if images is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,15 @@ from jaxvision.models.layers.norm import BatchNorm
 def has_statistics(classifier: Classifier) -> bool:
     """Returns whether a model has BatchNorm layers."""
     return any(isinstance(module, BatchNorm) for _, module in nnx.iter_modules(classifier.model))
+
+
+def same_statistics(members: Sequence[Classifier]) -> bool:
+    """Returns whether the statistics of several models are equal, as those of runs with a frozen backbone are.
+
+    Then they are also those of the average of the models.
+    """
+    first, *others = (jax.tree.leaves(nnx.state(member.model, nnx.BatchStat)) for member in members)
+    return all(np.array_equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
 def measure_statistics(
