@@ -109,6 +109,11 @@ def find_teacher(
     )
     what, features = str(section.name or section.checkpoint_path), distillation.kind == "features"
     _check(config, what, None if features else model.num_classes, num_classes)
+    if distillation.kind == "soft" and source.probabilities == "sigmoid":
+        raise UserError(
+            f"config.teacher.name: got {what}, which was trained with sigmoids, expected a model whose probabilities "
+            "are a softmax, as those that teacher.kind=soft compares. Set teacher.kind=hard or features."
+        )
     taken: Any = leaves
     if section.cache:
         width = model.num_features if features else num_classes
@@ -161,6 +166,11 @@ def _find_weights(section: ConfigDict) -> tuple[str | None, str | None]:
     source = Path(path if name is None else name).expanduser()
     if os.path.isdir(source):
         return f"local-dir:{files.weights_folder(source)}", path if name is not None else None
+    if name is not None and "/" in name and ":" not in name:
+        raise UserError(
+            f"config.teacher.name: got {name}, a folder that does not exist, expected the workdir of a finished run or "
+            "a folder in timm's format. Check the path."
+        )
     if name is None:
         raise UserError(
             f"config.teacher.name: not set, expected the name of the model whose weights are in {path}. Add "

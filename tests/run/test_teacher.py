@@ -107,6 +107,14 @@ def test_wrong_sections(tmp_path: Path) -> None:
     config = run.complete(
         digits_config(teacher={"name": export(tmp_path / "t"), "cache": True}, augment={"mixup": 0.2})
     )
+    model = jaxvision.create_model("test_vit", num_classes=10, image_size=32, in_channels=1, depth=1)
+    sigmoid = Classifier(model, DIGIT_NAMES, Preprocess(image_size=32, mean=(0.3,), std=(0.2,)), "sigmoid")
+    folder = str(save_classifier(tmp_path / "sigmoid", sigmoid))
+    with pytest.raises(UserError, match="which was trained with sigmoids, expected a model whose probabilities"):
+        find(name=folder)
+    assert find(name=folder, kind="hard") is not None
+    with pytest.raises(UserError, match="a folder that does not exist, expected the workdir of a finished run"):
+        find(name=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"^config.teacher.cache: got True with augment.mixup"):
         program.train_program(config, make_mesh({"data": 1}, devices=jax.devices()[:1]), **DIGITS)
 
