@@ -69,7 +69,8 @@ class Probe:
       bias: float32 [classes].
       regularization: as in `Point`; the one with the lowest loss on held-out images.
       accuracy: cross-validated accuracy, of `regularization`; NaN without cross-validation.
-      standard_error: of `accuracy`: sqrt(accuracy (1 - accuracy) / number of held-out images).
+      standard_error: of `accuracy`: sqrt(p (1 - p) / n) of n held-out images, where p counts one more right image and
+        one more wrong image, so that it is not 0 if all are right.
       cross_validated_probabilities: float32 [n, classes]. Each row is from a fit without this image. The rows of
         images that were never held out are NaN.
       curve: the points that were tried, from strong to weak.
@@ -158,12 +159,14 @@ def fit_probe(
                 break
         weight, bias = _Regression(classes)(values, label, chosen)
     accuracy = _score(best[held], label[held])[0] if held.any() else float("nan")
+    m = int(held.sum())
+    p = (m * accuracy + 1) / (m + 2)
     return Probe(
         weight=weight,
         bias=bias,
         regularization=chosen,
         accuracy=accuracy,
-        standard_error=float(np.sqrt(accuracy * (1 - accuracy) / max(held.sum(), 1))),
+        standard_error=math.sqrt(p * (1 - p) / m) if m else math.nan,
         cross_validated_probabilities=best,
         curve=tuple(points),
         folds=parts if held.any() else 0,
