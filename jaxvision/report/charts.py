@@ -19,6 +19,7 @@ from jaxvision.report.markup import Markup, tag
 
 _MAX_POINTS = 400  # per line: about the width of a plot in pixels on a phone
 COLORS = 6  # in page.css
+_SHORT_AXIS = 6  # letters that fit beside the numbers of the axis
 _MAX_DOTS = 60  # lines of at most this many points also show them as dots
 
 
@@ -78,7 +79,8 @@ def line_chart(
             drawn.append(tag("path", d=_dots(*place(x, y)), class_=f"dots c{color}"))
         last = line.y[np.isfinite(line.y)][-1:]
         name = tag("span", line.name, class_="name")
-        numbers = [tag("b", wording.value(quantity, float(last[0])))] if last.size else []
+        is_newest = last.size and axis == "step"  # over another quantity the last point is not the result
+        numbers = [tag("b", wording.value(quantity, float(last[0])))] if is_newest else []
         legend.append(tag("span", tag("i", class_=f"c{color}"), name, *numbers, class_="key"))
     hover = {
         "x": [x_low, x_high],
@@ -209,7 +211,7 @@ def _plot(
         tag("div", [tag("span", t, style=f"bottom:{100 * y:.2f}%") for y, t in y_ticks.items()], class_="y-ticks"),
         tag("div", svg, class_="area"),
         tag("div", [tag("span", t, style=f"left:{100 * x:.2f}%") for x, t in x_ticks.items()], class_="x-ticks"),
-        tag("div", axis, class_="axis") if axis else None,
+        tag("div", axis, class_="axis" if len(axis) <= _SHORT_AXIS else "axis below") if axis else None,
         class_=f"plot {class_}".strip(),
     )
 

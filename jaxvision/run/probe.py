@@ -361,7 +361,7 @@ def _facts(fitted: _Fitted) -> dict[str, str]:
     probe = fitted.probe
     facts = {
         "regularization": f"{probe.regularization:.2g}",
-        "nearest neighbors": f"{fitted.beside['knn_accuracy']:.2%}",
+        "nearest neighbors": f"{fitted.beside.get(f'{fitted.split}_knn_accuracy', fitted.beside['knn_accuracy']):.2%}",
     }
     if probe.folds:
         facts[_CROSS_VALIDATION] = f"{probe.accuracy:.2%} ± {probe.standard_error:.2%}"
