@@ -32,6 +32,9 @@ _SAVE_EVERY = 20.0  # seconds of computation that an interruption may cost
 
 FORMATS = (".npz", ".parquet")
 
+# What np.load raises for damaged files, such as an empty one, or one whose version or encryption flag is damaged.
+_DAMAGE = (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile)
+
 
 def check_format(path: Path) -> None:
     """Raises `UserError` unless a file of features can have this name."""
@@ -122,7 +125,7 @@ def load_features(path: str | Path) -> Features:
             split=tuple(table["split"].to_pylist()),
             classes=tuple(json.loads(table.schema.metadata[b"classes"])),
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile) as e:
+    except (*_DAMAGE, TypeError, AttributeError) as e:
         raise UserError(f"{path}: cannot be read as features: {e}. Run jaxvision embed again.") from e
 
 
@@ -168,6 +171,8 @@ def cached_extract(
                 rows.append(missing[index])
                 label[missing[index]] = labels
                 found.append(new)
+        except KeyboardInterrupt as e:
+            raise KeyboardInterrupt(f"interrupted. The same command continues with what is in {shards.folder}") from e
         finally:
             images.corrupt |= {int(missing[i]): why for i, why in part.corrupt.items()}
     index = np.concatenate([np.flatnonzero(known), *rows])
@@ -239,8 +244,7 @@ class _Shards:
         values: dict[bytes, np.ndarray] = {}
         for file in sorted(self.folder.glob("*.npz")):
             # Opened here, because np.load leaves a damaged file open.
-            unreadable = suppress(OSError, ValueError, LookupError, zipfile.BadZipFile)
-            with unreadable, file.open("rb") as opened, np.load(opened) as shard:
+            with suppress(*_DAMAGE), file.open("rb") as opened, np.load(opened) as shard:
                 keys = shard["digest"].reshape(-1, 16)
                 of_file = {key.tobytes(): row for row, key in enumerate(keys)}
                 if shared := wanted & of_file.keys():

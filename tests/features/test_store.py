@@ -102,7 +102,7 @@ def test_an_interruption_keeps_what_was_computed(
     own, options = classifier(), {"cache": tmp_path / "cache", "batch_size": 8}
     (photos / "dog" / "more.png").write_bytes(encode(scene(44, 52, seed=9)))
     monkeypatch.setattr(store, "extract_parts", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted\. The same command continues with what is in"):
         cached_extract(own, dataset(photos), **options)
     monkeypatch.setattr(store, "extract_parts", counting)
     assert_equal(cached_extract(own, dataset(photos), **options), extract(own, dataset(photos)))
@@ -118,7 +118,11 @@ def test_damage(photos: Path, tmp_path: Path, computed: list[int]) -> None:
         assert features.index.tolist() == [0, 2, 3, 4, 5, 6, 7]
         assert {i: Path(where).name for i, (where, _) in images.corrupt.items()} == {1: "1.png"}
     (file,) = cache.glob("*/*.npz")
+    other = bytearray(file.read_bytes())
+    other[other.rindex(b"PK\x01\x02") + 6] = 200  # a version of the format that does not exist
+    file.with_name("other.npz").write_bytes(other)
     cut(file)
+    file.with_name("empty.npz").touch()  # np.load raises EOFError
     assert len(cached_extract(own, dataset(photos), cache=cache)) == 7
     assert computed == [8, 1, 8]
     shutil.rmtree(cache)
