@@ -96,7 +96,7 @@ def test_notebooks_run(path: Path, small: dict[str, str]) -> None:
     printed = {name: "".join(out.get("text", "") for out in outs) for name, outs in outputs.items()}
     assert "JAX runs on    1 x cpu" in printed["doctor"]
     assert "10 files in blue" in printed["copy"]
-    assert "step 9/9" in printed["train"]
+    assert "step 7/7" in printed["train"]
     assert "on 6 held-out images" in printed["curve"]
     assert "of 6 are wrong" in printed["mistakes"]
     for name in ("curve", "mistakes", "attention"):
@@ -147,13 +147,13 @@ def test_an_interrupted_cell_resumes(small: dict[str, str], tmp_path: Path) -> N
         for name in ("parameters", "install", "copy"):
             source = with_parameters(cell[name], path, small, epochs=20) if name == "parameters" else cell[name]
             assert kernel.run(source)[1] == ""
-        printed, error = kernel.run(cell["train"], interrupt_at="test at step 9 ")
+        printed, error = kernel.run(cell["train"], interrupt_at="validation at step 9 ")
         assert error == "KeyboardInterrupt", printed
-        assert "test at step 60 " not in printed
+        assert "validation at step 45 " not in printed
         printed, error = kernel.run(cell["train"])
         assert error == "", printed
-        assert "60 (20 epochs of 3 steps), resuming after step" in printed
-        assert "test at step 60 " in printed
+        assert "45 (20 epochs of 2.2 steps), resuming after step" in printed
+        assert "validation at step 45 " in printed
     finally:
         kernel.client.stop_channels()
         kernel.manager.shutdown_kernel(now=True)
