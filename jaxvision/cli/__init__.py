@@ -26,26 +26,27 @@ from jaxvision.cli import list as list_models
 from jaxvision.cli.arguments import Parser
 from jaxvision.errors import UserError
 
-# Commands import JAX inside their functions, so that `jaxvision --help` answers at once.
+# In the order in which a user meets them. They import JAX inside their functions, so that `jaxvision --help` answers at
+# once.
 _COMMANDS = {
+    "recommend": recommend,
     "list": list_models,
     "info": info,
-    "recommend": recommend,
-    "plan": plan,
+    "embed": embed,
+    "probe": probe,
     "train": train,
     "predict": predict,
     "attention": attention,
     "evaluate": evaluate,
-    "embed": embed,
-    "probe": probe,
-    "convert": convert,
     "soup": soup,
+    "convert": convert,
     "push": push,
+    "plan": plan,
     "doctor": doctor,
 }
 
 _EXAMPLES = """examples:
-  jaxvision list 'vit_*' --max-params 30M --sort top1
+  jaxvision recommend --data photos
   jaxvision train --config configs/quickstart.py:vit --workdir runs/digits
   jaxvision predict --model runs/digits image.png"""
 

@@ -20,7 +20,7 @@ from jaxvision.errors import UserError, count
 if TYPE_CHECKING:
     from jaxvision.classifier import Classifier
 
-HELP = "convert a run, a checkpoint or a weight file to a folder or file that timm reads"
+HELP = "convert a run, a checkpoint or a weight file to the format of timm"
 EXAMPLES = """A run that was stopped for good has checkpoints, but no export. Its best checkpoint by the validation data
 is converted, or without validation data the newest one.
 

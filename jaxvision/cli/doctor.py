@@ -8,7 +8,7 @@ import json
 
 from jaxvision.cli.arguments import path_argument
 
-HELP = "check that JAX sees the accelerator, and print the commands that fix problems of this machine"
+HELP = "check this machine, and print the commands that fix its problems"
 EXAMPLES = """examples:
   jaxvision doctor
   jaxvision doctor --workdir /shared/runs --json"""

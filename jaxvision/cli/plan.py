@@ -13,7 +13,7 @@ from typing import Any
 from jaxvision.cli.arguments import path_argument, split_overrides
 from jaxvision.errors import count
 
-HELP = "predict the memory and time of a config's train step on TPUs or a GPU, before renting them"
+HELP = "predict the memory and time of a train step on a TPU or GPU"
 EXAMPLES = """examples:
   jaxvision plan --config configs/vit_base.py --topology v5e:2x4
   jaxvision plan --config configs/resnet50.py --device a100-40g --config.data.batch_size=256"""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from jaxvision.cli.arguments import path_argument
 
-HELP = "upload a model to the Hugging Face hub, with a model card that describes its data, recipe and result"
-EXAMPLES = """timm and jaxvision load the repository as hf-hub:OWNER/NAME. Pushing again adds a commit that replaces the
-three files. Log in first with `hf auth login`, or set HF_TOKEN.
+HELP = "upload a model to the Hugging Face hub, with a model card"
+EXAMPLES = """The card describes the data, the recipe and the result of the run. timm and jaxvision load the repository
+as hf-hub:OWNER/NAME. Pushing again adds a commit that replaces the files. Log in first with `hf auth login`, or set
+HF_TOKEN.
 
 examples:
   jaxvision push runs/flowers someone/flowers --dry-run

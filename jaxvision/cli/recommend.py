@@ -11,7 +11,7 @@ from typing import Any
 from jaxvision.cli.arguments import path_argument, warn
 from jaxvision.errors import printable_line
 
-HELP = "recommend a model for your images and your device, with the reasons and the commands to run"
+HELP = "recommend a model for your images and your device, with reasons"
 EXAMPLES = """The answer follows a short decision tree: EfficientNet-Lite or B0 for phones, EfficientNet-B0 or B1 for
 fast inference, a ViT for more than 100,000 images, ViT-B or EfficientNet-B4 on a GPU with 16 GB or more, and ResNet-50
 for everything else. The rest of the list are the most accurate models at the same cost, half of it, a quarter and so

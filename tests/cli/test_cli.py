@@ -395,7 +395,11 @@ def test_train_is_the_same_as_the_main_module(capsys: pytest.CaptureFixture, tmp
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "info", "plan", "train", "predict", "attention", "evaluate", "convert", "doctor"]
+    "command",
+    [
+        *("recommend", "list", "info", "embed", "probe", "train", "predict", "attention", "evaluate"),
+        *("soup", "convert", "push", "plan", "doctor"),
+    ],
 )
 def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture) -> None:
     if command == "train":
