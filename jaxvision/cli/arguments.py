@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -179,38 +178,6 @@ def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
             value = rest.pop(0)
         overrides.append((flag.removeprefix("--config."), value))
     return overrides
-
-
-def source_options(texts: Sequence[str], reserved: Collection[str], *, command: str) -> dict[str, Any]:
-    """Returns the options of a source.
-
-    Args:
-      texts: values of ``--option``, each ``KEY=VALUE``.
-      reserved: names that are not options.
-      command: name of the command, for messages.
-
-    Raises:
-      UserError: a text of another form, or a reserved name.
-
-    Example:
-      >>> source_options(["dataset=cifar10", "test_fraction=0.5"], (), command="evaluate")
-      {'dataset': 'cifar10', 'test_fraction': 0.5}
-    """
-    options: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--option: got {text!r}, expected KEY=VALUE.")
-        if key in reserved:
-            raise UserError(
-                f"--option: got {key!r}, expected an option of the source. "
-                f"Run `jaxvision {command} --help` for the other arguments."
-            )
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):  # a string without quotes
-            options[key] = path_argument(value)
-    return options
 
 
 def warn(text: str) -> None:

@@ -13,9 +13,9 @@ from jaxvision.cli.arguments import (
     check_outputs,
     load_model,
     path_argument,
-    source_options,
     warn,
 )
+from jaxvision.cli.data import add_feature_arguments, cache_of, source_options
 from jaxvision.cli.exit import SOME_FAILED
 from jaxvision.errors import UserError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxvision.features import Features
     from jaxvision.report import Console
 
-HELP = "compute the features of images: a file with one vector for each image, or a check of images and labels"
+HELP = "compute the features of images, or check images and labels"
 EXAMPLES = """The file has the features, labels, paths and splits of all images. In Python, read it with
 jaxvision.features.load_features. Features are kept in a cache by model and image: after ten images are added, ten are
 computed, and an interrupted command continues where it was.
@@ -38,38 +38,6 @@ examples:
   jaxvision embed photos -m vit_small_patch14_dinov2.lvd142m --check photos-check
   jaxvision embed photos -m runs/mine --level layer3 -o photos.parquet
   jaxvision embed tfds --option dataset=cifar10 -m resnet50.a1_in1k -o cifar10.npz"""
-
-
-def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that choose the cache of features; `cache_of` reads them."""
-    parser.add_argument(
-        "--cache",
-        type=path_argument,
-        metavar="FOLDER",
-        help="folder of the cache of features, which may be removed at any time (default: ~/.cache/jaxvision/features)",
-    )
-    parser.add_argument("--no-cache", action="store_true", help="neither read nor write the cache")
-
-
-def cache_of(arguments: argparse.Namespace) -> Path | None:
-    """Returns the folder of the cache, or None."""
-    from jaxvision.disk import cache_folder
-
-    if arguments.no_cache:
-        return None
-    return cache_folder("features") if arguments.cache is None else Path(arguments.cache)
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of a source, and the batch size."""
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="option of the source, such as dataset=cifar10 or data_dir=FOLDER; may be repeated",
-    )
-    parser.add_argument("--batch-size", type=int, help="images per batch, over all devices (default: 32 per device)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--level",
         help="name or number of a level of the model, whose map is averaged (default: the input of the head)",
     )
-    add_data_arguments(parser)
-    add_cache_arguments(parser)
+    add_feature_arguments(parser)
     add_overwrite_argument(parser)
 
 
@@ -102,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxvision.features import open_images
     from jaxvision.features.extraction import concatenate, level_number
     from jaxvision.features.store import cached_extract
+    from jaxvision.models.registry import keyword_parameters
     from jaxvision.parallel.accelerators import check_accelerator
     from jaxvision.parallel.mesh import check_batch_size, make_mesh
 
@@ -110,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_accelerator(warn)
     if arguments.batch_size is not None:
         check_batch_size(arguments.batch_size, make_mesh(), what="--batch-size")
-    options = source_options(arguments.option, (), command="embed")
+    options = source_options(arguments, keyword_parameters(open_images))
     sources = open_images(arguments.data, **options)
     parts, skipped = [], 0
     with report.Console() as console, disk_errors_as_user_errors(outputs[0].parent):

@@ -14,15 +14,15 @@ from jaxvision.cli.arguments import (
     check_outputs,
     load_ensemble,
     path_argument,
-    source_options,
     warn,
 )
+from jaxvision.cli.data import add_run_data_arguments, evaluation_options, run_configs, source_options
 from jaxvision.errors import UserError
 
 if TYPE_CHECKING:
     from jaxvision.ensemble import Ensemble
 
-HELP = "evaluate a model on a dataset: accuracy, loss, calibration error and mistakes"
+HELP = "evaluate models on a dataset: accuracy, loss, calibration error and mistakes"
 EXAMPLES = """A model that is named by its workdir is evaluated with the loss and the metric of its run. Without --data
 it is evaluated on the run's own data.
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``jaxvision evaluate``."""
     add_model_arguments(parser, several=True)
     add_tta_argument(parser)
-    add_data_argument(parser)
+    add_run_data_arguments(parser)
     parser.add_argument(
         "--split", help="train, validation or test (default: test, or validation for a run without test data)"
     )
@@ -60,25 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def add_data_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--data`` and ``--option``."""
-    parser.add_argument(
-        "--data",
-        type=path_argument,
-        metavar="FOLDER|SOURCE",
-        help="a folder with one subfolder per class, or a source such as digits or tfds (default: the data of the run, "
-        "if --model is its workdir)",
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="option of the source, such as dataset=cifar10 or data_dir=FOLDER; may be repeated (default: those of the "
-        "run, if it has the same source)",
-    )
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Prints the metrics, as a table or as JSON."""
     from jaxvision.eval.evaluate import evaluate
@@ -90,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_accelerator(warn)
     if arguments.report is not None:
         check_outputs([Path(arguments.report, name) for name in ("report.html", "mistakes.csv")], arguments)
-    options = source_options(arguments.option, keyword_parameters(evaluate), command="evaluate")
+    options = source_options(arguments, keyword_parameters(evaluate))
     if arguments.config is not None:
         load(arguments.config)  # makes the functions in it available under the names that the run has recorded
     configs = run_configs(arguments)
@@ -121,46 +102,6 @@ def run(arguments: argparse.Namespace) -> None:
                 for name, weight, each in zip(ensemble.names, ensemble.weights, result["members"], strict=True)
             ]
         print(json.dumps(result))
-
-
-def run_configs(arguments: argparse.Namespace) -> list[Any]:
-    """Returns the configs of the models that are those of runs. The first chooses the data, the loss and the metric.
-
-    Raises:
-      UserError: without ``--data``, no model is that of a run, or several runs have different data.
-    """
-    from jaxvision.run.recorded import recorded_config
-
-    found = {model: recorded_config(model) for model in arguments.model}
-    runs = {model: config for model, config in found.items() if config is not None}
-    first = next(iter(runs), None)
-    if arguments.data is None:
-        if first is None:
-            raise UserError(
-                f"--data: got none, and --model {arguments.model[0]} is not the workdir of a run, expected a folder or "
-                "a source. Add --data."
-            )
-        for model, config in runs.items():
-            if config.source != runs[first].source:
-                raise UserError(
-                    f"--data: got none, and {model} has another source or split of it than {first}, so the test data "
-                    "of one may be training data of the other. Add --data with images that neither was trained on."
-                )
-    return list(runs.values())
-
-
-def evaluation_options(config: Any) -> dict[str, Any]:
-    """Returns the options of `jaxvision.eval.evaluate` with which a run was evaluated; none without its config."""
-    from jaxvision.run.sections import without_none
-
-    if config is None:
-        return {}
-    return {
-        "loss": without_none(config.loss),
-        "metric": without_none(config.metric),
-        "max_corrupt": config.data.max_corrupt,
-        "memory_limit": config.data.memory_limit,
-    }
 
 
 def _check_fit(

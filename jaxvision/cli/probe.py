@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from jaxvision.cli.arguments import add_model_arguments, path_argument, source_options, warn
-from jaxvision.cli.embed import add_cache_arguments, add_data_arguments, cache_of
+from jaxvision.cli.arguments import add_model_arguments, path_argument, warn
+from jaxvision.cli.data import add_feature_arguments, cache_of, source_options
 
-HELP = "train a linear classifier on the features of a model: a trustworthy baseline in a minute"
+HELP = "train a linear classifier on the features of a model, in a minute"
 EXAMPLES = """Computes the features of all images once, and fits a logistic regression to them, whose regularization is
 chosen by cross-validation. The result is an ordinary run: predict, attention, evaluate and convert take RUN as --model,
 and timm reads RUN/export. A folder without test images is evaluated by cross-validation: each image is predicted by a
@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, type=path_argument, metavar="RUN", help="folder of the result")
     parser.add_argument("--folds", type=int, default=5, help="parts of the cross-validation (default: 5)")
     parser.add_argument("--max-corrupt", type=int, default=10, help="damaged images that are skipped (default: 10)")
-    add_data_arguments(parser)
-    add_cache_arguments(parser)
+    add_feature_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the accuracies and writes the run."""
+    from jaxvision.models.registry import keyword_parameters
     from jaxvision.parallel.accelerators import check_accelerator
     from jaxvision.run.probe import probe
 
@@ -53,5 +53,5 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         max_corrupt=arguments.max_corrupt,
         cache=cache_of(arguments),
-        **source_options(arguments.option, (), command="probe"),
+        **source_options(arguments, keyword_parameters(probe)),
     )

@@ -13,10 +13,9 @@ from jaxvision.cli.arguments import (
     check_is_no_workdir,
     check_outputs,
     path_argument,
-    source_options,
     warn,
 )
-from jaxvision.cli.evaluate import add_data_argument, evaluation_options, run_configs
+from jaxvision.cli.data import add_run_data_arguments, evaluation_options, run_configs, source_options
 from jaxvision.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from jaxvision.data import Splits
     from jaxvision.ensemble import Ensemble
 
-HELP = "average the weights of several runs that were fine-tuned from the same weights"
+HELP = "average the weights of runs that started from the same weights"
 EXAMPLES = """A soup predicts in the time of one model. Its BatchNorm statistics are measured again on training data,
 unless the runs left them as they were. A table compares the runs, their ensemble and the soup on the test data, or
 without any on the validation data.
@@ -66,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="average a single run with the weights that it started from, which get the share 1 - ALPHA. sweep: the "
         "best of 0, 0.1, ..., 1 by the top-1 accuracy on the validation data",
     )
-    add_data_argument(parser)
+    add_run_data_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     add_overwrite_argument(parser)
 
@@ -131,21 +130,22 @@ class _Data:
 
 def _open_data(arguments: argparse.Namespace, log: Callable[[str], None]) -> _Data | None:
     """Returns the data that the arguments name, or else those of the runs; None if there are none."""
-    from jaxvision.data.source import SOURCES, open_source
+    from jaxvision.data.folder import find_folder
+    from jaxvision.data.source import open_source
     from jaxvision.run.recorded import recorded_config
     from jaxvision.run.sections import without_none
 
     if arguments.data is None and not any(map(recorded_config, arguments.model)):
         return None
     config = next(iter(run_configs(arguments)), None)
-    options = source_options(arguments.option, (), command="soup")
+    options = source_options(arguments, ("name",))
     name = arguments.data
     if config is not None and name in (None, config.source.name):
         source = without_none(config.source) | options
-    elif name in SOURCES or ":" in name:
-        source = {"name": name} | options
+    elif (folder := find_folder(name)) is not None:
+        source = {"name": "folder", "data_dir": str(folder)} | options
     else:
-        source = {"name": "folder", "data_dir": name} | options
+        source = {"name": name} | options
     return _Data(open_source(**source), evaluation_options(config) | {"batch_size": arguments.batch_size}, log)
 
 

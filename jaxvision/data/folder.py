@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,9 @@ import numpy as np
 from jaxvision.data.distinct import check_class_folders_are_distinct, check_links_are_distinct
 from jaxvision.data.layout import check_classes_hold_no_splits, decide, split_of, subfolders
 from jaxvision.data.manifest import ImageFiles, read_folder
-from jaxvision.data.source import Example, Splits, stratified_split
+from jaxvision.data.source import SOURCES, Example, Splits, stratified_split
 from jaxvision.data.walk import Ignored, ignored_text, walk_images
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, unknown_name_error
 
 
 class FolderSource:
@@ -110,6 +110,32 @@ def open_folder(*, data_dir: str, layout: str | None = None, test_fraction: floa
     read = _read_splits(splits, layout_flag)
     read["train"].notes.append(note)
     return Splits(**read)
+
+
+def find_folder(data: str | Path, options: Collection[str] = ()) -> Path | None:
+    """Returns the folder that an argument names, or None if it names a source.
+
+    Args:
+      data: a folder, or the name of a source. A folder of the same name as a source comes first.
+      options: names of options, of which a folder takes only ``layout``.
+
+    Raises:
+      UserError: there is neither such a folder nor such a source, or a folder does not take the options.
+
+    >>> find_folder("digits") is None
+    True
+    """
+    folder = Path(data).expanduser()
+    if os.path.isdir(folder):  # unlike Path.is_dir, it does not raise for a name that no file can have
+        if unknown := sorted({*options} - {"layout"}):
+            raise unknown_name_error("--option", unknown[0], ["layout"], expected="an option of a folder")
+        return folder
+    if data not in SOURCES and ":" not in str(data):
+        raise UserError(
+            f"data: got {str(data)!r}, expected a folder that exists or one of the sources {', '.join(SOURCES)}. "
+            "Check the path."
+        )
+    return None
 
 
 def open_all_images(data_dir: str | Path, *, layout: str | None = None) -> dict[str, FolderSource]:

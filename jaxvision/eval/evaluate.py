@@ -19,16 +19,10 @@ from jaxvision import report
 from jaxvision.classifier import Classifier
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
-from jaxvision.data.folder import open_test_folder
+from jaxvision.data.folder import find_folder, open_test_folder
 from jaxvision.data.layout import subfolders
 from jaxvision.ensemble import Ensemble, fit_weights
-from jaxvision.errors import (
-    UserError,
-    count,
-    disk_errors_as_user_errors,
-    memory_errors_as_user_errors,
-    unknown_name_error,
-)
+from jaxvision.errors import UserError, count, disk_errors_as_user_errors, memory_errors_as_user_errors
 from jaxvision.eval.members import evaluate_ensemble, observed_probabilities, predict_members
 from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
@@ -238,20 +232,13 @@ def _open_data(
     """Returns one split of a dataset, the model's classes in the spelling of that dataset, and the split's name."""
     if not isinstance(data, str | Path):
         return data, _in_dataset_spelling(classes, data.classes), split
-    folder = Path(data).expanduser()
-    if os.path.isdir(folder):
-        if unknown := sorted({*options} - {"layout"}):
-            raise unknown_name_error("--option", unknown[0], ["layout"], expected="an option of a folder")
+    folder = find_folder(data, options)
+    if folder is not None:
         outer = subfolders(folder)
         found = {*outer, *(inner for name in outer for inner in subfolders(folder / name))}
         names = _in_dataset_spelling(classes, found)
         images = open_test_folder(folder, names, split, **options)
         return images, names, _name_in_folder(folder, images, names, split)
-    if data not in source.SOURCES and ":" not in data:
-        raise UserError(
-            f"data: got {data!r}, expected a folder that exists or one of the sources {', '.join(source.SOURCES)}. "
-            "Check the path."
-        )
     chosen: Any = source.open_source(data, **options).split(split)
     return chosen, _in_dataset_spelling(classes, chosen.classes), split
 

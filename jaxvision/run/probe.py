@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from jaxvision import report
 from jaxvision.classifier import Classifier, load_classifier, save_classifier
 from jaxvision.data.dataset import Dataset, open_dataset
+from jaxvision.data.folder import find_folder
 from jaxvision.data.source import Source, empty_classes_text
 from jaxvision.errors import UserError, count, disk_errors_as_user_errors, memory_errors_as_user_errors
 from jaxvision.eval.metrics import Evaluation, summarize
@@ -184,8 +185,9 @@ def _record(
       facts: what else the result depends on.
       **of_data: keys of the section ``data``.
     """
-    is_folder = Path(data).expanduser().is_dir()
-    own = {"name": "folder", "data_dir": str(data), "test_fraction": 0.0} if is_folder else {"name": str(data)}
+    own: dict[str, Any] = {"name": str(data)}
+    if find_folder(data) is not None:
+        own = {"name": "folder", "data_dir": str(data), "test_fraction": 0.0}
     config = complete(
         ConfigDict(
             {

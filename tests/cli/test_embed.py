@@ -101,6 +101,7 @@ def test_refusals(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) ->
         (photos, output, ("--level", "layer9"), "expected a level of test_resnet. Did you mean"),
         (photos, output, ("--batch-size", 5), "--batch-size: got 5, expected a multiple of 8 devices"),
         (photos, output, ("--option", "kind=x"), "expected an option of a folder"),
+        (photos, output, ("--option", "data=x"), "got 'data', expected an option of the source"),
         (photos, tmp_path / "x.csv", (), "got the ending '.csv', expected .npz or .parquet"),
         (photos, tmp_path / "file" / "x.npz", (), "got a file, expected a folder"),
         (photos, tmp_path / "file", ("--overwrite",), "got the ending ''"),

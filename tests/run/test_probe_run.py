@@ -190,6 +190,9 @@ def test_refusals(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert "expected a multiple of 8 devices" in refused(
         capsys, "probe", "--data", two, *common, tmp_path / "run", "--batch-size", 3
     )
+    assert "--option: got 'folds', expected an option of the source" in refused(
+        capsys, "probe", "--data", two, *common, tmp_path / "run", "--option", "folds=3"
+    )
     assert not (tmp_path / "run").exists()
 
 
