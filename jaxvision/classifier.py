@@ -21,6 +21,7 @@ from jaxvision.augment import host, on_device
 from jaxvision.augment.decoding import decode, to_rgb
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.create import create_model
+from jaxvision.disk import replaced, sync
 from jaxvision.errors import UserError, count, printable_line, unknown_name_error
 from jaxvision.models import registry
 from jaxvision.models.base import Model
@@ -199,9 +200,9 @@ def save_classifier(folder: str | Path, classifier: Classifier) -> Path:
     try:
         # config.json is complete on the disk before the weights are replaced, and replaced after them. If the process
         # is killed in between, the identifiers in the two files differ.
-        with files.replaced(folder / "config.json") as temporary:
+        with replaced(folder / "config.json") as temporary:
             temporary.write_bytes(text)
-            files.sync(temporary)
+            sync(temporary)
             timm.save_timm(classifier.model, folder / "model.safetensors", metadata={EXPORT_ID: config[EXPORT_ID]})
     except OSError as e:
         raise UserError(f"cannot write {folder / 'config.json'}: {e.strerror or e}") from e

@@ -1,4 +1,4 @@
-"""Names and locks of files on a disk that several processes, containers and machines may share."""
+"""Files on a disk that several processes, containers and machines may share: names, locks and replacement."""
 
 from __future__ import annotations
 
@@ -27,6 +27,36 @@ def temporary_path(path: P) -> P:
     False
     """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the folder of `path`; at the end, its file replaces the one at `path`.
+
+    The folder is created. After an exception, the temporary file is removed and an earlier file at `path` is unchanged.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp(), "a.txt")
+      >>> with replaced(path) as temporary:
+      ...     _ = temporary.write_text("complete")
+      >>> path.read_text()
+      'complete'
+    """
+    temporary = temporary_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Flushes a file to the disk. A network file system may report only here that its disk is full."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def cache_folder(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""jaxvision.disk: locks between processes."""
+"""jaxvision.disk: locks between processes, and files that replace others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxvision.disk import hold_lock
+from jaxvision.disk import hold_lock, replaced
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -75,3 +75,15 @@ def test_a_lock_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with hold_lock(tmp_path / "file" / ".lock") as is_held:
         assert not is_held
+
+
+def test_two_writers_of_a_file_never_share_a_temporary_file(tmp_path: Path) -> None:
+    """Containers that share a disk may give two processes the same number."""
+    path = tmp_path / "model.safetensors"
+    with replaced(path) as first:
+        first.write_text("first")
+        with replaced(path) as second:
+            second.write_text("second")
+        assert (path.read_text(), first.read_text()) == ("second", "first")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]

@@ -13,10 +13,10 @@ from PIL import Image
 
 from jaxvision.data.dataset import Dataset
 from jaxvision.data.reading import to_pixels
+from jaxvision.disk import replaced
 from jaxvision.errors import UserError, count, printable
 from jaxvision.features.findings import KINDS, Finding, Findings, raw_image
 from jaxvision.report.findings import Card, Group, write_findings
-from jaxvision.weights.files import replaced
 
 PAGE, TABLE = "check.html", "findings.csv"
 
@@ -72,7 +72,6 @@ def write_check(folder: str | Path, findings: Findings, images: Mapping[str, Dat
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         _write_table(folder / TABLE, findings)
         kinds = [kind for kind in KINDS if _was_checked(kind, findings)]
         page = write_findings(

@@ -22,9 +22,9 @@ from jaxvision.classifier import Classifier
 from jaxvision.data.dataset import Dataset, take
 from jaxvision.data.pipeline import InputPipeline
 from jaxvision.data.reading import read_examples
+from jaxvision.disk import replaced
 from jaxvision.errors import UserError
 from jaxvision.features.extraction import Features, describe, extract, extract_parts, level_number, transform_of
-from jaxvision.weights.files import replaced
 
 _VERSION = 1  # of the cache, and of how features are computed
 _TOGETHER = 32  # images read at once for their digests

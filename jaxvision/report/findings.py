@@ -60,14 +60,14 @@ def write_findings(
     """Writes the page atomically and returns its path.
 
     Args:
-      path: of the HTML file, in an existing folder.
+      path: of the HTML file.
       groups: in the order in which to look at them. Those without findings are only counted.
       title: heading of the page.
       subtitle: a sentence below it.
       notes: remarks for the reader.
 
     Raises:
-      OSError: the folder does not exist or the disk is full.
+      OSError: the folder cannot be created or the disk is full.
     """
     counts = [("to look at", sum(group.count for group in groups)), *((g.title.lower(), g.count) for g in groups)]
     tiles = [tag("div", tag("dt", name), tag("dd", f"{n:,}")) for name, n in counts]

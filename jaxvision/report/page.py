@@ -43,7 +43,7 @@ def write_report(workdir: str | os.PathLike[str], report: Report) -> Path:
       report: the contents.
 
     Raises:
-      OSError: the folder does not exist or the disk is full.
+      OSError: the folder cannot be created or the disk is full.
       ValueError: an image is not uint8 [h, w, channels], or label, prediction, confidence and classes do not match.
 
     Example:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +13,7 @@ import safetensors
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from jaxvision.disk import temporary_path
+from jaxvision.disk import replaced, sync
 from jaxvision.errors import UserError
 from jaxvision.weights.foreign import renamed
 from jaxvision.weights.formats import recognize, sharded_error
@@ -194,25 +193,3 @@ def _sort_metadata(path: Path) -> None:
         assert len(text) <= length
         file.seek(8)
         file.write(text.ljust(length))
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the folder of `path`; at the end, its file replaces the one at `path`.
-
-    The folder is created. After an exception, the temporary file is removed and an earlier file at `path` is unchanged.
-    """
-    temporary = temporary_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def sync(path: Path) -> None:
-    """Flushes a file to the disk. A network file system may report only here that its disk is full."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -254,15 +254,6 @@ def test_a_full_disk_leaves_the_earlier_file(file):
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_temporary_names_are_unique_across_machines_that_share_a_disk(file):
-    """Two containers may have the same process number, as here two writers in one process and thread."""
-    with files.replaced(file) as first, files.replaced(file) as second:
-        first.write_text("first")
-        second.write_text("second")
-    assert file.read_text() == "first"  # replaced last, and complete
-    assert os.listdir(file.parent) == [file.name]
-
-
 def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
@@ -272,15 +263,3 @@ def test_a_folder_that_cannot_be_created(tmp_path):
 def test_missing_folders_are_created(tmp_path):
     timm.save_timm(build("test_resnet"), tmp_path / "a" / "b" / "model.safetensors")
     assert (tmp_path / "a" / "b" / "model.safetensors").stat().st_size > 100_000
-
-
-def test_two_writers_of_a_file_never_share_a_temporary_file(tmp_path):
-    """Containers that share a disk may give two processes the same number."""
-    path = tmp_path / "model.safetensors"
-    with files.replaced(path) as first:
-        first.write_text("first")
-        with files.replaced(path) as second:
-            second.write_text("second")
-        assert (path.read_text(), first.read_text()) == ("second", "first")
-    assert path.read_text() == "first"
-    assert list(tmp_path.iterdir()) == [path]
