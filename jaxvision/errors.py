@@ -69,6 +69,16 @@ def count(n: int, noun: str, plural: str | None = None) -> str:
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message without its full stop, at most 160 characters; its type if empty.
+
+    >>> first_line(ValueError("no such file.\\nSee the log.")), first_line(KeyError())
+    ('no such file', 'KeyError')
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return line if len(line) <= 160 else f"{line[:160]}..."
+
+
 def _printable_character(character: str) -> str:
     if not _NOT_PRINTABLE.match(character):
         return character

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, first_line
 
 #: Seconds until the other processes notice that a process died.
 HEARTBEAT = 30
@@ -72,7 +72,7 @@ def _join(address: str | None = None, count: int | None = None, index: int | Non
     try:
         jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT)
     except (ValueError, IndexError) as e:
-        reason = str(e).splitlines()[0]
+        reason = first_line(e)
         if address:
             raise UserError(
                 f"distributed: got JAX_COORDINATOR_ADDRESS={address}, expected host:port ({reason})."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvision.classifier import Classifier, load_classifier, save_classifier
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, first_line
 from jaxvision.run.card import find_start, model_card
 from jaxvision.run.recorded import recorded_config
 from jaxvision.run.workdir import read_result
@@ -67,7 +67,7 @@ def check_repo(repo: str) -> None:
         validate_repo_id(repo)
         reason = "" if repo.count("/") == 1 else "without an owner"
     except HFValidationError as e:
-        reason = str(e).splitlines()[0].rstrip(".")
+        reason = first_line(e)
     if reason:
         raise UserError(f"repo: got {repo[:120]!r} ({reason}), expected OWNER/NAME, such as 'someone/flowers'.")
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from jaxvision.disk import hold_lock
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, first_line
 from jaxvision.network import download_part
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def find_cached(repository: str, filenames: Sequence[str], revision: str | None)
         except ValueError as e:
             raise UserError(
                 f"weights: got {repository[:300]!r}, expected a repository on the hub such as 'timm/resnet50.a1_in1k' "
-                f"({_first_line(e)})."
+                f"({first_line(e)})."
             ) from e
     return None
 
@@ -101,7 +101,7 @@ def _download(repository: str, filenames: Sequence[str], revision: str | None, a
         raise UserError(f"the repository {repository} on the hub has no revision {revision!r}.") from e
     except Exception as e:  # the exception for a missing network depends on the release of huggingface_hub
         raise UserError(
-            f"cannot download {where} from the hub ({_first_line(e)}). To work offline, pass a local file as "
+            f"cannot download {where} from the hub ({first_line(e)}). To work offline, pass a local file as "
             "checkpoint_path (--config.model.checkpoint_path=FILE or --checkpoint FILE on the command line), or run "
             f"`hf download {repository} {filenames[0]}` on a machine with a network and copy its cache (HF_HOME), or "
             f"pass pretrained=False (--config.model.pretrained=False){alternative}."
@@ -144,7 +144,7 @@ def from_url(url: str, path: Path) -> Path:
                 _download_url(url, path, resume=is_locked)
     except OSError as e:
         raise UserError(
-            f"cannot download {url} ({_first_line(e)}). To work offline, pass the file as checkpoint_path, or copy it "
+            f"cannot download {url} ({first_line(e)}). To work offline, pass the file as checkpoint_path, or copy it "
             f"to {path}."
         ) from e
     return path
@@ -166,8 +166,3 @@ def _download_url(url: str, path: Path, *, resume: bool) -> None:
 def _lock(path: Path, what: str) -> AbstractContextManager[bool]:
     """Waits until no other process has the lock, and holds it, as `hold_lock`. Says that it waits for `what`."""
     return hold_lock(path, lambda: logger.warning("waiting for another process that downloads %s", what))
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return line if len(line) <= 160 else f"{line[:160]}..."

@@ -15,7 +15,7 @@ from typing import IO, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, first_line
 from jaxvision.weights.mapped import MappedFile
 from jaxvision.weights.weight_file import FLOATS, WeightFile
 
@@ -111,10 +111,9 @@ class NpzFile(WeightFile):
         except UserError:
             raise
         except _DAMAGES as e:
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise UserError(
-                f"{self.path} ({self.path.stat().st_size:,} bytes) is truncated or not a NumPy archive: {reason}. Copy "
-                "or download the file again."
+                f"{self.path} ({self.path.stat().st_size:,} bytes) is truncated or not a NumPy archive: "
+                f"{first_line(e)}. Copy or download the file again."
             ) from e
 
 

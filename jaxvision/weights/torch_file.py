@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, first_line
 from jaxvision.weights.mapped import MappedFile
 from jaxvision.weights.unpickle import Ignored, Unpickler
 
@@ -140,10 +140,10 @@ class TorchFile:
                     legacy = _Legacy()
                     unpickler = Unpickler(self._mapped.data, _GLOBALS.get, legacy.load_storage)
                     self.content = legacy.load(unpickler, self._mapped.data)
+            if unpickler.refused:
+                raise ValueError("it holds more than tensors")
         except Exception as e:  # reading arbitrary bytes raises arbitrary exceptions
             raise _reading_error(path, unpickler, e) from e
-        if unpickler.refused:
-            raise _reading_error(path, unpickler, None)
 
     def read(self, tensor: Tensor) -> np.ndarray:
         """Returns a dense tensor, as a view of the mapped file where possible.
@@ -181,13 +181,12 @@ def _numpy_dtype(name: str) -> np.dtype:
         ) from e
 
 
-def _reading_error(path: Path, unpickler: Unpickler | None, error: Exception | None) -> UserError:
+def _reading_error(path: Path, unpickler: Unpickler | None, error: Exception) -> UserError:
     if unpickler is not None and unpickler.refused:
         names = ", ".join(name[:80] for name in sorted(set(unpickler.refused))[:3])
         reason = f"it holds more than tensors ({names}), and loading runs no code. Save the model's state_dict instead."
     else:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"{lines[0][:160]}. Copy or download the file again."
+        reason = f"{first_line(error)}. Copy or download the file again."
     return UserError(f"{path}: cannot read this PyTorch pickle as weights: {reason}")
 
 

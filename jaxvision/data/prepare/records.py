@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvision.data.prepare.split import Split
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, first_line
 from jaxvision.report import show_progress
 
 
@@ -71,9 +71,7 @@ def _errors_of_writer(folder: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        raise UserError(
-            f"{folder}: {str(e).splitlines()[0]}. Make room on the disk, and run the same command again."
-        ) from e
+        raise UserError(f"{folder}: {first_line(e)}. Make room on the disk, and run the same command again.") from e
 
 
 def _path(folder: Path, dataset: str, split: str, number: int) -> Path:
