@@ -121,11 +121,12 @@ class _Data:
     def metrics(self, classifier: Classifier | Ensemble, split: str, name: str) -> dict[str, float]:
         """Returns the metrics that a table shows."""
         from jaxvision.eval.evaluate import evaluate
+        from jaxvision.eval.metrics import headline
 
         self.log(f"evaluating {name} on the {split} data")
         found = evaluate(classifier, self.splits.split(split), split=split, quiet=True, **self.options)
-        omitted = {"count", "members", "top5"} if len(classifier.classes) <= 5 else {"count", "members"}
-        return {name: x for name, x in found.items() if name not in omitted}
+        found.pop("members", None)
+        return headline(found, len(classifier.classes))
 
 
 def _open_data(arguments: argparse.Namespace, log: Callable[[str], None]) -> _Data | None:

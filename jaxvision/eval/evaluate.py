@@ -25,7 +25,7 @@ from jaxvision.ensemble import Ensemble, fit_weights
 from jaxvision.errors import UserError, count, disk_errors_as_user_errors, memory_errors_as_user_errors
 from jaxvision.eval.members import evaluate_ensemble, observed_probabilities, predict_members
 from jaxvision.eval.metrics import Evaluation, with_metric
-from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
+from jaxvision.eval.page import describe, notes_on, write_mistakes
 from jaxvision.eval.split import evaluate_split
 from jaxvision.eval.step import cached_eval_step, evaluation_loss, itself
 from jaxvision.parallel.mesh import check_batch_size, make_mesh
@@ -138,12 +138,12 @@ def evaluate(
         result = with_metric(result, **(metric or {}))
         each = [with_metric(evaluation, **(metric or {})) for evaluation in each]
         if isinstance(classifier, Ensemble) and len(each) > 1:
-            rows = zip(classifier.names, map(headline, each))
-            console.table(name, [*rows, (classifier.title, headline(result))])
+            rows = zip((*classifier.names, classifier.title), (*each, result), strict=True)
+            console.table(name, [(model, evaluation.headline()) for model, evaluation in rows])
         files = {}
         if report_dir is not None:
             files = _write_report(Path(report_dir), classifier, result, images, name=name, clock=clock, notes=notes)
-        final = headline(result) | {"count": result.count}
+        final = result.headline() | {"count": result.count}
         console.finish(final=final, name=name, timing=clock.timing(), files=files)
         of_members = {"members": [evaluation.scalars() for evaluation in each]}
         return result.scalars() | (of_members if isinstance(classifier, Ensemble) else {})

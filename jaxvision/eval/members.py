@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from flax import nnx
 from jaxvision import report
 from jaxvision.data.dataset import Dataset
 from jaxvision.ensemble import Ensemble, to_logits
-from jaxvision.eval.metrics import Evaluation, summarize
+from jaxvision.eval.metrics import Evaluation, summarize, summarize_probabilities
 from jaxvision.eval.split import predict_split
 from jaxvision.eval.step import cached_eval_step, itself
 from jaxvision.train.loss import Loss
@@ -44,7 +44,8 @@ def evaluate_ensemble(
         average = average + np.float32(weight) * rows.pop("probabilities")
         members.append(summarize(**rows, classes=len(ensemble.classes)))
     label, index = members[0].label, members[0].index
-    return members, _summarize_probabilities(average, label, index, loss=loss, kind=probabilities)
+    losses = loss(to_logits(jnp.asarray(average), probabilities), jnp.asarray(label))
+    return members, summarize_probabilities(average, label, index, np.asarray(losses))
 
 
 def predict_members(
@@ -115,24 +116,3 @@ def observed_probabilities(probabilities: np.ndarray, label: np.ndarray, kind: s
     if kind == "softmax":
         return probabilities[is_label]
     return np.where(is_label, probabilities, 1 - probabilities).ravel()
-
-
-def _summarize_probabilities(
-    probabilities: np.ndarray, label: np.ndarray, index: np.ndarray, *, loss: Callable[..., jax.Array], kind: str
-) -> Evaluation:
-    """Returns the evaluation of n images from their averaged probabilities [n, classes]."""
-    n, classes = probabilities.shape
-    prediction = probabilities.argmax(1)
-    top = min(5, classes)
-    # Among equal probabilities the lowest class comes first, as in `make_eval_step`.
-    own = probabilities[np.arange(n), np.clip(label, 0, classes - 1)][:, None]
-    before = (probabilities > own).sum(1) + ((probabilities == own) & (np.arange(classes) < label[:, None])).sum(1)
-    return summarize(
-        label=label,
-        prediction=prediction,
-        confidence=probabilities[np.arange(n), prediction],
-        in_top5=before < top,
-        loss=np.asarray(loss(to_logits(jnp.asarray(probabilities), kind), jnp.asarray(label))),
-        index=index,
-        classes=classes,
-    )

@@ -64,10 +64,24 @@ class Evaluation:
         """Returns the metrics that are single numbers, and `count`."""
         return {name: getattr(self, name) for name in (*METRICS, "count")} | dict(self.own)
 
+    def headline(self) -> dict[str, float]:
+        """Returns the metrics that people read; see the function `headline`."""
+        return headline(self.scalars(), self.classes)
+
     def mistakes(self, n: int = 16) -> np.ndarray:
         """Returns the rows [<= n] of the wrong predictions, the most confident first."""
         wrong = np.flatnonzero(self.prediction != self.label)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:n]
+
+
+def headline(metrics: Mapping[str, float], classes: int) -> dict[str, float]:
+    """Returns metrics without ``count``, and without ``top5`` if it is 1 because there are five classes or fewer.
+
+    >>> headline({"top1": 0.9, "top5": 1.0, "count": 50}, classes=4)
+    {'top1': 0.9}
+    """
+    omitted = {"count", "top5"} if classes <= 5 else {"count"}
+    return {name: x for name, x in metrics.items() if name not in omitted}
 
 
 def metric_function(name: str | Callable[..., float] | None) -> Callable[..., float] | None:
@@ -228,6 +242,40 @@ def summarize(
         label=label,
         prediction=prediction,
         confidence=confidence,
+    )
+
+
+def summarize_probabilities(
+    probabilities: np.ndarray, label: np.ndarray, index: np.ndarray, loss: np.ndarray
+) -> Evaluation:
+    """Returns the evaluation of n images whose probabilities are known.
+
+    Args:
+      probabilities: [n, classes].
+      label, index, loss: as for `summarize`.
+
+    Raises:
+      UserError: as for `summarize`.
+
+    Example:
+      >>> probabilities, label = np.array([[0.8, 0.2], [0.6, 0.4]]), np.array([0, 1])
+      >>> result = summarize_probabilities(probabilities, label, index=np.arange(2), loss=np.ones(2))
+      >>> result.top1, result.confidence.tolist()
+      (0.5, [0.8, 0.6])
+    """
+    n, classes = probabilities.shape
+    rows, prediction = np.arange(n), probabilities.argmax(axis=1)
+    # Among equal probabilities the lowest class comes first, as in `make_eval_step`.
+    own = probabilities[rows, np.clip(label, 0, classes - 1)][:, None]
+    is_before = (probabilities > own) | ((probabilities == own) & (np.arange(classes) < label[:, None]))
+    return summarize(
+        label=label,
+        prediction=prediction,
+        confidence=probabilities[rows, prediction],
+        in_top5=is_before.sum(axis=1) < 5,
+        loss=loss,
+        index=index,
+        classes=classes,
     )
 
 

@@ -44,7 +44,7 @@ def describe(
     wrong = result.mistakes(mistakes)
     explained, note = _explanations(classifier, result, images, _rows_to_explain(result, wrong, explanations))
     return report.Report(
-        metrics=headline(result),
+        metrics=result.headline(),
         classes=classifier.classes,
         label=result.label,
         prediction=result.prediction,
@@ -121,12 +121,6 @@ def write_mistakes(folder: str | Path, classes: Sequence[str], result: Evaluatio
             names = classes[result.label[row]], classes[result.prediction[row]]
             rows.writerow([where, *names, f"{result.confidence[row]:.4f}"])
     return path
-
-
-def headline(result: Evaluation) -> dict[str, float]:
-    """Returns the metrics without ``count``, and without ``top5`` if there are five classes or fewer."""
-    omitted = {"count", "top5"} if result.classes <= 5 else {"count"}
-    return {key: value for key, value in result.scalars().items() if key not in omitted}
 
 
 def notes_on(data: Mapping[str, Dataset]) -> list[str]:

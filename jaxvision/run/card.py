@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jaxvision
 from jaxvision.classifier import Classifier
 from jaxvision.errors import UserError, count, printable, printable_line
+from jaxvision.eval.metrics import headline
 from jaxvision.models import registry
 from jaxvision.report import wording
 from jaxvision.weights import catalog, timm
@@ -87,14 +88,11 @@ def model_card(
     """
     start = None if config is None else find_start(config)
     license = license or (start and start.license)
-    if result is not None and classifier.model.num_classes <= 5:
-        metrics = {name: x for name, x in result["metrics"].items() if name != "top5"}
-        result = {**result, "metrics": metrics}
     sections = [
         f"# {repo.partition('/')[2]}\n\n{_summary(classifier)}",
         f"## Use\n\n{_usage(classifier, repo)}",
         f"## Classes and data\n\n{_data(classifier, config)}",
-        "" if result is None else f"## Results\n\n{_results(config, result)}",
+        "" if result is None else f"## Results\n\n{_results(classifier, config, result)}",
         "" if config is None or start is None else f"## Recipe\n\n{_recipe(config, start)}",
         f"## License\n\n{_license(license, start)}",
     ]
@@ -125,14 +123,15 @@ def _metadata(
         base_model=start and start.repository,
         metrics=["accuracy"],
         model_name=repo.partition("/")[2],
-        eval_results=None if config is None or result is None else _index(config["source"], result),
+        eval_results=None if config is None or result is None else _index(classifier, config["source"], result),
     ).to_yaml()
 
 
-def _index(source: Mapping[str, Any], result: Mapping[str, Any]) -> list[EvalResult] | None:
+def _index(classifier: Classifier, source: Mapping[str, Any], result: Mapping[str, Any]) -> list[EvalResult] | None:
     """Returns the results for the hub's index."""
     from huggingface_hub import EvalResult
 
+    found = headline(result["metrics"], classifier.model.num_classes)
     metrics = [
         EvalResult(
             task_type="image-classification",
@@ -141,10 +140,10 @@ def _index(source: Mapping[str, Any], result: Mapping[str, Any]) -> list[EvalRes
             dataset_split=result["split"],
             metric_type="accuracy",
             metric_name=name,
-            metric_value=result["metrics"][key],
+            metric_value=found[key],
         )
         for key, name in _METRICS.items()
-        if key in result["metrics"]
+        if key in found
     ]
     return metrics or None
 
@@ -232,9 +231,9 @@ def _code(text: str) -> str:
     return f"`{printable_line(text).replace('`', chr(39))}`"
 
 
-def _results(config: Mapping[str, Any] | None, result: Mapping[str, Any]) -> str:
-    split, metrics = result["split"], dict(result["metrics"])
-    images = metrics.pop("count", None)
+def _results(classifier: Classifier, config: Mapping[str, Any] | None, result: Mapping[str, Any]) -> str:
+    split, images = result["split"], result["metrics"].get("count")
+    metrics = headline(result["metrics"], classifier.model.num_classes)
     metrics.pop("regularization", None)  # of a probe: a setting, not a result
     on = f"{int(images):,} images of the {split} data" if images is not None else f"the {split} data"
     if split == "cross-validation":

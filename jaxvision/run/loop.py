@@ -18,7 +18,6 @@ from jaxvision.checkpoint import Checkpoint, Checkpoints
 from jaxvision.data.pipeline import blank_batch
 from jaxvision.errors import Preempted, count
 from jaxvision.eval.metrics import Evaluation
-from jaxvision.eval.page import headline
 from jaxvision.eval.split import share_damaged
 from jaxvision.parallel.mesh import shard_batch
 from jaxvision.run.context import RunContext
@@ -219,7 +218,7 @@ class TrainingLoop:
         epoch, metrics = step / run.steps_per_epoch, result.scalars()
         is_best = self.patience.update(metrics) and run.checkpoint_options["best"] is not None
         self._metrics.write(step, split, metrics, epoch=epoch)
-        run.console.result(headline(result), name=split, step=step, epoch=epoch, best=is_best)
+        run.console.result(result.headline(), name=split, step=step, epoch=epoch, best=is_best)
         with run.clock.phase("checkpoint"):
             self.checkpoints.save(
                 step,

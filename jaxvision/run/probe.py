@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,8 +20,8 @@ from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import find_folder
 from jaxvision.data.source import Source, empty_classes_text
 from jaxvision.errors import UserError, count, disk_errors_as_user_errors, memory_errors_as_user_errors
-from jaxvision.eval.metrics import Evaluation, summarize
-from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
+from jaxvision.eval.metrics import Evaluation, headline, summarize_probabilities
+from jaxvision.eval.page import describe, notes_on, write_mistakes
 from jaxvision.features.extraction import Features, transform_of
 from jaxvision.features.images import open_images
 from jaxvision.features.neighbors import knn_accuracy
@@ -30,7 +29,7 @@ from jaxvision.features.probe import Probe, fit_probe, with_head
 from jaxvision.features.store import cached_extract
 from jaxvision.parallel.mesh import check_batch_size, make_mesh
 from jaxvision.run.config import complete
-from jaxvision.run.start import data_fingerprint
+from jaxvision.run.start import fingerprint_checksum
 from jaxvision.run.workdir import (
     check_config,
     config_record,
@@ -109,15 +108,18 @@ def probe(
                 **{key: value for key, value in given.items() if value is not None},
             )
         facts = {"model": str(model), "checkpoint_path": checkpoint_path, **given, "folds": folds}
-        facts["images"] = {split: _fingerprint(part) for split, part in images.items()}
+        # What changes when images are added, removed, renamed or put into another class.
+        facts["images"] = {
+            split: {"number": len(part), "checksum": fingerprint_checksum(part)} for split, part in images.items()
+        }
         record = _record(classifier, data, options, facts, max_corrupt=max_corrupt, memory_limit=memory_limit)
         if finished := read_result(workdir, record, log=console.warn):
             console.note(
                 f"this probe is finished, and {workdir} has its result. Choose another --workdir to fit again."
             )
             metrics, split = finished["metrics"], finished["split"]
-            few = {"top5"} if len(images["train"].source.classes) <= 5 else set()
-            shown = {key: x for key, x in metrics.items() if key not in {"standard_error", "regularization"} | few}
+            shown = headline(metrics, classes=len(images["train"].source.classes)) | {"count": metrics["count"]}
+            shown = {key: x for key, x in shown.items() if key not in ("standard_error", "regularization")}
             console.finish(final=shown, name=split, files=result_files(workdir))
             return metrics
         check_config(workdir, record)
@@ -209,12 +211,6 @@ def _weights(classifier: Classifier, facts: Mapping[str, Any]) -> dict[str, Any]
     return {"name": name, "pretrained": True} if path is None else {"name": name, "checkpoint_path": str(path)}
 
 
-def _fingerprint(images: Dataset) -> dict[str, int]:
-    """Returns what changes when images are added, removed, renamed or put into another class."""
-    facts = data_fingerprint(images)
-    return {"number": facts["images"], "checksum": zlib.crc32(repr(sorted(facts.items())).encode())}
-
-
 def _announce(console: report.Console, classifier: Classifier, images: Mapping[str, Dataset], workdir: Path) -> None:
     for split, part in images.items():
         for note in getattr(part.source, "notes", ()):
@@ -266,24 +262,9 @@ def _fit(features: Mapping[str, Features], *, folds: int, console: report.Consol
     else:
         probabilities, rows = fitted.probabilities(features[split].values), split
         label, index = features[split].label, features[split].index
-    return _Fitted(fitted, _evaluation(probabilities, label, index), split, rows, beside)
-
-
-def _evaluation(probabilities: np.ndarray, label: np.ndarray, index: np.ndarray) -> Evaluation:
-    """Returns the evaluation of probabilities [n, classes]."""
-    n, classes = probabilities.shape
-    # Among equal probabilities the lowest class comes first, as in `make_eval_step`.
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, : min(5, classes)]
-    rows = np.arange(n)
-    return summarize(
-        label=label,
-        prediction=best[:, 0],
-        confidence=probabilities[rows, best[:, 0]],
-        in_top5=(best == label[:, None]).any(axis=1),
-        loss=-np.log(np.maximum(probabilities[rows, label], np.finfo(np.float32).tiny)),
-        index=index,
-        classes=classes,
-    )
+    of_label = probabilities[np.arange(len(label)), label]
+    loss = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny))
+    return _Fitted(fitted, summarize_probabilities(probabilities, label, index, loss), split, rows, beside)
 
 
 def _export(
@@ -331,7 +312,7 @@ def _export(
     report.write_report(workdir, replace(page, timing=clock.timing()))
     write_mistakes(workdir, classes, fitted.result, shown)
     console.finish(
-        final=headline(fitted.result) | _accuracies(fitted),
+        final=fitted.result.headline() | _accuracies(fitted),
         name=fitted.split,
         timing=clock.timing(),
         files=result_files(workdir),

@@ -15,7 +15,7 @@ from jaxvision.checkpoint import Checkpoints, ReadInOneProcessError
 from jaxvision.classifier import Classifier, save_classifier
 from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation
-from jaxvision.eval.page import describe, headline, notes_on, write_mistakes
+from jaxvision.eval.page import describe, notes_on, write_mistakes
 from jaxvision.models.base import Model
 from jaxvision.parallel import distributed
 from jaxvision.report import wording
@@ -171,7 +171,7 @@ def export(run: RunContext, chosen: Chosen, result: Evaluation) -> None:
     report.write_report(run.workdir, replace(page, timing=run.clock.timing()))
     write_mistakes(run.workdir, run.classes, result, images)
     run.console.finish(
-        final=headline(result) | {"count": result.count},
+        final=result.headline() | {"count": result.count},
         name=run.final_split,
         timing=run.clock.timing(),
         files=result_files(run.workdir),

@@ -127,14 +127,17 @@ def data_fingerprint(images: Dataset) -> dict[str, int]:
     }
 
 
+def fingerprint_checksum(images: Dataset) -> int:
+    """Returns a checksum of `data_fingerprint`."""
+    return zlib.crc32(repr(sorted(data_fingerprint(images).items())).encode())
+
+
 def _fingerprint(run: RunContext) -> dict[str, int]:
     """Returns that of the training data, and a checksum ``validation`` of the validation data; 0 if there are none.
 
     Metrics of other validation data cannot be compared with those before, which chose the best checkpoint so far.
     """
-    validation = 0
-    if "validation" in run.data:
-        validation = zlib.crc32(repr(sorted(data_fingerprint(run.data["validation"]).items())).encode())
+    validation = fingerprint_checksum(run.data["validation"]) if "validation" in run.data else 0
     return {**data_fingerprint(run.data["train"]), "validation": validation}
 
 
