@@ -71,7 +71,7 @@ class Ensemble:
             _check_member(member, members[0], name, self.tta)
         object.__setattr__(self, "members", members)
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "weights", normalized(self.weights, len(members)))
+        object.__setattr__(self, "weights", normalized_weights(self.weights, len(members)))
 
     def __repr__(self) -> str:
         parts = [f"{name} (weight {weight:.3g})" for name, weight in zip(self.names, self.weights)]
@@ -266,8 +266,15 @@ def _check_member(member: Classifier, first: Classifier, name: str, tta: str | N
         )
 
 
-def normalized(weights: Sequence[float], n: int) -> tuple[float, ...]:
-    """Returns the weights of `n` members with a sum of 1."""
+def normalized_weights(weights: Sequence[float], n: int) -> tuple[float, ...]:
+    """Returns the weights of `n` members with a sum of 1; equal weights if none are given.
+
+    Raises:
+      UserError: there are not `n`, one is negative or not finite, or all are 0.
+
+    >>> normalized_weights((3, 1), 2), normalized_weights((), 2)
+    ((0.75, 0.25), (0.5, 0.5))
+    """
     if not len(weights):
         return (1 / n,) * n
     values = np.asarray(weights, np.float64)

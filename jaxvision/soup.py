@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxvision.classifier import Classifier
-from jaxvision.ensemble import normalized
+from jaxvision.ensemble import normalized_weights
 from jaxvision.errors import UserError, count
 from jaxvision.models.base import Model
 from jaxvision.weights import timm
@@ -52,7 +52,7 @@ def soup(members: Sequence[Classifier], weights: Sequence[float] = ()) -> Classi
         raise UserError("soup: got no models, expected one or more.")
     for member in members[1:]:
         _check_same(member, members[0])
-    shares = normalized(weights, len(members))
+    shares = normalized_weights(weights, len(members))
     model = nnx.clone(members[0].model)
     tensors = [timm.weights(member.model) for member in members]
     for name, target in timm.weights(model).items():

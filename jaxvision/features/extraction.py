@@ -147,17 +147,15 @@ def extract(
       >>> extract(classifier, open_dataset(open_source("digits").test), batch_size=64).values.shape
       (359, 96)
     """
-    parts = list(
-        extract_parts(
-            classifier,
-            images,
-            level=level,
-            name=name,
-            batch_size=batch_size,
-            workers=workers,
-            mesh=mesh,
-            console=console,
-        )
+    parts = extract_parts(
+        classifier,
+        images,
+        level=level,
+        batch_size=batch_size,
+        mesh=mesh,
+        name=name,
+        workers=workers,
+        console=console,
     )
     values, index, label = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return describe(values, label, index, images, name=name)
@@ -190,15 +188,15 @@ def extract_parts(
     images: Dataset,
     *,
     level: int | str | None = None,
-    name: str = "images",
     batch_size: int | None = None,
-    workers: int | WorkerPool | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    console: report.Console | None = None,
+    **options: Any,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields the features of each batch: values [b, d], index [b] and label [b], without padding and damaged images.
 
-    The arguments are those of `extract`.
+    Args:
+      classifier, images, level, batch_size, mesh: as for `extract`.
+      **options: ``name``, ``workers`` and ``console`` of `extract`.
     """
     mesh = make_mesh() if mesh is None else mesh
     usual = IMAGES_PER_DEVICE * batch_devices(mesh)
@@ -211,10 +209,8 @@ def extract_parts(
         preprocess=transform_of(classifier, images.pipeline),
         mesh=mesh,
         level=level_number(classifier.model, level),
-        name=name,
         batch_size=batch_size,
-        workers=workers,
-        console=console,
+        **options,
     )
 
 
