@@ -14,7 +14,7 @@ from jaxvision.errors import UserError, count
 from jaxvision.features.copies import Copy, View, find_copies, view_of
 from jaxvision.features.extraction import Features
 from jaxvision.features.label_errors import FEWEST, LabelErrors, find_label_errors
-from jaxvision.features.neighbors import nearest
+from jaxvision.features.neighbors import nearest_neighbors
 from jaxvision.features.outliers import find_outliers
 from jaxvision.features.probe import cross_validated_probabilities
 
@@ -106,7 +106,7 @@ def check(
         raise UserError(f"check: got {count(n, 'image')}, expected two or more. Add images.")
     notes: list[str] = []
     log("searching for similar images")
-    similarity, neighbor = nearest(features.values - features.values.mean(axis=0), min(NEIGHBORS, n - 1))
+    similarity, neighbor = nearest_neighbors(features.values - features.values.mean(axis=0), min(NEIGHBORS, n - 1))
     log("comparing the pixels of similar images")
     view = functools.cache(lambda row: view_of(raw_image(features, images, row)))
     copies = find_copies(similarity, neighbor, view)

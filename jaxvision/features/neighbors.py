@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_CHUNK = 512  # images whose similarities to all others are computed at once
+_BLOCK = 512  # images whose similarities to all others are computed at once
 
 
 def knn_accuracy(
@@ -46,51 +46,59 @@ def knn_accuracy(
     rows = np.arange(len(query))
     if len(rows) > most:
         rows = np.sort(np.random.Generator(np.random.Philox(0)).permutation(rows)[:most])
-    k = min(k, len(base) - (queries is None))
-    classes = int(max(label.max(), wanted.max())) + 1
-    correct = 0
-    for chunk in np.split(rows, range(_CHUNK, len(rows), _CHUNK)):
-        similarity = query[chunk] @ base.T
-        if queries is None:
-            similarity[np.arange(len(chunk)), chunk] = -np.inf
-        nearest = np.argpartition(similarity, -k, axis=1)[:, -k:]
-        weight = np.exp(np.take_along_axis(similarity, nearest, axis=1) / temperature)
-        votes = np.zeros((len(chunk), classes))
-        np.add.at(votes, (np.arange(len(chunk))[:, None], label[nearest]), weight)
-        correct += int((votes.argmax(axis=1) == wanted[chunk]).sum())
-    return correct / len(rows)
+    itself = rows if queries is None else np.full(len(rows), len(base))
+    similarity, neighbor = _search(base, query[rows], itself, min(k, len(base) - (queries is None)))
+    classes = label[neighbor]
+    weight = np.exp(similarity / temperature)
+    votes = ((classes[:, :, None] == classes[:, None, :]) * weight[:, None, :]).sum(axis=2)  # for each neighbor's class
+    predicted = classes[np.arange(len(rows)), votes.argmax(axis=1)]
+    return float((predicted == wanted[rows]).mean())
 
 
-def nearest(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbors(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k most similar other rows of each row: cosine similarities float32 [n, k] and rows int32 [n, k].
 
-    The most similar comes first. A device compares a block of rows with all rows, so that no n × n matrix exists.
+    The most similar comes first.
 
     Args:
       values: float [n, d], features.
       k: number of neighbors, less than n.
 
     Example:
-      >>> similarity, row = nearest(np.array([[1.0, 0], [1, 1], [0, 2]]), 1)
+      >>> similarity, row = nearest_neighbors(np.array([[1.0, 0], [1, 1], [0, 2]]), 1)
       >>> row.ravel().tolist(), np.allclose(similarity, 0.5**0.5)
       ([1, 0, 1], True)
     """
-    n = len(values)
-    unit = jnp.asarray(_unit(values))
-    similarity, row = np.empty((n, k), np.float32), np.empty((n, k), np.int32)
-    block = min(_CHUNK, n)
-    for start in [*range(0, n - block, block), n - block]:  # the last block overlaps, so that all have one shape
+    unit = _unit(values)
+    return _search(unit, unit, np.arange(len(unit)), k)
+
+
+def _search(base: np.ndarray, queries: np.ndarray, itself: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the k rows of `base` that are most similar to each query, as `nearest_neighbors` does.
+
+    A device compares a block of queries with all rows, so that no [m, n] matrix exists.
+
+    Args:
+      base: float32 [n, d], of length 1.
+      queries: float32 [m, d], of length 1.
+      itself: int [m], the row of each query in `base`, which is no neighbor; n if it has none.
+      k: number of neighbors.
+    """
+    m, on_device = len(queries), jnp.asarray(base)
+    similarity, row = np.empty((m, k), np.float32), np.empty((m, k), np.int32)
+    block = min(_BLOCK, m)
+    for start in [*range(0, m - block, block), m - block]:  # the last block overlaps, so that all have one shape
         rows = slice(start, start + block)
-        similarity[rows], row[rows] = jax.device_get(_nearest_of_block(unit, start, block=block, k=k))
+        similarity[rows], row[rows] = jax.device_get(_search_block(on_device, queries[rows], itself[rows], k))
     return similarity, row
 
 
-@functools.partial(jax.jit, static_argnames=("block", "k"))
-def _nearest_of_block(unit: jax.Array, start: int, *, block: int, k: int) -> tuple[jax.Array, jax.Array]:
-    rows = start + jnp.arange(block)
-    similarity = jnp.matmul(unit[rows], unit.T, precision=jax.lax.Precision.HIGHEST)
-    values, neighbors = jax.lax.top_k(similarity.at[jnp.arange(block), rows].set(-jnp.inf), k)
-    return values, neighbors
+@functools.partial(jax.jit, static_argnames="k")
+def _search_block(base: jax.Array, queries: jax.Array, itself: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    similarity = jnp.matmul(queries, base.T, precision=jax.lax.Precision.HIGHEST)
+    similarity = similarity.at[jnp.arange(len(queries)), itself].set(-jnp.inf, mode="drop")
+    values, rows = jax.lax.top_k(similarity, k)
+    return values, rows
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
