@@ -81,6 +81,7 @@ _MODULES = (
     "plan",
     "report",
     "run",
+    "soup",
     "train",
     "weights",
 )

@@ -16,7 +16,7 @@ from jaxvision.data.reading import to_pixels
 from jaxvision.disk import replaced
 from jaxvision.errors import UserError, count, printable
 from jaxvision.features.findings import KINDS, Finding, Findings, raw_image
-from jaxvision.report.findings import Card, Group, write_findings
+from jaxvision.report.findings import SIDE, Card, Group, write_findings
 
 PAGE, TABLE = "check.html", "findings.csv"
 
@@ -25,7 +25,6 @@ _COLUMNS = (
     *("score", "note", "action"),
 )
 _MOST_CARDS = 48  # of each kind on the page, which keeps it below 5 MB
-_SIDE = 220  # pixels of the longer side
 
 TITLES = {
     "leak": "Leaks",
@@ -149,7 +148,7 @@ def _thumbnail(image: bytes | np.ndarray) -> np.ndarray:
     pixels = to_pixels(image)
     pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
     small = Image.fromarray(pixels)
-    small.thumbnail((_SIDE, _SIDE))
+    small.thumbnail((SIDE, SIDE))
     return np.asarray(small)
 
 

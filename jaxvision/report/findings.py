@@ -15,7 +15,8 @@ from jaxvision.report.files import write_atomically
 from jaxvision.report.gallery import image_tag
 from jaxvision.report.markup import Markup, join, tag
 
-_SIDE = 220  # pixels of the longer side
+#: Pixels of the longer side of an image.
+SIDE = 220
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _section(group: Group) -> Markup:
 
 
 def _figure(card: Card) -> Markup:
-    images = [image_tag(image, side=_SIDE, alt=file) for image, file in zip(card.images, card.files, strict=True)]
+    images = [image_tag(image, side=SIDE, alt=file) for image, file in zip(card.images, card.files, strict=True)]
     caption = tag(
         "figcaption",
         tag("b", card.title, title=card.title),

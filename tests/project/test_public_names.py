@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 
 
-@pytest.mark.parametrize("package", ["train", "eval", "parallel", "analysis"])
+@pytest.mark.parametrize("package", ["train", "eval", "features", "advice", "parallel", "analysis"])
 def test_every_public_name_exists(package: str) -> None:
     module = import_module(f"jaxvision.{package}")
     assert set(module.__all__) <= set(dir(module))

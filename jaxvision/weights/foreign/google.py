@@ -95,18 +95,26 @@ def _unit(template: str) -> Callable[[re.Match[str]], str]:
     return lambda match: template.format(int(match[1]) - 1, int(match[2]) - 1, *match.groups()[2:])
 
 
+_UNIT = r"block(\d)\.unit(\d{1,3})\."
+_BLOCK_OF = "stages.{}.blocks.{}"
+
+
+def _unit_rows(prefix: str = "") -> Iterator[Row]:
+    """Yields the rows of the units of a ResNetV2, which is the module `prefix` of the model in timm."""
+    block = prefix + _BLOCK_OF
+    yield Row(_UNIT + r"conv(\d)\.kernel", _unit(f"{block}.conv{{}}.weight"), _kernel)
+    yield Row(_UNIT + r"gn(\d)\.scale", _unit(f"{block}.norm{{}}.weight"), _vector)
+    yield Row(_UNIT + r"gn(\d)\.bias", _unit(f"{block}.norm{{}}.bias"), _vector)
+    yield Row(_UNIT + r"conv_proj\.kernel", _unit(f"{block}.downsample.conv.weight"), _kernel)
+    yield Row(_UNIT + r"gn_proj\.scale", _unit(f"{block}.downsample.norm.weight"), _vector)
+    yield Row(_UNIT + r"gn_proj\.bias", _unit(f"{block}.downsample.norm.bias"), _vector)
+
+
 def _hybrid_rows(stem: str) -> Iterator[Row]:
     """Yields the rows of the convolutional network before the patches; `stem` is its first module."""
-    backbone, block = "patch_embed.backbone", r"block(\d)\.unit(\d{1,3})\."
-    layers = f"{backbone}.stages.{{}}.blocks.{{}}"
     yield Row(r"conv_root\.kernel", f"{stem}.conv.weight", _kernel)
     yield from _norm("gn_root", f"{stem}.norm")
-    yield Row(block + r"conv(\d)\.kernel", _unit(f"{layers}.conv{{}}.weight"), _kernel)
-    yield Row(block + r"gn(\d)\.scale", _unit(f"{layers}.norm{{}}.weight"), _vector)
-    yield Row(block + r"gn(\d)\.bias", _unit(f"{layers}.norm{{}}.bias"), _vector)
-    yield Row(block + r"conv_proj\.kernel", _unit(f"{layers}.downsample.conv.weight"), _kernel)
-    yield Row(block + r"gn_proj\.scale", _unit(f"{layers}.downsample.norm.weight"), _vector)
-    yield Row(block + r"gn_proj\.bias", _unit(f"{layers}.downsample.norm.bias"), _vector)
+    yield from _unit_rows("patch_embed.backbone.")
 
 
 def _drop_representation(shapes: Shapes) -> dict[str, str]:
@@ -114,14 +122,6 @@ def _drop_representation(shapes: Shapes) -> dict[str, str]:
     if "pre_logits.bias" not in shapes:
         return {}
     return {name: f"pre_logits.{name}" for name in shapes if name.startswith("head.")}
-
-
-def _bit_differences(file: WeightFile, arguments: Arguments) -> Iterator[str]:
-    return differences(arguments, stem_pool="zero")
-
-
-def _big_vision_bit_differences(file: WeightFile, arguments: Arguments) -> Iterator[str]:
-    return differences(arguments, stem_pool="torch")
 
 
 def _vit(name: str, extra: tuple[str, ...], rows: Iterable[Row]) -> Library:
@@ -144,8 +144,6 @@ _R_VIT = _vit(
 _STEM_VIT = _vit("Google's vision_transformer (hybrid)", ("conv_root.kernel",), _hybrid_rows("patch_embed.backbone"))
 _VIT = _vit("Google's vision_transformer or big_vision", (), ())
 
-_UNIT = r"block(\d)\.unit(\d{1,3})\."
-_BLOCK_OF = "stages.{}.blocks.{}"
 _CONV = r"standardized_conv2d(?:_\d+)?"
 
 
@@ -166,7 +164,7 @@ _BIT = Library(
         Row(_UNIT + r"([abc])\.group_norm\.beta", _bit_layer(f"{_BLOCK_OF}.norm{{}}.bias"), _vector),
         Row(_UNIT + rf"a\.proj\.{_CONV}\.kernel", _unit(f"{_BLOCK_OF}.downsample.conv.weight"), _kernel),
     ),
-    differences=_bit_differences,
+    differences=lambda file, arguments: differences(arguments, stem_pool="zero"),
     mean=_MEAN,
 )
 _BIG_VISION_BIT = Library(
@@ -176,12 +174,9 @@ _BIG_VISION_BIT = Library(
         *_dense(r"root_block\.conv_root", "stem.conv"),
         *_norm("norm-pre-head", "norm"),
         *_dense("head", "head.fc", lambda kernel: _kernel(kernel)[..., None, None]),
-        Row(_UNIT + r"conv(\d)\.kernel", _unit(f"{_BLOCK_OF}.conv{{}}.weight"), _kernel),
-        Row(_UNIT + r"gn(\d)\.scale", _unit(f"{_BLOCK_OF}.norm{{}}.weight"), _vector),
-        Row(_UNIT + r"gn(\d)\.bias", _unit(f"{_BLOCK_OF}.norm{{}}.bias"), _vector),
-        Row(_UNIT + r"conv_proj\.kernel", _unit(f"{_BLOCK_OF}.downsample.conv.weight"), _kernel),
+        *_unit_rows(),
     ),
-    differences=_big_vision_bit_differences,
+    differences=lambda file, arguments: differences(arguments, stem_pool="torch"),
     mean=_MEAN,
 )
 
