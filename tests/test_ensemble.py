@@ -264,7 +264,7 @@ def test_errors_of_the_commands(tmp_path, capsys):
     a = saved(tmp_path / "a", classifier())
     pair = ["-m", a, "-m", a]
     for arguments, message in [
-        (["--checkpoint", a], "--checkpoint: got it with 2 models, expected one. Convert"),
+        (["--checkpoint", a], "--checkpoint: got 2 models, expected one. Convert"),
         (["--weights", "1,x"], "--weights: got '1,x', expected numbers such as 2,1,1"),
         (["--tta", "turn"], "tta: got 'turn', expected one of"),
     ]:

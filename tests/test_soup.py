@@ -212,7 +212,7 @@ def test_errors_of_the_command(tmp_path, capsys):
     b = save_classifier(tmp_path / "b", digits(2))
     for arguments, message in [
         ([a], "RUN: got one run, expected two or more, or --wise with one"),
-        ([a, b, "--wise", "0.5"], "--wise: got it with --greedy or several runs"),
+        ([a, b, "--wise", "0.5"], "--wise: got --greedy or several runs"),
         ([a, "--wise", "2"], "--wise: got '2', expected a number from 0 to 1, or sweep"),
         ([a, "--wise", "0.5"], "started from random weights, expected a run that was fine-tuned"),
         ([b, "--wise", "0.5"], "expected the workdir of a run, whose config names what it started from"),

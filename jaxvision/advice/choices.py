@@ -1,4 +1,4 @@
-"""The weights to choose from: what the catalog says of them, and what training them costs on a device."""
+"""The weights to choose from: their facts in the catalog, and the cost of their training on a device."""
 
 from __future__ import annotations
 

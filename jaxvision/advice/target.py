@@ -12,7 +12,7 @@ from jaxvision.errors import unknown_name_error
 from jaxvision.parallel.cores import usable_cores
 from jaxvision.plan.chips import GIB, GPUS, TPUS, Chip, chip_of, find_device
 
-#: Small devices that use a trained model. No data sheet of theirs says how fast they run a network.
+#: Small devices that use a trained model. Their data sheets do not state how fast they run a network.
 MOBILE = ("phone", "raspberrypi")
 
 # JAX takes three quarters of the 15 GiB that a GPU with 16 GB offers.

@@ -1,4 +1,4 @@
-"""A recommendation in words: the reasons, what else to know, and what to type."""
+"""The text of a recommendation: its reasons, notes and commands."""
 
 from __future__ import annotations
 

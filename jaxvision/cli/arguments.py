@@ -92,7 +92,7 @@ def load_members(arguments: argparse.Namespace) -> list[Classifier]:
     for name in ("checkpoint", "num_classes") if len(models) > 1 else ():
         if getattr(arguments, name) is not None:
             raise UserError(
-                f"--{name.replace('_', '-')}: got it with {len(models)} models, expected one. Convert that model to a "
+                f"--{name.replace('_', '-')}: got {len(models)} models, expected one. Convert that model to a "
                 "folder first: jaxvision convert NAME FOLDER --checkpoint FILE"
             )
     return [load_model(arguments, model) for model in models]

@@ -30,7 +30,7 @@ def add_option_argument(parser: argparse.ArgumentParser, *, default: str = "") -
 
 
 def add_run_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--data`` and ``--option``, without which the data are those of the runs; see `run_configs`."""
+    """Adds ``--data`` and ``--option``, whose default is the data of the runs; see `run_configs`."""
     parser.add_argument(
         "--data",
         type=path_argument,
@@ -96,7 +96,7 @@ def source_options(arguments: argparse.Namespace, reserved: Collection[str]) -> 
 
 
 def run_configs(arguments: argparse.Namespace) -> list[Any]:
-    """Returns the configs of the models that are those of runs. The first chooses the data, the loss and the metric.
+    """Returns the configs of the models that are results of runs. The first chooses data, loss and metric.
 
     Raises:
       UserError: without ``--data``, no model is that of a run, or several runs have different data.

@@ -157,7 +157,7 @@ def _alpha(arguments: argparse.Namespace) -> float | None:
             raise UserError("RUN: got one run, expected two or more, or --wise with one.")
         return None
     if arguments.greedy or len(arguments.model) > 1:
-        raise UserError("--wise: got it with --greedy or several runs, expected a single run. Soup them first.")
+        raise UserError("--wise: got --greedy or several runs, expected a single run. Pass one run at a time.")
     if arguments.wise == "sweep":
         return None
     try:

@@ -27,7 +27,7 @@ from jaxvision.eval.members import evaluate_ensemble, observed_probabilities, pr
 from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.page import describe, notes_on, write_mistakes
 from jaxvision.eval.split import evaluate_split
-from jaxvision.eval.step import cached_eval_step, evaluation_loss, itself
+from jaxvision.eval.step import cached_eval_step, evaluation_loss, identity
 from jaxvision.parallel.mesh import check_batch_size, make_mesh
 from jaxvision.train.partial import parameter_counts
 from jaxvision.weights import imagenet
@@ -212,7 +212,7 @@ def _evaluate(
         return evaluate_ensemble(classifier, images, mesh=mesh, loss=loss, probabilities=probabilities, **options)
     graph, state = nnx.split(classifier.model)
     preprocess = classifier.preprocess
-    step_of = functools.partial(cached_eval_step, graph, mesh, loss, probabilities, preprocess, itself)
+    step_of = functools.partial(cached_eval_step, graph, mesh, loss, probabilities, preprocess, identity)
     result = evaluate_split(
         images,
         state=state,

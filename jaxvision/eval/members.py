@@ -16,7 +16,7 @@ from jaxvision.data.dataset import Dataset
 from jaxvision.ensemble import Ensemble, to_logits
 from jaxvision.eval.metrics import Evaluation, summarize, summarize_probabilities
 from jaxvision.eval.split import predict_split
-from jaxvision.eval.step import cached_eval_step, itself
+from jaxvision.eval.step import cached_eval_step, identity
 from jaxvision.train.loss import Loss
 
 
@@ -80,7 +80,7 @@ def predict_members(
             loss,
             probabilities,
             preprocess,
-            itself,
+            identity,
             forward=ensemble.forward(i),
             with_probabilities=True,
         )

@@ -25,13 +25,13 @@ EvalStep = Callable[[nnx.State, Batch], dict[str, jax.Array]]
 Forward = Callable[[Any, jax.Array], jax.Array]
 
 
-def itself(model: nnx.Module) -> nnx.Module:
-    """Returns a model: the `model_of` of a graph that is that of the model."""
+def identity(model: nnx.Module) -> nnx.Module:
+    """Returns the model unchanged: the `model_of` for the graph of a model alone."""
     return model
 
 
 def call(model: Any, images: jax.Array) -> jax.Array:
-    """Returns the logits of a model: the `forward` of a single one."""
+    """Returns the logits of a model: the `forward` without an ensemble or views."""
     return model(images)
 
 
@@ -42,7 +42,7 @@ def make_eval_step(
     prepare: Callable[[Batch], jax.Array],
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     probabilities: str = "softmax",
-    model_of: Callable[[Any], nnx.Module] = itself,
+    model_of: Callable[[Any], nnx.Module] = identity,
     forward: Forward = call,
     with_probabilities: bool = False,
 ) -> EvalStep:

@@ -119,13 +119,13 @@ def check(
         outliers = [
             Finding("outlier", int(row), score=float(distance[row]), note=f"threshold {threshold:.3f}") for row in rows
         ]
-    found = _of_copies(copies, features, view, probabilities)
+    found = _copy_findings(copies, features, view, probabilities)
     if (alike := sum(finding.note != "identical files" for finding in found)) > MANY * n:
         notes.append(
             f"{alike:,} of {n:,} images pass as copies of others, more than real copies make up. These images are so "
             "alike, or so small, that different ones look the same: trust only identical files."
         )
-    found += [*_of_errors(errors, features), *outliers]
+    found += [*_label_findings(errors, features), *outliers]
     found.sort(key=lambda finding: (KINDS.index(finding.kind), -finding.score))
     return Findings(features, tuple(found), None if errors is None else errors.estimated, tuple(notes))
 
@@ -165,7 +165,7 @@ def _label_errors(
     return find_label_errors(probabilities, features.label), probabilities
 
 
-def _of_errors(errors: LabelErrors | None, features: Features) -> list[Finding]:
+def _label_findings(errors: LabelErrors | None, features: Features) -> list[Finding]:
     if errors is None:
         return []
     return [
@@ -174,13 +174,13 @@ def _of_errors(errors: LabelErrors | None, features: Features) -> list[Finding]:
     ]
 
 
-def _of_copies(
+def _copy_findings(
     copies: Sequence[Copy], features: Features, view: Callable[[int], View], probabilities: np.ndarray | None
 ) -> list[Finding]:
     """Returns a finding for each image that a copy can replace.
 
     Images are taken in the order in which they should stay: those of the test data, then larger ones. One that is a
-    copy of an image that stays is a finding, and the others stay. Every finding is thus a pair that was compared.
+    copy of an image that stays is a finding, and the others stay. Every finding is therefore a pair that was compared.
     """
     links: dict[int, dict[int, Copy]] = {}
     for copy in copies:

@@ -43,9 +43,9 @@ _BRIEF = {
 }
 
 _LEADS = {
-    "leak": "Copies of an image in another split: a model that has seen one of them is tested on what it knows, so "
-    "that its accuracy is too high. Delete the first image of each pair. The second one stays; it is the one in the "
-    "test data, if either is there.",
+    "leak": "Copies of an image in another split. A model that is trained on one of them is tested on an image that it "
+    "has seen, so its accuracy is too high. Delete the first image of each pair. Keep the second one, which is in the "
+    "test data if either is.",
     "conflict": "Copies of one image with different labels. One of them is wrong: correct it, and delete the copy.",
     "label": "A classifier that was fitted to the other images is confident in another class. Start at the top, where "
     "most are real, and stop where you disagree with most. Move the image to the right class, or delete it if it shows "
@@ -124,7 +124,7 @@ def _group(kind: str, findings: Findings, images: Mapping[str, Dataset]) -> Grou
 def _card(finding: Finding, findings: Findings, images: Mapping[str, Dataset]) -> Card:
     features = findings.features
     rows = [finding.row] if finding.partner is None else [finding.row, finding.partner]
-    pictures = [_thumbnail(raw_image(features, images, row)) for row in rows]
+    thumbnails = [_thumbnail(raw_image(features, images, row)) for row in rows]
     own = _class(findings, features.label[finding.row])
     score = f"{finding.score:.2f}"
     if finding.kind == "label":
@@ -136,7 +136,7 @@ def _card(finding: Finding, findings: Findings, images: Mapping[str, Dataset]) -
         labels = " and ".join(dict.fromkeys(_class(findings, features.label[row]) for row in rows))
         title, lines = f"{finding.note}, correlation {score}", [": ".join(filter(None, (splits, labels)))]
     files = [features.path[row].removeprefix(f"{_common_folder(features.path)}/") for row in rows]
-    return Card(pictures, title, lines, files)
+    return Card(thumbnails, title, lines, files)
 
 
 @functools.cache
@@ -166,7 +166,7 @@ def _action(finding: Finding, findings: Findings) -> str:
     suggested = _class(findings, finding.suggested)
     return {
         "leak": f"delete from {split}",
-        "conflict": f"keep one of both, as {suggested}" if suggested else "keep one of both",
+        "conflict": f"keep one of the two, as {suggested}" if suggested else "keep one of the two",
         "label": f"move to {suggested}, or delete",
         "duplicate": "delete",
         "outlier": "delete if it does not belong",

@@ -1,8 +1,8 @@
 """Wrong labels, by confident learning.
 
 Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", Journal of Artificial
-Intelligence Research 2021, https://arxiv.org/abs/1911.00068. The package cleanlab has the same method, whose results
-are those of the tests; it would bring pandas for a page of NumPy.
+Intelligence Research 2021, https://arxiv.org/abs/1911.00068. The tests compare the results with those of the
+package cleanlab. It is not used, because it needs pandas.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: Images of a class below which its labels are not judged: a fit that has seen hardly any image of a class knows none.
+#: Images of a class below which its labels are not judged, because the probabilities of such a class are unreliable.
 FEWEST = 5
 
 

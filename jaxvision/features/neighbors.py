@@ -35,7 +35,7 @@ def knn_accuracy(
       query_label: int [m], with `queries`.
       k: number of neighbors.
       temperature: of the weights.
-      most: number of images to classify; of more, a random choice stands for all.
+      most: number of images to classify; if there are more, a random sample.
 
     Example:
       >>> knn_accuracy(np.array([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]]), np.array([0, 0, 1, 1]), k=1)

@@ -10,9 +10,9 @@ import numpy as np
 def find_outliers(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Returns the outliers, the farthest first: int [m]; the distance of each image: float [n]; and the threshold.
 
-    The distance of an image is its mean cosine distance to its k nearest neighbors. The threshold is where one image of
-    n is expected if distances have a normal distribution, whose center is the median, and whose width is that of the
-    distances above the median: 1.4826 times their median deviation. More images beyond it are not chance.
+    The distance of an image is its mean cosine distance to its k nearest neighbors. If distances were normally
+    distributed, one image of n would be expected beyond the threshold. The mean is estimated by the median, and the
+    standard deviation by 1.4826 times the median deviation of the distances above the median.
 
     Args:
       similarity: float [n, k], cosine similarities to the nearest neighbors.

@@ -236,7 +236,7 @@ class _Regression:
         mean, scale = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
         scale = np.maximum(scale, max(_SMALLEST_SCALE * scale.mean(), 1e-12))
         standardized = ((values - mean.astype(np.float32)) / scale.astype(np.float32)).astype(np.float32)
-        # Two classes share one row of weights, which stands for w/2 and -w/2: half the norm of the two of a softmax.
+        # For two classes scikit-learn fits one row w. As rows of a softmax, w/2 and -w/2 have half the squared norm.
         factor = 2 if len(present) == 2 else 1
         self.model.set_params(C=factor / (n * regularization))
         with warnings.catch_warnings():

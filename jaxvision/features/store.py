@@ -142,7 +142,7 @@ def cached_extract(
     """Returns what `extract` returns, and computes only the features that are not in the cache.
 
     The cache has a folder for each model, transform and level. It finds an image by the digest of its bytes, wherever
-    its file is. An interrupted call leaves what it has computed. For a single process.
+    its file is. An interrupted call keeps what it has computed. For a single process.
 
     Args:
       classifier, images, level, console, name: as for `extract`.
@@ -184,7 +184,7 @@ def cached_extract(
 def features_key(classifier: Classifier, pipeline: InputPipeline, level: int | str | None) -> str:
     """Returns a digest of everything that features depend on besides the image.
 
-    The weights count, not the file that they come from. The head does not count.
+    It depends on the weights, not on their file, and not on the head.
     """
     model = classifier.model
     facts = {
@@ -258,7 +258,7 @@ class _Shards:
     def saved(
         self, parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]], digests: list[bytes]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields the features of each batch, and saves them from time to time and at the end, whatever ends it."""
+        """Yields the features of each batch, and saves them every 20 seconds and at the end, or after an error."""
         unsaved: list[tuple[np.ndarray, np.ndarray]] = []
         since = time.monotonic()
         try:

@@ -77,7 +77,7 @@ def model_card(
 ) -> str:
     """Returns the text of the card: metadata in YAML, and a page in Markdown.
 
-    Names of folders in the config are left out, because they may tell more about a machine than its owner wants.
+    Names of folders in the config are left out, because they may reveal private facts about a machine.
 
     Args:
       classifier: the model.

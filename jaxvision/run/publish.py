@@ -133,7 +133,9 @@ def _upload(folder: str, repo: str, *, private: bool, message: str) -> str:
 
 
 def _hub_error(error: Exception, repo: str) -> UserError:
-    while error.__cause__ is not None and not hasattr(error, "response"):  # "Error while uploading" alone says little
+    while error.__cause__ is not None and not hasattr(
+        error, "response"
+    ):  # "Error while uploading" alone is not informative
         error = error.__cause__  # type: ignore[assignment]
     owner = repo.partition("/")[0]
     said = getattr(error, "server_message", None) or str(error) or type(error).__name__

@@ -206,7 +206,7 @@ def teacher_keys(
         images of the student after augmentation.
       checkpoint_path: weights of the teacher, from this file, folder or workdir.
       kind: what the student learns: ``"soft"``, the teacher's probabilities; ``"hard"``, the class that the teacher
-        predicts; or ``"features"``, its pooled features, whatever its classes. A student with a distillation head
+        predicts; or ``"features"``, its pooled features, with any classes. A student with a distillation head
         (DeiT) learns the first two with that head, and the labels with the other. Default: ``"soft"``.
       weight: share w of the distillation in the loss, from 0 to 1: (1 - w) * loss + w * distillation. With 1 the
         student learns from the teacher alone. Default: 0.5.

@@ -184,7 +184,7 @@ def without_projection(model: Model) -> Model:
 
 
 def weights_checksum(state: nnx.State) -> int:
-    """Returns a checksum of the parameters and statistics of a model, whatever devices they lie on.
+    """Returns a checksum of the parameters and statistics of a model, independent of their sharding.
 
     All processes must call it.
 

@@ -118,8 +118,8 @@ class TorchFile:
       path: the file.
 
     Attributes:
-      content: the pickled object, whose tensors are `Tensor`. Mappings are dictionaries, and what has no meaning for
-        weights is `Ignored`.
+      content: the pickled object, whose tensors are `Tensor`. Mappings are dictionaries, and values without a
+        meaning for weights are `Ignored`.
 
     Raises:
       UserError: the file is damaged, or it holds more than tensors and plain values.
@@ -237,7 +237,7 @@ class _Archive:
         member = self._members[self._folder + name]
         start, size = self._range(member)
         data = self._data[start : start + size]
-        if member.CRC not in (0, zlib.crc32(data)):  # 0: PyTorch was told to compute none
+        if member.CRC not in (0, zlib.crc32(data)):  # 0: PyTorch was set to compute none
             raise ValueError(f"its member {member.filename} is damaged")
         return data
 

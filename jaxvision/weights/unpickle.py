@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# A pickle's opcodes take time and memory: this many take some seconds and a few gigabytes. A checkpoint of 1,000
+# Each opcode takes time and memory: this many take some seconds and a few gigabytes. A checkpoint of 1,000
 # tensors with an optimizer has 100,000.
 _MAX_OPCODES = 10_000_000
 # Python's hashes of numbers and tuples are predictable, so a hostile pickle can make them collide.
@@ -50,7 +50,7 @@ _PUTS = {ord("q"): "<B", ord("r"): "<I"}
 
 
 class Refused:
-    """What a pickle names and the unpickler does not know, and whatever is made of it."""
+    """An unknown name in a pickle, or a value that is computed from one."""
 
 
 class Ignored:
@@ -67,7 +67,7 @@ class Unpickler:
 
     Attributes:
       position: where the next pickle starts.
-      refused: the names that `find_global` did not know. They and what is made of them are `Refused`.
+      refused: the names that `find_global` did not know. Their values, and values computed from these, are `Refused`.
     """
 
     def __init__(self, data: Any, find_global: Callable[[str], Any], load_persistent: Callable[[Any], Any]):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from support.images import encode, picture
+from support.images import encode, random_image
 
 from jaxvision.features import copies
 from jaxvision.features.copies import compare, find_copies, view_of
 
-ORIGINAL = picture(0)
+ORIGINAL = random_image(0)
 COPIES = {
     "resized or recompressed": [
         cv2.resize(ORIGINAL, (60, 45), interpolation=cv2.INTER_AREA),
@@ -34,7 +34,7 @@ def test_copies_are_found_either_way(how: str, copy: bytes | np.ndarray) -> None
 
 
 def test_other_images_are_no_copies() -> None:
-    views = [view_of(picture(seed)) for seed in range(12)]
+    views = [view_of(random_image(seed)) for seed in range(12)]
     assert {compare(views[i], views[j])[0] for i in range(12) for j in range(i)} == {0.0}
 
 
@@ -47,7 +47,7 @@ def test_identical_bytes_and_blank_images() -> None:
 
 
 def test_pixels_are_compared_among_similar_features_only() -> None:
-    views = [view_of(image) for image in (ORIGINAL, ORIGINAL[:, ::-1], picture(1))]
+    views = [view_of(image) for image in (ORIGINAL, ORIGINAL[:, ::-1], random_image(1))]
     read = []
 
     def view(row: int) -> copies.View:

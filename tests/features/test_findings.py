@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.images import picture
+from support.images import random_image
 
 from jaxvision.data import ArraySource, open_dataset
 from jaxvision.data.dataset import Dataset
@@ -38,7 +38,7 @@ class Photos:
 
     def fill(self, split: str = "train", *, each: int = 15, seed: int = 0) -> Photos:
         for i in range(2 * each):
-            self.add(picture(seed + i), i % 2, split)
+            self.add(random_image(seed + i), i % 2, split)
         return self
 
     def check(self, classes: tuple[str, ...] = CLASSES) -> tuple[Findings, dict[str, Dataset]]:
@@ -76,7 +76,7 @@ def test_nothing_is_found_in_clean_data() -> None:
 
 def test_copies_by_split_and_label() -> None:
     photos = Photos().fill()
-    shared, both, twice = picture(200), picture(201), picture(202)
+    shared, both, twice = random_image(200), random_image(201), random_image(202)
     vector = photos.add(shared, 0, "train")  # train/30
     photos.add(shared[:, ::-1], 1, "test", vector)  # test/0: in another split, which counts more than its other label
     photos.add(shared, 0, "train", vector)  # train/31
@@ -130,7 +130,7 @@ def test_a_weak_classifier_is_named() -> None:
 def test_images_that_are_all_alike_are_named() -> None:
     photos = Photos()
     for i in range(20):
-        image = picture(0).copy()
+        image = random_image(0).copy()
         image[:3, i] = 0
         photos.add(image, i % 2, "train")
     assert [note for note in photos.check()[0].notes if "18 of 20 images pass as copies" in note]
@@ -139,7 +139,7 @@ def test_images_that_are_all_alike_are_named() -> None:
 def test_one_class_and_few_images() -> None:
     one = Photos()
     for i in range(6):
-        one.add(picture(i), 0, "train")
+        one.add(random_image(i), 0, "train")
     findings, _ = one.check(("cat",))
     assert found(findings) == []
     assert findings.estimated_label_errors is None
@@ -154,7 +154,7 @@ def test_one_class_and_few_images() -> None:
 def test_a_class_of_two_images_is_named_and_not_judged() -> None:
     photos = Photos().fill()
     for seed in (300, 301):
-        photos.add(picture(seed), 2, "train")
+        photos.add(random_image(seed), 2, "train")
     findings, _ = photos.check(("cat", "dog", "owl"))
     assert [note for note in findings.notes if "fewer than 5 images were not checked: owl" in note]
     assert findings.of("label") == []
@@ -162,7 +162,7 @@ def test_a_class_of_two_images_is_named_and_not_judged() -> None:
 
 def test_the_table_and_the_page(tmp_path: Path) -> None:
     photos = Photos().fill()
-    shared = picture(200)
+    shared = random_image(200)
     vector = photos.add(shared, 0, "train")
     photos.add(shared, 0, "test", vector)
     findings, images = photos.check(("cat", "<b>dog"))

@@ -19,7 +19,7 @@ def scene(height=120, width=160, channels=3, seed=0, *, smooth=False):
     return np.clip(np.stack(planes, -1), 0, 255).astype(np.uint8)
 
 
-def picture(seed, *, height=90, width=120):
+def random_image(seed, *, height=90, width=120):
     """Returns smooth random colors, uint8 [height, width, 3]. Those of other seeds are independent."""
     noise = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))

@@ -41,14 +41,14 @@ def read_cifar(
             rows = np.frombuffer(data, np.uint8).reshape(-1, len(labels) + 3 * 32 * 32)
             pixels = rows[:, len(labels) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             numbers = {label: rows[:, i] for i, label in enumerate(labels)}
-            yield _of_arrays(split, pixels, numbers, name_of=f"{split}_{{:05d}}".format)
+            yield _split_of_arrays(split, pixels, numbers, name_of=f"{split}_{{:05d}}".format)
 
 
 def read_mnist(files: Mapping[str, Path], features: Any, scratch: Path) -> Iterator[Split]:
     """Yields the splits of MNIST or Fashion-MNIST."""
     for split, prefix in {"train": "train", "test": "t10k"}.items():
         pixels = _read_idx(files[f"{prefix}-images-idx3-ubyte.gz"])
-        yield _of_arrays(split, pixels, {"label": _read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"])})
+        yield _split_of_arrays(split, pixels, {"label": _read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"])})
 
 
 def read_svhn(files: Mapping[str, Path], features: Any, scratch: Path) -> Iterator[Split]:
@@ -58,10 +58,10 @@ def read_svhn(files: Mapping[str, Path], features: Any, scratch: Path) -> Iterat
     for split in ("train", "test", "extra"):
         arrays = loadmat(files[f"{split}_32x32.mat"])
         pixels, labels = arrays["X"].transpose(3, 0, 1, 2), arrays["y"].reshape(-1) % 10
-        yield _of_arrays(split, pixels, {"label": labels}, name_of=f"{split}_{{:06d}}".format)
+        yield _split_of_arrays(split, pixels, {"label": labels}, name_of=f"{split}_{{:06d}}".format)
 
 
-def _of_arrays(
+def _split_of_arrays(
     split: str, pixels: np.ndarray, labels: Mapping[str, np.ndarray], *, name_of: Callable[[int], str] = str
 ) -> Split:
     """Returns a split of images [n, h, w, c] or [n, h, w]; `name_of` returns the feature ``id`` of an image."""

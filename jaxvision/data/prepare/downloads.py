@@ -45,7 +45,7 @@ def download(file: File, folder: Path) -> Path:
 
 
 def _download_and_resume(url: str, part: Path, file: File, update: Callable[[int], object]) -> None:
-    """Downloads a file. Resumes as long as the connection is closed in the middle and each one brings more."""
+    """Downloads a file. If the connection is closed, resumes as long as each connection adds bytes."""
     while file.size is None or _size(part) != file.size:  # else an earlier process ended after the last byte
         before = _size(part)
         try:

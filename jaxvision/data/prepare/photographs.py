@@ -30,7 +30,7 @@ def read_flowers(files: Mapping[str, Path], features: Any, scratch: Path) -> Ite
                     "label": int(labels[number - 1]) - 1,
                     "file_name": name,
                 }
-            yield _of_examples(split, examples)
+            yield _split_of_examples(split, examples)
 
 
 def read_pets(files: Mapping[str, Path], features: Any, scratch: Path) -> Iterator[Split]:
@@ -49,7 +49,7 @@ def read_pets(files: Mapping[str, Path], features: Any, scratch: Path) -> Iterat
                     "segmentation_mask": notes[f"annotations/trimaps/{name}.png"],
                     "head_bbox": _head_box(notes.get(f"annotations/xmls/{name}.xml")),
                 }
-            yield _of_examples(split, examples)
+            yield _split_of_examples(split, examples)
 
 
 def _head_box(annotation: Member | None) -> Any:
@@ -79,7 +79,7 @@ def read_food(files: Mapping[str, Path], features: Any, scratch: Path) -> Iterat
                 for label, names in lists.items()
                 for name in names
             }
-            yield _of_examples(split, examples)
+            yield _split_of_examples(split, examples)
 
 
 def read_imagenette(files: Mapping[str, Path], features: Any, scratch: Path) -> Iterator[Split]:
@@ -93,7 +93,7 @@ def read_imagenette(files: Mapping[str, Path], features: Any, scratch: Path) -> 
                 for path, member in members.items()
                 if path[0] == folder and path[-1].endswith(".JPEG")
             }
-            yield _of_examples(split, examples)
+            yield _split_of_examples(split, examples)
 
 
 def read_imagenet(files: Mapping[str, Path], features: Any, scratch: Path) -> Iterator[Split]:
@@ -111,7 +111,7 @@ def read_imagenet(files: Mapping[str, Path], features: Any, scratch: Path) -> It
                 for name, member in tar.files(inside).items():
                     examples[name] = {"image": member, "label": PurePosixPath(archive).stem, "file_name": name}
                 update(done)
-        yield _of_examples("train", examples)
+        yield _split_of_examples("train", examples)
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     with Tar(files["ILSVRC2012_img_val.tar"], scratch) as tar:
         examples = {}
@@ -119,10 +119,10 @@ def read_imagenet(files: Mapping[str, Path], features: Any, scratch: Path) -> It
             name = PurePosixPath(path).name
             line = int(name.removeprefix("ILSVRC2012_val_").removesuffix(".JPEG"))  # counts from 1
             examples[name] = {"image": member, "label": labels[line - 1], "file_name": name}
-        yield _of_examples("validation", examples)
+        yield _split_of_examples("validation", examples)
 
 
-def _of_examples(split: str, examples: Mapping[str, dict[str, Any]]) -> Split:
+def _split_of_examples(split: str, examples: Mapping[str, dict[str, Any]]) -> Split:
     """Returns a split of examples by key."""
     keys = list(examples)
     return Split(split, keys, lambda i: examples[keys[i]])
