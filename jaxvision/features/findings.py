@@ -125,7 +125,7 @@ def check(
             f"{alike:,} of {n:,} images pass as copies of others, more than real copies make up. These images are so "
             "alike, or so small, that different ones look the same: trust only identical files."
         )
-    found += [*_label_findings(errors, features), *outliers]
+    found += [*_label_findings(errors), *outliers]
     found.sort(key=lambda finding: (KINDS.index(finding.kind), -finding.score))
     return Findings(features, tuple(found), None if errors is None else errors.estimated, tuple(notes))
 
@@ -165,7 +165,7 @@ def _label_errors(
     return find_label_errors(probabilities, features.label), probabilities
 
 
-def _label_findings(errors: LabelErrors | None, features: Features) -> list[Finding]:
+def _label_findings(errors: LabelErrors | None) -> list[Finding]:
     if errors is None:
         return []
     return [
