@@ -33,7 +33,6 @@ def get_config(model: str = "resnet50.a1_in1k") -> ConfigDict:
     config.data = {"batch_size": 32}
     config.model = {"name": model, "pretrained": True, "freeze_batch_norm": True}
     config.augment = {"crop": "resized", "crop_scale": (0.35, 1.0), "flip": 0.5}
-    config.loss = {"label_smoothing": 0.1}
     config.optimizer = {
         "name": "adamw",
         "learning_rate": "auto",
