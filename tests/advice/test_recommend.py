@@ -1,4 +1,4 @@
-"""`jaxvision.recommend`: the recommended model in a situation, the limits, and what is said about them."""
+"""`jaxvision.recommend`: the recommended model for each situation, its limits, notes and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said about weight files of other libraries: what was recognized and left out, and how computations differ."""
+"""Messages about weight files of other libraries: what was recognized, what was left out, what is computed otherwise."""
 
 from __future__ import annotations
 

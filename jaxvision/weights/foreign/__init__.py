@@ -50,25 +50,25 @@ def renamed(file: WeightFile) -> WeightFile:
 
 def log_differences(model: Model, file: WeightFile) -> None:
     """Logs each way in which a model computes otherwise than the library whose weights it takes."""
-    if not isinstance(file, ForeignFile) or file.library.differences is None:
+    if not isinstance(file, ForeignFile) or file.origin.differences is None:
         return
     if model.architecture in registry.architectures():  # unknown for a model of the user's own
         arguments = registry.default_arguments(model.architecture) | dict(model.options)
-        for text in file.library.differences(file, arguments):
+        for text in file.origin.differences(file, arguments):
             logger.warning("%s %s", file.path, text)
 
 
 def log_normalization(file: WeightFile, mean: Sequence[float]) -> None:
     """Logs that a transform normalizes images by another mean than the library whose weights the file has."""
-    if not isinstance(file, ForeignFile) or file.library.mean is None:
+    if not isinstance(file, ForeignFile) or file.origin.mean is None:
         return
-    expected = file.library.mean
+    expected = file.origin.mean
     if len(mean) == len(expected) and not np.allclose(mean, expected, atol=0.01):
         logger.warning(
             "%s: %s normalizes images by the mean %s, but the transform by %s. In Python replace mean and std in the "
             "preprocess of the classifier; in a config set preprocess.mean and preprocess.std.",
             file.path,
-            file.library.name,
+            file.origin.name,
             expected,
             tuple(mean),
         )

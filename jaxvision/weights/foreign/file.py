@@ -59,7 +59,7 @@ class ForeignFile(WeightFile):
 
     def __init__(self, file: WeightFile, library: Library, prefix: Prefix):
         self._file = file
-        self.library = library
+        self.origin = library
         self.path, self.metadata = file.path, file.metadata
         sources = dict(_sources(file.shapes, library, prefix))
         shapes = {name: file.shapes[full][block is not None :] for name, (full, block) in sources.items()}

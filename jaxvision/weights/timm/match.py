@@ -62,7 +62,7 @@ def match_tensors(
             if name == patches.positions and isinstance(file, ForeignFile):
                 logger.warning(
                     "%s: position embeddings are resampled as in timm (%s), which gives other values than %s",
-                    file.path.name, patches.interpolation, file.library.name,
+                    file.path.name, patches.interpolation, file.origin.name,
                 )  # fmt: skip
             adapters[name] = adapter
         else:
@@ -143,7 +143,7 @@ def _mismatch_error(
         hint = (
             f"{file.path.name} may contain the weights of another architecture. Pass the name that it was saved from."
         )
-    names = f", with timm's names for those of {file.library.name}," if isinstance(file, ForeignFile) else ""
+    names = f", with timm's names for those of {file.origin.name}," if isinstance(file, ForeignFile) else ""
     return UserError(f"{file.path}{names} does not fit {model.architecture}: {', '.join(problems)}. {hint}")
 
 
