@@ -189,12 +189,17 @@ def _against_the_probe(run: RunContext, step: int) -> list[str]:
         return []
     metric = run.decisive_metric
     lines = [line for line in report.read_metrics(run.workdir) if line["split"] == run.watched_split]
-    values = {line["step"]: wording.value(metric, line[metric]) for line in lines if metric in line}
+    values = {line["step"]: line[metric] for line in lines if metric in line}
     if not {0, step} <= values.keys():  # a process that does not see the file of process 0
         return []
+    before, after = (wording.value(metric, values[i]) for i in (0, step))
     if step == 0:
-        return [f"fine-tuning did not improve on the probe (step 0, {values[0]} {metric}): the probe is exported"]
-    return [f"fine-tuning improved on the probe (step 0): {metric} {values[0]} → {values[step]}"]
+        return [f"fine-tuning did not improve on the probe (step 0, {before} {metric}): the probe is exported"]
+    # If the best checkpoint cannot be read, the last one is exported, which may be worse than the probe.
+    sign = -1 if run.is_lower_better else 1
+    is_better = values[step] is not None and (values[0] is None or sign * values[step] > sign * values[0])
+    verdict = "improved" if is_better else "did not improve"
+    return [f"fine-tuning {verdict} on the probe (step 0): {metric} {before} → {after}"]
 
 
 def _choice_note(run: RunContext) -> list[str]:

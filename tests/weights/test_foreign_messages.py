@@ -1,4 +1,4 @@
-"""Messages about weight files of other libraries: what was recognized, what was left out, what is computed otherwise."""
+"""Messages about weight files of other libraries: what was recognized, left out and is computed otherwise."""
 
 from __future__ import annotations
 
