@@ -14,7 +14,7 @@ which keeps the statistics that the head was fitted with: AdamW with layer-wise 
 of training images chooses epochs, warm-up and learning rate; the console prints them. The validation data choose the
 exported checkpoint: the probe, if fine-tuning did not improve on it. ``test/`` is evaluated once, at the end.
 
-- A few hundred images: run `jaxvision probe` first, which takes a minute and tests every image by cross-validation.
+- A few hundred images: run `jaxvision probe` first, which is quick and tests every image by cross-validation.
 - Little time: --config.model.freeze_backbone=True trains only the head, with the features of augmented images.
 - No network: --config.model.checkpoint_path=model.safetensors reads a weight file of timm.
 - From scratch: --config.model.pretrained=False --config.model.freeze_batch_norm=False --config.train.head_init=None
