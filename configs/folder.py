@@ -10,9 +10,10 @@ the validation data (`source.validation_fraction`). The argument after the colon
 
 Recipe: probe, then fine-tune (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). A logistic regression on the
 features of the training images becomes the head, and is evaluated as step 0. Then all layers train, except BatchNorm,
-which keeps the statistics that the head was fitted with: AdamW with layer-wise decay 0.75, crops and flips. The number
-of training images chooses epochs, warm-up and learning rate; the console prints them. The validation data choose the
-exported checkpoint: the probe, if fine-tuning did not improve on it. ``test/`` is evaluated once, at the end.
+which keeps the statistics that the head was fitted with: AdamW, crops and flips. The model and the number of training
+images choose the learning rate and its layer-wise decay, epochs and warm-up; the console prints them. The validation
+data choose the exported checkpoint: the probe, if fine-tuning did not improve on it. ``test/`` is evaluated once, at
+the end.
 
 - A few hundred images: run `jaxvision probe` first, which is quick and tests every image by cross-validation.
 - Little time: --config.model.freeze_backbone=True trains only the head, with the features of augmented images.
@@ -37,7 +38,7 @@ def get_config(model: str = "resnet50.a1_in1k") -> ConfigDict:
         "name": "adamw",
         "learning_rate": "auto",
         "weight_decay": 0.05,
-        "layer_decay": 0.75,
+        "layer_decay": "auto",
         "clip_norm": 1.0,
     }
     config.schedule = {"name": "cosine", "warmup_epochs": "auto"}

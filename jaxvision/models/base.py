@@ -51,6 +51,18 @@ class PatchWeights(NamedTuple):
     interpolation: str = "bicubic"
 
 
+class FineTuning(NamedTuple):
+    """The optimization that suits the pretrained weights of a family; `jaxvision.run.recipe` applies it.
+
+    Attributes:
+      learning_rate: peak rate of AdamW, for batches of about 32 images and runs on about 1,000 images.
+      layer_decay: factor on the rate from each layer to the one before it; None for one rate for all layers.
+    """
+
+    learning_rate: float
+    layer_decay: float | None
+
+
 def run_in_order(name: str, blocks: Sequence[Any], x: jax.Array) -> jax.Array:
     """Returns `x` passed through each block in order: the default `Model.run_blocks`. It ignores `name`."""
     del name
@@ -94,6 +106,7 @@ class Model(nnx.Module):
         matches a parameter's name applies; a parameter that no row matches is replicated.
       lora_pattern: regular expression, anchored at the start, of the names of the linear layers that `add_lora` adapts
         by default. ``""``: the user has to name them.
+      fine_tuning: the learning rate and layer decay that suit pretrained weights.
       explanation: ``"attention rollout"``, which needs a method `get_attention_maps`, or ``"Grad-CAM"``.
       has_fixed_image_size: whether parameters depend on `image_size`. If so, it may be (height, width).
       default_feature_levels: how many of the last levels a `FeatureExtractor` returns by default; None for all.
@@ -138,6 +151,7 @@ class Model(nnx.Module):
     block_pattern: str = ""
     tensor_rules: tuple[tuple[str, PartitionSpec], ...] = ()
     lora_pattern: str = ""
+    fine_tuning: FineTuning = FineTuning(learning_rate=5e-4, layer_decay=None)
     explanation: str = "Grad-CAM"
     has_fixed_image_size: bool = False
     default_feature_levels: int | None = None

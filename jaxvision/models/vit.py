@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxvision.errors import UserError, unknown_name_error
-from jaxvision.models.base import FeatureInfo, Model, PatchWeights, feature_indices, with_options
+from jaxvision.models.base import FeatureInfo, FineTuning, Model, PatchWeights, feature_indices, with_options
 from jaxvision.models.layers import drop, sizes
 from jaxvision.models.layers.attention import AttentionPool
 from jaxvision.models.layers.frozen import replace_layer
@@ -93,6 +93,8 @@ class VisionTransformer(Model):
         (r".*\b(mlp\.fc2|attn\.proj)\.kernel", PartitionSpec("tensor")),
     )
     lora_pattern = block_pattern
+    # The layer decay of MAE: https://arxiv.org/abs/2111.06377, table 9.
+    fine_tuning = FineTuning(learning_rate=1e-4, layer_decay=0.75)
     explanation = "attention rollout"
     has_fixed_image_size = True
     default_feature_levels = 3

@@ -48,7 +48,7 @@ class RunContext:
       program: the train step and the shapes that it works on.
       steps_per_epoch: batches in the training data, usually not a whole number.
       steps: number of steps of the whole run.
-      chosen: key -> number, for the keys of the config that are ``"auto"``.
+      chosen: key -> value, for the keys of the config that are ``"auto"``.
       eval_batch_size: images per batch of an evaluation, over all devices.
       eval_step_for: returns the compiled evaluation step for images that reach the model in a given way.
     """

@@ -220,13 +220,18 @@ def teacher_keys(
     """
 
 
-def optimizer_keys(*, learning_rate: float | Literal["auto"]) -> None:
+def optimizer_keys(
+    *, learning_rate: float | Literal["auto"], layer_decay: float | Literal["auto"] | None = None
+) -> None:
     """The keys of ``optimizer`` that differ from the arguments of `create_optimizer`.
 
     Args:
       learning_rate: peak of the learning rate, which the section ``schedule`` raises and lowers. Muon's updates are
-        scaled to the size of AdamW's, so that AdamW's rate fits both. ``"auto"``: by the number of training images; see
-        `jaxvision.run.recipe.recipe`.
+        scaled to the size of AdamW's, so that AdamW's rate fits both. ``"auto"``: by the model's family and the
+        number of training images; see `jaxvision.run.recipe.recipe`.
+      layer_decay: factor on the learning rate from each layer to the one before it, such as 0.75; see
+        `jaxvision.train.optim.layer_scales`. None: all layers have the same rate. ``"auto"``: 0.75 for a ViT, None for
+        a convolutional network.
     """
 
 

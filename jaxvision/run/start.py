@@ -256,8 +256,9 @@ def _announce(run: RunContext, first_step: int) -> None:
         workdir=run.workdir,
     )
     if run.chosen:
-        values = ", ".join(f"{key}={x:g}" for key, x in run.chosen.items())
-        run.console.note(f"chosen by the number of training images ({len(run.data['train']):,}): {values}")
+        values = ", ".join(f"{key}={x if x is None else format(x, 'g')}" for key, x in run.chosen.items())
+        images = len(run.data["train"])
+        run.console.note(f"chosen by the model and the number of training images ({images:,}): {values}")
     if run.mesh.size < jax.device_count():
         run.console.warn(
             f"config.mesh uses {run.mesh.size} of {jax.device_count()} devices. Set one axis to -1 to use all of them."

@@ -1,44 +1,75 @@
-"""Keys that are "auto": what the number of training images chooses."""
+"""Keys that are "auto": what the model and the number of training images choose."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flax import nnx
 from support.images import class_folders
 from support.quick import quick, refused, start
 
 from jaxvision import run
+from jaxvision.models import registry
 from jaxvision.run.config import load
-from jaxvision.run.recipe import recipe, resolve
+from jaxvision.run.recipe import resolve
 
 
 @pytest.mark.parametrize(
-    ("images", "epochs", "rate"),
+    ("images", "epochs", "convolutional", "transformer"),
     [
-        (8, 15.0, 3e-5),  # the bounds
-        (125, 15.0, 5.9e-5),  # 1e-4 / 8^(1/4); 20 epochs, at most 15
-        (1000, 10.0, 1e-4),
-        (8000, 5.0, 1.7e-4),  # 10 / 2, and 1e-4 * 8^(1/4)
-        (16_000, 5.0, 2e-4),  # 1e-4 * 16^(1/4)
-        (81_000, 5.0, 3e-4),
-        (10_000_000, 5.0, 3e-4),
+        (8, 15.0, 2.5e-4, 5e-5),  # the bounds: half of the family's rate
+        (125, 15.0, 3e-4, 5.9e-5),  # the rate / 8^(1/4); 20 epochs, at most 15
+        (1000, 10.0, 5e-4, 1e-4),
+        (8000, 5.0, 8.4e-4, 1.7e-4),  # 10 / 2, and the rate * 8^(1/4)
+        (16_000, 5.0, 1e-3, 2e-4),  # twice the rate
+        (10_000_000, 5.0, 1e-3, 2e-4),
     ],
 )
-def test_the_rule(images: int, epochs: float, rate: float) -> None:
-    assert recipe(images) == (epochs, rate)
+def test_the_rule(images: int, epochs: float, convolutional: float, transformer: float) -> None:
+    for name, rate in [
+        ("resnet50", convolutional),
+        ("efficientnet_b0", convolutional),
+        ("vit_base_patch16_224", transformer),
+    ]:
+        config = run.complete(load(f"configs/folder.py:{name}"), [("schedule.warmup_epochs", "1")])
+        _, chosen = resolve(config, images)
+        decay = 0.75 if name.startswith("vit") else None
+        assert chosen == {
+            "train.epochs": epochs,
+            "optimizer.learning_rate": pytest.approx(rate, rel=0.01),
+            "optimizer.layer_decay": decay,
+        }
 
 
 def test_numbers_of_the_user_remain_and_the_warm_up_is_a_tenth() -> None:
     config = run.complete(load("configs/folder.py"))
     _, chosen = resolve(config, 1000)
-    assert chosen == {"train.epochs": 10.0, "schedule.warmup_epochs": 1.0, "optimizer.learning_rate": 1e-4}
-    config = run.complete(load("configs/folder.py"), [("train.epochs", "30"), ("optimizer.learning_rate", "1e-3")])
-    settings, chosen = resolve(config, 1000)
+    assert (chosen["train.epochs"], chosen["schedule.warmup_epochs"]) == (10.0, 1.0)
+    flags = [("train.epochs", "30"), ("optimizer.learning_rate", "1e-2"), ("optimizer.layer_decay", "0.9")]
+    settings, chosen = resolve(run.complete(load("configs/folder.py"), flags), 1000)
     assert chosen == {"schedule.warmup_epochs": 3.0}
-    assert (settings.train.epochs, settings.optimizer.learning_rate) == (30.0, 1e-3)
+    assert (settings.train.epochs, settings.optimizer.learning_rate, settings.optimizer.layer_decay) == (
+        30.0,
+        0.01,
+        0.9,
+    )
     config = run.complete(load("configs/folder.py"), [("train.steps", "500")])  # 16 epochs of batches of 32
-    assert resolve(config, 1000)[1] == {"schedule.warmup_epochs": 1.6, "optimizer.learning_rate": 1e-4}
+    _, chosen = resolve(config, 1000)
+    assert (chosen.keys() & {"train.epochs"}, chosen["schedule.warmup_epochs"]) == (set(), 1.6)
+
+
+def test_a_model_of_a_function_gets_the_rule_of_convolutional_networks() -> None:
+    def recipe_test_model(*, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, rngs: nnx.Rngs) -> Any:
+        raise NotImplementedError
+
+    registry.register_model(recipe_test_model)
+    try:
+        config = run.complete(load("configs/folder.py:recipe_test_model"))
+        assert resolve(config, 1000)[1]["optimizer.learning_rate"] == 5e-4
+    finally:
+        registry.unregister_model("recipe_test_model")
 
 
 def test_a_config_file_and_flags_may_say_auto() -> None:
@@ -59,7 +90,8 @@ def test_the_console_names_the_choice(tmp_path: Path, capsys: pytest.CaptureFixt
     assert status == 0, err
     text = " ".join(out.split())
     assert "3 of 15 training images are held out for validation" in text
-    assert "chosen by the number of training images (12): schedule.warmup_epochs=0.53, optimizer.learning_rate=" in text
+    chosen = "schedule.warmup_epochs=0.53, optimizer.learning_rate=0.00025, optimizer.layer_decay=None"
+    assert f"chosen by the model and the number of training images (12): {chosen}" in text
     assert "also run `jaxvision probe`, whose cross-validation tests all of them" in text
 
 
