@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _outputs(arguments: argparse.Namespace) -> list[Path]:
     """Returns the files that the command writes."""
-    from jaxvision.features.findings_page import PAGE, TABLE
+    from jaxvision.features.dataset_check.page import PAGE, TABLE
     from jaxvision.features.store import check_format
 
     outputs = []
@@ -136,8 +136,8 @@ def _save(features: Features, classifier: Classifier, arguments: argparse.Namesp
 
 def _check(features: Features, data: Mapping[str, Dataset], arguments: argparse.Namespace, console: Console) -> None:
     """Checks the images, and prints how much was found of each kind."""
-    from jaxvision.features.findings import check
-    from jaxvision.features.findings_page import summary, write_check
+    from jaxvision.features.dataset_check.findings import check
+    from jaxvision.features.dataset_check.page import summary, write_check
 
     findings = check(features, data, log=console.note)
     files = write_check(arguments.check, findings, data, name=arguments.data)

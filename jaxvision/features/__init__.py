@@ -1,4 +1,4 @@
-"""The features of a model: extraction, files and cache, linear probe and nearest neighbors."""
+"""The features of a model: extraction, files and cache, linear probe, nearest neighbors, and the check of a dataset."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from jaxvision.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from jaxvision.features.dataset_check.findings import Finding, Findings, check
+    from jaxvision.features.dataset_check.page import write_check
     from jaxvision.features.extraction import Features, concatenate, extract
-    from jaxvision.features.findings import Finding, Findings, check
-    from jaxvision.features.findings_page import write_check
     from jaxvision.features.images import open_images
     from jaxvision.features.neighbors import knn_accuracy
     from jaxvision.features.probe import Probe, fit_probe, with_head
@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "findings": ("Finding", "Findings", "check"),
-    "findings_page": ("write_check",),
+    "dataset_check.findings": ("Finding", "Findings", "check"),
+    "dataset_check.page": ("write_check",),
     "extraction": ("Features", "concatenate", "extract"),
     "images": ("open_images",),
     "neighbors": ("knn_accuracy",),

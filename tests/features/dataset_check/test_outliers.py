@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from jaxvision.features.outliers import find_outliers
+from jaxvision.features.dataset_check.outliers import find_outliers
 
 
 def test_the_threshold_by_hand() -> None:

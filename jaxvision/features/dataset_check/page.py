@@ -15,7 +15,7 @@ from jaxvision.data.dataset import Dataset
 from jaxvision.data.reading import to_pixels
 from jaxvision.disk import replaced
 from jaxvision.errors import UserError, count, printable
-from jaxvision.features.findings import KINDS, Finding, Findings, raw_image
+from jaxvision.features.dataset_check.findings import KINDS, Finding, Findings, raw_image
 from jaxvision.report.findings import SIDE, Card, Group, write_findings
 
 PAGE, TABLE = "check.html", "findings.csv"

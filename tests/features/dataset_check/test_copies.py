@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support.images import encode, random_image
 
-from jaxvision.features import copies
-from jaxvision.features.copies import compare, find_copies, view_of
+from jaxvision.features.dataset_check import copies
+from jaxvision.features.dataset_check.copies import compare, find_copies, view_of
 
 ORIGINAL = random_image(0)
 COPIES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxvision.features.label_errors import confident_joint, find_label_errors
+from jaxvision.features.dataset_check.label_errors import confident_joint, find_label_errors
 
 
 def test_a_joint_by_hand() -> None:

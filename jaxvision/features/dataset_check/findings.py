@@ -11,11 +11,11 @@ import numpy as np
 from jaxvision.data.dataset import Dataset
 from jaxvision.data.reading import machine_errors_as_user_errors
 from jaxvision.errors import UserError, count
-from jaxvision.features.copies import Copy, View, find_copies, view_of
+from jaxvision.features.dataset_check.copies import Copy, View, find_copies, view_of
+from jaxvision.features.dataset_check.label_errors import FEWEST, LabelErrors, find_label_errors
+from jaxvision.features.dataset_check.outliers import find_outliers
 from jaxvision.features.extraction import Features
-from jaxvision.features.label_errors import FEWEST, LabelErrors, find_label_errors
 from jaxvision.features.neighbors import nearest_neighbors
-from jaxvision.features.outliers import find_outliers
 from jaxvision.features.probe import cross_validated_probabilities
 
 #: The kinds of findings, in the order in which to look at them.
