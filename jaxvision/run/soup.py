@@ -1,0 +1,184 @@
+"""A soup of runs: chosen on their validation data, finished on their training data, compared on their test data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxvision.classifier import Classifier
+from jaxvision.data.folder import find_folder
+from jaxvision.data.source import Splits, open_source
+from jaxvision.ensemble import Ensemble
+from jaxvision.errors import UserError
+from jaxvision.eval.evaluate import evaluate
+from jaxvision.eval.metrics import headline
+from jaxvision.eval.statistics import has_statistics, measure_statistics, same_statistics
+from jaxvision.run.origin import load_origin
+from jaxvision.run.sections import without_none
+from jaxvision.soup import greedy_soup, soup
+
+#: The shares of a run that a sweep tries.
+ALPHAS = tuple(i / 10 for i in range(11))
+
+
+@dataclass(frozen=True)
+class SoupData:
+    """The data of a soup.
+
+    Attributes:
+      splits: the training data measure BatchNorm statistics, the validation data choose, the test data compare.
+      options: of `jaxvision.eval.evaluate`.
+      log: prints the progress.
+    """
+
+    splits: Splits
+    options: dict[str, Any]
+    log: Callable[[str], None]
+
+    @property
+    def final_split(self) -> str | None:
+        """The split that compares the models; None if there is neither test nor validation data."""
+        return next((name for name in ("test", "validation") if getattr(self.splits, name) is not None), None)
+
+    def metrics(self, classifier: Classifier | Ensemble, split: str, name: str) -> dict[str, float]:
+        """Returns the metrics that a table shows."""
+        self.log(f"evaluating {name} on the {split} data")
+        found = evaluate(classifier, self.splits.split(split), split=split, quiet=True, **self.options)
+        found.pop("members", None)
+        return headline(found, len(classifier.classes))
+
+
+def open_splits(name: str | None, config: ConfigDict | None, options: dict[str, Any]) -> Splits:
+    """Returns the splits of a folder or a source, with the options of the run if the run has the same source.
+
+    Args:
+      name: the folder or the source. None: the source of the run.
+      config: of the run. None: the models do not come from a run, and `name` is given.
+      options: of the source.
+    """
+    source: dict[str, Any] = {"name": name}
+    if config is not None and name in (None, config.source.name):
+        source = without_none(config.source)
+    elif name is not None and (folder := find_folder(name)) is not None:
+        source = {"name": "folder", "data_dir": str(folder)}
+    return open_source(**source | options)
+
+
+def average_runs(
+    models: Sequence[str],
+    members: Sequence[Classifier],
+    data: SoupData | None,
+    *,
+    greedy: bool,
+    log: Callable[[str], None],
+) -> tuple[str, Classifier]:
+    """Returns the name of a soup of runs, and the soup.
+
+    Args:
+      models: the names of the runs.
+      members: their classifiers.
+      data: None: no training images measure the BatchNorm statistics.
+      greedy: take only the runs that do not lower the accuracy on the validation data.
+      log: called with a line for each step.
+
+    Raises:
+      UserError: the runs cannot be averaged, or `greedy` without validation data.
+    """
+    if not greedy:
+        return f"soup of {len(members)}", _finished(soup(members), members, data, log)
+    data = _required(data, "--greedy")
+    scores: list[float] = []
+
+    def score(each: Classifier) -> float:
+        name = models[len(scores)] if len(scores) < len(members) else "a larger soup"
+        scores.append(data.metrics(each, "validation", name)["top1"])
+        log(f"  {scores[-1]:.2%}")
+        return scores[-1]
+
+    result, chosen = greedy_soup(members, score, finish=lambda each: _finished(each, members, data))
+    log(f"greedy soup of {', '.join(models[i] for i in chosen)}")
+    return f"greedy soup of {len(chosen)}", result
+
+
+def average_with_origin(
+    workdir: str, member: Classifier, alpha: float | None, data: SoupData | None, *, log: Callable[[str], None]
+) -> tuple[str, Classifier]:
+    """Returns the name of the average of a run and the model that it started from (WiSE-FT), and the average.
+
+    Args:
+      workdir: of the run.
+      member: its classifier.
+      alpha: share of the run. None: the one of `ALPHAS` with the highest accuracy on the validation data.
+      data: None: no training images measure the BatchNorm statistics.
+      log: called with a line for each step.
+
+    Raises:
+      UserError: the run did not start from a model, or there are no validation data to choose by.
+    """
+    origin = load_origin(workdir, member)
+    if alpha is not None:
+        return f"alpha {alpha:g}", _finished(soup([origin, member], [1 - alpha, alpha]), [origin, member], data, log)
+    data = _required(data, "--wise sweep")
+    best: tuple[float, float, Any] = (-1.0, 0.0, None)
+    for each in ALPHAS:
+        candidate = member
+        if each < 1:
+            candidate = _finished(soup([origin, member], [1 - each, each]), [origin, member], data)
+        top1 = data.metrics(candidate, "validation", f"alpha {each:.1f}")["top1"]
+        log(f"  {top1:.2%}")
+        if top1 >= best[0]:  # of equal ones the nearest to the run
+            best = (top1, each, candidate)
+    return f"alpha {best[1]:g}", best[2]
+
+
+def compare(
+    models: Sequence[str], members: Sequence[Classifier], name: str, result: Classifier, data: SoupData
+) -> list[tuple[str, dict[str, float]]]:
+    """Returns the name and the metrics on the final split of each run, of their ensemble, and of the soup.
+
+    Args:
+      models: the names of the runs.
+      members: their classifiers.
+      name: of the soup.
+      result: the soup.
+      data: has test or validation data.
+    """
+    assert data.final_split is not None
+    rows: list[tuple[str, Any]] = list(zip(models, members, strict=True))
+    if len(members) > 1:
+        rows.append((f"ensemble of {len(members)}", Ensemble(members, names=models)))
+    return [(row, data.metrics(each, data.final_split, row)) for row, each in [*rows, (name, result)]]
+
+
+def _required(data: SoupData | None, flag: str) -> SoupData:
+    if data is None:
+        raise UserError(f"{flag}: got no data, expected validation data to choose by. Add --data.")
+    if data.splits.validation is None:
+        raise UserError(
+            f"{flag}: got data without a validation split, expected one to choose by. Train the runs with "
+            "--config.source.validation_fraction=0.1, or add --data with images that they were not trained on."
+        )
+    return data
+
+
+def _finished(
+    classifier: Classifier,
+    members: Sequence[Classifier],
+    data: SoupData | None,
+    log: Callable[[str], None] = lambda _: None,
+) -> Classifier:
+    """Returns a soup of members with BatchNorm statistics that are measured again, if that is needed and possible."""
+    if not has_statistics(classifier):
+        return classifier
+    if same_statistics(members):
+        log("BatchNorm statistics: kept, because all models have the same")
+        return classifier
+    images = None if data is None else data.splits.train
+    if images is None:
+        log("BatchNorm statistics: averaged, because there are no training images to measure them on")
+        return classifier
+    log("BatchNorm statistics: measured again on training images")
+    return measure_statistics(classifier, images, quiet=True)
