@@ -106,19 +106,19 @@ class Console:
         Args:
           model: name of the model.
           parameters: number of parameters.
-          trainable: number of trainable parameters. None: all.
+          trainable: number of trainable parameters. None: all. Not shown without training.
           teacher: name of the teacher. None: there is none.
           dataset: name of the dataset.
           classes: number of classes.
           data: number of images by split, such as ``{"train": 50_000, "test": 10_000}``.
           devices: description of the devices. None: all devices of JAX.
           mesh: description of the mesh. None omits it.
-          steps: number of the last training step; 0 for an evaluation without training.
+          steps: number of the last training step; 0 without training.
           steps_per_epoch: steps in an epoch. None omits epochs.
           first_step: steps completed before a resumed run.
           workdir: folder of the run.
         """
-        rows = [("parameters", wording.parameters(parameters, trainable))]
+        rows = [("parameters", wording.parameters(parameters, trainable) if steps else f"{parameters:,}")]
         if teacher is not None:
             rows.append(("teacher", teacher))
         splits = ", ".join(f"{n:,} {split}" for split, n in (data or {}).items())

@@ -220,7 +220,6 @@ def _announce(console: report.Console, classifier: Classifier, images: Mapping[s
     console.start(
         model=classifier.model.architecture,
         parameters=parameter_counts(nnx.state(classifier.model))[0],
-        trainable=0,
         dataset=images["train"].source.name,
         classes=len(images["train"].source.classes),
         data={split: len(part) for split, part in images.items()},

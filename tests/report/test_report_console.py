@@ -177,12 +177,13 @@ def test_other_processes_are_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert not (tmp_path / "x").exists()
 
 
-def test_an_evaluation_without_training_shows_no_steps(terminal: Terminal) -> None:
+def test_an_evaluation_without_training_shows_neither_steps_nor_what_trains(terminal: Terminal) -> None:
     with Console(terminal) as console:
         console.start(model="m", parameters=1, devices="d", data={"test": 3})
         assert list(console.evaluation([1, 2, 3])) == [1, 2, 3]
         console.finish(final={"top1": 1.0})
     assert "steps" not in terminal.getvalue()
+    assert "trainable" not in terminal.getvalue()
 
 
 def test_long_work_is_shown_on_the_open_console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
