@@ -113,7 +113,7 @@ def recommend(
     if latency is not None and not latency > 0:
         raise UserError(f"--latency: got {latency:g}, expected more than 0 milliseconds.")
     if tries is not None and (data is None or not 1 <= tries <= _LENGTH):
-        raise UserError(f"--try: got {tries}, expected 1 to {_LENGTH} models, and --data with images to try them on.")
+        raise UserError(f"tries (--try): got {tries}, expected 1 to {_LENGTH} models, and data to try them on.")
     candidates = catalog_choices(license=license, max_params=max_params)
     found = None if data is None else describe_folder(data)
     target = find_target(device)

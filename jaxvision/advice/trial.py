@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from jaxvision import report
 from jaxvision.advice.choices import Choice, Trial
 from jaxvision.classifier import load_classifier
@@ -14,7 +16,7 @@ from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import FolderSource, open_folder
 from jaxvision.data.source import Subset, stratified_split
 from jaxvision.disk import cache_folder
-from jaxvision.errors import UserError
+from jaxvision.errors import UserError, count
 from jaxvision.features.probe import fit_probe
 from jaxvision.features.store import cached_extract
 
@@ -38,9 +40,14 @@ def rank_by_trial(
       log: called with a line before each probe, and about weights that cannot be loaded.
 
     Raises:
-      UserError: the weights of none of the rows can be loaded, or too many images are damaged.
+      UserError: the weights of none of the rows can be loaded, no class has two images, or too many images are damaged.
     """
     images = _sample(folder, log)
+    if np.bincount(np.asarray(images.source.labels)).max() < 2:
+        raise UserError(
+            f"tries (--try): got {count(len(images), 'training image')} of as many classes, expected two or more of a "
+            "class, to test on one of them. Add images, or omit it."
+        )
     tried, failures = [], []
     for i, row in enumerate(rows[:tries]):
         log(f"probing {row.name} on {len(images.source):,} images ({i + 1} of {len(rows[:tries])}) ...")
@@ -56,7 +63,9 @@ def rank_by_trial(
         trial = Trial(100 * probe.accuracy, 100 * probe.standard_error, len(features.label))
         tried.append(replace(row, trial=trial, is_offline=True))
     if not tried:
-        raise UserError(f"--try: none of the models can be loaded. {failures[0]}. Omit --try, or connect to a network.")
+        raise UserError(
+            f"tries (--try): none of the models can be loaded. {failures[0]}. Omit it, or connect to a network."
+        )
     names = {row.name for row in tried}
     tried.sort(key=lambda row: -row.trial.accuracy if row.trial else 0.0)
     return tried + [row for row in rows if row.name not in names]
@@ -67,5 +76,5 @@ def _sample(folder: str | Path, log: Callable[[str], None]) -> Dataset:
     assert isinstance(train, FolderSource)
     if len(train) <= SAMPLE:
         return open_dataset(train, log=log)
-    _, rows = stratified_split(train.labels, SAMPLE / len(train), seed=0, where="--try")
+    _, rows = stratified_split(train.labels, SAMPLE / len(train), seed=0, where="tries (--try)")
     return open_dataset(Subset(train, rows, name=train.name), log=log)

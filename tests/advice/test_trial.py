@@ -76,7 +76,7 @@ def test_weights_that_cannot_be_loaded(photos: Path, monkeypatch: pytest.MonkeyP
     assert f"{VIT} is not tried: cannot download {VIT}" in lines
     assert "No other model was tried." in found.reasons[0]
     monkeypatch.setattr(trial, "load_classifier", tiny())
-    with pytest.raises(UserError, match=f"--try: none of the models can be loaded. cannot download {VIT}"):
+    with pytest.raises(UserError, match=rf"tries \(--try\): none of the models can be loaded. cannot download {VIT}"):
         jaxvision.recommend(photos, device="t4", tries=2)
 
 
@@ -90,5 +90,12 @@ def test_a_sample_of_the_training_images(photos: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("data", "tries"), [(True, 0), (True, 6), (False, 2)])
 def test_errors(photos: Path, data: bool, tries: int) -> None:
-    with pytest.raises(UserError, match=f"--try: got {tries}, expected 1 to 5 models, and --data"):
+    with pytest.raises(UserError, match=rf"tries \(--try\): got {tries}, expected 1 to 5 models, and data to try"):
         jaxvision.recommend(photos if data else None, device="t4", tries=tries)
+
+
+def test_one_image_of_each_class_cannot_be_tried(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "SAMPLE", 2)
+    monkeypatch.setattr(trial, "load_classifier", tiny(vit_base_patch16_224=False))
+    with pytest.raises(UserError, match=r"tries \(--try\): got 2 training images of as many classes, expected two"):
+        jaxvision.recommend(photos, device="t4", tries=1)
