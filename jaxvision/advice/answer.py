@@ -105,13 +105,13 @@ def recommend(
       ['python', '-m', 'jaxvision.main']
     """
     if metric is not None and metric not in METRICS:
-        raise unknown_name_error("--metric", metric, METRICS)
+        raise unknown_name_error("metric", metric, METRICS)
     if images is not None and (data is not None or images < 1):
         raise UserError(
-            f"--images: got {images}, expected 1 or more, and no --data. Omit --images to count the folder."
+            f"images: got {images}, expected 1 or more, and no data. Omit images to count those of a folder."
         )
     if latency is not None and not latency > 0:
-        raise UserError(f"--latency: got {latency:g}, expected more than 0 milliseconds.")
+        raise UserError(f"latency: got {latency:g}, expected more than 0 milliseconds.")
     if tries is not None and (data is None or not 1 <= tries <= _LENGTH):
         raise UserError(f"tries (--try): got {tries}, expected 1 to {_LENGTH} models, and data to try them on.")
     candidates = catalog_choices(license=license, max_params=max_params)
@@ -167,7 +167,7 @@ def _left_out(case: Case, rows: list[Choice], candidates: list[Choice], training
 def _does_not_fit_error(listed: list[Choice], training: Training) -> UserError:
     least = min(map(training.cost, listed), key=lambda row: row.training_bytes)
     return UserError(
-        f"--device: got {training.chip.name} with {training.chip.memory / GIB:.2g} GiB, expected at least "
+        f"device: got {training.chip.name} with {training.chip.memory / GIB:.2g} GiB, expected at least "
         f"{least.training_bytes / GIB:.2g} GiB to train {least.name}, by estimate. Choose another device."
     )
 
@@ -183,7 +183,7 @@ def _within_latency(rows: list[Choice], limit: float, num_classes: int, log: Cal
     if not within:
         best = min(times)
         raise UserError(
-            f"--latency: got {limit:g} ms, expected {best:.3g} ms or more: the fastest of {count(len(times), 'model')} "
+            f"latency: got {limit:g} ms, expected {best:.3g} ms or more: the fastest of {count(len(times), 'model')} "
             f"measured here is {measured[times.index(best)].name}. Pass a larger number, or no number to see all."
         )
     return within

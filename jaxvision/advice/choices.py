@@ -101,15 +101,15 @@ def catalog_choices(*, license: str | None = None, max_params: str | float | Non
         entries = [entry for entry in entries if entry.license_note is None]
     if not entries:
         raise UserError(
-            f"--license: got {license!r}, expected a license of weights with a published ImageNet accuracy. Omit "
-            "--license to choose among all that are free for any use."
+            f"license: got {license!r}, expected a license of weights with a published ImageNet accuracy. Omit "
+            "it to choose among all that are free for any use."
         )
     within = set(list_models(pretrained=True, max_params=max_params))
     if not any(entry.name in within for entry in entries):
         least = min(entries, key=lambda entry: entry.params or math.inf)
         raise UserError(
-            f"--max-params: got {max_params}, expected {least.params:,} or more: no model has fewer than {least.name}. "
-            "Pass a larger number, such as --max-params 5M."
+            f"max_params: got {max_params}, expected {least.params:,} or more: no model has fewer than {least.name}. "
+            "Pass a larger number, such as 5M."
         )
     return [_choice(entry) for entry in entries if entry.name in within]
 

@@ -65,8 +65,8 @@ def describe_folder(folder: str | Path) -> Images:
     """
     if not Path(folder).is_dir():
         raise UserError(
-            f"--data: got {str(folder)!r}, expected a folder that exists, with one folder of images per class. Without "
-            "images, pass their number: --images 800."
+            f"data: got {str(folder)!r}, expected a folder that exists, with one folder of images per class. Without "
+            "images, pass their number (images=800, or --images 800)."
         )
     splits = open_folder(data_dir=str(folder))
     train = splits.train

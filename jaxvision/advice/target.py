@@ -79,6 +79,6 @@ def find_target(name: str | None = None) -> Target:
         return Target(name.lower(), TPUS[name.lower()], is_here=False)
     if name.lower() not in GPUS and not re.fullmatch(r"[\d.]+ ?gi?b", name.lower()):
         known = [*GPUS, *TPUS, *MOBILE, "cpu"]
-        raise unknown_name_error("--device", name, known, expected="a device or a memory such as 8GB")
+        raise unknown_name_error("device", name, known, expected="a device or a memory such as 8GB")
     chip = find_device(name)
     return Target(chip.name, chip, is_here=False)

@@ -154,7 +154,7 @@ def test_latency_excludes_slow_models(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "resnet50 (its latency is above the limit)" in found.reasons[0]
     assert any("measured on this machine, not on 8GB" in note for note in found.notes)
     assert "resnet50.a1_in1k (1 of 8)" in lines[0]
-    with pytest.raises(UserError, match=r"--latency: got 5 ms, expected 10 ms or more: the fastest of 8 models"):
+    with pytest.raises(UserError, match=r"^latency: got 5 ms, expected 10 ms or more: the fastest of 8 models"):
         jaxvision.recommend(device="8GB", latency=5.0)
 
 
@@ -177,23 +177,23 @@ def test_json(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": "nowhere"}, "--data: got 'nowhere', expected a folder that exists"),
-        ({"device": "h10"}, "--device: got 'h10', expected a device or a memory such as 8GB. Did you mean 'h100'"),
+        ({"data": "nowhere"}, "data: got 'nowhere', expected a folder that exists"),
+        ({"device": "h10"}, "device: got 'h10', expected a device or a memory such as 8GB. Did you mean 'h100'"),
         ({"device": "0GB"}, "--device: got 0GB, expected more than 0 GB"),
-        ({"device": "0.01GB"}, r"--device: got 0.01GB with 0.0075 GiB, expected at least"),
-        ({"metric": "best"}, "--metric: got 'best', expected one of 'accuracy', 'size', 'speed'"),
+        ({"device": "0.01GB"}, r"device: got 0.01GB with 0.0075 GiB, expected at least"),
+        ({"metric": "best"}, "metric: got 'best', expected one of 'accuracy', 'size', 'speed'"),
         ({"license": "gpl"}, "license: got 'gpl', expected a license of weights"),
-        ({"license": "apple-*"}, "--license: got 'apple-\\*', expected a license of weights with a published"),
+        ({"license": "apple-*"}, "license: got 'apple-\\*', expected a license of weights with a published"),
         (
             {"max_params": 100},
-            r"--max-params: got 100, expected 1,968,680 or more: no model has fewer than mobilenetv2",
+            r"max_params: got 100, expected 1,968,680 or more: no model has fewer than mobilenetv2",
         ),
         ({"max_params": "many"}, "max_params: got 'many', expected a number such as 30M"),
-        ({"images": 0}, "--images: got 0, expected 1 or more"),
-        ({"images": 5, "data": "photos"}, "--images: got 5, expected 1 or more, and no --data"),
-        ({"latency": 0.0}, "--latency: got 0, expected more than 0 milliseconds"),
+        ({"images": 0}, "images: got 0, expected 1 or more"),
+        ({"images": 5, "data": "photos"}, "images: got 5, expected 1 or more, and no data"),
+        ({"latency": 0.0}, "latency: got 0, expected more than 0 milliseconds"),
     ],
 )
 def test_errors(options: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^{message}"):
         jaxvision.recommend(**options)
