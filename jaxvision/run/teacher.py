@@ -165,7 +165,10 @@ def _find_weights(section: ConfigDict) -> tuple[str | None, str | None]:
         return None, None
     source = Path(path if name is None else name).expanduser()
     if os.path.isdir(source):
-        return f"local-dir:{files.weights_folder(source)}", path if name is not None else None
+        try:
+            return f"local-dir:{files.weights_folder(source)}", path if name is not None else None
+        except UserError as e:
+            raise UserError(f"config.teacher.{'checkpoint_path' if name is None else 'name'}: {e}") from e
     if name is not None and "/" in name and ":" not in name:
         raise UserError(
             f"config.teacher.name: got {name}, a folder that does not exist, expected the workdir of a finished run or "

@@ -100,18 +100,20 @@ def weights_folder(path: Path) -> Path:
     """Returns a path as it is, or for the workdir of a run the folder in it that holds the weights of its result.
 
     Raises:
-      UserError: the run has checkpoints, but no result yet.
+      UserError: the run has no result yet.
     """
-    if os.path.isfile(path / "model.safetensors"):
+    if any(os.path.isfile(path / name) for name in NAMES):
         return path
-    if not os.path.isfile(path / "export" / "model.safetensors"):
-        if not os.path.isdir(path / "checkpoints"):
-            return path
-        raise UserError(
-            f"{path}: got the workdir of a run without a result, expected weights. Export a checkpoint of it: "
-            f"jaxvision convert {path} FOLDER"
-        )
-    return path / "export"
+    if os.path.isfile(path / "export" / "model.safetensors"):
+        return path / "export"
+    has_checkpoints = os.path.isdir(path / "checkpoints")
+    if not has_checkpoints and not os.path.isfile(path / "metrics.jsonl"):
+        return path
+    convert = f", or export a checkpoint of it: jaxvision convert {path} FOLDER" if has_checkpoints else "."
+    raise UserError(
+        f"{path}: got the workdir of a run that is not finished, expected one with a result. To finish it, rerun its "
+        f"command (python -m jaxvision.main --config FILE --workdir {path}){convert}"
+    )
 
 
 def _find_in_folder(folder: Path) -> Path:

@@ -92,6 +92,9 @@ def test_the_teacher_is_sharded_by_the_rules_of_the_student(tmp_path: Path) -> N
 def test_wrong_sections(tmp_path: Path) -> None:
     other = export(tmp_path / "other", ("cat", "dog"))
     (tmp_path / "file.safetensors").touch()
+    for name in ("stopped/checkpoints", "started"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "started" / "metrics.jsonl").touch()
     cases: list[tuple[dict[str, Any], str]] = [
         ({"weight": 0.5}, r"^config.teacher.weight: got 0.5 without a teacher. Set teacher.name, or remove"),
         ({"name": "resnet5"}, r"^teacher.name: got 'resnet5', expected a model name. Did you mean"),
@@ -99,6 +102,11 @@ def test_wrong_sections(tmp_path: Path) -> None:
         ({"name": "resnet50"}, r"^config.teacher.name: got resnet50, which has 1000 classes, expected 10"),
         ({"name": other, "kind": "sofft"}, r"^teacher.kind: got 'sofft'"),
         ({"checkpoint_path": str(tmp_path / "file.safetensors")}, r"^config.teacher.name: not set, expected the name"),
+        (
+            {"name": str(tmp_path / "stopped")},
+            r"^config.teacher.name: .*a run that is not finished, .*--workdir .*stopped\), or export a check",
+        ),
+        ({"name": str(tmp_path / "started")}, r"^config.teacher.name: .*a run that is not.*--workdir .*started\)\.$"),
     ]
     for section, message in cases:
         with pytest.raises(UserError, match=message):

@@ -147,7 +147,7 @@ def test_what_needs_a_result_names_the_command(stopped: Path) -> None:
     with pytest.raises(UserError, match=rf"or export a checkpoint of it: jaxvision convert {stopped} FOLDER"):
         load_classifier(stopped)
     for load in (create_model, load_classifier):
-        with pytest.raises(UserError, match=r"got the workdir of a run without a result, expected weights\. Export a"):
+        with pytest.raises(UserError, match=rf"a run that is not finished, .* --workdir {stopped}\), or export a"):
             load("test_resnet", checkpoint_path=stopped)
 
 
