@@ -35,8 +35,8 @@ def load_origin(workdir: str | Path, classifier: Classifier) -> Classifier:
     if not (config.model.get("pretrained") or config.model.get("checkpoint_path")):
         raise UserError(f"--wise: {workdir} started from random weights, expected a run that was fine-tuned.")
     result = classifier.model
-    size = classifier.preprocess.image_size
-    model = merge_lora(build_model(config, result.num_classes, result.in_channels, size, weights=True))
+    preprocess = classifier.preprocess
+    model = merge_lora(build_model(config, result.num_classes, result.in_channels, preprocess, weights=True))
     export = find_export(config.model.get("checkpoint_path"), result.architecture)
     if export is None or export.classes != classifier.classes:
         model = with_head_of(model, result)

@@ -28,8 +28,9 @@ from jaxvision.train.loss import make_loss
 from jaxvision.train.schedule import make_schedule
 from jaxvision.train.state import abstract_state, create_state
 from jaxvision.train.step import make_train_step
-from jaxvision.weights import catalog
+from jaxvision.weights import catalog, files, foreign
 from jaxvision.weights.folder import find_export
+from jaxvision.weights.weight_file import WeightFile
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def train_program(
     options = TrainOptions(**config.train)
     steps = total_steps(options, steps_per_epoch)
     preprocess = preprocess_of(config, pipeline)
-    build = functools.partial(build_model, config, num_classes, pipeline.channels, preprocess.image_size)
+    build = functools.partial(build_model, config, num_classes, pipeline.channels, preprocess)
     teacher = find_teacher(
         config,
         mesh,
@@ -192,25 +193,29 @@ def preprocess_of(config: ConfigDict, pipeline: InputPipeline) -> Preprocess:
     return replace(base, image_size=size, **without_none(config.preprocess))
 
 
-def build_model(config: ConfigDict, num_classes: int, channels: int, image_size: int, *, weights: bool) -> Model:
+def build_model(config: ConfigDict, num_classes: int, channels: int, preprocess: Preprocess, *, weights: bool) -> Model:
     """Returns the model of the config, with LoRA if ``lora.rank`` is set.
 
     Args:
       config: completed.
       num_classes: number of classes of the data.
       channels: number of channels of the images.
-      image_size: side in pixels.
+      preprocess: the transform of its images. A warning says if the weights were trained with another mean.
       weights: load the weights that the config names. False initializes at random; under `nnx.eval_shape` that takes
         neither time nor memory.
     """
     options = without_none(config.model) | {
         "num_classes": num_classes,
         "in_channels": channels,
-        "image_size": image_size,
+        "image_size": preprocess.image_size,
     }
     if not weights:
         options |= {"pretrained": False, "checkpoint_path": None, "revision": None}
+    elif "checkpoint_path" in options:
+        options["checkpoint_path"] = files.open_weights(options["checkpoint_path"])
     model = create_model(**options, seed=config.seed)
+    if isinstance(file := options.get("checkpoint_path"), WeightFile):
+        foreign.log_normalization(file, preprocess.mean)
     if config.lora.rank:
         partial.add_lora(model, **config.lora, rngs=nnx.Rngs(config.seed + 2))
     return model

@@ -43,7 +43,7 @@ def load_checkpoint(
         raise UserError(f"{workdir}: got no checkpoint, expected the workdir of a run that has saved one.")
     record = read_classifier_record(workdir)
     build = functools.partial(
-        build_model, config, len(record.classes), record.in_channels, record.preprocess.image_size, weights=False
+        build_model, config, len(record.classes), record.in_channels, record.preprocess, weights=False
     )
     # The optimizer is not read, so any will do.
     create = functools.partial(create_state, tx=optax.identity(), ema_decay=config.train.ema_decay)

@@ -13,6 +13,7 @@ from support.plans import DIGITS, digits_config
 
 from jaxvision import plan, run
 from jaxvision.analysis.cost import model_info
+from jaxvision.augment.preprocess import Preprocess
 from jaxvision.parallel.mesh import make_mesh
 from jaxvision.parallel.rules import STATE
 from jaxvision.plan import chips
@@ -28,7 +29,7 @@ def test_plan_allocates_nothing() -> None:
     assert sum(left) < 10_000, left
 
     (done,) = result.plans
-    model = run_program.build_model(run.complete(digits_config()), 10, 1, 32, weights=False)
+    model = run_program.build_model(run.complete(digits_config()), 10, 1, Preprocess(image_size=32), weights=False)
     parameters, _ = parameter_counts(tiny.nnx.state(model))
     statistics = sum(x.size for x in jax.tree.leaves(tiny.nnx.state(model, tiny.nnx.BatchStat)))
     assert done.bytes["parameters"] == 4 * parameters
