@@ -82,6 +82,7 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
     handler = logging.StreamHandler()
     handler.setFormatter(_LogFormatter())
     logging.basicConfig(handlers=[handler])  # before a library does it, which would print the names of loggers
+    logging.getLogger("jaxvision.weights.foreign").setLevel(logging.INFO)  # which library's weights a file has
     sys.unraisablehook = _handle_unraisable
     threading.excepthook = _handle_thread_exception
     # Python's tracker of semaphores warns in a process of its own when it removes those of workers whose parent was
@@ -111,10 +112,11 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
 
 
 class _LogFormatter(logging.Formatter):
-    """Formats log records of libraries and jaxvision like the warnings of the commands."""
+    """Formats log records of libraries and jaxvision like the warnings and notes of the commands."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.lower()}: {printable(super().format(record))}"
+        kind = "note" if record.levelno == logging.INFO else record.levelname.lower()
+        return f"{kind}: {printable(super().format(record))}"
 
 
 def _is_distributed() -> bool:

@@ -12,7 +12,7 @@ from support.paths import TESTS
 from support.plans import digits_config
 
 from jaxvision import run
-from jaxvision.augment.preprocess import Preprocess
+from jaxvision.augment.preprocess import IMAGENET_MEAN, Preprocess
 from jaxvision.run.program import build_model
 
 GOLDEN = json.loads((TESTS / "golden" / "foreign.json").read_text(encoding="utf-8"))["torchvision-vit"]
@@ -35,6 +35,11 @@ def messages(
         assert not caplog.messages
         build_model(config, num_classes, 3, Preprocess(image_size=32, mean=mean), weights=True)
     return caplog.messages
+
+
+def test_training_says_which_library_the_weights_come_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = messages(caplog, tmp_path, mean=IMAGENET_MEAN)
+    assert found == [f"{tmp_path / 'model.safetensors'}: has the names of torchvision; converted to timm's"]
 
 
 def test_training_warns_of_another_normalization(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

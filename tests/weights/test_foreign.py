@@ -32,12 +32,10 @@ EFFICIENTNET_PYTORCH = [
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.backbone."])
-def test_the_names_of_efficientnet_pytorch(prefix, tmp_path, caplog):
+def test_the_names_of_efficientnet_pytorch(prefix, tmp_path):
     tensors = {prefix + theirs: np.full(n, i, np.float32) for i, (theirs, _, n) in enumerate(EFFICIENTNET_PYTORCH)}
     save_file({**tensors, "criterion.weight": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
-    with caplog.at_level("INFO", "jaxvision"):
-        file = files.open_weights(tmp_path / "model.safetensors")
-    assert caplog.messages == [f"{file.path}: has the names of efficientnet-pytorch; converting to timm's"]
+    file = files.open_weights(tmp_path / "model.safetensors")
     values = {timms: np.full(n, i, np.float32) for i, (_, timms, n) in enumerate(EFFICIENTNET_PYTORCH)}
     assert file.shapes.keys() - {"criterion.weight"} == values.keys()
     for name, value in values.items():

@@ -34,9 +34,9 @@ def load(name, folder, caplog, shapes=None, **options):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("torchvision-vit", "has the names of torchvision; converting to timm's"),
-        ("torchvision-efficientnet", "has the names of torchvision; converting to timm's"),
-        ("transformers-deit", "has the names of transformers; converting to timm's"),
+        ("torchvision-vit", "has the names of torchvision; converted to timm's"),
+        ("torchvision-efficientnet", "has the names of torchvision; converted to timm's"),
+        ("transformers-deit", "has the names of transformers; converted to timm's"),
         ("transformers-vit-memory", "not used: pooler.dense.bias, pooler.dense.weight"),
         ("transformers-mae", "not used: decoder.decoder_embed.bias, decoder.decoder_embed.weight"),
         ("transformers-dinov2", "not used: classifier.bias, classifier.weight, dinov2.embeddings.mask_token"),

@@ -43,9 +43,14 @@ def renamed(file: WeightFile) -> WeightFile:
             continue
         if library.refusal is not None:
             raise UserError(f"{file.path}: got {library.name}, expected a model that jaxvision has. {library.refusal}")
-        logger.info("%s: has the names of %s; converting to timm's", file.path, library.name)
         return ForeignFile(file, library, prefix)
     return file
+
+
+def log_origin(file: WeightFile) -> None:
+    """Logs which library a file comes from, unless its names were timm's."""
+    if isinstance(file, ForeignFile):
+        logger.info("%s: has the names of %s; converted to timm's", file.path, file.origin.name)
 
 
 def log_differences(model: Model, file: WeightFile) -> None:

@@ -92,6 +92,8 @@ def load_timm(
         shapes = _without_head(model, file, shapes)
     adapters = match_tensors(model, file, targets, shapes, published=published)
     _check_dtypes(file, shapes)
+    if not published:
+        foreign.log_origin(file)
     foreign.log_differences(model, file)
     values = {name: _value(file, name, adapters[name], leaf.get_raw_value()) for name, leaf in targets.items()}
     if head_level is not None:
