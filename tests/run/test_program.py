@@ -46,3 +46,11 @@ def test_training_warns_of_another_normalization(tmp_path: Path, caplog: pytest.
     (found,) = (text for text in messages(caplog, tmp_path) if "normalizes images" in text)
     assert "torchvision normalizes images by the mean (0.485, 0.456, 0.406), but the transform by (0.5, 0.5" in found
     assert "in a config set preprocess.mean and preprocess.std" in found
+
+
+@pytest.mark.parametrize("head_init", [None, "probe"])
+def test_only_a_head_that_no_probe_sets_is_untrained(
+    head_init: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = messages(caplog, tmp_path, num_classes=3, train={"head_init": head_init})
+    assert any("the head of 3 classes is untrained" in text for text in found) == (head_init is None)
