@@ -26,9 +26,14 @@ class Parser(argparse.ArgumentParser):
 def path_argument(text: str) -> str:
     """Returns a path with ``~`` as the home folder. A shell does not replace it in ``--workdir=~/runs``.
 
+    Raises:
+      ArgumentTypeError: it is empty, as one made of a variable that is not set. It would be this folder.
+
     >>> path_argument("runs/~")
     'runs/~'
     """
+    if not text:
+        raise argparse.ArgumentTypeError("got an empty path, expected one such as runs/mine, or . for this folder")
     return os.path.expanduser(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def source_options(arguments: argparse.Namespace, reserved: Collection[str]) -> 
         try:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):  # a string without quotes
-            options[key] = path_argument(value)
+            options[key] = os.path.expanduser(value)
     return options
 
 

@@ -74,8 +74,6 @@ def read(arguments: argparse.Namespace) -> tuple[ConfigDict, Path]:
       UserError: an unknown flag, file or key, or a value of the wrong type.
     """
     overrides = split_overrides(arguments.overrides)
-    if arguments.workdir == "":
-        raise UserError("--workdir: got an empty name, expected a folder, such as runs/mine (or . for this folder).")
     if arguments.workdir is not None and "://" in arguments.workdir:
         raise UserError(
             f"--workdir: got {arguments.workdir}, expected a folder. Mount the bucket, for example with gcsfuse, and "

@@ -84,7 +84,6 @@ def find_file(path: str | Path) -> Path:
     Raises:
       UserError: the file does not exist, or the folder contains none or several.
     """
-    path = Path(path).expanduser()
     path = weights_folder(path)
     # Unlike those of Path, these functions do not raise for a name that no file can have.
     if os.path.isdir(path):
@@ -96,12 +95,15 @@ def find_file(path: str | Path) -> Path:
     return path
 
 
-def weights_folder(path: Path) -> Path:
+def weights_folder(path: str | Path) -> Path:
     """Returns a path as it is, or for the workdir of a run the folder in it that holds the weights of its result.
 
     Raises:
-      UserError: the run has no result yet.
+      UserError: the run has no result yet, or the path is empty.
     """
+    if path == "":  # which would be the current folder
+        raise UserError("weights: got an empty path, expected a file or a folder.")
+    path = Path(path).expanduser()
     if any(os.path.isfile(path / name) for name in NAMES):
         return path
     if os.path.isfile(path / "export" / "model.safetensors"):

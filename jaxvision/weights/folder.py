@@ -138,7 +138,7 @@ def find_export(checkpoint_path: str | Path | None, architecture: str) -> Export
     """
     if checkpoint_path is None:
         return None
-    path = files.weights_folder(Path(checkpoint_path).expanduser())
+    path = files.weights_folder(checkpoint_path)
     path = path / "model.safetensors" if os.path.isdir(path) else path
     if path.name != "model.safetensors" or not os.path.isfile(path):
         return None

@@ -17,6 +17,7 @@ from jaxvision import cli, main
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier, load_classifier, save_classifier
 from jaxvision.create import create_model
+from jaxvision.errors import UserError
 from jaxvision.weights.timm import save_timm, timm_name, weights
 
 CLASSES = ("cat", "dog", "horse")
@@ -320,6 +321,19 @@ def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture, tmp_path: Path,
     assert "is not a folder with config.json" in refused(capsys, "predict", "-m", tmp_path / "none", images)
     assert "found no export/config.json" in refused(capsys, "predict", "-m", images, images)
     assert "Did you mean 'resnet50'" in refused(capsys, "predict", "-m", "resnet5O", images)
+
+
+def test_an_empty_path_is_not_this_folder(
+    export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Such as one made of a variable that is not set."""
+    monkeypatch.chdir(export)
+    name = json.loads((export / "config.json").read_text())["architecture"]
+    for arguments in ([f"-m={name}", "--checkpoint="], ["-m="]):
+        assert "got an empty path, expected" in refused(capsys, "predict", *arguments, "image.png")
+    for load in (create_model, load_classifier):
+        with pytest.raises(UserError, match="got an empty path"):
+            load(name, checkpoint_path="")
 
 
 LONG = "x" * 300

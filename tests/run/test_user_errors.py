@@ -60,7 +60,7 @@ from jaxvision.weights.timm import save_timm
         (["--config.model.freeze=layer1,layer2"], "layer1"),
         (["--confg=x"], "unknown argument '--confg'"),
         (["--workdir=gs://bucket/run"], "Mount the bucket"),
-        (["--workdir="], "--workdir: got an empty name, expected a folder"),
+        (["--workdir="], "--workdir: got an empty path, expected one such as runs/mine"),
         (["--workdir=" + os.fsdecode(b"caf\xe9")], r"workdir: got caf\xe9, expected a name in UTF-8"),
     ],
 )
