@@ -233,12 +233,17 @@ def serve(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def at(name: str, folder: Path, *mirrors: str):
-    """Returns the row of `ORIGINALS` for files in `folder`, which mirrors serve."""
+def at(name: str, folder: Path, *mirrors: str, expected: Expected | None = None):
+    """Returns the row of `ORIGINALS` for files in `folder`, which mirrors serve.
+
+    Its numbers of images, if it has any, become those of `expected`, from `write_original`.
+    """
 
     def of(file):
         data = (folder / file.name).read_bytes()
         digest = (hashlib.md5 if len(file.digest) == 32 else hashlib.sha256)(data).hexdigest()
         return file._replace(digest=digest, size=len(data), urls=tuple(mirror + file.name for mirror in mirrors))
 
-    return ORIGINALS[name]._replace(files=tuple(map(of, ORIGINALS[name].files)))
+    row = ORIGINALS[name]
+    images = row.images and {split: len(rows) for split, rows in (expected or {}).items()}
+    return row._replace(files=tuple(map(of, row.files)), images=images)

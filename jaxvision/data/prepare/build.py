@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxvision.data.prepare.downloads import download
 from jaxvision.data.prepare.originals import ORIGINALS, Original
 from jaxvision.data.prepare.records import write_split
+from jaxvision.data.prepare.split import Split
 from jaxvision.disk import hold_lock, temporary_path
 from jaxvision.errors import UserError, disk_errors_as_user_errors
 
@@ -147,10 +148,11 @@ def _write(target: Target, paths: dict[str, Path], folder: Path) -> None:
         features = tfds.features.FeaturesDict({**features, "label": classes})
         description = f"{dataset.capitalize()}, with the features of {info.name}."
     try:
-        splits = [
-            write_split(split, folder, dataset=dataset, features=features)
-            for split in target.original.read(paths, features, scratch)
-        ]
+        splits = []
+        for split in target.original.read(paths, features, scratch):
+            if target.original.images is not None:
+                _check_number(split, target.original.images[split.name])
+            splits.append(write_split(split, folder, dataset=dataset, features=features))
     except Exception as e:  # a damaged file raises arbitrary exceptions; only those of the disk have a number
         if isinstance(e, UserError) or (isinstance(e, OSError) and e.errno is not None):
             raise
@@ -171,3 +173,9 @@ def _write(target: Target, paths: dict[str, Path], folder: Path) -> None:
         citation=info.citation,
         check_data=False,
     )
+
+
+def _check_number(split: Split, expected: int) -> None:
+    """Raises a `ValueError` if images of a split are missing."""
+    if len(split.keys) != expected:
+        raise ValueError(f"it has {len(split.keys):,} of {expected:,} images of the split {split.name}")

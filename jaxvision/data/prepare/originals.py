@@ -36,11 +36,14 @@ class Original(NamedTuple):
       read: called with the path of each file by its name, the dataset's features of TFDS and a folder for temporary
         files; yields the splits.
       classes: names of the classes. None: those of TFDS.
+      images: the number of images in each split, of files without digests. An archive that was cut between two of its
+        files could not be told from a complete one. None: not checked.
     """
 
     files: tuple[File, ...]
     read: Callable[[Mapping[str, Path], Any, Path], Iterator[Split]]
     classes: tuple[str, ...] | None = None
+    images: Mapping[str, int] | None = None
 
 
 def _files(files: Mapping[str, tuple[str, int | None]], *mirrors: str) -> tuple[File, ...]:
@@ -200,5 +203,9 @@ ORIGINALS: dict[str, Original] = {
     "imagewoof/full-size-v2": _fastai("imagewoof2", "9aafe18bcdb1632c4249a76c458465ba", classes=_IMAGEWOOF),
     "imagewoof/320px-v2": _fastai("imagewoof2-320", "0f46d997ec2264e97609196c95897a44", classes=_IMAGEWOOF),
     "imagewoof/160px-v2": _fastai("imagewoof2-160", "3d200a7be99704a0d7509be2a9fbfe15", classes=_IMAGEWOOF),
-    "imagenet2012": Original((File("ILSVRC2012_img_train.tar"), File("ILSVRC2012_img_val.tar")), read_imagenet),
+    "imagenet2012": Original(
+        (File("ILSVRC2012_img_train.tar"), File("ILSVRC2012_img_val.tar")),
+        read_imagenet,
+        images={"train": 1_281_167, "validation": 50_000},
+    ),
 }

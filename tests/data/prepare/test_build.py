@@ -147,7 +147,7 @@ def change_archive(path, changes):
     [
         ("mnist", "train-images-idx3-ubyte.gz", b"x", "Not a gzipped file"),
         ("svhn_cropped", "train_32x32.mat", b"", "truncated"),
-        ("imagenet2012", "ILSVRC2012_img_val.tar", b"\0" * 10_240, "no examples of the split validation"),
+        ("imagenet2012", "ILSVRC2012_img_val.tar", b"\0" * 10_240, "0 of 3 images of the split validation"),
         ("oxford_iiit_pet", "annotations.tar.gz", {"annotations/xmls/beagle_12.xml": b"<x"}, "unclosed token"),
         ("cifar10", "cifar-10-binary.tar.gz", {"cifar-10-batches-bin/test_batch.bin": None}, "lacks 'test_batch.bin'"),
         ("imagenette/160px-v2", "imagenette2-160.tgz", {"a/train/n00000000/x.JPEG": b""}, "'n00000000'"),
@@ -155,13 +155,13 @@ def change_archive(path, changes):
 )
 def test_a_damaged_original_is_one_line(name, file, change, words, tmp_path, monkeypatch):
     folder = tmp_path / "downloads" / ("manual" if name == "imagenet2012" else name)
-    write_original(name, folder)
+    expected = write_original(name, folder)
     if isinstance(change, bytes):
         (folder / file).write_bytes(change)
     else:
         change_archive(folder / file, change)
-    if name != "imagenet2012":  # whose files have no address and no digest
-        monkeypatch.setitem(ORIGINALS, name, at(name, folder, "http://127.0.0.1:9/"))
+    mirrors = [] if name == "imagenet2012" else ["http://127.0.0.1:9/"]
+    monkeypatch.setitem(ORIGINALS, name, at(name, folder, *mirrors, expected=expected))
     with pytest.raises(UserError, match=rf"{name}: cannot read {folder}.*: .*{words}.*\. Replace the damaged file"):
         open_source("tfds", dataset=name, data_dir=str(tmp_path))
     assert not list(tmp_path.glob(f"{name}/.*.tmp"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,10 @@ def prepared(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
     files = folder / "data" / "downloads" / "manual" if manual else folder / "served"
     expected = write_original(name, files)
     options = {"dataset": name, "data_dir": str(folder / "data"), "train": "train", "test": list(expected)[1]}
-    if manual:
+    with serve(files) as address, monkeypatch.context() as context:
+        mirrors = [] if manual else [address]
+        context.setitem(ORIGINALS, name, at(name, files, *mirrors, expected=expected))
         open_source("tfds", **options)
-    else:
-        with serve(files) as address, monkeypatch.context() as context:
-            context.setitem(ORIGINALS, name, at(name, files, address))
-            open_source("tfds", **options)
     return tfds.builder(name, data_dir=str(folder / "data")), expected
 
 
@@ -133,3 +132,26 @@ def test_imagenet_needs_the_archives_of_the_user(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*ILSVRC2012_img_train\.tar"):
         open_source("tfds", dataset="imagenet2012", data_dir=str(tmp_path))
     assert not [path for path in (tmp_path / "imagenet2012").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(("file", "split"), [("train", "train"), ("val", "validation")])
+def test_an_archive_of_imagenet_that_lacks_its_last_file(file, split, tmp_path, monkeypatch):
+    """It was cut between two files, so that each of the others can be read."""
+    folder = tmp_path / "downloads" / "manual"
+    expected = write_original("imagenet2012", folder)
+    monkeypatch.setitem(ORIGINALS, "imagenet2012", at("imagenet2012", folder, expected=expected))
+    path, n = folder / f"ILSVRC2012_img_{file}.tar", len(expected[split])
+    with tarfile.open(path) as archive:
+        last = archive.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset])
+    lost = 1 if split == "validation" else 2  # a class of two images
+    with pytest.raises(
+        UserError, match=rf"ILSVRC.*: it has {n - lost} of {n} images of the split {split}\. Replace the"
+    ):
+        open_source("tfds", dataset="imagenet2012", data_dir=str(tmp_path))
+    assert not [path for path in (tmp_path / "imagenet2012").iterdir() if path.is_dir()]
+
+
+def test_the_number_of_images_of_imagenet():
+    """Of Russakovsky et al. 2015, https://arxiv.org/abs/1409.0575, table 2."""
+    assert ORIGINALS["imagenet2012"].images == {"train": 1_281_167, "validation": 50_000}
