@@ -39,6 +39,7 @@ from jaxvision.run.workdir import (
     write_config,
     write_result,
 )
+from jaxvision.train.distill import weights_checksum
 from jaxvision.train.partial import parameter_counts
 
 _LESS_MEMORY = "Set a smaller batch size (--batch-size)."
@@ -110,6 +111,7 @@ def probe(
                 **{key: value for key, value in given.items() if value is not None},
             )
         facts = {"model": str(model), "checkpoint_path": checkpoint_path, **given, "folds": folds}
+        facts["weights"] = weights_checksum(nnx.state(classifier.model))  # a folder may have others by now
         # What changes when images are added, removed, renamed or put into another class.
         facts["images"] = {
             split: {"number": len(part), "checksum": fingerprint_checksum(part)} for split, part in images.items()

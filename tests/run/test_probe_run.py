@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,21 @@ def test_a_finished_probe(
     (workdir / "mistakes.csv").unlink()
     assert probe(backbone, photos, workdir) == pytest.approx(metrics)
     assert (workdir / "mistakes.csv").exists()
+
+
+def test_a_finished_probe_of_other_weights(backbone: Path, photos: Path, tmp_path: Path) -> None:
+    """The folder has the same name, but was trained further since."""
+    folder = Path(shutil.copytree(backbone, tmp_path / "model"))
+    metrics = probe(folder, photos, tmp_path / "run")
+    assert probe(folder, photos, tmp_path / "run") == pytest.approx(metrics)
+    classifier = load_classifier(folder)
+    stem = classifier.model.conv1[0].kernel
+    stem[...] = stem[...] * 1.5
+    save_classifier(folder, classifier)
+    with pytest.raises(
+        UserError, match=r"got another config than this run was started with: probe\.weights \d+ -> \d+"
+    ):
+        probe(folder, photos, tmp_path / "run")
 
 
 def test_a_source_with_test_data(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
