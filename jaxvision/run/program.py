@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +30,6 @@ from jaxvision.train.state import abstract_state, create_state
 from jaxvision.train.step import make_train_step
 from jaxvision.weights import catalog, files, foreign
 from jaxvision.weights.folder import find_export
-from jaxvision.weights.timm import expect_untrained_head
 from jaxvision.weights.weight_file import WeightFile
 
 
@@ -215,8 +213,7 @@ def build_model(config: ConfigDict, num_classes: int, channels: int, preprocess:
         options |= {"pretrained": False, "checkpoint_path": None, "revision": None}
     elif "checkpoint_path" in options:
         options["checkpoint_path"] = files.open_weights(options["checkpoint_path"])
-    with expect_untrained_head() if config.train.get("head_init") == "probe" else nullcontext():
-        model = create_model(**options, seed=config.seed)
+    model = create_model(**options, seed=config.seed)
     if isinstance(file := options.get("checkpoint_path"), WeightFile):
         foreign.log_normalization(file, preprocess.mean)
     if config.lora.rank:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.foreign import write
@@ -18,22 +17,15 @@ from jaxvision.run.program import build_model
 GOLDEN = json.loads((TESTS / "golden" / "foreign.json").read_text(encoding="utf-8"))["torchvision-vit"]
 
 
-def messages(
-    caplog: pytest.LogCaptureFixture,
-    folder: Path,
-    *,
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
-    num_classes: int = 5,
-    **sections: dict[str, Any],
-) -> list[str]:
-    """Returns what is logged when a model is built with weights of torchvision, which have five classes."""
+def messages(caplog: pytest.LogCaptureFixture, folder: Path, *, mean: tuple[float, ...] = (0.5, 0.5, 0.5)) -> list[str]:
+    """Returns what is logged when a model is built with weights of torchvision."""
     path = write(folder / "model.safetensors", GOLDEN["shapes"])
     model = {"name": GOLDEN["architecture"], "checkpoint_path": str(path), **GOLDEN["options"]}
-    config = run.complete(digits_config(model=model, **sections))
+    config = run.complete(digits_config(model=model))
     with caplog.at_level("INFO", "jaxvision"):
-        build_model(config, num_classes, 3, Preprocess(image_size=32, mean=mean), weights=False)
+        build_model(config, 5, 3, Preprocess(image_size=32, mean=mean), weights=False)
         assert not caplog.messages
-        build_model(config, num_classes, 3, Preprocess(image_size=32, mean=mean), weights=True)
+        build_model(config, 5, 3, Preprocess(image_size=32, mean=mean), weights=True)
     return caplog.messages
 
 
@@ -46,11 +38,3 @@ def test_training_warns_of_another_normalization(tmp_path: Path, caplog: pytest.
     (found,) = (text for text in messages(caplog, tmp_path) if "normalizes images" in text)
     assert "torchvision normalizes images by the mean (0.485, 0.456, 0.406), but the transform by (0.5, 0.5" in found
     assert "in a config set preprocess.mean and preprocess.std" in found
-
-
-@pytest.mark.parametrize("head_init", [None, "probe"])
-def test_only_a_head_that_no_probe_sets_is_untrained(
-    head_init: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    found = messages(caplog, tmp_path, num_classes=3, train={"head_init": head_init})
-    assert any("the head of 3 classes is untrained" in text for text in found) == (head_init is None)

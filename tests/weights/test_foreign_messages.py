@@ -174,7 +174,7 @@ def test_an_error_names_the_library(tmp_path):
 def test_a_head_for_other_classes(tmp_path, caplog):
     model = load("torchvision-vit", tmp_path, caplog, num_classes=3)
     assert model.head.kernel.shape == (64, 3)
-    assert "has a head of 5 classes, which is not used: the head of 3 classes is untrained" in caplog.text
+    assert "has a head of 5 classes, which is not used: the head of 3 classes is new" in caplog.text
 
 
 def test_bit_as_tensorflow_wrote_it(tmp_path):

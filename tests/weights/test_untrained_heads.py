@@ -56,7 +56,7 @@ def test_a_renamed_head_is_loaded(file):
 def test_an_untrained_head_is_announced_in_one_line(stored, text, file, caplog):
     write(file, "test_vit", num_classes=stored)
     create_model("test_vit", checkpoint_path=file, num_classes=7)
-    assert caplog.messages == [f"{file} has {text}: the head of 7 classes is untrained"]
+    assert caplog.messages == [f"{file} has {text}: the head of 7 classes is new"]
 
 
 @pytest.mark.parametrize("options", [{}, {"num_classes": 3}, {"in_channels": 1}, {"features_only": True}])

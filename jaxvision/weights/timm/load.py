@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,8 +23,6 @@ from jaxvision.weights.timm.names import COUNTERS, check_model, timm_axes, timm_
 from jaxvision.weights.weight_file import FLOATS, WeightFile, first_names
 
 logger = logging.getLogger(__name__)
-
-_UNTRAINED_HEAD = "%s has %s: the head of %d classes is untrained"
 
 M = TypeVar("M", bound=Model)
 Head = Literal["auto", "load", "fresh"]
@@ -109,20 +106,6 @@ def load_timm(
     return model
 
 
-@contextmanager
-def expect_untrained_head() -> Iterator[None]:
-    """Within it no warning says that a head is untrained. For callers that set the head themselves."""
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return record.msg != _UNTRAINED_HEAD
-
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)
-
-
 def num_classes(path: str | Path | WeightFile, classifier: Sequence[str]) -> int:
     """Returns the number of classes of the head in a file; 0 if it has none.
 
@@ -169,7 +152,7 @@ def _log_head(model: Model, file: WeightFile, *, level: int) -> None:
         else "no head"
     )
     if model.num_classes:
-        logger.log(level, _UNTRAINED_HEAD, file.path, what, model.num_classes)
+        logger.log(level, "%s has %s: the head of %d classes is new", file.path, what, model.num_classes)
     elif head:  # no head was asked for, so only a head of other layers may be a surprise
         level = logging.WARNING if other else logging.INFO
         logger.log(level, "%s: the model has no head; not used: %s", file.path, first_names(head))
