@@ -10,16 +10,17 @@ the validation data (`source.validation_fraction`). The argument after the colon
 
 Recipe: probe, then fine-tune (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). A logistic regression on the
 features of the training images becomes the head, and is evaluated as step 0. Then all layers train, except BatchNorm,
-which keeps the statistics that the head was fitted with: AdamW, crops and flips. The model and the number of training
-images choose the learning rate and its layer-wise decay, epochs and warm-up; the console prints them. The validation
-data choose the exported checkpoint: the probe, if fine-tuning did not improve on it. ``test/`` is evaluated once, at
-the end.
+which keeps the statistics that the head was fitted with: AdamW, crops and flips. Epochs and warm-up depend on the
+number of training images, learning rate and layer decay on the model; the console prints them. The run exports the
+checkpoint that is best on the validation data: step 0, the probe, if fine-tuning did not improve on it. ``test/`` is
+evaluated once, at the end.
 
 - A few hundred images: run `jaxvision probe` first, which is quick and tests every image by cross-validation.
 - Little time: --config.model.freeze_backbone=True trains only the head, with the features of augmented images.
 - No network: --config.model.checkpoint_path=model.safetensors reads a weight file of timm.
 - From scratch: --config.model.pretrained=False --config.model.freeze_batch_norm=False --config.train.head_init=None
-  --config.train.epochs=100 --config.optimizer.learning_rate=1e-3.
+  --config.train.epochs=100 --config.optimizer.learning_rate=1e-3
+  --config.optimizer.layer_decay=None.
 
 Cost and result: depend on your images. docs/transfer_learning.md has a measured example.
 """

@@ -19,7 +19,7 @@ from jaxvision.advice.words import CONFIG, commands, notes, reasons
 from jaxvision.errors import UserError, count, unknown_name_error
 from jaxvision.plan.chips import GIB
 from jaxvision.run.config import load
-from jaxvision.run.recipe import recipe
+from jaxvision.run.recipe import fine_tuning_epochs
 from jaxvision.weights import hub
 from jaxvision.weights.catalog import lookup
 
@@ -121,7 +121,7 @@ def recommend(
     case = find_case(Situation(total, is_large=target.is_large, is_mobile=target.is_mobile, metric=metric))
     config = load(CONFIG)
     trained = images if found is None else found.training
-    epochs, _ = recipe(trained or 1)  # without a number of images they are not used
+    epochs = fine_tuning_epochs(trained or 1)  # without a number of images they are not used
     training = Training(target.chip, config.data.batch_size, epochs, trained)
     listed = shortlist(candidates, case, length=_LENGTH_BEFORE_LIMITS)
     fitting = (row for row in map(training.cost, listed) if row.accumulate is not None)

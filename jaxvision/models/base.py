@@ -52,10 +52,10 @@ class PatchWeights(NamedTuple):
 
 
 class FineTuning(NamedTuple):
-    """The optimization that suits the pretrained weights of a family; `jaxvision.run.recipe` applies it.
+    """How to fine-tune the pretrained weights of a family: the values of ``"auto"`` in a config.
 
     Attributes:
-      learning_rate: peak rate of AdamW, for batches of about 32 images and runs on about 1,000 images.
+      learning_rate: peak of AdamW's rate, for batches of about 32 images.
       layer_decay: factor on the rate from each layer to the one before it; None for one rate for all layers.
     """
 

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxvision.errors import UserError
-from jaxvision.models.base import FineTuning, Model
+from jaxvision.models.base import Model
 from jaxvision.run.sections import model_builder
 
 AUTO = "auto"
@@ -16,25 +16,16 @@ AUTO = "auto"
 _LIKE_ADAMW = ("adamw", "muon")
 
 
-def recipe(images: int, fine_tuning: FineTuning = Model.fine_tuning) -> tuple[float, float]:
-    """Returns the number of epochs and the learning rate that suit a number of training images, for fine-tuning.
+def fine_tuning_epochs(images: int) -> float:
+    """Returns the number of epochs that suits a number of training images, for fine-tuning.
 
-    - epochs = 10 · (1,000 / images)^(1/3), from 15 to 5. Few images are repeated more often, but the number of steps
-      grows with them, as in BiT's rule (https://arxiv.org/abs/1912.11370, which trains for much longer).
-    - rate = the family's rate · (images / 1,000)^(1/4), from half to twice the family's rate. In few steps on few
-      images, a small rate keeps more of the features that the head was fitted to. It is AdamW's, for batches of about
-      32 images.
+    10 · (1,000 / images)^(1/3), from 15 to 5. Few images are repeated more often, but the number of steps grows with
+    them, as in BiT's rule (https://arxiv.org/abs/1912.11370, which trains for much longer).
 
-    Args:
-      images: number of training images.
-      fine_tuning: of the model. Default: that of convolutional networks.
-
-    >>> [recipe(n) for n in (200, 2_000, 200_000)]
-    [(15.0, 0.00033), (7.9, 0.00059), (5.0, 0.001)]
+    >>> [fine_tuning_epochs(n) for n in (200, 2_000, 200_000)]
+    [15.0, 7.9, 5.0]
     """
-    epochs = min(max(10 * (1000 / images) ** (1 / 3), 5.0), 15.0)
-    rate = fine_tuning.learning_rate * min(max((images / 1000) ** (1 / 4), 0.5), 2.0)
-    return round(epochs, 1), float(f"{rate:.1e}")
+    return round(min(max(10 * (1000 / images) ** (1 / 3), 5.0), 15.0), 1)
 
 
 def resolve(config: ConfigDict, images: int) -> tuple[ConfigDict, dict[str, Any]]:
@@ -47,9 +38,9 @@ def resolve(config: ConfigDict, images: int) -> tuple[ConfigDict, dict[str, Any]
     Raises:
       UserError: the learning rate is ``"auto"`` for an optimizer whose rates differ from AdamW's.
     """
-    # A model may be built by a function, which has no attributes of a class.
+    # A function that builds a model does not declare `fine_tuning`.
     fine_tuning = getattr(model_builder(config.model.name), "fine_tuning", Model.fine_tuning)
-    epochs, rate = recipe(images, fine_tuning)
+    epochs = fine_tuning_epochs(images)
     options = config.train
     chosen: dict[str, Any] = {}
     if options.epochs == AUTO and options.steps is None:
@@ -66,7 +57,7 @@ def resolve(config: ConfigDict, images: int) -> tuple[ConfigDict, dict[str, Any]
                 f"config.optimizer.learning_rate: got 'auto' for {config.optimizer.name!r}, expected a number, because "
                 f"only {' and '.join(_LIKE_ADAMW)} have a rule. Set config.optimizer.learning_rate."
             )
-        chosen["optimizer.learning_rate"] = rate
+        chosen["optimizer.learning_rate"] = fine_tuning.learning_rate
     if config.optimizer.layer_decay == AUTO:
         chosen["optimizer.layer_decay"] = fine_tuning.layer_decay
     resolved = config.copy_and_resolve_references()

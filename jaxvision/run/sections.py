@@ -65,7 +65,7 @@ class TrainOptions:
 
     Args:
       epochs: passes over the training data; may be a fraction. ``"auto"``: by the number of training images; see
-        `jaxvision.run.recipe.recipe`.
+        `jaxvision.run.recipe.fine_tuning_epochs`.
       steps: number of steps, instead of `epochs`.
       head_init: ``"probe"`` fits the head to the features of the training images before the first step, as
         `jaxvision probe` does (https://arxiv.org/abs/2202.10054). The run evaluates and saves this model as step 0, so
@@ -227,11 +227,11 @@ def optimizer_keys(
 
     Args:
       learning_rate: peak of the learning rate, which the section ``schedule`` raises and lowers. Muon's updates are
-        scaled to the size of AdamW's, so that AdamW's rate fits both. ``"auto"``: by the model's family and the
-        number of training images; see `jaxvision.run.recipe.recipe`.
+        scaled to the size of AdamW's, so that AdamW's rate fits both. ``"auto"``: that of the model's class
+        (`jaxvision.models.base.FineTuning`).
       layer_decay: factor on the learning rate from each layer to the one before it, such as 0.75; see
-        `jaxvision.train.optim.layer_scales`. None: all layers have the same rate. ``"auto"``: 0.75 for a ViT, None for
-        a convolutional network.
+        `jaxvision.train.optim.layer_scales`. None: all layers have the same rate. ``"auto"``: that of the model's
+        class.
     """
 
 

@@ -258,7 +258,7 @@ def _announce(run: RunContext, first_step: int) -> None:
     if run.chosen:
         values = ", ".join(f"{key}={x if x is None else format(x, 'g')}" for key, x in run.chosen.items())
         images = len(run.data["train"])
-        run.console.note(f"chosen by the model and the number of training images ({images:,}): {values}")
+        run.console.note(f'"auto" for this model and {images:,} training images: {values}')
     if run.mesh.size < jax.device_count():
         run.console.warn(
             f"config.mesh uses {run.mesh.size} of {jax.device_count()} devices. Set one axis to -1 to use all of them."

@@ -17,30 +17,22 @@ from jaxvision.run.recipe import resolve
 
 
 @pytest.mark.parametrize(
-    ("images", "epochs", "convolutional", "transformer"),
-    [
-        (8, 15.0, 2.5e-4, 5e-5),  # the bounds: half of the family's rate
-        (125, 15.0, 3e-4, 5.9e-5),  # the rate / 8^(1/4); 20 epochs, at most 15
-        (1000, 10.0, 5e-4, 1e-4),
-        (8000, 5.0, 8.4e-4, 1.7e-4),  # 10 / 2, and the rate * 8^(1/4)
-        (16_000, 5.0, 1e-3, 2e-4),  # twice the rate
-        (10_000_000, 5.0, 1e-3, 2e-4),
-    ],
+    ("images", "epochs"),
+    [(8, 15.0), (125, 15.0), (1000, 10.0), (3375, 6.7), (8000, 5.0), (10_000_000, 5.0)],  # 10 / 1.5, 10 / 2
 )
-def test_the_rule(images: int, epochs: float, convolutional: float, transformer: float) -> None:
-    for name, rate in [
-        ("resnet50", convolutional),
-        ("efficientnet_b0", convolutional),
-        ("vit_base_patch16_224", transformer),
-    ]:
-        config = run.complete(load(f"configs/folder.py:{name}"), [("schedule.warmup_epochs", "1")])
-        _, chosen = resolve(config, images)
-        decay = 0.75 if name.startswith("vit") else None
-        assert chosen == {
-            "train.epochs": epochs,
-            "optimizer.learning_rate": pytest.approx(rate, rel=0.01),
-            "optimizer.layer_decay": decay,
-        }
+def test_the_epochs(images: int, epochs: float) -> None:
+    _, chosen = resolve(run.complete(load("configs/folder.py")), images)
+    assert (chosen["train.epochs"], chosen["schedule.warmup_epochs"]) == (epochs, pytest.approx(epochs / 10, abs=0.01))
+
+
+@pytest.mark.parametrize(
+    ("model", "rate", "decay"),
+    [("resnet50", 5e-4, None), ("efficientnet_b0", 5e-4, None), ("vit_base_patch16_224", 1e-4, 0.75)],
+)
+def test_the_optimizer(model: str, rate: float, decay: float | None) -> None:
+    settings, chosen = resolve(run.complete(load(f"configs/folder.py:{model}")), 1000)
+    assert (chosen["optimizer.learning_rate"], chosen["optimizer.layer_decay"]) == (rate, decay)
+    assert (settings.optimizer.learning_rate, settings.optimizer.layer_decay) == (rate, decay)
 
 
 def test_numbers_of_the_user_remain_and_the_warm_up_is_a_tenth() -> None:
@@ -90,8 +82,8 @@ def test_the_console_names_the_choice(tmp_path: Path, capsys: pytest.CaptureFixt
     assert status == 0, err
     text = " ".join(out.split())
     assert "3 of 15 training images are held out for validation" in text
-    chosen = "schedule.warmup_epochs=0.53, optimizer.learning_rate=0.00025, optimizer.layer_decay=None"
-    assert f"chosen by the model and the number of training images (12): {chosen}" in text
+    chosen = "schedule.warmup_epochs=0.53, optimizer.learning_rate=0.0005, optimizer.layer_decay=None"
+    assert f'"auto" for this model and 12 training images: {chosen}' in text
     assert "also run `jaxvision probe`, whose cross-validation tests all of them" in text
 
 
