@@ -16,11 +16,12 @@ from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import FolderSource, open_folder
 from jaxvision.data.source import Subset, stratified_split
 from jaxvision.disk import cache_folder
-from jaxvision.errors import UserError, count
-from jaxvision.features.probe import fit_probe
+from jaxvision.errors import UserError
+from jaxvision.features.probe import LEAST_PER_CLASS, fit_probe
 from jaxvision.features.store import cached_extract
 
-#: The most images of a trial. With 1,000 images the standard error of an accuracy of 90 % is one point.
+#: The most images of a trial, unless there are many classes. With 1,000 images the standard error of an accuracy of
+#: 90 % is one point.
 SAMPLE = 1000
 
 
@@ -40,14 +41,10 @@ def rank_by_trial(
       log: called with a line before each probe, and about weights that cannot be loaded.
 
     Raises:
-      UserError: the weights of none of the rows can be loaded, no class has two images, or too many images are damaged.
+      UserError: the weights of none of the rows can be loaded, no class has two training images, or too many images
+        are damaged.
     """
     images = _sample(folder, log)
-    if np.bincount(np.asarray(images.source.labels)).max() < 2:
-        raise UserError(
-            f"tries (--try): got {count(len(images), 'training image')} of as many classes, expected two or more of a "
-            "class, to test on one of them. Add images, or omit it."
-        )
     tried, failures = [], []
     for i, row in enumerate(rows[:tries]):
         log(f"probing {row.name} on {len(images.source):,} images ({i + 1} of {len(rows[:tries])}) ...")
@@ -74,7 +71,13 @@ def rank_by_trial(
 def _sample(folder: str | Path, log: Callable[[str], None]) -> Dataset:
     train = open_folder(data_dir=str(folder)).train
     assert isinstance(train, FolderSource)
-    if len(train) <= SAMPLE:
+    if np.bincount(train.labels).max() < 2:
+        raise UserError(
+            "tries (--try): got no class with two training images, expected one, for the cross-validation. Add images, "
+            "or omit tries."
+        )
+    most = max(SAMPLE, LEAST_PER_CLASS * len(train.classes))
+    if len(train) <= most:
         return open_dataset(train, log=log)
-    _, rows = stratified_split(train.labels, SAMPLE / len(train), seed=0, where="tries (--try)")
+    _, rows = stratified_split(train.labels, most / len(train), seed=0, where="tries (--try)")
     return open_dataset(Subset(train, rows, name=train.name), log=log)

@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="tries",
         type=int,
         metavar="N",
-        help="probe the N best on a sample of --data (1,000 images at most) and rank them by their accuracy there; "
-        "downloads their weights",
+        help="probe the N best on a sample of --data (about 1,000 images, more if there are many classes) and rank "
+        "them by their accuracy there; downloads their weights",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

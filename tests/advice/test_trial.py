@@ -82,6 +82,7 @@ def test_weights_that_cannot_be_loaded(photos: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_sample_of_the_training_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "SAMPLE", 16)
+    monkeypatch.setattr(trial, "LEAST_PER_CLASS", 2)
     monkeypatch.setattr(trial, "load_classifier", tiny(vit_base_patch16_224=False))
     found = jaxvision.recommend(photos, device="t4", tries=1)
     assert found.rows[0].trial is not None
@@ -94,8 +95,23 @@ def test_errors(photos: Path, data: bool, tries: int) -> None:
         jaxvision.recommend(photos if data else None, device="t4", tries=tries)
 
 
-def test_one_image_of_each_class_cannot_be_tried(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_classes_as_images_in_a_sample(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample is then larger, because one image of each class cannot be cross-validated."""
     monkeypatch.setattr(trial, "SAMPLE", 2)
+    monkeypatch.setattr(trial, "LEAST_PER_CLASS", 8)
     monkeypatch.setattr(trial, "load_classifier", tiny(vit_base_patch16_224=False))
-    with pytest.raises(UserError, match=r"tries \(--try\): got 2 training images of as many classes, expected two"):
+    found = jaxvision.recommend(photos, device="t4", tries=1)
+    assert found.rows[0].trial is not None
+    assert (found.rows[0].trial.accuracy, found.rows[0].trial.images) == (100.0, 16)
+
+
+@pytest.mark.parametrize("sample", [1000, 1])
+def test_one_training_image_of_each_class_cannot_be_tried(
+    sample: int, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in ("day", "night"):
+        for i in range(2, 20):  # one of two is held out for testing
+            (photos / label / f"{i}.png").unlink()
+    monkeypatch.setattr(trial, "SAMPLE", sample)
+    with pytest.raises(UserError, match=r"tries \(--try\): got no class with two training images, expected one, for"):
         jaxvision.recommend(photos, device="t4", tries=1)
