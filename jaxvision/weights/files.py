@@ -109,7 +109,9 @@ def weights_folder(path: str | Path) -> Path:
     if os.path.isfile(path / "export" / "model.safetensors"):
         return path / "export"
     has_checkpoints = os.path.isdir(path / "checkpoints")
-    if not has_checkpoints and not os.path.isfile(path / "metrics.jsonl"):
+    if not has_checkpoints and not os.path.isfile(path / "classifier.json"):
+        return path
+    if any(name.endswith(SUFFIXES) for name in _file_names(path)):  # of another trainer, which also has checkpoints/
         return path
     convert = f", or export a checkpoint of it: jaxvision convert {path} FOLDER" if has_checkpoints else "."
     raise UserError(
@@ -118,11 +120,15 @@ def weights_folder(path: str | Path) -> Path:
     )
 
 
-def _find_in_folder(folder: Path) -> Path:
+def _file_names(folder: Path) -> list[str]:
     try:
-        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+        return sorted(path.name for path in folder.iterdir() if path.is_file())
     except OSError as e:
         raise UserError(f"{folder}: cannot read the folder: {e.strerror or e}. Check its permissions.") from e
+
+
+def _find_in_folder(folder: Path) -> Path:
+    names = _file_names(folder)
     for name in NAMES:
         if name in names:
             return folder / name

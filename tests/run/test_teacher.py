@@ -94,7 +94,7 @@ def test_wrong_sections(tmp_path: Path) -> None:
     (tmp_path / "file.safetensors").touch()
     for name in ("stopped/checkpoints", "started"):
         (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "started" / "metrics.jsonl").touch()
+    (tmp_path / "started" / "classifier.json").touch()
     cases: list[tuple[dict[str, Any], str]] = [
         ({"weight": 0.5}, r"^config.teacher.weight: got 0.5 without a teacher. Set teacher.name, or remove"),
         ({"name": "resnet5"}, r"^teacher.name: got 'resnet5', expected a model name. Did you mean"),

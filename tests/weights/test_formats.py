@@ -151,6 +151,16 @@ def test_the_weight_file_of_a_folder(name, tmp_path):
     assert_loads(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["best.pth", "weights.npz", "x.safetensors"])
+def test_the_weight_file_of_another_trainer(name, tmp_path):
+    """Its folder also has metrics and checkpoints, but is no workdir of jaxvision."""
+    (tmp_path / name).touch()
+    (tmp_path / "metrics.jsonl").touch()
+    assert files.find_file(tmp_path) == tmp_path / name
+    (tmp_path / "checkpoints").mkdir()
+    assert files.find_file(tmp_path) == tmp_path / name
+
+
 def test_the_preferred_file_of_a_folder(tmp_path):
     for name in ("other.safetensors", "pytorch_model.bin", "model.safetensors"):
         write(tmp_path / name)
