@@ -28,11 +28,17 @@ from jaxvision.parallel.rules import make_rules, state_shardings
 from jaxvision.train.blocks import Blocks
 from jaxvision.train.distill import Distillation
 from jaxvision.train.state import place_model
-from jaxvision.weights import catalog, files
+from jaxvision.weights import catalog, files, foreign
 from jaxvision.weights.folder import find_export
 
 if TYPE_CHECKING:
     from jaxvision.run.context import RunContext
+
+#: How to set another normalization of a teacher; the keys of the section ``preprocess`` are the student's.
+_SET_MEAN = (
+    "Write a folder with jaxvision convert, replace mean and std in its config.json, and set teacher.name to the "
+    "folder instead of teacher.checkpoint_path."
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Teacher:
       name: for messages.
       classes: names of its classes.
       num_features: width of its pooled features.
-      build: builds the model, ``weights=True`` or ``weights=False``.
+      build: returns the model with its weights; to be called within `deferred`.
       shardings: of its arrays.
       abstract: shapes of what the train step takes, with their shardings.
       distillation: how the student learns from it.
@@ -52,7 +58,7 @@ class Teacher:
     name: str
     classes: tuple[str, ...]
     num_features: int
-    build: Callable[..., Model]
+    build: Callable[[], Model]
     shardings: Any
     abstract: Any
     distillation: Distillation
@@ -63,7 +69,7 @@ class Teacher:
         Raises:
           UserError: the weights do not fit the model, or cannot be read.
         """
-        return place_model(functools.partial(self.build, weights=True), self.shardings)[1]
+        return place_model(self.build, self.shardings)[1]
 
 
 def find_teacher(
@@ -90,9 +96,9 @@ def find_teacher(
     source = find_export(path, entry.architecture) or entry
     preprocess = replace(source.preprocess, image_size=section.image_size or source.preprocess.image_size)
     preprocess = preprocess.for_channels(channels)
-    build = functools.partial(_build, config, name, path, channels, preprocess.image_size)
+    build = functools.partial(_build, config, name, path, channels, preprocess)
     with deferred():
-        model = build(weights=False)
+        model = build(weights=path is not None)  # a file states the number of classes
     graph, leaves = nnx.split(model)
     rules = make_rules(mesh, model.tensor_rules, **config.sharding)
     shardings = state_shardings({"model": leaves}, mesh, rules.stored, unused_ok=True)["model"]
@@ -121,7 +127,9 @@ def find_teacher(
     abstract = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), taken, distillation.shardings
     )
-    return Teacher(what, source.classes, model.num_features, build, shardings, abstract, distillation)
+    # A model from a file is not built again, so that each message about the file is logged once.
+    load: Callable[[], Model] = functools.partial(build, weights=True) if path is None else lambda: model
+    return Teacher(what, source.classes, model.num_features, load, shardings, abstract, distillation)
 
 
 def cached_outputs(run: RunContext, state: nnx.State) -> dict[str, jax.Array]:
@@ -182,15 +190,22 @@ def _find_weights(section: ConfigDict) -> tuple[str | None, str | None]:
     return name, path
 
 
-def _build(config: ConfigDict, name: str, path: str | None, channels: int, image_size: int, *, weights: bool) -> Model:
-    return create_model(
+def _build(
+    config: ConfigDict, name: str, path: str | None, channels: int, preprocess: Preprocess, *, weights: bool
+) -> Model:
+    """Returns the teacher. A warning is logged if the library of its weights normalizes by another mean."""
+    file = files.open_weights(path) if weights and path is not None else None
+    model = create_model(
         name,
-        pretrained=weights and path is None,
-        checkpoint_path=path,
+        pretrained=weights and file is None,
+        checkpoint_path=file,
         in_channels=channels,
-        image_size=image_size,
+        image_size=preprocess.image_size,
         dtype=config.teacher.dtype or config.model.dtype,
     )
+    if file is not None:
+        foreign.log_normalization(file, preprocess.mean, advice=_SET_MEAN)
+    return model
 
 
 def _check(config: ConfigDict, what: str, found: int | None, num_classes: int) -> None:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny
+from support.foreign import write
+from support.paths import TESTS
 from support.plans import DIGITS, digits_config
 from support.quick import quick
 
@@ -36,11 +38,11 @@ def export(folder: Path, classes: tuple[str, ...] = DIGIT_NAMES, *, bias: float 
     return str(save_classifier(folder, Classifier(model, classes, preprocess)))
 
 
-def find(mesh: Any = None, sharding: Any = None, **section: Any) -> Teacher | None:
+def find(mesh: Any = None, sharding: Any = None, channels: int = 1, **section: Any) -> Teacher | None:
     config = run.complete(digits_config(teacher=section, sharding=sharding or {}))
     devices = mesh or make_mesh({"data": 1}, devices=jax.devices()[:1])
     student = Preprocess(mean=(0.5,), std=(0.5,))
-    return find_teacher(config, devices, num_classes=10, channels=1, num_images=100, student=student)
+    return find_teacher(config, devices, num_classes=10, channels=channels, num_images=100, student=student)
 
 
 def test_no_teacher_by_default() -> None:
@@ -72,10 +74,30 @@ def test_a_name_with_a_weight_file_size_and_dtype(tmp_path: Path) -> None:
     teacher = find(name="test_resnet", checkpoint_path=str(tmp_path / "weights.safetensors"), **options)
     assert teacher is not None
     assert (teacher.distillation.teacher.image_size, teacher.distillation.kind) == (64, "hard")
-    built = teacher.build(weights=True)
+    built = tiny.nnx.merge(teacher.distillation.graph, teacher.load())
     assert (built.dtype, built.in_channels, built.num_classes) == (jnp.bfloat16, 1, 10)
     summed = np.asarray(model.conv1[0].kernel[...]).sum(2, keepdims=True)
     np.testing.assert_allclose(built.conv1[0].kernel[...], summed, rtol=1e-5, atol=1e-6)
+
+
+def test_messages_about_the_weights_of_another_library(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    row = json.loads((TESTS / "golden" / "foreign.json").read_text(encoding="utf-8"))["torchvision-vit"]
+    model = jaxvision.create_model(row["architecture"], num_classes=5, **row["options"])
+    folder = save_classifier(
+        tmp_path / "small", Classifier(model, tuple("abcde"), Preprocess(image_size=32, mean=(0.5, 0.5, 0.5)))
+    )
+    path = write(tmp_path / "w.safetensors", row["shapes"])
+    with caplog.at_level("INFO", "jaxvision"):
+        teacher = find(name=str(folder), checkpoint_path=str(path), kind="features", channels=3)
+        assert teacher is not None
+        loaded = tiny.arrays(teacher.load())
+    expected = jaxvision.create_model(row["architecture"], checkpoint_path=path, **row["options"])
+    assert all((value == loaded[name]).all() for name, value in tiny.arrays(tiny.nnx.state(expected)).items())
+    texts = [text for text in caplog.messages if text.startswith(str(path))]
+    assert len(texts) == 2, texts
+    assert "has the names of torchvision" in texts[0]
+    assert "torchvision normalizes images by the mean (0.485, 0.456, 0.406), but the transform by (0.5, 0.5" in texts[1]
+    assert "Write a folder with jaxvision convert" in texts[1]
 
 
 def test_the_teacher_is_sharded_by_the_rules_of_the_student(tmp_path: Path) -> None:

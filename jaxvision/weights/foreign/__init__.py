@@ -63,17 +63,24 @@ def log_differences(model: Model, file: WeightFile) -> None:
             logger.warning("%s %s", file.path, text)
 
 
-def log_normalization(file: WeightFile, mean: Sequence[float]) -> None:
+#: How to set another normalization, except that of a teacher.
+_SET_MEAN = (
+    "In Python replace mean and std in the preprocess of the classifier; in a config set preprocess.mean and "
+    "preprocess.std."
+)
+
+
+def log_normalization(file: WeightFile, mean: Sequence[float], *, advice: str = _SET_MEAN) -> None:
     """Logs that a transform normalizes images by another mean than the library whose weights the file has."""
     if not isinstance(file, ForeignFile) or file.origin.mean is None:
         return
     expected = file.origin.mean
     if len(mean) == len(expected) and not np.allclose(mean, expected, atol=0.01):
         logger.warning(
-            "%s: %s normalizes images by the mean %s, but the transform by %s. In Python replace mean and std in the "
-            "preprocess of the classifier; in a config set preprocess.mean and preprocess.std.",
+            "%s: %s normalizes images by the mean %s, but the transform by %s. %s",
             file.path,
             file.origin.name,
             expected,
             tuple(mean),
+            advice,
         )
