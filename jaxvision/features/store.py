@@ -25,6 +25,7 @@ from jaxvision.data.reading import read_examples
 from jaxvision.disk import replaced
 from jaxvision.errors import UserError
 from jaxvision.features.extraction import Features, describe, extract, extract_parts, level_number, transform_of
+from jaxvision.models.base import Model
 
 _VERSION = 1  # of the cache, and of how features are computed
 _TOGETHER = 32  # images read at once for their digests
@@ -196,8 +197,14 @@ def features_key(classifier: Classifier, pipeline: InputPipeline, level: int | s
         "pipeline": repr(pipeline),
         "level": level_number(model, level),
         "backend": jax.default_backend(),
+        "weights": weights_digest(model),
     }
-    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def weights_digest(model: Model) -> str:
+    """Returns a digest of the parameters and statistics of a model without its head."""
+    digest = hashlib.blake2b(digest_size=16)
     state = nnx.state(model)
     heads = tuple(f"{path}." for path in model.classifier_names)
     for leaf_name, leaf in zip(tree.names(state), jax.tree.leaves(state), strict=True):

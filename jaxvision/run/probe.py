@@ -26,7 +26,7 @@ from jaxvision.features.extraction import Features, transform_of
 from jaxvision.features.images import open_images
 from jaxvision.features.neighbors import knn_accuracy
 from jaxvision.features.probe import Probe, fit_probe, with_head
-from jaxvision.features.store import cached_extract
+from jaxvision.features.store import cached_extract, weights_digest
 from jaxvision.parallel.mesh import check_batch_size, make_mesh
 from jaxvision.run.config import complete
 from jaxvision.run.start import fingerprint_checksum
@@ -39,7 +39,6 @@ from jaxvision.run.workdir import (
     write_config,
     write_result,
 )
-from jaxvision.train.distill import weights_checksum
 from jaxvision.train.partial import parameter_counts
 
 _LESS_MEMORY = "Set a smaller batch size (--batch-size)."
@@ -111,7 +110,9 @@ def probe(
                 **{key: value for key, value in given.items() if value is not None},
             )
         facts = {"model": str(model), "checkpoint_path": checkpoint_path, **given, "folds": folds}
-        facts["weights"] = weights_checksum(nnx.state(classifier.model))  # a folder may have others by now
+        facts["weights"] = {
+            "checksum": weights_digest(classifier.model)
+        }  # the weights in a folder may have changed since
         # What changes when images are added, removed, renamed or put into another class.
         facts["images"] = {
             split: {"number": len(part), "checksum": fingerprint_checksum(part)} for split, part in images.items()
