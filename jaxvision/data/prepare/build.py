@@ -178,4 +178,4 @@ def _write(target: Target, paths: dict[str, Path], folder: Path) -> None:
 def _check_number(split: Split, expected: int) -> None:
     """Raises a `ValueError` if images of a split are missing."""
     if len(split.keys) != expected:
-        raise ValueError(f"it has {len(split.keys):,} of {expected:,} images of the split {split.name}")
+        raise ValueError(f"found {len(split.keys):,} of {expected:,} images of the split {split.name}")

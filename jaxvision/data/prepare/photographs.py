@@ -97,14 +97,22 @@ def read_imagenette(files: Mapping[str, Path], features: Any, scratch: Path) -> 
 
 
 def read_imagenet(files: Mapping[str, Path], features: Any, scratch: Path) -> Iterator[Split]:
-    """Yields the training and the validation split of ImageNet-1k.
+    """Yields the splits of ImageNet-1k, the smaller one first, so that its errors are found before hours of writing.
 
     TFDS recodes the few images that are a PNG or have four channels; here they keep their bytes.
     """
     import tensorflow_datasets as tfds
 
-    with Tar(files["ILSVRC2012_img_train.tar"], scratch) as tar:
+    labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
+    with Tar(files["ILSVRC2012_img_val.tar"], scratch) as tar:
         examples: dict[str, dict[str, Any]] = {}
+        for path, member in tar.files().items():
+            name = PurePosixPath(path).name
+            line = int(name.removeprefix("ILSVRC2012_val_").removesuffix(".JPEG"))  # counts from 1
+            examples[name] = {"image": member, "label": labels[line - 1], "file_name": name}
+        yield _split_of_examples("validation", examples)
+    with Tar(files["ILSVRC2012_img_train.tar"], scratch) as tar:
+        examples = {}
         archives = tar.files()
         with show_progress("list imagenet2012 train", len(archives), unit="classes") as update:
             for done, (archive, inside) in enumerate(archives.items(), start=1):
@@ -112,14 +120,6 @@ def read_imagenet(files: Mapping[str, Path], features: Any, scratch: Path) -> It
                     examples[name] = {"image": member, "label": PurePosixPath(archive).stem, "file_name": name}
                 update(done)
         yield _split_of_examples("train", examples)
-    labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
-    with Tar(files["ILSVRC2012_img_val.tar"], scratch) as tar:
-        examples = {}
-        for path, member in tar.files().items():
-            name = PurePosixPath(path).name
-            line = int(name.removeprefix("ILSVRC2012_val_").removesuffix(".JPEG"))  # counts from 1
-            examples[name] = {"image": member, "label": labels[line - 1], "file_name": name}
-        yield _split_of_examples("validation", examples)
 
 
 def _split_of_examples(split: str, examples: Mapping[str, dict[str, Any]]) -> Split:
