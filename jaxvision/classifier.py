@@ -305,14 +305,12 @@ def load_classifier(source: str | Path, *, checkpoint_path: str | Path | None = 
 
 
 def _no_export_error(folder: Path, source: str) -> UserError:
-    where = f"{source}: found no export/config.json"
-    if os.path.isdir(folder / "checkpoints"):
-        return UserError(
-            f"{where}. Let the run finish, or export a checkpoint of it: jaxvision convert {source} FOLDER"
-        )
-    if os.path.isfile(folder / "metrics.jsonl"):
-        return UserError(f"{where}, and the run has saved no checkpoint yet. Rerun the training command.")
-    return UserError(f"{where}, expected the workdir of a finished run or a folder with config.json and weights.")
+    if files.is_unfinished_run(folder):
+        return files.unfinished_run_error(folder)
+    return UserError(
+        f"{source}: found no export/config.json, expected the workdir of a finished run or a folder with config.json "
+        "and weights."
+    )
 
 
 def _load_by_name(

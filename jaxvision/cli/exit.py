@@ -82,7 +82,7 @@ def run_and_exit(command: Callable[[], int], *, preemptible: bool = False) -> No
     handler = logging.StreamHandler()
     handler.setFormatter(_LogFormatter())
     logging.basicConfig(handlers=[handler])  # before a library does it, which would print the names of loggers
-    logging.getLogger("jaxvision.weights.foreign").setLevel(logging.INFO)  # which library's weights a file has
+    logging.getLogger("jaxvision.notes").setLevel(logging.INFO)  # messages that the commands print as notes
     sys.unraisablehook = _handle_unraisable
     threading.excepthook = _handle_thread_exception
     # Python's tracker of semaphores warns in a process of its own when it removes those of workers whose parent was

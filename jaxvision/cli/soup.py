@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,14 +79,14 @@ def run(arguments: argparse.Namespace) -> None:
     models = arguments.model
     members = [load_classifier(model) for model in models]
     with report.Console() as console:
-        data = _open_data(arguments, console.note)
+        data = _open_data(arguments)
         if arguments.wise is not None:
             name, result = average_with_origin(models[0], members[0], alpha, data, log=console.note)
         else:
             name, result = average_runs(models, members, data, greedy=arguments.greedy, log=console.note)
         save_classifier(output, result)
         if data is not None and data.final_split is not None:
-            console.table(data.final_split, compare(models, members, name, result, data))
+            console.table(data.final_split, compare(models, members, name, result, data, log=console.note))
         console.note(f"{output}: {name}, in timm's format")
 
 
@@ -110,7 +109,7 @@ def _alpha(arguments: argparse.Namespace) -> float | None:
     return alpha
 
 
-def _open_data(arguments: argparse.Namespace, log: Callable[[str], None]) -> SoupData | None:
+def _open_data(arguments: argparse.Namespace) -> SoupData | None:
     """Returns the data that the arguments name, or else those of the runs; None if there are none."""
     from jaxvision.run.recorded import recorded_config
     from jaxvision.run.soup import SoupData, open_splits
@@ -119,4 +118,4 @@ def _open_data(arguments: argparse.Namespace, log: Callable[[str], None]) -> Sou
         return None
     config = next(iter(run_configs(arguments)), None)
     splits = open_splits(arguments.data, config, source_options(arguments, ("name",)))
-    return SoupData(splits, evaluation_options(config) | {"batch_size": arguments.batch_size}, log)
+    return SoupData(splits, evaluation_options(config) | {"batch_size": arguments.batch_size})

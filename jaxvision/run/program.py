@@ -30,7 +30,6 @@ from jaxvision.train.state import abstract_state, create_state
 from jaxvision.train.step import make_train_step
 from jaxvision.weights import catalog, files, foreign
 from jaxvision.weights.folder import find_export
-from jaxvision.weights.weight_file import WeightFile
 
 
 @dataclass(frozen=True)
@@ -209,12 +208,14 @@ def build_model(config: ConfigDict, num_classes: int, channels: int, preprocess:
         "in_channels": channels,
         "image_size": preprocess.image_size,
     }
+    path = config.model.checkpoint_path
+    file = files.open_weights(path) if weights and path is not None else None
     if not weights:
         options |= {"pretrained": False, "checkpoint_path": None, "revision": None}
-    elif "checkpoint_path" in options:
-        options["checkpoint_path"] = files.open_weights(options["checkpoint_path"])
+    elif file is not None:
+        options["checkpoint_path"] = file
     model = create_model(**options, seed=config.seed)
-    if isinstance(file := options.get("checkpoint_path"), WeightFile):
+    if file is not None:
         foreign.log_normalization(file, preprocess.mean)
     if config.lora.rank:
         partial.add_lora(model, **config.lora, rngs=nnx.Rngs(config.seed + 2))

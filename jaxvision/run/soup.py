@@ -31,21 +31,21 @@ class SoupData:
     Attributes:
       splits: the training data measure BatchNorm statistics, the validation data choose, the test data compare.
       options: of `jaxvision.eval.evaluate`.
-      log: prints the progress.
     """
 
     splits: Splits
     options: dict[str, Any]
-    log: Callable[[str], None]
 
     @property
     def final_split(self) -> str | None:
         """The split that compares the models; None if there is neither test nor validation data."""
         return next((name for name in ("test", "validation") if getattr(self.splits, name) is not None), None)
 
-    def metrics(self, classifier: Classifier | Ensemble, split: str, name: str) -> dict[str, float]:
+    def metrics(
+        self, classifier: Classifier | Ensemble, split: str, name: str, log: Callable[[str], None]
+    ) -> dict[str, float]:
         """Returns the metrics that a table shows."""
-        self.log(f"evaluating {name} on the {split} data")
+        log(f"evaluating {name} on the {split} data")
         found = evaluate(classifier, self.splits.split(split), split=split, quiet=True, **self.options)
         found.pop("members", None)
         return headline(found, len(classifier.classes))
@@ -88,17 +88,17 @@ def average_runs(
       UserError: the runs cannot be averaged, or `greedy` without validation data.
     """
     if not greedy:
-        return f"soup of {len(members)}", _finished(soup(members), members, data, log)
-    data = _required(data, "--greedy")
+        return f"soup of {len(members)}", _measure_statistics_if_needed(soup(members), members, data, log)
+    data = _require_validation(data, "--greedy")
     scores: list[float] = []
 
     def score(each: Classifier) -> float:
         name = models[len(scores)] if len(scores) < len(members) else "a larger soup"
-        scores.append(data.metrics(each, "validation", name)["top1"])
+        scores.append(data.metrics(each, "validation", name, log)["top1"])
         log(f"  {scores[-1]:.2%}")
         return scores[-1]
 
-    result, chosen = greedy_soup(members, score, finish=lambda each: _finished(each, members, data))
+    result, chosen = greedy_soup(members, score, finish=lambda each: _measure_statistics_if_needed(each, members, data))
     log(f"greedy soup of {', '.join(models[i] for i in chosen)}")
     return f"greedy soup of {len(chosen)}", result
 
@@ -120,14 +120,16 @@ def average_with_origin(
     """
     origin = load_origin(workdir, member)
     if alpha is not None:
-        return f"alpha {alpha:g}", _finished(soup([origin, member], [1 - alpha, alpha]), [origin, member], data, log)
-    data = _required(data, "--wise sweep")
+        return f"alpha {alpha:g}", _measure_statistics_if_needed(
+            soup([origin, member], [1 - alpha, alpha]), [origin, member], data, log
+        )
+    data = _require_validation(data, "--wise sweep")
     best: tuple[float, float, Any] = (-1.0, 0.0, None)
     for each in ALPHAS:
         candidate = member
         if each < 1:
-            candidate = _finished(soup([origin, member], [1 - each, each]), [origin, member], data)
-        top1 = data.metrics(candidate, "validation", f"alpha {each:.1f}")["top1"]
+            candidate = _measure_statistics_if_needed(soup([origin, member], [1 - each, each]), [origin, member], data)
+        top1 = data.metrics(candidate, "validation", f"alpha {each:.1f}", log)["top1"]
         log(f"  {top1:.2%}")
         if top1 >= best[0]:  # of equal ones the nearest to the run
             best = (top1, each, candidate)
@@ -135,7 +137,13 @@ def average_with_origin(
 
 
 def compare(
-    models: Sequence[str], members: Sequence[Classifier], name: str, result: Classifier, data: SoupData
+    models: Sequence[str],
+    members: Sequence[Classifier],
+    name: str,
+    result: Classifier,
+    data: SoupData,
+    *,
+    log: Callable[[str], None],
 ) -> list[tuple[str, dict[str, float]]]:
     """Returns the name and the metrics on the final split of each run, of their ensemble, and of the soup.
 
@@ -145,15 +153,16 @@ def compare(
       name: of the soup.
       result: the soup.
       data: has test or validation data.
+      log: called with a line before each evaluation.
     """
     assert data.final_split is not None
     rows: list[tuple[str, Any]] = list(zip(models, members, strict=True))
     if len(members) > 1:
         rows.append((f"ensemble of {len(members)}", Ensemble(members, names=models)))
-    return [(row, data.metrics(each, data.final_split, row)) for row, each in [*rows, (name, result)]]
+    return [(row, data.metrics(each, data.final_split, row, log)) for row, each in [*rows, (name, result)]]
 
 
-def _required(data: SoupData | None, flag: str) -> SoupData:
+def _require_validation(data: SoupData | None, flag: str) -> SoupData:
     if data is None:
         raise UserError(f"{flag}: got no data, expected validation data to choose by. Add --data.")
     if data.splits.validation is None:
@@ -164,7 +173,7 @@ def _required(data: SoupData | None, flag: str) -> SoupData:
     return data
 
 
-def _finished(
+def _measure_statistics_if_needed(
     classifier: Classifier,
     members: Sequence[Classifier],
     data: SoupData | None,

@@ -108,15 +108,26 @@ def weights_folder(path: str | Path) -> Path:
         return path
     if os.path.isfile(path / "export" / "model.safetensors"):
         return path / "export"
-    has_checkpoints = os.path.isdir(path / "checkpoints")
-    if not has_checkpoints and not os.path.isfile(path / "classifier.json"):
-        return path
-    if any(name.endswith(SUFFIXES) for name in _file_names(path)):  # of another trainer, which also has checkpoints/
-        return path
-    convert = f", or export a checkpoint of it: jaxvision convert {path} FOLDER" if has_checkpoints else "."
-    raise UserError(
-        f"{path}: got the workdir of a run that is not finished, expected one with a result. To finish it, rerun its "
-        f"command (python -m jaxvision.main --config FILE --workdir {path}){convert}"
+    if is_unfinished_run(path):
+        raise unfinished_run_error(path)
+    return path
+
+
+def is_unfinished_run(folder: Path) -> bool:
+    """Returns whether a folder that has no export is the workdir of a run."""
+    if not (os.path.isdir(folder / "checkpoints") or os.path.isfile(folder / "classifier.json")):
+        return False
+    # Other trainers also write a folder checkpoints, but with weights beside it.
+    return not any(name.endswith(SUFFIXES) for name in _file_names(folder))
+
+
+def unfinished_run_error(workdir: Path) -> UserError:
+    """Returns the error for the workdir of a run that has no result yet."""
+    has_checkpoints = os.path.isdir(workdir / "checkpoints")
+    convert = f", or export a checkpoint of it: jaxvision convert {workdir} FOLDER" if has_checkpoints else "."
+    return UserError(
+        f"{workdir}: got the workdir of a run that is not finished, expected one with a result. To finish it, rerun "
+        f"its command (python -m jaxvision.main --config FILE --workdir {workdir}){convert}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The model of a config: what is said about the weights that it loads."""
+"""The model of a config: what is logged about the weights that it loads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def messages(caplog: pytest.LogCaptureFixture, folder: Path, *, mean: tuple[floa
     return caplog.messages
 
 
-def test_training_says_which_library_the_weights_come_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_logs_the_library_of_the_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = messages(caplog, tmp_path, mean=IMAGENET_MEAN)
     assert found == [f"{tmp_path / 'model.safetensors'}: has the names of torchvision; converted to timm's"]
 

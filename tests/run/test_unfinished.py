@@ -137,10 +137,11 @@ def test_what_the_workdir_lacks_is_named(stopped: Path, tmp_path: Path, convert:
 
 def test_a_run_without_a_checkpoint_has_nothing_to_convert(tmp_path: Path, convert: Convert) -> None:
     write_config(tmp_path / "run", quick("resnet"))
-    (tmp_path / "run" / "metrics.jsonl").touch()
+    (tmp_path / "run" / "classifier.json").touch()
     status, _, err = convert(tmp_path / "run", tmp_path / "out")
     assert (status, err.count("\n")) == (2, 1)
-    assert "the run has saved no checkpoint yet. Rerun the training command." in err
+    assert "not finished, expected one with a result. To finish it, rerun its command (python -m jaxvision.main" in err
+    assert "convert" not in err
 
 
 def test_what_needs_a_result_names_the_command(stopped: Path) -> None:

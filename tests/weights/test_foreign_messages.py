@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ from golden import fill
 from safetensors.numpy import save_file
 from support.foreign import value, write
 from support.paths import TESTS
+from support.photos import NAME, needs_lite0
 from support.weight_files import arrays, assert_same, logits
 
 from jaxvision.classifier import load_classifier
 from jaxvision.create import create_model
 from jaxvision.errors import UserError
-from jaxvision.weights import files
+from jaxvision.weights import files, packages
 
 GOLDEN = json.loads((TESTS / "golden" / "foreign.json").read_text(encoding="utf-8"))
 
@@ -52,6 +55,18 @@ def load(name, folder, caplog, shapes=None, **options):
 def test_what_was_recognized_and_left_out(name, words, tmp_path, caplog):
     load(name, tmp_path, caplog)
     assert words in caplog.text
+
+
+@needs_lite0
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_note_names_the_library_of_a_file_that_the_user_gives(is_given, tmp_path):
+    """Not of the pretrained weights, whatever file they are in."""
+    file = packages.find(NAME)
+    arguments = ["--checkpoint", str(file)] if is_given else []
+    command = [sys.executable, "-m", "jaxvision.cli", "convert", NAME, str(tmp_path / "out"), *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    note = f"note: {file}: has the names of efficientnet-pytorch; converted to timm's\n"
+    assert process.stderr == (note if is_given else "")
 
 
 @pytest.mark.parametrize(

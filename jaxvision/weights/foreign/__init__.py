@@ -19,6 +19,7 @@ from jaxvision.weights.foreign.file import ForeignFile, find_prefix
 from jaxvision.weights.weight_file import WeightFile
 
 logger = logging.getLogger(__name__)
+notes = logging.getLogger("jaxvision.notes")  # the commands print its messages
 
 #: Every library, tried in order.
 LIBRARIES = (
@@ -50,7 +51,7 @@ def renamed(file: WeightFile) -> WeightFile:
 def log_origin(file: WeightFile) -> None:
     """Logs which library a file comes from, unless its names were timm's."""
     if isinstance(file, ForeignFile):
-        logger.info("%s: has the names of %s; converted to timm's", file.path, file.origin.name)
+        notes.info("%s: has the names of %s; converted to timm's", file.path, file.origin.name)
 
 
 def log_differences(model: Model, file: WeightFile) -> None:
