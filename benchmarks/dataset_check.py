@@ -1,4 +1,5 @@
-"""Measures what the check of images and labels finds: planted copies, exchanged labels, odd images, and CIFAR-10's.
+"""Measures what `jaxvision embed --check` finds: planted copies, changed labels, odd images, and the known duplicates
+and wrong labels of CIFAR-10.
 
     python benchmarks/transfer_task.py ../shared/data/imagenet_sample/test photos
     python benchmarks/dataset_check.py copies ../shared/data/imagenet_sample/test
@@ -8,18 +9,18 @@
 
 The features are those of tf_efficientnet_lite0. They are cached, so only the first run computes them. Measured:
 
-| part | listed | of these right | of all that exist |
+| part | listed | correct | out of |
 |---|---|---|---|
-| copies, 1,400 images | 374 | 374 | of 400 planted copies |
-| labels, 5 % exchanged, 20 times | 205 | 176, and 20 times a duck with a wrong label | of 240 exchanged labels |
-| labels, 10 % exchanged, 20 times | 407 | 367, and 16 times the duck | of 500 exchanged labels |
+| copies, 1,400 images | 374 | 374 | 400 planted copies |
+| labels, 5 % changed, 20 times | 205 | 176, and 20 times a duck with a wrong label | 240 changed labels |
+| labels, 10 % changed, 20 times | 407 | 367, and 16 times the duck | 500 changed labels |
 | outliers, 248 photographs | 3 | | |
-| outliers, one more image, 10 times | 7 | 7 | of 10 odd images |
-| cifar10, test images | 377 | 173, and 71 % of the others | of 286 duplicates that ciFAIR lists |
-| cifar10, labels of the test images | 930 | 12 | of 54 that people judged wrong |
+| outliers, one more image, 10 times | 7 | 7 | 10 odd images |
+| cifar10, test images | 377 | 173, and 71 % of the others | 286 duplicates that ciFAIR lists |
+| cifar10, labels of the test images | 930 | 12 | 54 that people judged wrong |
 
-For 71 %, we looked at the page that --others writes: 34 of its 48 pairs show the same photograph. The images of
-CIFAR-10 were JPEG recompressions of the originals.
+The 71 % is our own count: 34 of the 48 pairs on the page that --others writes show the same photograph. The images of
+CIFAR-10 were JPEG-recompressed copies of the originals.
 
 The duplicates are the file meta/duplicates_cifar10.csv of https://github.com/cvjena/cifair, and the judgments of labels
 the file mturk/cifar10_mturk.json of https://github.com/cleanlab/label-errors. Both count the test images in the
@@ -53,7 +54,7 @@ from jaxvision.features import Features, Finding, Findings, cached_extract, chec
 
 MODEL = "tf_efficientnet_lite0.in1k"
 PER_EDIT = 40  # copies
-RATES, DRAWS = (0.0, 0.05, 0.1), 20  # shares of exchanged labels, and how often each is drawn
+RATES, DRAWS = (0.0, 0.05, 0.1), 20  # shares of changed labels, and how often each is drawn
 ODD_CLASSES = {  # of the sample, which the four classes of the task do not have
     "a soccer ball": "n04254680",
     "an airliner": "n02690373",
@@ -154,20 +155,20 @@ def of_originals(findings: Findings) -> int:
 
 
 def measure_labels(arguments: argparse.Namespace) -> None:
-    """Prints how many exchanged labels are listed, and which others."""
+    """Prints how many changed labels are listed, and which others."""
     features, images = extract(open_images(str(arguments.photos)))
     n, classes = len(features), len(features.classes)
     for rate in RATES:
-        listed, hits, exchanged, others = 0, 0, 0, Counter[str]()
+        listed, hits, changed, others = 0, 0, 0, Counter[str]()
         for seed in range(DRAWS if rate else 1):
             rng = np.random.default_rng(seed)
             rows = rng.choice(n, round(rate * n), replace=False)
             label = features.label.copy()
             label[rows] = (label[rows] + rng.integers(1, classes, len(rows))) % classes
             found = [finding.row for finding in check(replace(features, label=label), images).of("label")]
-            listed, exchanged, hits = listed + len(found), exchanged + len(rows), hits + np.isin(found, rows).sum()
+            listed, changed, hits = listed + len(found), changed + len(rows), hits + np.isin(found, rows).sum()
             others.update(Path(features.path[row]).name for row in found if row not in rows)
-        print(f"{exchanged} labels exchanged ({rate:.0%}): {listed} listed, {hits} of them exchanged; others:")
+        print(f"{changed} labels changed ({rate:.0%}): {listed} listed, {hits} of them changed; others:")
         for name, times in others.most_common(3):
             print(f"  {name}: {times}")
 
@@ -176,7 +177,7 @@ def measure_labels(arguments: argparse.Namespace) -> None:
 
 
 def draw_odd_images(folder: Path) -> None:
-    """Writes images that are no photographs."""
+    """Writes images that are not photographs."""
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     document, chart = (Image.new("RGB", (400, 300), "white") for _ in range(2))
     for line in range(25):

@@ -184,6 +184,7 @@ def _within_latency(rows: list[Choice], limit: float, num_classes: int, log: Cal
         best = min(times)
         raise UserError(
             f"latency: got {limit:g} ms, expected {best:.3g} ms or more: the fastest of {count(len(times), 'model')} "
-            f"measured here is {measured[times.index(best)].name}. Pass a larger number, or no number to see all."
+            f"measured here is {measured[times.index(best)].name}. Pass a larger number. To see all, pass math.inf "
+            "(--latency without a number)."
         )
     return within

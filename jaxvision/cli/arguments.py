@@ -27,7 +27,8 @@ def path_argument(text: str) -> str:
     """Returns a path with ``~`` as the home folder. A shell does not replace it in ``--workdir=~/runs``.
 
     Raises:
-      ArgumentTypeError: it is empty, as one made of a variable that is not set. It would be this folder.
+      ArgumentTypeError: the path is empty, for example because a shell variable is not set. It would mean the current
+        folder.
 
     >>> path_argument("runs/~")
     'runs/~'

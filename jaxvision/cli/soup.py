@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 HELP = "average the weights of runs that started from the same weights"
 EXAMPLES = """A soup predicts in the time of one model. Its BatchNorm statistics are measured again on training data,
-unless the runs left them as they were. A table compares the runs, their ensemble and the soup on the test data, or
-without any on the validation data.
+unless they are the same in all runs. A table compares the runs, their ensemble and the soup on the test data, or on
+the validation data if there are no test data.
 
 examples:
   jaxvision soup runs/a runs/b runs/c -o soup            # the average of all
-  jaxvision soup runs/a runs/b runs/c -o soup --greedy   # only of those that help on the validation data
-  jaxvision soup runs/a -o soup --wise 0.5               # half way from what runs/a started from (WiSE-FT)"""
+  jaxvision soup runs/a runs/b runs/c -o soup --greedy   # adds a run only if the validation accuracy does not fall
+  jaxvision soup runs/a -o soup --wise 0.5               # halfway from its starting weights to runs/a (WiSE-FT)"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

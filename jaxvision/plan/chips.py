@@ -80,9 +80,9 @@ def find_device(name: str) -> Chip:
     """
     size = re.fullmatch(r"(\d+(?:\.\d+)?) ?gi?b", name.lower())
     if size is None and name.lower() not in GPUS:
-        raise unknown_name_error("--device", name, GPUS, expected="a GPU or a memory such as 8GB")
+        raise unknown_name_error("device", name, GPUS, expected="a GPU or a memory such as 8GB")
     if size and not float(size[1]):
-        raise UserError(f"--device: got {name}, expected more than 0 GB. Pass a memory such as --device 8GB.")
+        raise UserError(f"device: got {name}, expected more than 0 GB. Pass a memory such as 8GB.")
     chip = Chip(name, float(size[1]) * GIB) if size else GPUS[name.lower()]
     return replace(chip, memory=chip.memory * memory_fraction())
 

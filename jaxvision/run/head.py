@@ -30,8 +30,8 @@ from jaxvision.train.state import state_of
 if TYPE_CHECKING:
     from jaxvision.run.context import RunContext
 
-#: Products of images, features and classes up to which all training images are probed. CIFAR-10 with 1,280 features has
-#: 6.4e8, whose fit takes a few minutes on two cores.
+#: Largest product of images, features and classes for which all training images are probed. It is 6.4e8 for CIFAR-10
+#: with 1,280 features; that fit takes a few minutes on two cores.
 LARGEST_FIT = 1e9
 
 
@@ -43,7 +43,8 @@ def check_head(config: ConfigDict, model: Model) -> None:
       model: with arrays or abstract.
 
     Raises:
-      UserError: the head is not linear or has no bias, the loss is not one of the softmax, or an unknown value.
+      UserError: the head is not linear or has no bias, the loss is not a softmax loss, or `train.head_init` has an
+        unknown value.
     """
     given, where = config.train.head_init, "config.train.head_init"
     if given is None:
@@ -114,7 +115,7 @@ def _fit(run: RunContext, leaves: nnx.State) -> tuple[np.ndarray, np.ndarray]:
             f"regularization {probe.regularization:.2g}"
         )
     present = np.bincount(label, minlength=classes) > 0
-    # That of a class without an image is so low that few steps would not raise it.
+    # The bias of a class without images is so low that a few steps would not raise it.
     bias = np.where(present, probe.bias, probe.bias[present].min())
     if jax.process_count() == 1:
         return probe.weight, bias

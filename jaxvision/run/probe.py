@@ -64,7 +64,8 @@ def probe(
 
     The workdir then has what that of a training run has, except checkpoints: ``export/`` with the model and the new
     head, ``report.html``, ``mistakes.csv``, ``metrics.jsonl`` with the curve over the regularization, ``config.json``
-    and ``result.json``. A finished probe returns its result without doing anything again.
+    and ``result.json``. If the probe is finished, checks that its data and weights are unchanged and returns its
+    result.
 
     Args:
       model: as for `jaxvision.load_classifier`. Its head is not used.

@@ -199,7 +199,7 @@ def build_model(config: ConfigDict, num_classes: int, channels: int, preprocess:
       config: completed.
       num_classes: number of classes of the data.
       channels: number of channels of the images.
-      preprocess: the transform of its images. A warning says if the weights were trained with another mean.
+      preprocess: the transform of its images. Logs a warning if the library of the weights normalizes by another mean.
       weights: load the weights that the config names. False initializes at random; under `nnx.eval_shape` that takes
         neither time nor memory.
     """

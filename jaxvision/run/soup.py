@@ -1,4 +1,4 @@
-"""A soup of runs: chosen on their validation data, finished on their training data, compared on their test data."""
+"""Soups of runs: chosen on validation data, BatchNorm statistics measured on training data, compared on test data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SoupData:
     def metrics(
         self, classifier: Classifier | Ensemble, split: str, name: str, log: Callable[[str], None]
     ) -> dict[str, float]:
-        """Returns the metrics that a table shows."""
+        """Returns the metrics for the table."""
         log(f"evaluating {name} on the {split} data")
         found = evaluate(classifier, self.splits.split(split), split=split, quiet=True, **self.options)
         found.pop("members", None)
@@ -116,7 +116,7 @@ def average_with_origin(
       log: called with a line for each step.
 
     Raises:
-      UserError: the run did not start from a model, or there are no validation data to choose by.
+      UserError: the run started from random weights, or there are no validation data to choose by.
     """
     origin = load_origin(workdir, member)
     if alpha is not None:

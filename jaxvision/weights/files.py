@@ -96,13 +96,15 @@ def find_file(path: str | Path) -> Path:
 
 
 def weights_folder(path: str | Path) -> Path:
-    """Returns a path as it is, or for the workdir of a run the folder in it that holds the weights of its result.
+    """Returns the folder with the exported weights if the path is the workdir of a finished run, else the path.
 
     Raises:
       UserError: the run has no result yet, or the path is empty.
     """
     if path == "":  # which would be the current folder
-        raise UserError("weights: got an empty path, expected a file or a folder.")
+        raise UserError(
+            'checkpoint_path: got an empty path, expected a file or a folder. Pass "." for the current folder.'
+        )
     path = Path(path).expanduser()
     if any(os.path.isfile(path / name) for name in NAMES):
         return path

@@ -179,7 +179,7 @@ def test_json(photos: Path) -> None:
     [
         ({"data": "nowhere"}, "data: got 'nowhere', expected a folder that exists"),
         ({"device": "h10"}, "device: got 'h10', expected a device or a memory such as 8GB. Did you mean 'h100'"),
-        ({"device": "0GB"}, "--device: got 0GB, expected more than 0 GB"),
+        ({"device": "0GB"}, "device: got 0GB, expected more than 0 GB"),
         ({"device": "0.01GB"}, r"device: got 0.01GB with 0.0075 GiB, expected at least"),
         ({"metric": "best"}, "metric: got 'best', expected one of 'accuracy', 'size', 'speed'"),
         ({"license": "gpl"}, "license: got 'gpl', expected a license of weights"),

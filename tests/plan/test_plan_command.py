@@ -53,7 +53,7 @@ def test_command_reports_a_batch_that_does_not_fit(capsys: pytest.CaptureFixture
     [
         (["--topology", "v5e"], "got 'v5e', expected a TPU and its grid. Pass for example --topology v5e:2x4."),
         (["--topology", "v5:2x4"], "--topology: got 'v5', expected a TPU. Did you mean"),
-        (["--device", "h10"], "--device: got 'h10', expected a GPU or a memory such as 8GB. Did you mean 'h100'"),
+        (["--device", "h10"], "device: got 'h10', expected a GPU or a memory such as 8GB. Did you mean 'h100'"),
         ([], "got --topology None and --device None, expected one of them"),
         (["--device", "h100", "--topology", "v5e:2x4"], "got --topology v5e:2x4 and --device h100"),
         (["--device", "h100", "--config.data.batchsize=3"], "config.data.batchsize: unknown key. Did you mean"),
@@ -61,7 +61,7 @@ def test_command_reports_a_batch_that_does_not_fit(capsys: pytest.CaptureFixture
         (["--device", "h100", "--foo", "--config.seed=1"], "unknown argument '--foo', expected --config.SECTION"),
         (["--topology", "v5e:2x4x4"], "expected a v5e grid with 2 sides of 1 to 16 chips"),
         (["--topology", "v6e:32x16"], "expected a v6e grid with 2 sides of 1 to 16 chips"),
-        (["--device", "0GB"], "--device: got 0GB, expected more than 0 GB"),
+        (["--device", "0GB"], "device: got 0GB, expected more than 0 GB"),
         (["--device", "h100", "--num-classes", "0"], "plan: got num_classes=0"),
         (["--device", "h100", "--config.data.batch_size", "8", "16"], "unknown argument '16'"),
         (["--device", "h100", "--config.data.batch_size=0"], "data.batch_size=0, expected at least 1 of each"),

@@ -31,7 +31,9 @@ def messages(caplog: pytest.LogCaptureFixture, folder: Path, *, mean: tuple[floa
 
 def test_training_logs_the_library_of_the_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = messages(caplog, tmp_path, mean=IMAGENET_MEAN)
-    assert found == [f"{tmp_path / 'model.safetensors'}: has the names of torchvision; converted to timm's"]
+    assert found == [
+        f"{tmp_path / 'model.safetensors'} has the tensor names of torchvision, which are converted to timm's"
+    ]
 
 
 def test_training_warns_of_another_normalization(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -95,7 +95,7 @@ def test_messages_about_the_weights_of_another_library(tmp_path: Path, caplog: p
     assert all((value == loaded[name]).all() for name, value in tiny.arrays(tiny.nnx.state(expected)).items())
     texts = [text for text in caplog.messages if text.startswith(str(path))]
     assert len(texts) == 2, texts
-    assert "has the names of torchvision" in texts[0]
+    assert "has the tensor names of torchvision" in texts[0]
     assert "torchvision normalizes images by the mean (0.485, 0.456, 0.406), but the transform by (0.5, 0.5" in texts[1]
     assert "Write a folder with jaxvision convert" in texts[1]
 

@@ -33,7 +33,7 @@ def test_another_number_of_classes_changes_only_the_head(architecture, is_abstra
     before = None if is_abstract else arrays(model)
     with caplog.at_level(logging.WARNING):
         timm.load_timm(model, write(file, architecture))
-    assert "has a head of 1000 classes, which is not used: the head of 7 classes is new" in caplog.text
+    assert "has a head of 1000 classes, which is not used: the head of 7 classes is newly initialized" in caplog.text
     got = arrays(model)
     assert_same(got, arrays(timm.load_timm(abstract(architecture), file)), but=heads)
     kernels = [value for name, value in got.items() if name.startswith(heads) and name.endswith("kernel")]

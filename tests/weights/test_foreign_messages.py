@@ -37,19 +37,19 @@ def load(name, folder, caplog, shapes=None, **options):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("torchvision-vit", "has the names of torchvision; converted to timm's"),
-        ("torchvision-efficientnet", "has the names of torchvision; converted to timm's"),
-        ("transformers-deit", "has the names of transformers; converted to timm's"),
+        ("torchvision-vit", "has the tensor names of torchvision, which are converted to timm's"),
+        ("torchvision-efficientnet", "has the tensor names of torchvision, which are converted to timm's"),
+        ("transformers-deit", "has the tensor names of transformers, which are converted to timm's"),
         ("transformers-vit-memory", "not used: pooler.dense.bias, pooler.dense.weight"),
         ("transformers-mae", "not used: decoder.decoder_embed.bias, decoder.decoder_embed.weight"),
         ("transformers-dinov2", "not used: classifier.bias, classifier.weight, dinov2.embeddings.mask_token"),
         ("transformers-clip", "not used: logit_scale, text_model.embeddings.position_embedding.weight"),
-        ("transformers-clip", "has the names of transformers (CLIP)"),
-        ("open-clip", "has the names of CLIP (OpenAI or open_clip)"),
+        ("transformers-clip", "has the tensor names of transformers (CLIP)"),
+        ("open-clip", "has the tensor names of CLIP (OpenAI or open_clip)"),
         ("openai-clip", "not used: ln_final.bias, ln_final.weight, logit_scale, and"),
-        ("dinov2-registers", "has the names of Meta's DINOv2 with registers"),
+        ("dinov2-registers", "has the tensor names of Meta's DINOv2 with registers"),
         ("dinov2", "not used: mask_token"),
-        ("big-vision-map", "has the names of Google's vision_transformer or big_vision"),
+        ("big-vision-map", "has the tensor names of Google's vision_transformer or big_vision"),
     ],
 )
 def test_what_was_recognized_and_left_out(name, words, tmp_path, caplog):
@@ -65,7 +65,7 @@ def test_a_note_names_the_library_of_a_file_that_the_user_gives(is_given, tmp_pa
     arguments = ["--checkpoint", str(file)] if is_given else []
     command = [sys.executable, "-m", "jaxvision.cli", "convert", NAME, str(tmp_path / "out"), *arguments]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
-    note = f"note: {file}: has the names of efficientnet-pytorch; converted to timm's\n"
+    note = f"note: {file} has the tensor names of efficientnet-pytorch, which are converted to timm's\n"
     assert process.stderr == (note if is_given else "")
 
 
@@ -189,7 +189,7 @@ def test_an_error_names_the_library(tmp_path):
 def test_a_head_for_other_classes(tmp_path, caplog):
     model = load("torchvision-vit", tmp_path, caplog, num_classes=3)
     assert model.head.kernel.shape == (64, 3)
-    assert "has a head of 5 classes, which is not used: the head of 3 classes is new" in caplog.text
+    assert "has a head of 5 classes, which is not used: the head of 3 classes is newly initialized" in caplog.text
 
 
 def test_bit_as_tensorflow_wrote_it(tmp_path):

@@ -36,8 +36,8 @@ class Original(NamedTuple):
       read: called with the path of each file by its name, the dataset's features of TFDS and a folder for temporary
         files; yields the splits.
       classes: names of the classes. None: those of TFDS.
-      images: the number of images in each split, of files without digests. An archive that was cut between two of its
-        files could not be told from a complete one. None: not checked.
+      images: number of images in each split, for files without a digest. Without it, an archive that was cut between
+        two files would pass as complete. None: not checked.
     """
 
     files: tuple[File, ...]

@@ -1,1 +1,1 @@
-"""What is probably wrong with the images and labels of a dataset, by its features: copies, wrong labels, outliers."""
+"""The check of a dataset by its features: copies, likely wrong labels and outliers."""

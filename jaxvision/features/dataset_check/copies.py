@@ -26,7 +26,7 @@ _LEAST_CONTRAST = 2.0  # standard deviation of gray levels, of 255, below which 
 
 
 class View(NamedTuple):
-    """What is compared of an image.
+    """The parts of an image that are compared.
 
     Attributes:
       digest: of its bytes.
@@ -65,7 +65,7 @@ def view_of(image: bytes | np.ndarray) -> View:
 
 
 def compare(a: View, b: View, *, crops: bool = True) -> tuple[float, str]:
-    """Returns the correlation of the pixels of two copies, and how they differ; 0 for images that are no copies.
+    """Returns the correlation of the pixels of two images, and how they differ; ``(0.0, "")`` if they are not copies.
 
     Args:
       a, b: the images. Each may be mirrored.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: Images of a class below which its labels are not judged, because the probabilities of such a class are unreliable.
+#: The labels of classes with fewer images are not judged, because their probabilities are unreliable.
 FEWEST = 5
 
 

@@ -36,7 +36,7 @@ def renamed(file: WeightFile) -> WeightFile:
     """Returns a file under timm's names if it is one of another library, else the file itself.
 
     Raises:
-      UserError: two tensors of the file have the same name in timm, or there is no such model.
+      UserError: two tensors of the file have the same name in timm, or jaxvision has no such model.
     """
     for library in LIBRARIES:
         prefix = find_prefix(file.shapes, library)
@@ -49,13 +49,13 @@ def renamed(file: WeightFile) -> WeightFile:
 
 
 def log_origin(file: WeightFile) -> None:
-    """Logs which library a file comes from, unless its names were timm's."""
+    """Logs which library's names a file has, unless they are timm's."""
     if isinstance(file, ForeignFile):
-        notes.info("%s: has the names of %s; converted to timm's", file.path, file.origin.name)
+        notes.info("%s has the tensor names of %s, which are converted to timm's", file.path, file.origin.name)
 
 
 def log_differences(model: Model, file: WeightFile) -> None:
-    """Logs each way in which a model computes otherwise than the library whose weights it takes."""
+    """Logs each way in which a model's computation differs from that of the library whose weights it takes."""
     if not isinstance(file, ForeignFile) or file.origin.differences is None:
         return
     if model.architecture in registry.architectures():  # unknown for a model of the user's own

@@ -152,7 +152,7 @@ def _log_head(model: Model, file: WeightFile, *, level: int) -> None:
         else "no head"
     )
     if model.num_classes:
-        logger.log(level, "%s has %s: the head of %d classes is new", file.path, what, model.num_classes)
+        logger.log(level, "%s has %s: the head of %d classes is newly initialized", file.path, what, model.num_classes)
     elif head:  # no head was asked for, so only a head of other layers may be a surprise
         level = logging.WARNING if other else logging.INFO
         logger.log(level, "%s: the model has no head; not used: %s", file.path, first_names(head))

@@ -1,4 +1,4 @@
-"""Heads of files that are not loaded: every unused tensor is an error or announced, whatever the arguments."""
+"""New heads: every unused tensor of the file is an error or announced, whatever the arguments."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_a_renamed_head_is_loaded(file):
 
 
 @pytest.mark.parametrize(("stored", "text"), [(10, "a head of 10 classes, which is not used"), (0, "no head")])
-def test_an_untrained_head_is_announced_in_one_line(stored, text, file, caplog):
+def test_a_new_head_is_announced_in_one_line(stored, text, file, caplog):
     write(file, "test_vit", num_classes=stored)
     create_model("test_vit", checkpoint_path=file, num_classes=7)
-    assert caplog.messages == [f"{file} has {text}: the head of 7 classes is new"]
+    assert caplog.messages == [f"{file} has {text}: the head of 7 classes is newly initialized"]
 
 
 @pytest.mark.parametrize("options", [{}, {"num_classes": 3}, {"in_channels": 1}, {"features_only": True}])
