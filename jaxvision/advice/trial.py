@@ -17,12 +17,13 @@ from jaxvision.data.folder import FolderSource, open_folder
 from jaxvision.data.source import Subset, stratified_split
 from jaxvision.disk import cache_folder
 from jaxvision.errors import UserError
-from jaxvision.features.probe import LEAST_PER_CLASS, fit_probe
+from jaxvision.features.probe import fit_probe
 from jaxvision.features.store import cached_extract
 
 #: The most images of a trial, unless there are many classes. With 1,000 images the standard error of an accuracy of
 #: 90 % is one point.
 SAMPLE = 1000
+LEAST_PER_CLASS = 5  # mean number of images per class if there are many; one for each fold of the cross-validation
 
 
 def rank_by_trial(

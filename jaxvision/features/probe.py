@@ -38,9 +38,6 @@ LARGE = 1e8
 #: whose cores were busy, because each of the many small steps waits for all threads.
 _SMALL = 1e8
 
-#: Smallest mean number of images per class in the sample of a larger dataset.
-LEAST_PER_CLASS = 20
-
 #: Smallest standard deviation that a feature is divided by, as a share of the mean of all. Among a few images some
 #: features are almost constant, so that their value for a new image would be thousands of deviations away.
 _SMALLEST_SCALE = 0.1

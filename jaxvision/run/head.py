@@ -22,7 +22,7 @@ from jaxvision.data.source import stratified_split
 from jaxvision.errors import UserError
 from jaxvision.eval.split import share_damaged
 from jaxvision.features.extraction import extract_sharded
-from jaxvision.features.probe import LARGE, LEAST_PER_CLASS, fit_probe, set_head
+from jaxvision.features.probe import LARGE, fit_probe, set_head
 from jaxvision.models.base import Model
 from jaxvision.train.loss import probabilities_of
 from jaxvision.train.state import state_of
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 #: Largest product of images, features and classes for which all training images are probed. It is 6.4e8 for CIFAR-10
 #: with 1,280 features; that fit takes a few minutes on two cores.
 LARGEST_FIT = 1e9
+LEAST_PER_CLASS = 20  # mean number of images per class in the sample of a larger dataset
 
 
 def check_head(config: ConfigDict, model: Model) -> None:
