@@ -25,7 +25,8 @@ def download_part(url: str, part: Path, progress: Callable[[int], object] = lamb
       progress: called with the size of `part` as it grows.
 
     Raises:
-      OSError: the address cannot be reached, or the connection was closed early. `part` keeps what has arrived.
+      OSError: the address cannot be reached, what answers there does not speak HTTP, or the connection was closed
+        early. `part` keeps what has arrived.
     """
     start = part.stat().st_size if part.is_file() else 0
     headers = {"User-Agent": "jaxvision"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -37,6 +38,8 @@ def download_part(url: str, part: Path, progress: Callable[[int], object] = lamb
         e.close()
         part.unlink()  # nothing follows after these bytes, so they are not the start of the file
         return download_part(url, part, progress)
+    except http.client.HTTPException as e:  # which urllib does not wrap
+        raise OSError(f"the answer is not HTTP ({e!r:.200})") from e
     with response:
         length = response.headers.get("Content-Length")
         if response.status != 206:  # the server sends the file from the start

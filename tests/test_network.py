@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 
 import pytest
 
-from jaxvision.network import first_to_answer
+from jaxvision.network import download_part, first_to_answer
 
 NAMELESS = "https://no-such-host.invalid/file"
 
@@ -69,3 +70,18 @@ def test_a_proxy_is_asked_instead_of_the_server(server, refused, monkeypatch):
     monkeypatch.setenv("no_proxy", "no-such-host.invalid")
     with pytest.raises(socket.gaierror):
         first_to_answer([NAMELESS])
+
+
+def test_a_server_of_another_protocol_is_an_error_of_the_network(tmp_path):
+    """So that a download tries the next mirror."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(OSError, match=r"the answer is not HTTP \(BadStatusLine\('SSH-2\.0-OpenSSH_9\.6"):
+            download_part(f"http://127.0.0.1:{listening.getsockname()[1]}/file", tmp_path / "part")
