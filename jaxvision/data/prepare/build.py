@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxvision.data.prepare.downloads import download
+from jaxvision.data.prepare.downloads import download, downloaded_bytes
 from jaxvision.data.prepare.originals import ORIGINALS, Original
 from jaxvision.data.prepare.records import write_split
 from jaxvision.data.prepare.split import Split
@@ -92,11 +92,16 @@ def prepare(target: Target) -> None:
 def _check_room(target: Target) -> None:
     """Raises a `UserError` if the disk has too little room.
 
-    A download needs room for itself, for the unpacked archive and for the dataset; an archive of the user only for the
-    dataset.
+    A download needs room for what is missing of it, for the unpacked archive and for the dataset; an archive of the
+    user only for the dataset.
     """
+    folder = _download_folder(target)
     manual = [_manual_folder(target) / file.name for file in target.original.files if not file.urls]
-    needed = 3 * sum(file.size or 0 for file in target.original.files)
+    needed = sum(
+        3 * file.size - min(downloaded_bytes(file, folder), file.size)
+        for file in target.original.files
+        if file.size is not None
+    )
     needed += sum(path.stat().st_size for path in manual if path.is_file())
     free = shutil.disk_usage(next(parent for parent in target.folder.parents if parent.exists())).free
     if free < needed:
@@ -119,7 +124,7 @@ def _files(target: Target) -> dict[str, Path]:
                 "command again, or set --config.source.data_dir to the folder of a prepared dataset."
             )
         return {file.name: folder / file.name for file in files}
-    folder = target.root / "downloads" / target.name
+    folder = _download_folder(target)
     try:
         return {file.name: download(file, folder) for file in files}
     except OSError as e:
@@ -128,6 +133,10 @@ def _files(target: Target) -> dict[str, Path]:
             f"tfds {target.name}: cannot download it ({e}). Run the same command again when there is a network, or put "
             f"{listed} into {folder}, or set --config.source.data_dir to the folder of a prepared dataset."
         ) from e
+
+
+def _download_folder(target: Target) -> Path:
+    return target.root / "downloads" / target.name
 
 
 def _manual_folder(target: Target) -> Path:

@@ -25,7 +25,7 @@ def download(file: File, folder: Path) -> Path:
         if problem := _wrong_digest(path, file):
             raise UserError(f"{path}: {problem}. Remove it, and run the same command again.")
         return path
-    part = folder / f"{file.name}.part"
+    part = _part(path)
     first = first_to_answer(file.urls)
     error: OSError | None = None
     with show_progress(f"download {file.name}", file.size, unit="bytes") as update:
@@ -44,6 +44,12 @@ def download(file: File, folder: Path) -> Path:
         raise error
 
 
+def downloaded_bytes(file: File, folder: Path) -> int:
+    """Returns how much of a file of an original is in `folder`, complete or from an interrupted download."""
+    path = folder / file.name
+    return _size(path) or _size(_part(path))
+
+
 def _download_and_resume(url: str, part: Path, file: File, update: Callable[[int], object]) -> None:
     """Downloads a file. If the connection is closed, resumes as long as each connection adds bytes."""
     while file.size is None or _size(part) != file.size:  # else an earlier process ended after the last byte
@@ -55,6 +61,10 @@ def _download_and_resume(url: str, part: Path, file: File, update: Callable[[int
         except OSError as e:
             if isinstance(e, HTTPError) or _size(part) <= before:
                 raise
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
 
 
 def _size(path: Path) -> int:

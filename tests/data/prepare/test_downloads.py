@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import socket
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.originals import Server, at, serve, write_original
@@ -98,6 +100,22 @@ def test_a_disk_with_too_little_room_is_refused_first(published, monkeypatch):
     monkeypatch.setitem(ORIGINALS, "cifar10", ORIGINALS["cifar10"]._replace(files=(file._replace(size=10**18),)))
     with pytest.raises(UserError, match=r"free space, expected 3000000000\.0\. Make room, or set --config\.source"):
         open_source("tfds", dataset="cifar10", data_dir=str(folder))
+    assert Server.requests == []
+
+
+@pytest.mark.parametrize("ending", ["", ".part"])
+def test_a_download_of_an_earlier_process_needs_no_second_room(ending, published, monkeypatch):
+    folder, file, _ = published
+    downloads = folder / "downloads" / "cifar10"
+    downloads.mkdir(parents=True)
+    (downloads / f"{file.name}{ending}").write_bytes((folder / "served" / file.name).read_bytes())
+    for free, is_enough in [(2 * file.size - 1, False), (2 * file.size, True)]:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        if is_enough:
+            assert len(open_source("tfds", dataset="cifar10", data_dir=str(folder)).train) == 15
+        else:
+            with pytest.raises(UserError, match="of free space, expected"):
+                open_source("tfds", dataset="cifar10", data_dir=str(folder))
     assert Server.requests == []
 
 
