@@ -78,7 +78,7 @@ class Model(nnx.Module):
 
     - takes the keyword arguments ``num_classes``, ``in_channels``, ``image_size`` and ``rngs``, sets the first three as
       attributes, and draws its parameters from `rngs` alone,
-    - sets `classifier_names`,
+    - sets `num_features` and `classifier_names`,
     - defines `forward_features` and `forward_head`.
 
     Everything else has a default: one group of layers besides the head, no levels of features, replicated parameters.

@@ -244,7 +244,7 @@ def _check_complete(model: Any, architecture: str) -> None:
     if not isinstance(model, Model):
         raise UserError(f"model {architecture!r}: got a {type(model).__name__}, expected a subclass of Model.")
     kind = type(model).__name__
-    for attribute in ("num_classes", "in_channels", "image_size", "classifier_names"):
+    for attribute in ("num_classes", "in_channels", "image_size", "num_features", "classifier_names"):
         if not hasattr(model, attribute):
             raise UserError(f"model {architecture!r}: {kind} does not set {attribute}. Set it in __init__.")
 

@@ -131,14 +131,19 @@ def test_a_builder_must_have_the_required_arguments() -> None:
         registry.register_model(lambda *, num_classes, rngs, **options: Tiny(rngs=rngs), name="tiny")
 
 
-def test_an_incomplete_model_is_an_error(register) -> None:
+@pytest.mark.parametrize("missing", ["num_classes", "in_channels", "image_size", "num_features"])
+def test_an_incomplete_model_is_an_error(missing, register) -> None:
     class Incomplete(Tiny):
         def __init__(self, *, num_classes=1000, in_channels=3, image_size=32, rngs):
-            self.num_classes, self.in_channels = num_classes, in_channels
+            super().__init__(num_classes=num_classes, in_channels=in_channels, image_size=image_size, rngs=rngs)
+            delattr(self, missing)
 
     register(Incomplete, "incomplete")
-    with pytest.raises(UserError, match="model 'incomplete': Incomplete does not set image_size"):
+    with pytest.raises(UserError, match=f"model 'incomplete': Incomplete does not set {missing}"):
         registry.build("incomplete", rngs=nnx.Rngs(0))
+
+
+def test_what_is_no_model_is_an_error(register) -> None:
     register(lambda *, num_classes, in_channels, image_size, rngs: nnx.Linear(2, 2, rngs=rngs), "linear")
     with pytest.raises(UserError, match="model 'linear': got a Linear"):
         registry.build("linear", num_classes=1, in_channels=3, image_size=1, rngs=nnx.Rngs(0))
