@@ -13,10 +13,11 @@ from support.weight_files import arrays, assert_same, build
 from jaxvision import cli, run
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier, load_classifier, save_classifier
-from jaxvision.data import ArraySource
+from jaxvision.data import ArraySource, Splits
 from jaxvision.errors import UserError
 from jaxvision.eval import measure_statistics
 from jaxvision.run.origin import load_origin
+from jaxvision.run.soup import SoupData, average_runs
 from jaxvision.run.workdir import write_config
 from jaxvision.soup import greedy_soup, soup, with_head_of
 
@@ -105,6 +106,36 @@ def test_statistics_are_those_of_the_layers_input():
     # Two batches give the mean of their statistics, so that of the means is the same.
     two = measure_statistics(member, data, batch_size=32, quiet=True)
     np.testing.assert_allclose(two.model.bn1.mean[...], seen.mean(0), rtol=1e-4, atol=1e-4)
+
+
+class HalfDamaged(ArraySource):
+    """Images of which every second one cannot be read."""
+
+    def __getitem__(self, index):
+        if index % 2:
+            raise OSError("damaged")
+        return super().__getitem__(index)
+
+
+def test_damaged_images_do_not_count():
+    member, data = digits(1), images(128)
+    damaged = HalfDamaged(data.images, data.labels, classes=DIGITS, name="noise")
+    with pytest.raises(UserError, match="got 11 damaged images"):
+        measure_statistics(member, damaged, quiet=True)
+    found = measure_statistics(member, damaged, batch_size=128, max_corrupt=64, quiet=True)
+    intact = ArraySource(data.images[::2].repeat(2, 0), data.labels, classes=DIGITS, name="intact")
+    expected = arrays(measure_statistics(member, intact, batch_size=128, quiet=True).model)
+    for name, x in arrays(found.model).items():
+        np.testing.assert_allclose(x, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_soup_skips_as_many_damaged_images_as_its_run():
+    data = images(128)
+    damaged = HalfDamaged(data.images, data.labels, classes=DIGITS, name="noise")
+    of_run = SoupData(Splits(train=damaged), {"max_corrupt": 64})
+    notes: list[str] = []
+    average_runs(["a", "b"], [digits(1), digits(2)], of_run, greedy=False, log=notes.append)
+    assert notes == ["BatchNorm statistics: measured again on training images"]
 
 
 def test_a_model_without_batch_norm_has_no_statistics():

@@ -33,7 +33,13 @@ def same_statistics(members: Sequence[Classifier]) -> bool:
 
 
 def measure_statistics(
-    classifier: Classifier, data: Source, *, images: int = 2048, batch_size: int = 64, quiet: bool = False
+    classifier: Classifier,
+    data: Source,
+    *,
+    images: int = 2048,
+    batch_size: int = 64,
+    max_corrupt: int = 10,
+    quiet: bool = False,
 ) -> Classifier:
     """Returns a classifier whose BatchNorm statistics are measured with its own weights.
 
@@ -46,14 +52,18 @@ def measure_statistics(
       data: the training images.
       images: number of them that are used, at most.
       batch_size: images per batch; all batches are full.
+      max_corrupt: number of damaged images that are skipped. One more is an error.
       quiet: show no progress.
+
+    Raises:
+      UserError: too many damaged images.
     """
     if not has_statistics(classifier):
         return classifier
     batch_size = min(batch_size, len(data))
     n = min(images, len(data)) // batch_size * batch_size
     rows = np.random.default_rng(0).permutation(len(data))[:n]
-    dataset = open_dataset(Subset(data, rows, name=data.name), log=lambda _: None)
+    dataset = open_dataset(Subset(data, rows, name=data.name), max_corrupt=max_corrupt, log=lambda _: None)
     model = nnx.clone(classifier.model)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):
@@ -67,11 +77,16 @@ def measure_statistics(
         view(dataset.pipeline.prepare_eval(batch, preprocess))
         return nnx.state(view, nnx.BatchStat)
 
-    total, batches = None, dataset.eval_batches(batch_size=batch_size, preprocess=preprocess)
+    total, number, batches = None, 0, dataset.eval_batches(batch_size=batch_size, preprocess=preprocess)
     with report.Console(io.StringIO() if quiet else None) as console:
         for batch in console.evaluation(batches, total=n // batch_size, name="BatchNorm statistics"):
-            found = step(state, batch)
+            intact = np.flatnonzero(batch["mask"])
+            if not len(intact):
+                continue
+            # Damaged images are black. Others take their place, so that all batches have one shape.
+            found = step(state, {key: x[np.resize(intact, batch_size)] for key, x in batch.items()})
+            number += 1
             total = found if total is None else jax.tree.map(np.add, jax.device_get(total), jax.device_get(found))
     measured = nnx.clone(classifier.model)
-    nnx.update(measured, jax.tree.map(lambda x: x * (batch_size / n), total))
+    nnx.update(measured, jax.tree.map(lambda x: x / number, total))
     return replace(classifier, model=measured)

@@ -185,9 +185,9 @@ def _measure_statistics_if_needed(
     if same_statistics(members):
         log("BatchNorm statistics: kept, because all models have the same")
         return classifier
-    images = None if data is None else data.splits.train
-    if images is None:
+    if data is None or data.splits.train is None:
         log("BatchNorm statistics: averaged, because there are no training images to measure them on")
         return classifier
     log("BatchNorm statistics: measured again on training images")
-    return measure_statistics(classifier, images, quiet=True)
+    limit = {key: x for key, x in data.options.items() if key == "max_corrupt"}
+    return measure_statistics(classifier, data.splits.train, quiet=True, **limit)
