@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from support.quick import quick
 from support.weight_files import arrays, assert_same, build
 
@@ -20,6 +21,7 @@ from jaxvision.run.origin import load_origin
 from jaxvision.run.soup import SoupData, average_runs
 from jaxvision.run.workdir import write_config
 from jaxvision.soup import greedy_soup, soup, with_head_of
+from jaxvision.weights import hub, imagenet
 
 DIGITS = tuple("0123456789")
 
@@ -236,6 +238,42 @@ def test_an_origin_with_the_same_classes_has_its_own_head(tmp_path):
     save_classifier(tmp_path / "start", start)
     workdir = saved(tmp_path / "run", end, model={"checkpoint_path": str(tmp_path / "start")})
     assert_same(arrays(load_origin(workdir, end).model), arrays(start.model))
+
+
+@pytest.mark.parametrize(
+    ("start", "classes", "head_init", "is_kept"),
+    [
+        ("local-dir", DIGITS, "probe", True),
+        ("local-dir", DIGITS[::-1], None, False),
+        ("file", DIGITS, None, True),  # which names no classes, but training started with its head
+        ("file", DIGITS, "probe", False),
+        ("file", DIGITS[:9], None, False),
+        ("catalog", imagenet.synsets(), "probe", True),
+        ("catalog", imagenet.class_names(), "probe", True),
+        ("catalog", imagenet.synsets()[::-1], None, False),
+        ("catalog", tuple(map(str, range(1000))), None, False),
+    ],
+)
+def test_an_origin_keeps_a_head_for_the_classes_of_the_run(start, classes, head_init, is_kept, tmp_path, monkeypatch):
+    weights = digits(3)
+    if start == "catalog":
+        weights = replace(weights, model=build("test_resnet", 3, in_channels=1), classes=imagenet.class_names())
+    folder = save_classifier(tmp_path / "start", weights)
+    name = "test_resnet.r160_in1k"
+    if start == "local-dir":
+        model = {"name": f"local-dir:{folder}", "pretrained": True}
+    elif start == "file":
+        (folder / "config.json").unlink()
+        model = {"name": name, "checkpoint_path": str(folder / "model.safetensors")}
+    else:
+        monkeypatch.setattr(hub, "fetch", lambda entry, revision=None: folder / "model.safetensors")
+        model = {"name": name, "pretrained": True}
+    end = replace(digits(1), model=build("test_resnet", 1, num_classes=len(classes), in_channels=1), classes=classes)
+    config = quick("resnet", train={"head_init": head_init})
+    config.model = ConfigDict(model)
+    write_config(tmp_path / "run", run.complete(config))
+    found, own, other = (arrays(each.model)["fc.kernel"] for each in (load_origin(tmp_path / "run", end), weights, end))
+    np.testing.assert_array_equal(found, own if is_kept else other)
 
 
 def test_errors_of_the_command(tmp_path, capsys):
