@@ -18,7 +18,7 @@ from jaxvision.data import ArraySource, Splits
 from jaxvision.errors import UserError
 from jaxvision.eval import measure_statistics
 from jaxvision.run.origin import load_origin
-from jaxvision.run.soup import SoupData, average_runs
+from jaxvision.run.soup import SoupData, average_runs, average_with_origin
 from jaxvision.run.workdir import write_config
 from jaxvision.soup import greedy_soup, soup, with_head_of
 from jaxvision.weights import hub, imagenet
@@ -231,6 +231,17 @@ def test_a_sweep_takes_the_run_itself_if_nothing_is_better(tmp_path, capsys):
     assert [f"alpha {i / 10:.1f} on the validation data" in out for i in range(11)] == [True] * 11
     assert out.splitlines()[-1].endswith("alpha 1, in timm's format")
     assert_same(arrays(load_classifier(tmp_path / "wise").model), arrays(member.model))
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_the_ends_of_wise_ft_are_the_models_themselves(alpha, tmp_path):
+    start, end = digits(3), digits(1)
+    save_classifier(tmp_path / "start", start)
+    workdir = saved(tmp_path / "run", end, model={"checkpoint_path": str(tmp_path / "start")})
+    data = SoupData(Splits(train=images()), {})
+    name, result = average_with_origin(str(workdir), end, alpha, data, log=print)
+    assert name == f"alpha {alpha}"
+    assert_same(arrays(result.model), arrays((end if alpha else start).model))  # with its statistics
 
 
 def test_an_origin_with_the_same_classes_has_its_own_head(tmp_path):

@@ -111,7 +111,8 @@ def average_with_origin(
     Args:
       workdir: of the run.
       member: its classifier.
-      alpha: share of the run. None: the one of `ALPHAS` with the highest accuracy on the validation data.
+      alpha: share of the run. 0 returns the origin unchanged, 1 the run. None: the one of `ALPHAS` with the highest
+        accuracy on the validation data.
       data: None: no training images measure the BatchNorm statistics.
       log: called with a line for each step.
 
@@ -120,20 +121,30 @@ def average_with_origin(
     """
     origin = load_origin(workdir, member)
     if alpha is not None:
-        return f"alpha {alpha:g}", _measure_statistics_if_needed(
-            soup([origin, member], [1 - alpha, alpha]), [origin, member], data, log
-        )
+        return f"alpha {alpha:g}", _between(origin, member, alpha, data, log)
     data = _require_validation(data, "--wise sweep")
     best: tuple[float, float, Any] = (-1.0, 0.0, None)
     for each in ALPHAS:
-        candidate = member
-        if each < 1:
-            candidate = _measure_statistics_if_needed(soup([origin, member], [1 - each, each]), [origin, member], data)
+        candidate = _between(origin, member, each, data)
         top1 = data.metrics(candidate, "validation", f"alpha {each:.1f}", log)["top1"]
         log(f"  {top1:.2%}")
         if top1 >= best[0]:  # of equal ones the nearest to the run
             best = (top1, each, candidate)
     return f"alpha {best[1]:g}", best[2]
+
+
+def _between(
+    origin: Classifier,
+    member: Classifier,
+    alpha: float,
+    data: SoupData | None,
+    log: Callable[[str], None] = lambda _: None,
+) -> Classifier:
+    """Returns the average of two models. The share 0 or 1 gives one of them, with its own BatchNorm statistics."""
+    if alpha in (0, 1):
+        return member if alpha else origin
+    average = soup([origin, member], [1 - alpha, alpha])
+    return _measure_statistics_if_needed(average, [origin, member], data, log)
 
 
 def compare(
