@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from support.images import class_folders
 from support.quick import quick
 from support.weight_files import arrays, assert_same, build
 
@@ -151,7 +153,7 @@ def test_a_model_without_batch_norm_has_no_statistics():
 def saved(workdir: Path, member: Classifier, **sections: dict) -> Path:
     """Returns a workdir with a result and a config, without training."""
     save_classifier(workdir / "export", member)
-    config = quick("resnet", source={"validation_fraction": 0.2}, **sections)
+    config = quick("resnet", **{"source": {"validation_fraction": 0.2}, **sections})
     config.model.name = member.model.architecture
     write_config(workdir, run.complete(config))
     return workdir
@@ -176,6 +178,25 @@ def test_the_command_averages_and_compares(tmp_path, capsys):
             np.testing.assert_array_equal(found[name], x, err_msg=name)
     message = "1 more of its outputs exist already. Choose another output, or add --overwrite"
     assert message in command(capsys, a, b, "-o", tmp_path / "soup", status=2)
+
+
+def of_photos(workdir: Path, seed: int, photos: Path, **source: object) -> Path:
+    model = build("test_vit", seed, num_classes=2, image_size=32, patch_size=8)
+    own = {"name": "folder", "data_dir": str(photos), "validation_fraction": None, **source}
+    return saved(workdir, Classifier(model, ("cat", "dog"), Preprocess(image_size=32)), source=own)
+
+
+def test_the_folder_of_the_runs_is_split_as_theirs(tmp_path, capsys):
+    photos = class_folders(tmp_path / "photos", ["cat", "dog"], each=10)
+    runs = [of_photos(tmp_path / name, i, photos, test_fraction=0.5, split_seed=3) for i, name in enumerate("ab")]
+    (tmp_path / "link").symlink_to(photos)
+    expected = command(capsys, *runs, "-o", tmp_path / "soup")
+    found = command(capsys, *runs, "-o", tmp_path / "soup", "--overwrite", "--data", tmp_path / "link")
+    assert found == expected
+    assert "trained on" not in expected
+    other = of_photos(tmp_path / "other", 5, photos, test_fraction=0.5, split_seed=4)
+    out = command(capsys, runs[0], other, "-o", tmp_path / "soup", "--overwrite", "--data", photos)
+    assert re.search(r"test data: \d of the 10 images \(\d0%\) were trained on", " ".join(out.split()))
 
 
 def test_greedy_keeps_what_does_no_harm(tmp_path, capsys):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,24 @@ def evaluation_options(config: Any) -> dict[str, Any]:
         "max_corrupt": config.data.max_corrupt,
         "memory_limit": config.data.memory_limit,
     }
+
+
+def training_images(data: str | None, sources: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Returns the training images of the runs that read them from the folder ``--data``, or one above or below it.
+
+    Args:
+      data: what ``--data`` names, or None.
+      sources: the section ``source`` of the config of each run.
+    """
+    from jaxvision.data.source import open_source
+
+    found = []
+    for i, source in enumerate(sources):
+        if source["name"] != "folder" or data is None or source in sources[:i]:
+            continue
+        given, own = (Path(folder).expanduser().resolve() for folder in (data, source["data_dir"]))
+        if not (given.is_dir() and own.is_dir() and (given.is_relative_to(own) or own.is_relative_to(given))):
+            continue
+        with suppress(UserError):  # the folder has changed since
+            found.append(open_source(**source).train)
+    return found

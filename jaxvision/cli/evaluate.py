@@ -16,7 +16,7 @@ from jaxvision.cli.arguments import (
     path_argument,
     warn,
 )
-from jaxvision.cli.data import add_run_data_arguments, evaluation_options, run_configs, source_options
+from jaxvision.cli.data import add_run_data_arguments, evaluation_options, run_configs, source_options, training_images
 from jaxvision.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the metrics, as a table or as JSON."""
+    from jaxvision.data.layout import split_of
     from jaxvision.eval.evaluate import evaluate
     from jaxvision.models.registry import keyword_parameters
     from jaxvision.parallel.accelerators import check_accelerator
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     configs = run_configs(arguments)
     as_trained = evaluation_options(configs[0] if configs else None)
     sources = [without_none(each.source) for each in configs]
-    trained_on = [_training_images(arguments, each) for i, each in enumerate(sources) if each not in sources[:i]]
+    is_on_training_data = split_of(arguments.split or "") == "train"
     ensemble = load_ensemble(arguments)
     source = sources[0] if sources else None
     data, split, of_data = _data(arguments, source, options)
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         split=split,
         batch_size=arguments.batch_size,
         report_dir=arguments.report,
-        trained_on=[images for images in trained_on if images is not None],
+        trained_on=[] if is_on_training_data else training_images(arguments.data, sources),
         quiet=arguments.json,
         **as_trained,
         **of_data,
@@ -174,24 +175,3 @@ def _data(
         )
     split = arguments.split or ("validation" if splits.test is None else "test")
     return splits.split(split), split, {}
-
-
-def _training_images(arguments: argparse.Namespace, source: dict[str, Any]) -> Any:
-    """Returns the training images of the run if ``--data`` is their folder or one above or below it, else None.
-
-    Args:
-      arguments: of the command.
-      source: the section of the run's config.
-    """
-    from jaxvision.data.layout import split_of
-    from jaxvision.data.source import open_source
-
-    if source["name"] != "folder" or arguments.data is None or split_of(arguments.split or "") == "train":
-        return None
-    given, own = (Path(folder).expanduser().resolve() for folder in (arguments.data, source["data_dir"]))
-    if not (given.is_dir() and own.is_dir() and (given.is_relative_to(own) or own.is_relative_to(given))):
-        return None
-    try:
-        return open_source(**source).train
-    except UserError:  # the folder has changed since
-        return None

@@ -13,10 +13,11 @@ from jaxvision.cli.arguments import (
     path_argument,
     warn,
 )
-from jaxvision.cli.data import add_run_data_arguments, evaluation_options, run_configs, source_options
+from jaxvision.cli.data import add_run_data_arguments, evaluation_options, run_configs, source_options, training_images
 from jaxvision.errors import UserError
 
 if TYPE_CHECKING:
+    from jaxvision.report import Console
     from jaxvision.run.soup import SoupData
 
 HELP = "average the weights of runs that started from the same weights"
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     models = arguments.model
     members = [load_classifier(model) for model in models]
     with report.Console() as console:
-        data = _open_data(arguments)
+        data = _open_data(arguments, console)
         if arguments.wise is not None:
             name, result = average_with_origin(models[0], members[0], alpha, data, log=console.note)
         else:
@@ -109,13 +110,21 @@ def _alpha(arguments: argparse.Namespace) -> float | None:
     return alpha
 
 
-def _open_data(arguments: argparse.Namespace) -> SoupData | None:
+def _open_data(arguments: argparse.Namespace, console: Console) -> SoupData | None:
     """Returns the data that the arguments name, or else those of the runs; None if there are none."""
+    from jaxvision.eval.evaluate import trained_on_text
     from jaxvision.run.recorded import recorded_config
+    from jaxvision.run.sections import without_none
     from jaxvision.run.soup import SoupData, open_splits
 
     if arguments.data is None and not any(map(recorded_config, arguments.model)):
         return None
-    config = next(iter(run_configs(arguments)), None)
+    configs = run_configs(arguments)
+    config = next(iter(configs), None)
     splits = open_splits(arguments.data, config, source_options(arguments, ("name",)))
+    trained_on = training_images(arguments.data, [without_none(each.source) for each in configs])
+    for split in ("validation", "test"):
+        if getattr(splits, split) is not None:
+            for text in trained_on_text(splits.split(split), trained_on):
+                console.warn(f"{split} data: {text}")
     return SoupData(splits, evaluation_options(config) | {"batch_size": arguments.batch_size})

@@ -111,7 +111,7 @@ def evaluate(
             _make_report_dir(Path(report_dir))
         if text := source.empty_classes_text(chosen):
             console.warn(f"{name} data: {text}")
-        notes = _trained_on_text(chosen, trained_on)
+        notes = trained_on_text(chosen, trained_on)
         for note in notes:
             console.warn(note)
         images = open_dataset(chosen, max_corrupt=max_corrupt, memory_limit=memory_limit, log=console.warn)
@@ -249,8 +249,13 @@ def _name_in_folder(folder: Path, images: source.Source, classes: Sequence[str],
     return folder.resolve().name if below in classes else split
 
 
-def _trained_on_text(chosen: source.Source, trained_on: Sequence[source.Source]) -> list[str]:
-    """Returns a line about the images that are also training data; none if there are no such images."""
+def trained_on_text(chosen: source.Source, trained_on: Sequence[source.Source]) -> list[str]:
+    """Returns a line about the images that are also training data; none if there are no such images.
+
+    Args:
+      chosen: images to evaluate on.
+      trained_on: as for `evaluate`.
+    """
     known = {file for each in trained_on for file in _real_files(each)}
     if not known:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -60,11 +61,19 @@ def open_splits(name: str | None, config: ConfigDict | None, options: dict[str, 
       options: of the source.
     """
     source: dict[str, Any] = {"name": name}
-    if config is not None and name in (None, config.source.name):
+    if config is not None and (name in (None, config.source.name) or _is_folder_of(config, name)):
         source = without_none(config.source)
     elif name is not None and (folder := find_folder(name)) is not None:
         source = {"name": "folder", "data_dir": str(folder)}
     return open_source(**source | options)
+
+
+def _is_folder_of(config: ConfigDict, name: str) -> bool:
+    """Returns whether a run read its images from the folder `name`."""
+    if config.source.name != "folder":
+        return False
+    given, own = (Path(folder).expanduser().resolve() for folder in (name, config.source.data_dir))
+    return given == own
 
 
 def average_runs(
