@@ -199,6 +199,21 @@ def test_the_folder_of_the_runs_is_split_as_theirs(tmp_path, capsys):
     assert re.search(r"test data: \d of the 10 images \(\d0%\) were trained on", " ".join(out.split()))
 
 
+def test_without_the_images_of_the_runs_there_is_no_comparison(tmp_path, capsys):
+    photos = class_folders(tmp_path / "photos", ["cat", "dog"])
+    a, b = (of_photos(tmp_path / name, i, photos) for i, name in enumerate("ab"))
+    photos.rename(tmp_path / "moved")
+    for arguments, flag in [((a, b, "--greedy"), "--greedy"), ((a, "--wise", "sweep"), "--wise sweep")]:
+        message = command(capsys, *arguments, "-o", tmp_path / "soup", status=2)
+        assert f"{flag}: cannot open the data of the runs (source.data_dir: got " in message
+    assert not (tmp_path / "soup").exists()
+    out = " ".join(command(capsys, a, b, "-o", tmp_path / "soup").split())
+    assert "the soup is not compared with the runs: cannot open the data" in out
+    assert load_classifier(tmp_path / "soup").classes == ("cat", "dog")
+    moved = f"data_dir={tmp_path / 'moved'}"
+    assert "soup of 2" in command(capsys, a, b, "-o", tmp_path / "soup", "--overwrite", "--option", moved)
+
+
 def test_greedy_keeps_what_does_no_harm(tmp_path, capsys):
     a, b = saved(tmp_path / "a", digits(1)), saved(tmp_path / "b", digits(1))
     out = command(capsys, a, b, "-o", tmp_path / "soup", "--greedy")

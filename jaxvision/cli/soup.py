@@ -121,7 +121,16 @@ def _open_data(arguments: argparse.Namespace, console: Console) -> SoupData | No
         return None
     configs = run_configs(arguments)
     config = next(iter(configs), None)
-    splits = open_splits(arguments.data, config, source_options(arguments, ("name",)))
+    try:
+        splits = open_splits(arguments.data, config, source_options(arguments, ("name",)))
+    except UserError as e:
+        if arguments.data is not None:
+            raise
+        text = f"cannot open the data of the runs ({e}) Add --option data_dir=FOLDER if they are elsewhere, or --data."
+        if arguments.greedy or arguments.wise == "sweep":
+            raise UserError(f"{'--greedy' if arguments.greedy else '--wise sweep'}: {text}") from e
+        console.warn(f"the soup is not compared with the runs: {text}")
+        return None
     trained_on = training_images(arguments.data, [without_none(each.source) for each in configs])
     for split in ("validation", "test"):
         if getattr(splits, split) is not None:
