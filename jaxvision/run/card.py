@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jaxvision
@@ -152,8 +153,9 @@ def _dataset(source: Mapping[str, Any]) -> str | None:
     """Returns the public name of a dataset; None for the user's own files."""
     if source["name"] == "tfds":
         return str(source["dataset"]).partition(":")[0].partition("/")[0]
-    if source["name"] == "huggingface" and not os.path.isdir(os.path.expanduser(source["path"])):
-        return source["path"]
+    if source["name"] == "huggingface" and not os.path.isdir(source["path"]):
+        # The run may have been trained on another machine, which has the folder.
+        return source["path"] if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source["path"]) else None
     return None
 
 
@@ -250,18 +252,26 @@ def _results(classifier: Classifier, config: Mapping[str, Any] | None, result: M
 def _recipe(config: Mapping[str, Any], start: Start) -> str:
     if config.get("probe"):  # the rest is that of a training run, and was not used
         config = {section: config[section] for section in ("source", "data", "probe")}
-    text = json.dumps(_without_folders(config), indent=1, ensure_ascii=False, default=str)
+    public = {config["source"].get("dataset"), _dataset(config["source"])}
+    text = json.dumps(_without_folders(config, public), indent=1, ensure_ascii=False, default=str)
     return f"{start.text}\n\n<details><summary>The config of the run</summary>\n\n```json\n{text}\n```\n\n</details>"
 
 
-def _without_folders(value: Any) -> Any:
-    """Returns a value of a config without keys that are None, and with absolute paths reduced to their last part."""
+def _without_folders(value: Any, public: Collection[str | None]) -> Any:
+    """Returns a value of a config without keys that are None, and with paths reduced to their last part.
+
+    Args:
+      value: the config or a part of it.
+      public: names of datasets, which may have slashes.
+    """
     if isinstance(value, Mapping):
-        return {key: _without_folders(x) for key, x in value.items() if x is not None}
+        return {key: _without_folders(x, public) for key, x in value.items() if x is not None}
     if isinstance(value, list | tuple):
-        return [_without_folders(x) for x in value]
-    if isinstance(value, str) and (os.path.isabs(value) or value.startswith("~")):
-        return f".../{os.path.basename(value.rstrip('/'))}"
+        return [_without_folders(x, public) for x in value]
+    if not isinstance(value, str) or value in public or re.match(r"hf[-_]hub:|timm/", value):
+        return value
+    if "/" in value or value.startswith("~"):
+        return f"{'local-dir:' * value.startswith('local-dir:')}.../{os.path.basename(value.rstrip('/'))}"
     return value
 
 

@@ -172,10 +172,37 @@ def test_names_of_any_bytes_on_the_card(tmp_path):
     assert "the folder `'a'\\n\\xff`." in found.content
 
 
+def test_relative_folders_are_left_out(tmp_path):
+    sections = {
+        "source": {"name": "folder", "data_dir": "clients/acme/photos"},
+        "model": {"name": "local-dir:clients/acme/start", "pretrained": True},
+        "teacher": {"name": "clients/acme/teacher/"},
+    }
+    workdir = finished_run(tmp_path / "run")
+    record = json.loads((workdir / "config.json").read_text())
+    write_config(workdir, record | {name: record[name] | section for name, section in sections.items()})
+    text = card(tmp_path, workdir, license="mit").content
+    for name in ('".../photos"', '"local-dir:.../start"', '".../teacher"'):
+        assert name in text, name
+    assert "acme" not in text
+
+
+@pytest.mark.parametrize("path", ["/mnt/acme/private", "~/private", "acme/data/private", "../private"])
+def test_a_folder_of_another_machine_is_no_public_dataset(path, tmp_path):
+    workdir = finished_run(tmp_path / "run")
+    record = json.loads((workdir / "config.json").read_text())
+    write_config(workdir, record | {"source": {"name": "huggingface", "path": path}})
+    found = card(tmp_path, workdir)
+    assert found.data.datasets is None
+    assert '".../private"' in found.content
+    assert "acme" not in found.content
+
+
 @pytest.mark.parametrize(
     ("source", "datasets"),
     [
         ({"name": "tfds", "dataset": "cifar10"}, ["cifar10"]),
+        ({"name": "tfds", "dataset": "imagenette/full-size-v2"}, ["imagenette"]),
         ({"name": "huggingface", "path": "uoft-cs/cifar10"}, ["uoft-cs/cifar10"]),
     ],
 )
@@ -185,6 +212,7 @@ def test_public_datasets_are_named(source, datasets, tmp_path):
     write_config(workdir, run.complete(config))
     found = card(tmp_path, workdir)
     assert found.data.datasets == datasets
+    assert f'"{source.get("dataset") or source["path"]}"' in found.content
     assert (found.data.base_model, found.data.license) == (None, None)
     assert "started from random weights" in found.content
 
