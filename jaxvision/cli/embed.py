@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes the features, checks the images, or both. Returns 1 if some images cannot be read."""
     from jaxvision import report
     from jaxvision.data.dataset import open_dataset
+    from jaxvision.data.layout import check_outputs_outside
     from jaxvision.errors import disk_errors_as_user_errors
     from jaxvision.features import open_images
     from jaxvision.features.extraction import concatenate, level_number
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.batch_size is not None:
         check_batch_size(arguments.batch_size, make_mesh(), what="--batch-size")
     options = source_options(arguments, keyword_parameters(open_images))
+    check_outputs_outside(outputs, arguments.data, options.get("layout"))
     sources = open_images(arguments.data, **options)
     parts, skipped = [], 0
     with report.Console() as console, disk_errors_as_user_errors(outputs[0].parent):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -260,3 +261,32 @@ def _splits(root: Path, folders: Mapping[str, _Folder], option: str, *, is_given
         )
     read = ", ".join(f"{folder.name}/ ({split})" for split, folder in splits.items())
     return Layout(splits, f"{root}: read as splits {read}" + (f"; ignored {', '.join(ignored)}" if ignored else ""))
+
+
+def check_outputs_outside(files: Sequence[Path], data: str | Path, layout: str | None = None) -> None:
+    """Checks that no output of a command makes a folder that would later be read as a class.
+
+    Args:
+      files: to be written.
+      data: a folder of images, or the name of a source, for which nothing is checked.
+      layout: as for `decide`.
+
+    Raises:
+      UserError: a file is in a subfolder of a folder with classes.
+    """
+    root = Path(data).expanduser()
+    if not os.path.isdir(root):
+        return
+    splits: Mapping[str, Path] = {}
+    with suppress(UserError):  # which opening the folder raises as well
+        splits = decide(root, layout, option="layout").splits
+    for folder in splits.values() or [root]:
+        for file in files:
+            if not file.resolve().is_relative_to(folder.resolve()):
+                continue
+            *inner, _ = file.resolve().relative_to(folder.resolve()).parts
+            if inner and not any(map(is_hidden, inner)):
+                raise UserError(
+                    f"output: got {folder / inner[0]}, which would be read as a class of {folder}, expected a folder "
+                    f"outside of {folder}. Choose another one, and move earlier results out of {folder}."
+                )

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxvision import report
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
+from jaxvision.data.layout import check_outputs_outside
 from jaxvision.data.pipeline import InputPipeline, batch_shapes
 from jaxvision.data.pool import WorkerPool
 from jaxvision.errors import UserError
@@ -161,6 +162,8 @@ def open_run(
     check_batch_size(batch_size, mesh, what="config.data.batch_size", accumulate=accumulate)
     check_batch_size(eval_batch_size, mesh, what="config.data.eval_batch_size")
     check_groups(TrainOptions(**config.train), batch_size)
+    if config.source.name == "folder":
+        check_outputs_outside([workdir / "export" / "config.json"], config.source.data_dir, config.source.layout)
     with clock.phase("data preparation"):
         data = _open_data(config, console)
     _check_validation(config, data)

@@ -18,6 +18,7 @@ from jaxvision import report
 from jaxvision.classifier import Classifier, load_classifier, save_classifier
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.folder import find_folder
+from jaxvision.data.layout import check_outputs_outside
 from jaxvision.data.source import Source, empty_classes_text
 from jaxvision.errors import UserError, count, disk_errors_as_user_errors, memory_errors_as_user_errors
 from jaxvision.eval.metrics import Evaluation, headline, summarize_probabilities
@@ -97,6 +98,7 @@ def probe(
         stack.enter_context(memory_errors_as_user_errors(_LESS_MEMORY))
         console = stack.enter_context(report.Console())
         stack.enter_context(disk_errors_as_user_errors(workdir))
+        check_outputs_outside([workdir / "export" / "config.json"], data, options.get("layout"))
         with clock.phase("data preparation"):
             sources = _open(str(data), options)
             images = {

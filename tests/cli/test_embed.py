@@ -112,6 +112,9 @@ def test_refusals(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) ->
     status, _, err = embed(capsys, photos, "-m", model)
     assert (status, err.count("\n")) == (2, 1)
     assert "got no output, expected one. Add -o FILE for the features, or --check FOLDER" in err
+    err = embed(capsys, photos, "-m", model, "--check", photos / "check")[2]
+    assert f"output: got {photos / 'check'}, which would be read as a class of {photos}" in err
+    assert not (photos / "check").exists()
     output.write_text("mine")
     assert "exists already" in embed(capsys, photos, "-m", model, "-o", output)[2]
     assert output.read_text() == "mine"

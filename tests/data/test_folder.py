@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from support.images import scene
 from jaxvision.augment.decoding import decode
 from jaxvision.data.dataset import open_dataset
 from jaxvision.data.folder import open_all_images, open_test_folder
+from jaxvision.data.layout import check_outputs_outside
 from jaxvision.data.source import open_source
 from jaxvision.errors import UserError
 
@@ -429,3 +431,26 @@ def test_an_ambiguous_test_folder(tmp_path):
     assert len(open_test_folder(root, ["bus", "train"], "train", layout="splits")) == 3
     with pytest.raises(UserError, match=r"got no folder for the split 'test' .*, expected one of train"):
         open_test_folder(root, ["bus", "train"], layout="splits")
+
+
+@pytest.mark.parametrize(
+    ("folders", "output", "class_"),
+    [
+        ({"cat": IMAGE, "dog": IMAGE}, "run/export/x", "run"),
+        ({"cat": IMAGE, "dog": IMAGE}, "../link/run/x", "run"),
+        ({"cat": IMAGE, "dog": IMAGE}, "x", None),  # a file makes no class
+        ({"cat": IMAGE, "dog": IMAGE}, ".runs/a/x", None),
+        ({"cat": IMAGE, "dog": IMAGE}, "../photos-run/x", None),
+        ({"train": NESTED, "test": NESTED}, "run/x", None),  # beside the splits it is ignored
+        ({"train": NESTED, "test": NESTED}, "test/run/x", "test/run"),
+    ],
+)
+def test_an_output_that_would_be_a_class(tmp_path, folders, output, class_):
+    root = Path(make(tmp_path / "photos", **folders))
+    (tmp_path / "link").symlink_to(root)
+    file = root / output
+    if class_ is None:
+        return check_outputs_outside([root / "y", file], root)
+    with pytest.raises(UserError, match=f"got {root / class_}, which would be read as a class"):
+        check_outputs_outside([root / "y", file], root)
+    check_outputs_outside([file], "digits")

@@ -203,6 +203,8 @@ def test_refusals(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
         (one, "run", "got 1 class, expected two or more"),
         (flat, "run", "got 1 class, expected two or more"),
         (two, "file", "file"),
+        (two, "two/run", "two/run, which would be read as a class of"),
+        (two, "two", "two/export, which would be read as a class of"),
     ]:
         assert message in refused(capsys, "probe", "--data", data, *common, tmp_path / workdir)
     assert "expected a multiple of 8 devices" in refused(
@@ -215,6 +217,7 @@ def test_refusals(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
         capsys, "probe", "--data", two, *common, tmp_path / "run", "--option", "folds=3"
     )
     assert not (tmp_path / "run").exists()
+    assert sorted(path.name for path in two.iterdir()) == ["cat", "dog"]
 
 
 @pytest.mark.timm

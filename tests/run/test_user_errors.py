@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
+from support.images import class_folders
 from support.paths import ROOT
 from support.quick import refused
 
@@ -184,3 +185,18 @@ def test_damaged_lines_of_steps_that_were_not_finite(tmp_path: Path) -> None:
     (tmp_path / "not_finite.jsonl").write_bytes(b'\xff\xfe\nnull\n3\n{"step": "x"}\n' + good + b'{"step": 1')
     NonFiniteSteps(tmp_path, resume_step=5, skip=True, image_name=str, log=print)
     assert (tmp_path / "not_finite.jsonl").read_bytes() == good
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_workdir_in_the_folder_of_the_images(
+    is_started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Also one of an earlier version: it is not called a class without images, to be removed."""
+    monkeypatch.chdir(tmp_path)
+    photos = class_folders(Path("photos"), ["cat", "dog"])
+    if is_started:
+        (photos / "run" / "checkpoints").mkdir(parents=True)
+    flags = ["--config.source.data_dir=photos", "--config.mesh.data=1", "--workdir=photos/run"]
+    err = refused(capsys, f"--config={ROOT}/configs/folder.py:test_resnet", *flags)
+    assert "output: got photos/run, which would be read as a class of photos, expected a folder outside of" in err
+    assert (photos / "run").exists() == is_started
