@@ -268,5 +268,5 @@ def test_errors_of_the_hub(hub, tmp_path, monkeypatch, capsys):
 
 def test_what_is_not_a_finished_run(tmp_path, capsys):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert "Let the run finish, or export a checkpoint of it" in push_error(capsys, tmp_path / "run", REPO)
+    assert "got the workdir of a run that is not finished" in push_error(capsys, tmp_path / "run", REPO)
     assert "expected the workdir of a finished run or a folder" in push_error(capsys, "resnet50.a1_in1k", REPO)
