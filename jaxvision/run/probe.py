@@ -93,6 +93,8 @@ def probe(
         check_batch_size(batch_size, make_mesh(), what="--batch-size")
     if max_corrupt < 0:
         raise UserError(f"max_corrupt (--max-corrupt): got {max_corrupt}, expected 0 or more.")
+    if folds < 2:
+        raise UserError(f"folds (--folds): got {folds}, expected 2 or more.")
     given: dict[str, Any] = {"num_classes": num_classes, "image_size": image_size}
     with ExitStack() as stack:
         stack.enter_context(memory_errors_as_user_errors(_LESS_MEMORY))

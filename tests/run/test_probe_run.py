@@ -213,6 +213,9 @@ def test_refusals(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert "max_corrupt (--max-corrupt): got -1, expected 0 or more" in refused(
         capsys, "probe", "--data", two, *common, tmp_path / "run", "--max-corrupt", -1
     )
+    assert "folds (--folds): got 1, expected 2 or more" in refused(
+        capsys, "probe", "--data", two, *common, tmp_path / "run", "--folds", 1
+    )
     assert "--option: got 'folds', expected an option of the source" in refused(
         capsys, "probe", "--data", two, *common, tmp_path / "run", "--option", "folds=3"
     )
