@@ -70,6 +70,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def to_three_channels(pixels: np.ndarray) -> np.ndarray:
+    """Returns pixels [h, w, c] as [h, w, 3], for display: the first three channels, or the first one three times.
+
+    >>> to_three_channels(np.zeros((8, 6, 4), np.uint8)).shape, to_three_channels(np.zeros((8, 6, 2), np.uint8)).shape
+    ((8, 6, 3), (8, 6, 3))
+    """
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
+
+
 def _unknown_range(image: Image.Image) -> str | None:
     """Returns what the pixels are if nothing says which values are black and white, else None."""
     if image.mode == "F":

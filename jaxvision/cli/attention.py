@@ -123,11 +123,10 @@ def _output_files(files: Sequence[Path], output: str | None) -> dict[Path, Path]
 
 def _panels(pixels: np.ndarray, heat: np.ndarray) -> list[np.ndarray]:
     """Returns an image, and the image with a heat map on top, uint8 [h, w, 3]."""
-    import numpy as np
-
     from jaxvision.analysis.saliency import overlay
+    from jaxvision.augment.decoding import to_three_channels
 
-    image = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
+    image = to_three_channels(pixels)
     return [image, overlay(image, heat / max(heat.max(), 1e-12))]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxvision import report
 from jaxvision.analysis.saliency import explain, overlay
 from jaxvision.augment import host, on_device
+from jaxvision.augment.decoding import to_three_channels
 from jaxvision.classifier import Classifier
 from jaxvision.data.dataset import Dataset
 from jaxvision.errors import count, printable
@@ -84,7 +85,7 @@ def _explanations(
     for row, image, heat in zip(rows, pixels, maps, strict=True):
         size = max(image.shape[0], 128)
         image = host.eval_transform(image, replace(preprocess, image_size=size, crop_pct=1.0))
-        image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+        image = to_three_channels(image)
         cards.append(_card(result, images, row, image, overlay(image, heat)))
     return cards, []
 
@@ -93,7 +94,7 @@ def _thumbnail(images: Dataset, index: int, classifier: Classifier) -> np.ndarra
     image = images.image(int(index))
     if max(image.shape[:2]) > 160:
         image = host.eval_transform(image, replace(classifier.preprocess, image_size=160, crop_pct=1.0))
-    return image
+    return to_three_channels(image)
 
 
 def _card(

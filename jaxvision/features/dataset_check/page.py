@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxvision.augment.decoding import to_three_channels
 from jaxvision.data.dataset import Dataset
 from jaxvision.data.reading import to_pixels
 from jaxvision.disk import replaced
@@ -145,9 +146,7 @@ def _common_folder(paths: tuple[str, ...]) -> str:
 
 
 def _thumbnail(image: bytes | np.ndarray) -> np.ndarray:
-    pixels = to_pixels(image)
-    pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
-    small = Image.fromarray(pixels)
+    small = Image.fromarray(to_three_channels(to_pixels(image)))
     small.thumbnail((SIDE, SIDE))
     return np.asarray(small)
 
