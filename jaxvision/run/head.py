@@ -128,6 +128,7 @@ def _images_to_probe(images: Dataset, *, features: int, classes: int) -> Dataset
     n, most = len(images), max(LARGEST_FIT // (features * classes), LEAST_PER_CLASS * classes)
     if n <= most:
         return images
-    labels = images.source.labels
-    _, rows = stratified_split(np.zeros(n, int) if labels is None else np.asarray(labels), most / n, seed=0)
-    return take(images, rows)
+    labels = np.zeros(n, int) if images.source.labels is None else np.asarray(images.source.labels)
+    _, rows = stratified_split(labels, most / n, seed=0)
+    single = np.flatnonzero(np.bincount(labels)[labels] == 1)  # of which `stratified_split` holds out none
+    return take(images, np.union1d(rows, single))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from support.quick import quick
 from threadpoolctl import threadpool_limits
 
 from jaxvision import load_classifier, run
-from jaxvision.data import open_dataset, open_source
+from jaxvision.data import ArraySource, Splits, open_dataset, open_source
 from jaxvision.errors import UserError
 from jaxvision.features import extract
 from jaxvision.run import head
@@ -104,6 +106,24 @@ def test_a_probe_that_training_improves(
     best = min(values, key=values.__getitem__)
     assert best > 0
     assert f"fine-tuning improved on the probe (step 0): loss {values[0]:.4f} → {values[best]:.4f}" in out
+
+
+def test_a_sample_has_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one with a single image, whose weights would otherwise start at 0."""
+    digits = open_source("digits").train
+    zeros, ones, twos = (np.flatnonzero(digits.labels == label) for label in range(3))
+    rows = np.concatenate([zeros[:40], twos[:1], ones[:40]])
+    part = ArraySource(digits.images[rows], digits.labels[rows], classes=["0", "1", "2"], name="mine")
+    source = types.ModuleType("rare")
+    source.splits = lambda: Splits(train=part, test=part)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "rare", source)
+    monkeypatch.setattr(head, "LARGEST_FIT", 0)
+    monkeypatch.setattr(head, "LEAST_PER_CLASS", 5)
+    config = probed(optimizer={"learning_rate": 1e-9}, train={"steps": 1, "evaluate_every": 1.0})
+    config.source = ConfigDict({"name": "rare:splits"})
+    run.train(config, tmp_path)
+    kernel = weights(tmp_path)["fc.weight"]
+    assert np.abs(kernel[2]).max() > 0.1 * np.abs(kernel[1]).max()
 
 
 def test_an_interrupted_run_resumes_without_another_probe(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
