@@ -143,7 +143,8 @@ def cached_extract(
     """Returns what `extract` returns, and computes only the features that are not in the cache.
 
     The cache has a folder for each model, transform and level. It finds an image by the digest of its bytes, wherever
-    its file is. An interrupted call keeps what it has computed. For a single process.
+    its file is. An interrupted call keeps what it has computed. Features of a model of your own are not kept, because
+    its code may change. For a single process.
 
     Args:
       classifier, images, level, console, name: as for `extract`.
@@ -154,6 +155,10 @@ def cached_extract(
       UserError: as for `extract`, or the cache cannot be written.
     """
     options |= {"level": level, "console": console, "name": name}
+    if cache is not None and classifier.model.family == "custom":
+        if console is not None:
+            console.note(f"{name}: the features of your own model are not cached, because its code may change")
+        cache = None
     if cache is None:
         return extract(classifier, images, **options)
     shards = _Shards(Path(cache) / features_key(classifier, images.pipeline, level))
@@ -183,7 +188,7 @@ def cached_extract(
 
 
 def features_key(classifier: Classifier, pipeline: InputPipeline, level: int | str | None) -> str:
-    """Returns a digest of everything that features depend on besides the image.
+    """Returns a digest of everything that the features of a built-in model depend on besides the image.
 
     It depends on the weights, not on their file, and not on the head.
     """
@@ -192,6 +197,7 @@ def features_key(classifier: Classifier, pipeline: InputPipeline, level: int | s
         "version": _VERSION,
         "architecture": model.architecture,
         "options": repr(model.options),
+        "dtype": str(getattr(model, "dtype", None)),  # of the computation, which the options leave out
         "image_size": repr(model.image_size),
         "preprocess": asdict(transform_of(classifier, pipeline)),
         "pipeline": repr(pipeline),

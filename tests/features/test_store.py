@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from support.against_timm import random_model
 from support.damage import cut
 from support.images import class_folders, encode, scene
 
 from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier
+from jaxvision.create import create_model
 from jaxvision.data import open_dataset
 from jaxvision.data.dataset import Dataset
 from jaxvision.errors import UserError
 from jaxvision.features import Features, cached_extract, extract, load_features, open_images, save_features, store
+from jaxvision.models.base import Model
+from jaxvision.report import Console
 
 
 def classifier(seed: int = 0, **options: object) -> Classifier:
@@ -86,6 +93,40 @@ def test_another_model_or_transform_is_computed(photos: Path, tmp_path: Path, co
         assert_equal(cached_extract(each, dataset(photos), cache=cache), extract(each, dataset(photos)))
     cached_extract(own, dataset(photos), cache=cache, level="layer3")
     assert computed == [8] * 4  # not the second time for the same model
+
+
+def test_the_same_weights_in_another_precision_are_computed(photos: Path, tmp_path: Path, computed: list[int]) -> None:
+    own = classifier()
+    half = create_model("test_resnet", num_classes=0, image_size=32, dtype="bfloat16")
+    nnx.update(half, nnx.state(own.model))
+    for each in (replace(own, model=half), own):
+        assert_equal(cached_extract(each, dataset(photos), cache=tmp_path / "cache"), extract(each, dataset(photos)))
+    assert computed == [8, 8]
+
+
+def test_features_of_a_model_of_your_own_are_not_kept(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its code may change, while its name and its weights stay."""
+
+    def features(factor: float) -> np.ndarray:
+        class Mean(Model):
+            def __init__(self) -> None:
+                self.num_classes, self.in_channels, self.image_size, self.classifier_names = 0, 3, 32, ()
+                self.scale = nnx.Param(jnp.ones(()))
+
+            def forward_features(self, images: jax.Array) -> jax.Array:
+                return factor * images * self.scale[...]
+
+            def forward_head(self, features: jax.Array, pre_logits: bool = False) -> jax.Array:
+                return features.mean(axis=(1, 2))
+
+        own = Classifier(Mean(), (), Preprocess(image_size=32))
+        with Console() as console:
+            return cached_extract(own, dataset(photos), cache=tmp_path / "cache", console=console).values
+
+    np.testing.assert_allclose(features(2.0), 2 * features(1.0), rtol=1e-6)
+    assert "are not cached, because its code may change" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_interruption_keeps_what_was_computed(
