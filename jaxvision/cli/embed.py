@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxvision.data.layout import check_outputs_outside
     from jaxvision.errors import disk_errors_as_user_errors
     from jaxvision.features import open_images
-    from jaxvision.features.extraction import concatenate, level_number
+    from jaxvision.features.extraction import concatenate, level_number, transform_of
     from jaxvision.features.store import cached_extract
     from jaxvision.models.registry import keyword_parameters
     from jaxvision.parallel.accelerators import check_accelerator
@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
         classifier = load_model(arguments, in_channels=max(images.channels for images in data.values()))
         level_number(classifier.model, arguments.level)  # raises before anything is computed
+        preprocess = transform_of(classifier, next(iter(data.values())).pipeline)  # one for all splits
         for split, images in data.items():
             parts.append(
                 cached_extract(
@@ -96,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
                     images,
                     cache=cache_of(arguments),
                     level=arguments.level,
+                    preprocess=preprocess,
                     batch_size=arguments.batch_size,
                     name=split,
                     console=console,

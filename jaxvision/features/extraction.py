@@ -115,6 +115,7 @@ def extract(
     images: Dataset,
     *,
     level: int | str | None = None,
+    preprocess: Preprocess | None = None,
     name: str = "images",
     batch_size: int | None = None,
     workers: int | WorkerPool | None = None,
@@ -130,6 +131,8 @@ def extract(
       images: from `jaxvision.data.open_dataset`.
       level: None for what the head takes (``forward_head(..., pre_logits=True)``), or the name or the position of a
         level of `Model.feature_info`, whose map is averaged over its height and width.
+      preprocess: the transform, such as that of another split, whose features are compared with these. None:
+        `transform_of` the classifier for these images.
       name: of the split, for progress and for `Features.split`.
       batch_size: images per step, over all devices. None: 32 for each device.
       workers: processes that decode images; as for `Dataset.eval_batches`.
@@ -151,6 +154,7 @@ def extract(
         classifier,
         images,
         level=level,
+        preprocess=preprocess,
         batch_size=batch_size,
         mesh=mesh,
         name=name,
@@ -188,6 +192,7 @@ def extract_parts(
     images: Dataset,
     *,
     level: int | str | None = None,
+    preprocess: Preprocess | None = None,
     batch_size: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     **options: Any,
@@ -195,7 +200,7 @@ def extract_parts(
     """Yields the features of each batch: values [b, d], index [b] and label [b], without padding and damaged images.
 
     Args:
-      classifier, images, level, batch_size, mesh: as for `extract`.
+      classifier, images, level, preprocess, batch_size, mesh: as for `extract`.
       **options: ``name``, ``workers`` and ``console`` of `extract`.
     """
     mesh = make_mesh() if mesh is None else mesh
@@ -206,7 +211,7 @@ def extract_parts(
         graph,
         jax.device_put(state, replicated(mesh)),
         images,
-        preprocess=transform_of(classifier, images.pipeline),
+        preprocess=preprocess or transform_of(classifier, images.pipeline),
         mesh=mesh,
         level=level_number(classifier.model, level),
         batch_size=batch_size,

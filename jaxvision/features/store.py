@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from jaxvision import report, tree
+from jaxvision.augment.preprocess import Preprocess
 from jaxvision.classifier import Classifier
 from jaxvision.data.dataset import Dataset, take
 from jaxvision.data.pipeline import InputPipeline
@@ -136,6 +137,7 @@ def cached_extract(
     *,
     cache: str | Path | None,
     level: int | str | None = None,
+    preprocess: Preprocess | None = None,
     console: report.Console | None = None,
     name: str = "images",
     **options: Any,
@@ -147,21 +149,22 @@ def cached_extract(
     its code may change. For a single process.
 
     Args:
-      classifier, images, level, console, name: as for `extract`.
+      classifier, images, level, preprocess, console, name: as for `extract`.
       cache: its folder. None: no cache.
       **options: the other arguments of `extract`.
 
     Raises:
       UserError: as for `extract`, or the cache cannot be written.
     """
-    options |= {"level": level, "console": console, "name": name}
+    preprocess = preprocess or transform_of(classifier, images.pipeline)
+    options |= {"level": level, "preprocess": preprocess, "console": console, "name": name}
     if cache is not None and classifier.model.family == "custom":
         if console is not None:
             console.note(f"{name}: the features of your own model are not cached, because its code may change")
         cache = None
     if cache is None:
         return extract(classifier, images, **options)
-    shards = _Shards(Path(cache) / features_key(classifier, images.pipeline, level))
+    shards = _Shards(Path(cache) / features_key(classifier, preprocess, images.pipeline, level))
     digests, label = _digests(images)
     values, known = shards.find(digests)
     if console is not None and known.any():
@@ -187,7 +190,9 @@ def cached_extract(
     return describe(np.concatenate(found)[order], label[index], index, images, name=name)
 
 
-def features_key(classifier: Classifier, pipeline: InputPipeline, level: int | str | None) -> str:
+def features_key(
+    classifier: Classifier, preprocess: Preprocess, pipeline: InputPipeline, level: int | str | None
+) -> str:
     """Returns a digest of everything that the features of a built-in model depend on besides the image.
 
     It depends on the weights, not on their file, and not on the head.
@@ -199,7 +204,7 @@ def features_key(classifier: Classifier, pipeline: InputPipeline, level: int | s
         "options": repr(model.options),
         "dtype": str(getattr(model, "dtype", None)),  # of the computation, which the options leave out
         "image_size": repr(model.image_size),
-        "preprocess": asdict(transform_of(classifier, pipeline)),
+        "preprocess": asdict(preprocess),
         "pipeline": repr(pipeline),
         "level": level_number(model, level),
         "backend": jax.default_backend(),

@@ -135,9 +135,12 @@ def probe(
         check_config(workdir, record)
         stack.enter_context(lock(workdir))
         _announce(console, classifier, images, workdir)
+        # One transform for all splits, even if some are kept in memory and others are streamed.
+        classifier = replace(classifier, preprocess=transform_of(classifier, images["train"].pipeline))
+        how: dict[str, Any] = {"preprocess": classifier.preprocess, "batch_size": batch_size, "console": console}
         with clock.phase("features"):
             features = {
-                split: cached_extract(classifier, part, cache=cache, name=split, batch_size=batch_size, console=console)
+                split: cached_extract(classifier, part, cache=cache, name=split, **how)
                 for split, part in images.items()
             }
         fitted = _fit(features, folds=folds, console=console, clock=clock)
@@ -289,7 +292,7 @@ def _export(
     """Writes the model, the curve, the mistakes and the report."""
     shown = images[fitted.rows]
     classes = images["train"].source.classes
-    result = with_head(classifier, fitted.probe, classes, transform_of(classifier, images["train"].pipeline))
+    result = with_head(classifier, fitted.probe, classes, classifier.preprocess)
     curve = [{"regularization": p.regularization, "loss": p.loss, "top1": p.accuracy} for p in fitted.probe.curve]
     with clock.phase("report"):
         save_classifier(workdir / "export", result)

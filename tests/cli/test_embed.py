@@ -53,6 +53,22 @@ def test_splits(model: Path, tmp_path: Path, cache: Path, capsys: pytest.Capture
         assert file["classes"][file["label"][-1]] == "dog"
 
 
+def test_all_splits_have_one_transform(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The same image has the same features, whether its split is streamed or kept in memory."""
+    photos = tmp_path / "photos"
+    for split in ("train", "test"):
+        class_folders(photos / split, ["cat", "dog"], each=4)
+    for file in (photos / "test").glob("*/[13].png"):  # those left have one size, and are kept in memory
+        file.unlink()
+    assert embed(capsys, photos, "-m", model, "-o", tmp_path / "x.npz")[0] == 0
+    features = load_features(tmp_path / "x.npz")
+    rows = {tuple(path.rsplit("/", 3)[1:]): i for i, path in enumerate(features.path)}
+    pairs = [(i, rows[("train", *file)]) for (split, *file), i in rows.items() if split == "test"]
+    assert len(pairs) == 4
+    for of_test, of_train in pairs:
+        np.testing.assert_allclose(features.values[of_test], features.values[of_train], rtol=0, atol=0.01)
+
+
 def test_images_without_classes_and_a_level(model: Path, tmp_path: Path, cache: Path, capsys) -> None:
     photos = class_folders(tmp_path / "photos", ["."], each=3)
     output = tmp_path / "new" / "x.npz"

@@ -164,6 +164,19 @@ def test_a_source_with_test_data(backbone: Path, tmp_path: Path, capsys: pytest.
     assert evaluated == pytest.approx({key: metrics[key] for key in evaluated}, abs=3e-3)
 
 
+def test_all_splits_have_one_transform(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The training images have two sizes and are streamed, with a crop. Those of the test are kept in memory."""
+    class_folders(tmp_path / "data" / "train", ["cat", "dog", "owl"], each=6)
+    test = class_folders(tmp_path / "data" / "test", ["cat", "dog", "owl"], each=6, seed=2000)
+    for file in test.glob("*/[135].png"):  # which are higher
+        file.unlink()
+    metrics = probe(backbone, tmp_path / "data", tmp_path / "run")
+    capsys.readouterr()
+    status, out, err = command(capsys, "evaluate", "-m", tmp_path / "run", "--json")
+    assert status == 0, err
+    assert json.loads(out)["loss"] == pytest.approx(metrics["loss"], rel=1e-3)
+
+
 def test_splits_of_a_folder(backbone: Path, photos: Path, tmp_path: Path) -> None:
     for split, seed in (("train", 0), ("val", 1000), ("test", 2000)):
         class_folders(tmp_path / "data" / split, ["cat", "dog"], each=4, seed=seed)
