@@ -68,7 +68,7 @@ def check_head(config: ConfigDict, model: Model) -> None:
 
 
 def start_with_probe(run: RunContext, leaves: nnx.State) -> Checkpoint:
-    """Returns the start of a run with a probe as its head. The run evaluates and saves it before its first step.
+    """Returns the start of a run with a probe as its head. The run evaluates it before its first step.
 
     All processes must call it. They fit the same features, and all take the result of process 0, because another
     processor may round differently.

@@ -98,6 +98,9 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
         leaves = start.state["model"]
         del start  # frees the optimizer's state and the average, which are made again with the new head
         start = start_with_probe(run, leaves)
+        with run.clock.phase("checkpoint"):  # now, because SIGTERM ends the process at once until a step is done
+            checkpoints.save(0, start.state, position={**start.position, "step": 0, "data": fingerprint})
+            checkpoints.wait()
     return TrainingLoop(
         run,
         start,

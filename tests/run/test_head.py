@@ -26,6 +26,7 @@ from jaxvision.data import ArraySource, Splits, open_dataset, open_source
 from jaxvision.errors import UserError
 from jaxvision.features import extract
 from jaxvision.run import head
+from jaxvision.run.loop import TrainingLoop
 
 #: An evaluation after each step.
 OFTEN = {"head_init": "probe", "steps": 2, "evaluate_every": 1 / 90}
@@ -126,15 +127,26 @@ def test_a_sample_has_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert np.abs(kernel[2]).max() > 0.1 * np.abs(kernel[1]).max()
 
 
-def test_an_interrupted_run_resumes_without_another_probe(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_interrupted_run_resumes_without_another_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Whether it is interrupted before or after it has evaluated the probe."""
+
+    def interrupted(self: TrainingLoop) -> None:
+        raise KeyboardInterrupt
+
     config = probed(checkpoint={"keep": 9})
     config.checkpoint.best = None
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingLoop, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(config, tmp_path)
+    assert "probing" in capsys.readouterr().out
     run.train(config, tmp_path)
     whole = weights(tmp_path)
     for step in ("1", "2"):
         shutil.rmtree(tmp_path / "checkpoints" / step)
     (tmp_path / "result.json").unlink()
-    assert "probing" in capsys.readouterr().out
     run.train(config, tmp_path)
     assert "probing" not in capsys.readouterr().out
     assert list(evaluations(tmp_path)) == [0, 1, 2]
