@@ -38,6 +38,10 @@ LARGE = 1e8
 #: whose cores were busy, because each of the many small steps waits for all threads.
 _SMALL = 1e8
 
+#: Largest product of images and classes of a fit. scikit-learn takes 8 bytes for each, the logits and their gradient:
+#: 8 GB, about as much as a laptop has to spare.
+MOST = 1e9
+
 #: Smallest standard deviation that a feature is divided by, as a share of the mean of all. Among a few images some
 #: features are almost constant, so that their value for a new image would be thousands of deviations away.
 _SMALLEST_SCALE = 0.1
@@ -71,8 +75,9 @@ class Probe:
       accuracy: cross-validated accuracy, of `regularization`; NaN without cross-validation.
       standard_error: of `accuracy`: sqrt(p (1 - p) / n) of n held-out images, where p counts one more right image and
         one more wrong image, so that it is not 0 if all are right.
-      cross_validated_probabilities: float32 [n, classes]. Each row is from a fit without this image. The rows of
-        images that were never held out are NaN.
+      held_out: int [m], positions of the images that were held out: all, a fifth, or none.
+      cross_validated_probabilities: float32 [m, classes], of the images `held_out`. Each row is from a fit without this
+        image.
       curve: the points that were tried, from strong to weak.
       folds: number of parts that were held out in turn. 1: a single part. 0: no cross-validation, because no class has
         two images.
@@ -83,6 +88,7 @@ class Probe:
     regularization: float
     accuracy: float
     standard_error: float
+    held_out: np.ndarray
     cross_validated_probabilities: np.ndarray
     curve: tuple[Point, ...]
     folds: int
@@ -124,7 +130,8 @@ def fit_probe(
       log: called with a line for each point.
 
     Raises:
-      UserError: the images have fewer than two classes, or an argument is out of range.
+      UserError: the images have fewer than two classes, features are not finite, an argument is out of range, or as for
+        `check_size`.
 
     Example:
       >>> rng = np.random.default_rng(0)
@@ -137,20 +144,21 @@ def fit_probe(
     label = np.asarray(label)
     if folds < 2:
         raise UserError(f"folds: got {folds}, expected 2 or more.")
+    check_size(n, classes, where="probe", fix="Take fewer images.")
     counts = np.bincount(label, minlength=classes)
     if np.count_nonzero(counts) < 2:
         raise UserError("probe: got images of one class, expected at least two classes. Add images of another class.")
     fold = fold_of(label, min(folds, int(counts.max())), seed=seed)
     parts = 1 if n * d * classes > LARGE else int(fold.max()) + 1
-    held = (fold < parts) & (counts.max() > 1)
+    held = np.flatnonzero((fold < parts) & (counts.max() > 1))
     points: list[Point] = []
-    best = np.full((n, classes), np.nan, np.float32)
+    best = np.zeros((0, classes), np.float32)
     chosen = regularizations[len(regularizations) // 2]
     fits = [_Regression(classes) for _ in range(parts)]
     with threadpool_limits(1 if n * d * classes < _SMALL else None):
-        for regularization in regularizations if held.any() else ():
+        for regularization in regularizations if len(held) else ():
             probabilities = _predict_held_out(fits, values, label, fold, regularization)
-            point = Point(regularization, *_score(probabilities[held], label[held]))
+            point = Point(regularization, *_score(probabilities, label[held]))
             points.append(point)
             log(f"regularization {point.regularization:.2g}: accuracy {point.accuracy:.2%}, loss {point.loss:.4f}")
             if point.loss < min((p.loss for p in points[:-1]), default=math.inf):  # of equal ones the strongest
@@ -158,8 +166,8 @@ def fit_probe(
             if len(points) > 2 and points[-1].loss >= points[-2].loss >= points[-3].loss:
                 break
         weight, bias = _Regression(classes)(values, label, chosen)
-    accuracy = _score(best[held], label[held])[0] if held.any() else float("nan")
-    m = int(held.sum())
+    accuracy = _score(best, label[held])[0] if len(held) else float("nan")
+    m = len(held)
     p = (m * accuracy + 1) / (m + 2)
     return Probe(
         weight=weight,
@@ -167,10 +175,26 @@ def fit_probe(
         regularization=chosen,
         accuracy=accuracy,
         standard_error=math.sqrt(p * (1 - p) / m) if m else math.nan,
+        held_out=held,
         cross_validated_probabilities=best,
         curve=tuple(points),
-        folds=parts if held.any() else 0,
+        folds=parts if m else 0,
     )
+
+
+def check_size(images: int, classes: int, *, where: str, fix: str) -> None:
+    """Raises `UserError` if a fit to this many images takes more memory than a laptop has to spare.
+
+    Args:
+      images, classes: their numbers.
+      where: start of the message, such as the key of a config.
+      fix: end of the message, as sentences.
+    """
+    if images * classes > MOST:
+        raise UserError(
+            f"{where}: got {images:,} images and {classes:,} classes, for which a fit takes about "
+            f"{8 * images * classes / 1e9:,.1f} GB, expected at most {8 * MOST / 1e9:,.1f} GB. {fix}"
+        )
 
 
 def cross_validated_probabilities(
@@ -178,10 +202,11 @@ def cross_validated_probabilities(
 ) -> np.ndarray:
     """Returns the probabilities of each image by a probe that was not fitted to it: float32 [n, classes].
 
-    Unlike `fit_probe`, it leaves out no image of a large dataset. Rows are NaN if no class has two images.
+    Unlike `fit_probe`, it leaves out no image of a large dataset.
 
     Args:
-      values, label, classes, log: as for `fit_probe`.
+      values, label: as for `fit_probe`. A class has two images or more.
+      classes, log: as for `fit_probe`.
     """
     probe = fit_probe(values, label, classes, log=log)
     if probe.folds != 1:
@@ -194,12 +219,13 @@ def cross_validated_probabilities(
 def _predict_held_out(
     fits: Sequence[_Regression], values: np.ndarray, label: np.ndarray, fold: np.ndarray, regularization: float
 ) -> np.ndarray:
-    """Returns the probabilities of each fold by the fit to the others; NaN for a fold without a fit."""
-    probabilities = np.full((len(values), fits[0].classes), np.nan, np.float32)
+    """Returns the probabilities of the images in the first folds, one for each fit, by the fit to the other folds."""
+    held = fold[fold < len(fits)]
+    probabilities = np.zeros((len(held), fits[0].classes), np.float32)
     for part, fit in enumerate(fits):
         rows = fold == part
         weight, bias = fit(values[~rows], label[~rows], regularization)
-        probabilities[rows] = _softmax(values[rows] @ weight + bias)
+        probabilities[held == part] = _softmax(values[rows] @ weight + bias)
     return probabilities
 
 
@@ -251,8 +277,10 @@ class _Regression:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
+    odds = logits - logits.max(axis=1, keepdims=True)
+    np.exp(odds, out=odds)  # in place, because there may be billions
+    odds /= odds.sum(axis=1, keepdims=True)
+    return odds
 
 
 def _score(probabilities: np.ndarray, label: np.ndarray) -> tuple[float, float]:

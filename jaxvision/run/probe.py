@@ -268,9 +268,8 @@ def _fit(features: Mapping[str, Features], *, folds: int, console: report.Consol
             tested = features[split]
             beside[f"{split}_knn_accuracy"] = knn_accuracy(train.values, train.label, tested.values, tested.label)
     if split == _CROSS_VALIDATION:
-        held = np.isfinite(fitted.cross_validated_probabilities[:, 0])
-        probabilities, rows = fitted.cross_validated_probabilities[held], "train"
-        label, index = train.label[held], train.index[held]
+        probabilities, rows = fitted.cross_validated_probabilities, "train"
+        label, index = train.label[fitted.held_out], train.index[fitted.held_out]
     else:
         probabilities, rows = fitted.probabilities(features[split].values), split
         label, index = features[split].label, features[split].index

@@ -105,14 +105,22 @@ def test_the_path_ends_when_nothing_changes() -> None:
 def test_only_a_part_is_held_out_of_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxvision.features.probe.LARGE", 100)
     probe = fit_probe(IRIS, LABEL, 3)
-    held = np.isfinite(probe.cross_validated_probabilities).all(axis=1)
-    assert (probe.folds, held.sum()) == (1, 30)
-    predicted = probe.cross_validated_probabilities[held].argmax(axis=1)
+    held = probe.held_out
+    assert (probe.folds, len(np.unique(held))) == (1, 30)
+    assert probe.cross_validated_probabilities.shape == (30, 3)
+    predicted = probe.cross_validated_probabilities.argmax(axis=1)
     assert probe.accuracy == pytest.approx((predicted == LABEL[held]).mean())
     # A check of labels needs all of them. Those of the held-out fifth agree but for the start of the fit.
     probabilities = cross_validated_probabilities(IRIS, LABEL, 3)
-    assert np.isfinite(probabilities).all()
-    np.testing.assert_allclose(probabilities[held], probe.cross_validated_probabilities[held], atol=0.02)
+    np.testing.assert_allclose(probabilities.sum(axis=1), np.ones(150), rtol=1e-5)
+    np.testing.assert_allclose(probabilities[held], probe.cross_validated_probabilities, atol=0.02)
+
+
+def test_a_fit_that_is_too_large_for_a_laptop_is_refused() -> None:
+    label = np.arange(40_000) % 30_000
+    fix = r"30,000 classes, for which a fit takes about 9\.6 GB, expected at most 8\.0 GB\. Take fewer images\."
+    with pytest.raises(UserError, match=rf"probe: got 40,000 images and {fix}"):
+        fit_probe(np.zeros((40_000, 1), np.float32), label, 30_000)
 
 
 def test_refusals() -> None:
