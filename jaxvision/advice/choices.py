@@ -32,7 +32,7 @@ class Trial:
     Attributes:
       accuracy: cross-validated, in percent.
       standard_error: of the accuracy, in points.
-      images: number of images in the sample.
+      images: number of images that were held out in turn; of many classes only a fifth of the sample.
     """
 
     accuracy: float

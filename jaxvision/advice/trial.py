@@ -58,7 +58,7 @@ def rank_by_trial(
         with report.Console(sys.stderr) as console:
             features = cached_extract(classifier, images, cache=cache_folder("features"), console=console)
         probe = fit_probe(features.values, features.label, len(images.source.classes))
-        trial = Trial(100 * probe.accuracy, 100 * probe.standard_error, len(features.label))
+        trial = Trial(100 * probe.accuracy, 100 * probe.standard_error, len(probe.held_out))
         tried.append(replace(row, trial=trial, is_offline=True))
     if not tried:
         raise UserError(

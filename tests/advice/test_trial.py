@@ -68,6 +68,16 @@ def test_the_trial_decides_the_order(photos: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_the_number_of_images_is_that_of_the_accuracy(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many classes the cross-validation holds out only a fifth."""
+    monkeypatch.setattr("jaxvision.features.probe.LARGE", 1)
+    monkeypatch.setattr(trial, "load_classifier", tiny(vit_base_patch16_224=False))
+    found = jaxvision.recommend(photos, device="t4", tries=1)
+    assert found.rows[0].trial is not None
+    assert found.rows[0].trial.images == 7  # of 32
+    assert "On 7 of your images a cross-validated probe of it is" in found.reasons[0]
+
+
 def test_weights_that_cannot_be_loaded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "load_classifier", tiny(efficientnet_b4=False))
     lines: list[str] = []
