@@ -16,7 +16,7 @@ from jaxvision.features.dataset_check.label_errors import FEWEST, LabelErrors, f
 from jaxvision.features.dataset_check.outliers import find_outliers
 from jaxvision.features.extraction import Features
 from jaxvision.features.neighbors import nearest_neighbors
-from jaxvision.features.probe import cross_validated_probabilities
+from jaxvision.features.probe import MOST, cross_validated_probabilities
 
 #: The kinds of findings, in the order in which to look at them.
 KINDS = ("leak", "conflict", "label", "duplicate", "outlier")
@@ -152,6 +152,11 @@ def _label_errors(
     counts = np.bincount(features.label, minlength=len(features.classes))
     if (counts >= FEWEST).sum() < 2:
         notes.append(f"Labels were not checked, because this needs two classes with {FEWEST} images or more.")
+        return None, None
+    if len(features) * len(features.classes) > MOST:
+        notes.append(
+            "Labels were not checked, because there are too many images and classes for the memory of a laptop."
+        )
         return None, None
     if few := [name for name, n in zip(features.classes, counts, strict=True) if 0 < n < FEWEST]:
         notes.append(f"The labels of classes with fewer than {FEWEST} images were not checked: {', '.join(few)}.")

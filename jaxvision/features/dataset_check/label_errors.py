@@ -31,12 +31,11 @@ class LabelErrors(NamedTuple):
     estimated: int
 
 
-def confident_joint(probabilities: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the class of which each image is a confident example, int [n], and their counts, int [classes, classes].
+def confident_examples(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Returns the class of which each image is a confident example: int [n], -1 for none.
 
     An image is a confident example of a class if the probability of this class is at least the mean over all images
-    with this label; of several such classes the most probable one counts, and -1 means none. Row i and column j of the
-    counts: images with the label i that are confident examples of class j.
+    with this label; of several such classes the most probable one counts.
 
     Args:
       probabilities: float [n, classes], each row by a model that was not fitted to this image.
@@ -48,10 +47,7 @@ def confident_joint(probabilities: np.ndarray, label: np.ndarray) -> tuple[np.nd
     threshold = np.bincount(label, of_label, minlength=classes) / np.maximum(counts, 1)
     threshold[counts < FEWEST] = np.inf
     confident = np.where(probabilities >= threshold - 1e-6, probabilities, -1.0)
-    example_of = np.where(confident.max(axis=1) < 0, -1, confident.argmax(axis=1))
-    joint = np.zeros((classes, classes), np.int64)
-    np.add.at(joint, (label[example_of >= 0], example_of[example_of >= 0]), 1)
-    return example_of, joint
+    return np.where(confident.max(axis=1) < 0, -1, confident.argmax(axis=1))
 
 
 def find_label_errors(probabilities: np.ndarray, label: np.ndarray) -> LabelErrors:
@@ -69,15 +65,19 @@ def find_label_errors(probabilities: np.ndarray, label: np.ndarray) -> LabelErro
       >>> find_label_errors(probabilities, np.array([0] * 6 + [1] * 5)).row.tolist()
       [5]
     """
-    example_of, joint = confident_joint(probabilities, label)
-    counts = np.bincount(label, minlength=len(joint))
+    example_of = confident_examples(probabilities, label)
+    classes = probabilities.shape[1]
+    counts = np.bincount(label, minlength=classes)
     suggested = probabilities.argmax(axis=1)
     wrong = (example_of >= 0) & (example_of != label) & (suggested != label) & (counts[label] >= FEWEST)
     row = np.flatnonzero(wrong)
     margin = probabilities[row, suggested[row]] - probabilities[row, label[row]]
     order = np.argsort(-margin, kind="stable")
-    # Each row of the joint, scaled to the number of images with this label; off the diagonal are the wrong labels.
-    share_right = joint.diagonal() / np.maximum(joint.sum(axis=1), 1)
-    judged = (counts >= FEWEST) & (joint.sum(axis=1) > 0)
+    # Of the paper's confident joint, a matrix [classes, classes], only the row sums and the diagonal are needed.
+    # Each row is scaled to the number of images with this label; off the diagonal are the wrong labels.
+    row_sum = np.bincount(label[example_of >= 0], minlength=classes)
+    diagonal = np.bincount(label[example_of == label], minlength=classes)
+    share_right = diagonal / np.maximum(row_sum, 1)
+    judged = (counts >= FEWEST) & (row_sum > 0)
     estimated = round(float(((1 - share_right) * counts)[judged].sum()))
     return LabelErrors(row[order], suggested[row[order]], margin[order], estimated)

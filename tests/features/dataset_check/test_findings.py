@@ -151,6 +151,13 @@ def test_one_class_and_few_images() -> None:
         one.check(("cat",))
 
 
+def test_labels_of_too_many_images_and_classes_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxvision.features.dataset_check.findings.MOST", 10)
+    findings, _ = Photos().fill().check()
+    assert findings.estimated_label_errors is None
+    assert [note for note in findings.notes if "too many images and classes for the memory of a laptop" in note]
+
+
 def test_a_class_of_two_images_is_named_and_not_judged() -> None:
     photos = Photos().fill()
     for seed in (300, 301):
