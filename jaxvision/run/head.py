@@ -22,7 +22,7 @@ from jaxvision.data.source import stratified_split
 from jaxvision.errors import UserError
 from jaxvision.eval.split import share_damaged
 from jaxvision.features.extraction import extract_sharded
-from jaxvision.features.probe import LARGE, fit_probe, set_head
+from jaxvision.features.probe import LARGE, check_size, fit_probe, set_head
 from jaxvision.models.base import Model
 from jaxvision.train.loss import probabilities_of
 from jaxvision.train.state import state_of
@@ -67,7 +67,27 @@ def check_head(config: ConfigDict, model: Model) -> None:
             )
 
 
-def start_with_probe(run: RunContext, leaves: nnx.State) -> Checkpoint:
+def images_to_probe(run: RunContext) -> Dataset:
+    """Returns the training images, or of a large dataset as many of each class as can be fitted in minutes.
+
+    Args:
+      run: the context.
+
+    Raises:
+      UserError: there are too many classes.
+    """
+    images, classes = run.data["train"], len(run.classes)
+    n, most = len(images), max(LARGEST_FIT // (run.program.features * classes), LEAST_PER_CLASS * classes)
+    check_size(min(n, int(most)), classes, where="config.train.head_init", fix="Set --config.train.head_init=None.")
+    if n <= most:
+        return images
+    labels = np.zeros(n, int) if images.source.labels is None else np.asarray(images.source.labels)
+    _, rows = stratified_split(labels, most / n, seed=0)
+    single = np.flatnonzero(np.bincount(labels)[labels] == 1)  # of which `stratified_split` holds out none
+    return take(images, np.union1d(rows, single))
+
+
+def start_with_probe(run: RunContext, leaves: nnx.State, images: Dataset) -> Checkpoint:
     """Returns the start of a run with a probe as its head. The run evaluates it before its first step.
 
     All processes must call it. They fit the same features, and all take the result of process 0, because another
@@ -76,23 +96,23 @@ def start_with_probe(run: RunContext, leaves: nnx.State) -> Checkpoint:
     Args:
       run: the context.
       leaves: state of the model, sharded. Its arrays become those of the result and cannot be used any more.
+      images: from `images_to_probe`.
 
     Raises:
-      UserError: the training images have a single class, or too many of them are damaged.
+      UserError: the training images have a single class, features are not finite, or too many images are damaged.
     """
     program = run.program
     with run.clock.phase("probe"):
-        weight, bias = _fit(run, leaves)
+        weight, bias = _fit(run, leaves, images)
         model = nnx.merge(program.model_graph, leaves)
         set_head(model, weight, bias)
         state = state_of(program.create, program.model_graph, nnx.state(model), program.shardings)
     return Checkpoint(step=0, state=state, position={"evaluation_due": True}, metrics={})
 
 
-def _fit(run: RunContext, leaves: nnx.State) -> tuple[np.ndarray, np.ndarray]:
+def _fit(run: RunContext, leaves: nnx.State, images: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Returns weight [d, classes] and bias [classes] of the probe."""
     classes, every = len(run.classes), run.data["train"]
-    images = _images_to_probe(every, features=run.program.features, classes=classes)
     of_all = "" if images is every else f" of {len(every):,}"
     run.console.note(f"probing: features of {len(images):,}{of_all} training images ...")
     parts = extract_sharded(
@@ -121,14 +141,3 @@ def _fit(run: RunContext, leaves: nnx.State) -> tuple[np.ndarray, np.ndarray]:
     if jax.process_count() == 1:
         return probe.weight, bias
     return multihost_utils.broadcast_one_to_all((probe.weight, bias))
-
-
-def _images_to_probe(images: Dataset, *, features: int, classes: int) -> Dataset:
-    """Returns all images, or of a large dataset as many of each class as can be fitted in minutes."""
-    n, most = len(images), max(LARGEST_FIT // (features * classes), LEAST_PER_CLASS * classes)
-    if n <= most:
-        return images
-    labels = np.zeros(n, int) if images.source.labels is None else np.asarray(images.source.labels)
-    _, rows = stratified_split(labels, most / n, seed=0)
-    single = np.flatnonzero(np.bincount(labels)[labels] == 1)  # of which `stratified_split` holds out none
-    return take(images, np.union1d(rows, single))

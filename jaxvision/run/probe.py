@@ -26,7 +26,7 @@ from jaxvision.eval.page import describe, notes_on, write_mistakes
 from jaxvision.features.extraction import Features, transform_of
 from jaxvision.features.images import open_images
 from jaxvision.features.neighbors import knn_accuracy
-from jaxvision.features.probe import Probe, fit_probe, with_head
+from jaxvision.features.probe import Probe, check_size, fit_probe, with_head
 from jaxvision.features.store import cached_extract, weights_digest
 from jaxvision.parallel.mesh import check_batch_size, make_mesh
 from jaxvision.run.config import complete
@@ -43,6 +43,10 @@ from jaxvision.run.workdir import (
 from jaxvision.train.partial import parameter_counts
 
 _LESS_MEMORY = "Set a smaller batch size (--batch-size)."
+_FEWER = (
+    "Take fewer images, or train the head with jaxvision train, --config.model.freeze_backbone=True and "
+    "--config.train.head_init=None."
+)
 _CROSS_VALIDATION = "cross-validation"
 
 
@@ -133,6 +137,7 @@ def probe(
             console.finish(final=shown, name=split, files=result_files(workdir))
             return metrics
         check_config(workdir, record)
+        check_size(len(images["train"]), len(images["train"].source.classes), where=str(data), fix=_FEWER)
         stack.enter_context(lock(workdir))
         _announce(console, classifier, images, workdir)
         # One transform for all splits, even if some are kept in memory and others are streamed.

@@ -25,7 +25,7 @@ from jaxvision.parallel import distributed
 from jaxvision.parallel.mesh import mesh_text, shard_batch
 from jaxvision.parallel.rules import state_bytes
 from jaxvision.run.context import RunContext
-from jaxvision.run.head import start_with_probe
+from jaxvision.run.head import images_to_probe, start_with_probe
 from jaxvision.run.loop import TrainingLoop
 from jaxvision.run.not_finite import NonFiniteSteps
 from jaxvision.run.recipe import AUTO
@@ -71,6 +71,7 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     fingerprint |= _check_teacher(run, start, teacher)
     batches = prefetch(_train_batches(run, start.step), functools.partial(shard_batch, mesh=run.mesh))
     stack.callback(batches.close)
+    probed = images_to_probe(run) if restored is None and run.options.head_init == "probe" else None
     _announce(run, start.step)
     if program.teacher is not None and program.teacher.distillation.cached:
         with run.clock.phase("start"):
@@ -94,10 +95,10 @@ def start_loop(run: RunContext, stack: ExitStack) -> TrainingLoop:
     if start.step == 0:
         for warning in [*_unlikely_settings(run.config, run.steps, len(run.data["train"])), *_few_images(run)]:
             console.warn(warning)
-    if restored is None and run.options.head_init == "probe":
+    if probed is not None:
         leaves = start.state["model"]
         del start  # frees the optimizer's state and the average, which are made again with the new head
-        start = start_with_probe(run, leaves)
+        start = start_with_probe(run, leaves, probed)
         with run.clock.phase("checkpoint"):  # now, because SIGTERM ends the process at once until a step is done
             checkpoints.save(0, start.state, position={**start.position, "step": 0, "data": fingerprint})
             checkpoints.wait()

@@ -192,6 +192,16 @@ def test_adapters_and_two_heads(keys: dict[str, dict[str, Any]], tmp_path: Path)
     assert evaluations(tmp_path)[0]["top1"] > 0.6
 
 
+def test_too_many_classes_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxvision.features.probe.MOST", 12_000)
+    message = r"config\.train\.head_init: got 1,295 images and 10 classes, .* Set --config\.train\.head_init=None\."
+    with pytest.raises(UserError, match=message):
+        run.train(probed(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

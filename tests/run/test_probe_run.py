@@ -205,7 +205,9 @@ def test_damaged_images(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "got 1 damaged image, expected at most" in refused(capsys, *arguments, "--max-corrupt", 0)
 
 
-def test_refusals(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_refusals(
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = class_folders(tmp_path / "one", ["cat"])
     flat = class_folders(tmp_path / "flat", ["."])
     two = class_folders(tmp_path / "two", ["cat", "dog"])
@@ -231,6 +233,10 @@ def test_refusals(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
     )
     assert "--option: got 'folds', expected an option of the source" in refused(
         capsys, "probe", "--data", two, *common, tmp_path / "run", "--option", "folds=3"
+    )
+    monkeypatch.setattr("jaxvision.features.probe.MOST", 10)
+    assert "got 8 images and 2 classes, for which a fit takes" in refused(
+        capsys, "probe", "--data", two, *common, tmp_path / "run"
     )
     assert not (tmp_path / "run").exists()
     assert sorted(path.name for path in two.iterdir()) == ["cat", "dog"]
