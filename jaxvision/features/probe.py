@@ -145,6 +145,11 @@ def fit_probe(
     if folds < 2:
         raise UserError(f"folds: got {folds}, expected 2 or more.")
     check_size(n, classes, where="probe", fix="Take fewer images.")
+    if bad := n - int(np.isfinite(values).all(axis=1).sum()):
+        raise UserError(
+            f"probe: got features that are NaN or infinite for {bad:,} of {n:,} images, expected finite numbers. "
+            "Choose other weights, or compute in float32 if the model computes in less."
+        )
     counts = np.bincount(label, minlength=classes)
     if np.count_nonzero(counts) < 2:
         raise UserError("probe: got images of one class, expected at least two classes. Add images of another class.")

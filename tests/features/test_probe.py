@@ -128,6 +128,10 @@ def test_refusals() -> None:
         fit_probe(IRIS[:10], np.zeros(10, int), 3)
     with pytest.raises(UserError, match="folds: got 1, expected 2 or more"):
         fit_probe(IRIS, LABEL, 3, folds=1)
+    broken = IRIS.copy()
+    broken[3, 1], broken[7] = np.nan, np.inf
+    with pytest.raises(UserError, match="got features that are NaN or infinite for 2 of 150 images, expected finite"):
+        fit_probe(broken, LABEL, 3)
 
 
 @pytest.mark.parametrize(
