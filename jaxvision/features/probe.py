@@ -39,8 +39,8 @@ LARGE = 1e8
 _SMALL = 1e8
 
 #: Largest product of images and classes of a fit. scikit-learn takes 8 bytes for each, the logits and their gradient:
-#: 8 GB, about as much as a laptop has to spare.
-MOST = 1e9
+#: 16 GB. ImageNet-1k has 1.3e9.
+MOST = 2e9
 
 #: Smallest standard deviation that a feature is divided by, as a share of the mean of all. Among a few images some
 #: features are almost constant, so that their value for a new image would be thousands of deviations away.
@@ -188,7 +188,7 @@ def fit_probe(
 
 
 def check_size(images: int, classes: int, *, where: str, fix: str) -> None:
-    """Raises `UserError` if a fit to this many images takes more memory than a laptop has to spare.
+    """Raises `UserError` if a fit to this many images takes more than 16 GB.
 
     Args:
       images, classes: their numbers.
