@@ -24,6 +24,7 @@ from jaxvision.cli import (
 from jaxvision.cli import exit as process_exit
 from jaxvision.cli import list as list_models
 from jaxvision.cli.arguments import Parser
+from jaxvision.cli.compilation_cache import add_cache_argument, use_compilation_cache
 from jaxvision.errors import UserError
 
 # In the order in which a user meets them. They import JAX inside their functions, so that `jaxvision --help` answers at
@@ -44,6 +45,9 @@ _COMMANDS = {
     "plan": plan,
     "doctor": doctor,
 }
+
+#: Those that compile programs for the devices of this machine; `train` adds the argument itself.
+_COMPILING = ("recommend", "embed", "probe", "predict", "attention", "evaluate", "soup")
 
 _EXAMPLES = """examples:
   jaxvision recommend --data photos
@@ -81,6 +85,8 @@ def _run(argv: Sequence[str]) -> int | None:
             f"unrecognized arguments: {' '.join(rest)}. Run `jaxvision {arguments.command} --help` for the valid ones."
         )
     arguments.overrides = rest
+    if arguments.command in _COMPILING:
+        use_compilation_cache(arguments)
     return _COMMANDS[arguments.command].run(arguments)
 
 
@@ -103,4 +109,6 @@ def _parser() -> Parser:
             allow_abbrev=command is not train,
         )
         command.add_arguments(subparser)
+        if name in _COMPILING:
+            add_cache_argument(subparser)
     return parser

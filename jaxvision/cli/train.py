@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxvision.cli.arguments import path_argument, split_overrides
+from jaxvision.cli.compilation_cache import add_cache_argument, use_compilation_cache
 from jaxvision.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--help", "-h", action="store_true", help="print this page and, with --config, every key with its value"
     )
+    add_cache_argument(parser)
     parser.set_defaults(parser=parser)
 
 
@@ -57,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.help:
         print(help_page(arguments))
         return 0
+    use_compilation_cache(arguments)
     config, workdir = read(arguments)
     from jaxvision import run as runs
 

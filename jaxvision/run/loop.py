@@ -165,7 +165,10 @@ class TrainingLoop:
         """
         run = self.run
         images = run.data[run.watched_split]
-        run.console.note("compiling the evaluation and the step ...")
+        settings: Any = jax.config
+        folder = settings.jax_compilation_cache_dir if settings.jax_enable_compilation_cache else None
+        unless = f", unless they are in {folder}" if folder else ""
+        run.console.note(f"compiling the evaluation and the step{unless} ...")
         with run.clock.phase("compile"):
             blank = blank_batch(
                 images.pipeline,
