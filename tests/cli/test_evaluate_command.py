@@ -87,12 +87,12 @@ def test_functions_of_a_config_file(
     workdir, expected = finished
     shutil.copytree(workdir / "export", tmp_path / "run" / "export")
     record = json.loads((workdir / "config.json").read_text())
-    record["source"]["name"] = "_jaxvision_config_evaluated:own"
+    record["source"]["name"] = "_jaxvision_config_sources:own"
     (tmp_path / "run" / "config.json").write_text(json.dumps(record))
     status, _, err = jaxvision(capsys, "evaluate", "-m", tmp_path / "run")
     assert (status, err.count("\n")) == (2, 1)
-    assert "source.name: got 'own' of the config file evaluated.py, which is not loaded. Add --config evaluated.py" in err
-    file = tmp_path / "evaluated.py"
+    assert "source.name: got 'own' of the config file sources.py, which is not loaded. Add --config sources.py" in err
+    file = tmp_path / "sources.py"
     file.write_text(
         "from jaxvision.data import open_source\n"
         "def own(*, test_fraction, validation_fraction, split_seed=0):\n"

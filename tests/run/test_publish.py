@@ -121,7 +121,8 @@ def test_probabilities_of_a_sigmoid_survive_the_hub(hub):
 def test_the_card_of_a_run(tmp_path, caplog):
     found = card(tmp_path, finished_run(tmp_path / "run"))
     data = found.data
-    assert (data.library_name, data.pipeline_tag) == ("timm", "image-classification")
+    facts = data.to_dict()
+    assert (facts["library_name"], facts["pipeline_tag"]) == ("timm", "image-classification")
     assert data.tags == ["image-classification", "timm", "jaxvision"]
     assert (data.license, data.base_model) == ("cc-by-nc-4.0", "timm/resnet18.fb_swsl_ig1b_ft_in1k")
     assert data.datasets is None  # the user's own photographs are not a public dataset
@@ -220,7 +221,7 @@ def test_public_datasets_are_named(source, datasets, tmp_path):
 def test_a_card_without_a_run(tmp_path, caplog):
     found = card(tmp_path, classifier(antialias="blur"))
     assert found.data.tags == ["image-classification", "jaxvision"]
-    assert found.data.library_name == "jaxvision"
+    assert found.data.to_dict()["library_name"] == "jaxvision"
     assert snippets(found.content).keys() == {"jaxvision"}  # timm has no such option
     assert "## Recipe" not in found.content
     assert "states no license, because that of the weights is not known; set license" in caplog.text
