@@ -8,8 +8,9 @@ compilation, the teacher's pass over the images, training, evaluation and export
 
 First, short runs measure the time of a step and of everything else. Then the plain student trains for --steps, and each
 distilled student for as many steps as fit into the same time. ``cached`` computes the teacher's outputs once, before
-the first step (`teacher.cache`); ``in each step`` computes them for the augmented images. Flags ``--config.KEY=VALUE``
-apply to all runs, such as --config.source.data_dir=DIRECTORY. Run it on a quiet machine.
+the first step (`teacher.cache`); ``in each step`` computes them for the augmented images. A distilled student has no
+label smoothing; ``no smoothing`` is the plain student without it. Flags ``--config.KEY=VALUE`` apply to all runs, such
+as --config.source.data_dir=DIRECTORY. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def kinds_of(options: argparse.Namespace) -> dict[str, list[str]]:
         teacher["image_size"] = options.teacher_size
     # The teacher's probabilities take the place of label smoothing.
     distilled = ["--config.loss.label_smoothing=0.0", *(f"--config.teacher.{key}={x}" for key, x in teacher.items())]
-    kinds = {"plain": [], "cached": [*distilled, "--config.teacher.cache=True"]}
+    plain = {"plain": [], "no smoothing": ["--config.loss.label_smoothing=0.0"]}
+    kinds = {**plain, "cached": [*distilled, "--config.teacher.cache=True"]}
     return kinds | ({"in each step": distilled} if options.in_step else {})
 
 
