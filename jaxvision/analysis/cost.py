@@ -209,7 +209,7 @@ def _stages(model: Model, products: Sequence[_Product]) -> list[Cost]:
 
 
 def operations(jaxpr: core.Jaxpr) -> int:
-    """Returns the operations of a program's matrix products and convolutions; a multiply-add counts as two.
+    """Returns the operations of a program's products, convolutions and attention; a multiply-add counts as two.
 
     The body of a scan counts as often as it runs. Additions, activations and norms do not count.
 
@@ -237,7 +237,14 @@ def operations(jaxpr: core.Jaxpr) -> int:
             features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
             # The gradient of a strided convolution convolves an image with zeros between its pixels.
             total += 2 * out.size * kernel.size // features // math.prod(eqn.params["lhs_dilation"])
+        elif eqn.primitive.name in _CUDNN_ATTENTION:
+            queries, keys = (x.aval for x in eqn.invars[:2])
+            total += _CUDNN_ATTENTION[eqn.primitive.name] * 2 * queries.size * keys.shape[1]  # type: ignore[attr-defined]
     return total
+
+
+# Primitive of cuDNN's attention -> number of its matrix products, without recomputed ones.
+_CUDNN_ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
 
 
 def _short(n: int) -> str:

@@ -18,6 +18,7 @@ from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.eval.metrics import Evaluation, summarize
 from jaxvision.models.layers.mode import eval_view
 from jaxvision.parallel.mesh import batch_sharding, replicated
+from jaxvision.platform import compiled_for
 from jaxvision.train.loss import PROBABILITIES, Loss, make_loss, probabilities_of
 
 Batch = Mapping[str, Any]
@@ -80,8 +81,9 @@ def make_eval_step(
         raise unknown_name_error("probabilities", probabilities, PROBABILITIES)
 
     def eval_step(state: nnx.State, batch: Batch) -> dict[str, jax.Array]:
-        model = eval_view(model_of(nnx.merge(graph, state)))
-        logits = forward(model, prepare(batch)).astype(jnp.float32)
+        with compiled_for(mesh.devices.flat[0]):
+            model = eval_view(model_of(nnx.merge(graph, state)))
+            logits = forward(model, prepare(batch)).astype(jnp.float32)
         _, classes = logits.shape
         # Among equal logits top_k takes the lowest class, as argmax does.
         _, best = jax.lax.top_k(logits, min(5, classes))

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from jaxvision.errors import UserError, unknown_name_error
@@ -27,8 +28,18 @@ from jaxvision.models.layers.norm import LayerNorm, Norm
 from jaxvision.models.layers.patch import PatchEmbed, resize_grid
 from jaxvision.models.layers.pool import global_pool
 from jaxvision.models.vit_blocks import Block, Parts
+from jaxvision.platform import by_platform
 
 POOLS = ("token", "avg", "avgmax", "max", "map", "")
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    """Returns tokens [b, n, d], laid out in this order.
+
+    The gradient of the position embeddings is a sum over the images. For it XLA's GPU backend would store the tokens of
+    all blocks with the images innermost, which costs a ViT-B a seventh of the memory traffic of a step.
+    """
+    return with_layout_constraint(x, Layout((0, 1, 2)))
 
 
 class VisionTransformer(Model):
@@ -258,7 +269,8 @@ class VisionTransformer(Model):
         Args:
           images: float [b, h, w, c], normalized.
         """
-        x = self.run_blocks("blocks", self.blocks, self.embed(images))
+        x = by_platform(self.embed(images), gpu=_row_major, default=lambda x: x)
+        x = self.run_blocks("blocks", self.blocks, x)
         return x if self.norm is None else self.norm(x)
 
     def forward_intermediates(

@@ -22,16 +22,17 @@ from jaxvision import tree
 from jaxvision.errors import unknown_name_error
 from jaxvision.models.layers.drop import DropPath
 from jaxvision.models.layers.frozen import Frozen
+from jaxvision.models.layers.materialize import materialize_gradient
 from jaxvision.parallel.mesh import batch_sharding
 from jaxvision.parallel.rules import Rules, spec_of
 from jaxvision.platform import compiled_for
 
 #: What a block keeps for the backward pass, which recomputes the rest.
 REMAT = {
-    "products": "the results of matrix products and convolutions",
+    "products": "the results of matrix products, convolutions and cuDNN's attention",
     "nothing": "only the input of the block",
 }
-_PRODUCTS = ("dot_general", "conv_general_dilated")
+_PRODUCTS = ("dot_general", "conv_general_dilated", "dot_product_attention_fwd_wrapper")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,7 @@ class Blocks:
         """
         for group in _groups_of_equal_blocks(blocks) if self.scan else ([i] for i in range(len(blocks))):
             prefix = f"{name}.{group[0]}"
+            x = materialize_gradient(x)
             if len(group) > 1:
                 x = self._scan(prefix, [blocks[i] for i in group], x)
             else:
@@ -134,7 +136,7 @@ class Blocks:
             block = nnx.merge(graph, self.gather(state, prefix), copy=True)
             for layer, rate in zip(_drop_paths(block), rates, strict=bool(len(rates))):
                 layer.traced_rate = rate
-            with compiled_for(self.mesh.devices.flat[0].platform):
+            with compiled_for(self.mesh.devices.flat[0]), jax.named_scope(prefix):
                 x = block(x)
             for layer in _drop_paths(block):
                 layer.traced_rate = None

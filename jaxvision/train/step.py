@@ -13,8 +13,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvision.errors import UserError
+from jaxvision.models.layers.materialize import materialize
 from jaxvision.models.layers.mode import train_view
 from jaxvision.parallel.mesh import batch_axes, batch_sharding, replicated
+from jaxvision.platform import compiled_for
 from jaxvision.train.blocks import Blocks
 from jaxvision.train.distill import Distillation
 from jaxvision.train.loss import Loss, are_labels, mean_weights, weighted_sum, zero_padding
@@ -92,6 +94,10 @@ def make_train_step(
     schedule = as_schedule(learning_rate)
 
     def train_step(state: nnx.State, batch: Batch, teacher: Any = None) -> tuple[nnx.State, dict[str, jax.Array]]:
+        with compiled_for(mesh.devices.flat[0]):
+            return update(state, batch, teacher)
+
+    def update(state: nnx.State, batch: Batch, teacher: Any) -> tuple[nnx.State, dict[str, jax.Array]]:
         ts = nnx.merge(graph, state, copy=True)  # `state` stays as it is, for a step that is not finite
         updates_made = ts.optimizer.step[...]
         images, targets = prepare(batch, updates_made)
@@ -134,6 +140,7 @@ def make_train_step(
             grads = jax.tree.map(lambda total, p: total.astype(p.dtype), total, params)
             sums = jax.tree.map(jnp.sum, sums)
 
+        grads = materialize(grads)  # read by the optimizer, its clipping and the norm below
         nnx.update(ts.model, rest)
         ts.optimizer.update(ts.model, grads)
         if ts.ema is not None:

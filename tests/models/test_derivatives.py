@@ -16,6 +16,7 @@ from support.kinds import KINDS
 from jaxvision.models import registry
 from jaxvision.models.layers.convolve import convolve, same_padding
 from jaxvision.models.layers.mode import train_view
+from jaxvision.models.layers.norm import _normalize
 
 
 def xla(x, kernel, *, stride, padding, groups):
@@ -162,3 +163,35 @@ def test_directional_derivatives_of_a_model_match_differences():
     for got, wanted in derivatives(params, along):
         got, wanted = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (got, wanted))
         assert jnp.linalg.norm(got - wanted) < 1e-2 * jnp.linalg.norm(wanted)
+
+
+def plain_normalize(x, gain, bias, axes, epsilon):
+    """Returns the formula of batch normalization in training, differentiated by JAX."""
+    mean = x.mean(axes, keepdims=True)
+    var = ((x - mean) ** 2).mean(axes, keepdims=True)
+    return (x - mean) * (jax.lax.rsqrt(var + epsilon) * gain) + bias, mean, var
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((4, 5, 5, 3), (0, 1, 2)), ((2, 2, 5, 5, 3), (1, 2, 3)), ((6, 3), (0,))])
+def test_written_derivatives_of_batch_norm_match_autodiff(shape, axes):
+    """In float64: values, forward mode, gradients and second derivatives, also of the statistics."""
+    with jax.enable_x64(True):
+        x, dx = (np.float64(noise(*shape, seed=seed)) for seed in (0, 1))
+        (gain, bias), (dgain, dbias) = (noise(2, *(1,) * (len(shape) - 1), 3, seed=seed) for seed in (2, 3))
+        primals = tuple(map(np.float64, (x, gain, bias)))
+        tangents = tuple(map(np.float64, (dx, dgain, dbias)))
+
+        def results(normalize):
+            f = functools.partial(normalize, axes=axes, epsilon=1e-5)
+
+            def loss(*primals):
+                outputs = f(*primals)
+                return sum(jnp.sum(jnp.sin(y) * (1 + jnp.arange(y.size).reshape(y.shape))) for y in outputs)
+
+            gradient = jax.grad(loss, argnums=(0, 1, 2))
+            second = jax.jvp(gradient, primals, tangents)[1]
+            return jax.tree.leaves((jax.jvp(f, primals, tangents), gradient(*primals), second))
+
+        written = lambda x, gain, bias, axes, epsilon: _normalize(x, gain, bias, axes, epsilon)  # noqa: E731
+        for got, wanted in zip(jax.jit(lambda: results(written))(), results(plain_normalize), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9 * np.abs(wanted).max())

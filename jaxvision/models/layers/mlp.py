@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from flax import nnx
 from jaxvision.errors import unknown_name_error
 from jaxvision.models.layers.init import halves, normal, ones, zeros
 from jaxvision.models.layers.norm import Norm
+from jaxvision.platform import by_platform
 
 # timm truncates at an absolute 2, which is a hundred standard deviations and therefore has no effect.
 linear_init = normal(0.02)
@@ -44,7 +47,7 @@ def activate(x: jax.Array, activation: str) -> jax.Array:
     """
     match activation:
         case "gelu":
-            return jax.nn.gelu(x, approximate=False)
+            return by_platform(x, cpu=_gelu, gpu=_gelu_recomputed, default=_exact_gelu)
         case "gelu_tanh":
             return jax.nn.gelu(x, approximate=True)
         case "quick_gelu":
@@ -52,6 +55,18 @@ def activate(x: jax.Array, activation: str) -> jax.Array:
         case "silu":
             return jax.nn.silu(x)
     raise unknown_name_error("activation", activation, ACTIVATIONS)
+
+
+_exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
+# In reverse mode only the input is kept, which the layer before it wrote, instead of two arrays of its size. XLA's TPU
+# backend chooses this itself, and is slower with the barrier around it.
+_gelu_recomputed = jax.checkpoint(_exact_gelu)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    # As in PyTorch. `jax.nn.gelu` uses erfc, which XLA's CPU backend computes in two branches for each element.
+    precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * precise * (1 + jax.lax.erf(precise * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class Mlp(nnx.Module):

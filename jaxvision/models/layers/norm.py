@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from jaxvision.errors import UserError
 from jaxvision.models.layers import dtypes
 from jaxvision.models.layers.frozen import Frozen
 from jaxvision.models.layers.init import ones, zeros
+from jaxvision.models.layers.materialize import materialize
 from jaxvision.platform import by_platform
 
 Norm = Callable[..., nnx.Module]  # (features, dtype=, param_dtype=, rngs=) -> a normalization over the last axis
@@ -81,25 +84,25 @@ class BatchNorm(nnx.Module):
           UserError: in training, each channel has a single value, which a normalization turns into zero.
         """
         shape = (1,) * (x.ndim - 1) + (-1,)
-        x, gain, bias = dtypes.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
+        x, *_ = dtypes.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
         if not (self.use_running_average or self.frozen):
             input_shape = x.shape
             if self.group is not None:
                 x, shape = _grouped(x, self.group), (1, *shape)
             axes = tuple(range(x.ndim - len(input_shape), x.ndim - 1))  # within a group, or all
-            precise = x.astype(_statistics_dtype(x))
-            mean = precise.mean(axes, keepdims=True)
-            var = lax.square(precise - mean).mean(axes, keepdims=True)
-            n = precise.size // mean.size  # values per mean, on all devices
+            n = math.prod(x.shape[i] for i in axes)  # values per mean, on all devices
             if n == 1:
                 raise UserError(
                     f"BatchNorm: got one value per channel, for the shape {input_shape}, expected more in training. "
                     f"Choose larger batches, batch norm groups or images, or freeze the layer."
                 )
+            # Float32 even for inputs in bfloat16, and for the scale and the bias of them.
+            dtype = _statistics_dtype(x)
+            gain, bias = (p[...].astype(dtype).reshape(shape) for p in (self.scale, self.bias))
+            y, mean, var = _normalize(x.astype(dtype), gain, bias, axes, self.epsilon)
             for old, new in ((self.mean, mean), (self.var, var * (n / (n - 1)))):
                 old[...] = self.momentum * old[...] + (1 - self.momentum) * new.reshape(-1, new.shape[-1]).mean(0)
-            gain = lax.rsqrt(var + self.epsilon) * gain.reshape(shape)
-            return ((x - mean) * gain + bias.reshape(shape)).astype(x.dtype).reshape(input_shape)
+            return y.astype(x.dtype).reshape(input_shape)
         # The statistics are constants here, so one multiply-add per element suffices, as in PyTorch. The factors are
         # computed in float32, which matters in bfloat16.
         scale = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
@@ -108,6 +111,28 @@ class BatchNorm(nnx.Module):
         # The barrier keeps XLA's CPU backend from recomputing the square root for each element.
         scale, bias = by_platform(*affine, cpu=lambda *c: lax.optimization_barrier(c), default=lambda *c: c)
         return x * scale.reshape(shape) + bias.reshape(shape)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _normalize(x: jax.Array, gain: jax.Array, bias: jax.Array, axes: tuple[int, ...], epsilon: float) -> Any:
+    """Returns `x`, standardized over `axes`, times gain plus bias, and the means and the variances."""
+    mean = materialize(x.mean(axes, keepdims=True))
+    var = materialize(lax.square(x - mean).mean(axes, keepdims=True))
+    return (x - mean) * (lax.rsqrt(var + epsilon) * gain) + bias, mean, var
+
+
+@_normalize.defjvp
+def _normalize_jvp(axes, epsilon, primals, tangents):
+    # In reverse mode these terms need two sums over the pixels, those that are the gradients of bias and gain. Autodiff
+    # of the two-pass variance needs four.
+    (x, gain, _), (dx, dgain, dbias) = primals, tangents
+    y, mean, var = _normalize(*primals, axes, epsilon)
+    inverse = lax.rsqrt(var + epsilon)
+    standardized = (x - mean) * inverse
+    dmean, covariance = dx.mean(axes, keepdims=True), (standardized * dx).mean(axes, keepdims=True)
+    offset, slope = materialize((dbias - gain * inverse * dmean, dgain - gain * inverse * covariance))
+    dy = gain * inverse * dx + offset + standardized * slope
+    return (y, mean, var), (dy, dmean, 2 * covariance / inverse)
 
 
 class GroupNorm(nnx.GroupNorm):
