@@ -59,6 +59,11 @@ ON_REQUEST = {
         lambda: importlib.util.find_spec("libtpu") is not None,
         "pip install '.[tpu]'",
     ),
+    "cuda": (
+        "compilations for NVIDIA GPUs, on any machine",
+        lambda: importlib.util.find_spec("jax_cuda12_plugin") is not None,
+        "pip install '.[cuda12]'",
+    ),
     "slurm": ("jobs on a Slurm cluster", have_slurm, "a Slurm cluster that answers sinfo"),
     "ray": ("runs on Ray", lambda: importlib.util.find_spec("ray") is not None, "pip install 'ray[default,train]'"),
 }

@@ -17,7 +17,7 @@ from jaxvision.advice.target import Target, find_target
 from jaxvision.advice.trial import rank_by_trial
 from jaxvision.advice.words import CONFIG, commands, notes, reasons
 from jaxvision.errors import UserError, count, unknown_name_error
-from jaxvision.plan.chips import GIB
+from jaxvision.parallel.chips import GIB
 from jaxvision.run.config import load
 from jaxvision.run.recipe import fine_tuning_epochs
 from jaxvision.weights import hub

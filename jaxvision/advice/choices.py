@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from jaxvision.advice.measure import Latency
 from jaxvision.analysis.cost import model_info
 from jaxvision.errors import UserError
-from jaxvision.plan.chips import Chip
+from jaxvision.parallel.chips import Chip
 from jaxvision.weights.catalog import Entry, lookup
 from jaxvision.weights.listing import list_models
 

@@ -9,8 +9,8 @@ import jax
 
 from jaxvision.advice.measure import cpu_operations_per_second
 from jaxvision.errors import unknown_name_error
+from jaxvision.parallel.chips import GIB, GPUS, TPUS, Chip, chip_of, find_device
 from jaxvision.parallel.cores import usable_cores
-from jaxvision.plan.chips import GIB, GPUS, TPUS, Chip, chip_of, find_device
 
 #: Small devices that use a trained model. Their data sheets do not state how fast they run a network.
 MOBILE = ("phone", "raspberrypi")

@@ -13,10 +13,11 @@ from typing import Any
 from jaxvision.cli.arguments import path_argument, split_overrides
 from jaxvision.errors import count
 
-HELP = "predict the memory and time of a train step on a TPU or GPU"
+HELP = "predict the memory and time of a train step on TPUs or GPUs"
 EXAMPLES = """examples:
   jaxvision plan --config configs/vit_base.py --topology v5e:2x4
-  jaxvision plan --config configs/resnet50.py --device a100-40g --config.data.batch_size=256"""
+  jaxvision plan --config configs/resnet50.py --device a100-40g --config.data.batch_size=256
+  jaxvision plan --config configs/vit_base.py --device h100:8 --config.data.batch_size=1024"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the config's batch on the first and as many images per chip on the others",
     )
     parser.add_argument(
-        "--device", metavar="GPU", help="a GPU, such as a100-40g, h100 or rtx4090, or its memory, such as 8GB"
+        "--device",
+        metavar="GPU[:N]",
+        help="a GPU, such as a100-40g, h100 or rtx4090, or its memory, such as 8GB, and how many of them one machine "
+        "has, such as h100:8",
     )
     parser.add_argument("--num-classes", type=int, default=1000, help="classes of the dataset (default: 1000)")
     parser.add_argument("--in-channels", type=int, default=3, help="channels of the images (default: 3)")
@@ -59,8 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the plan. Returns 1 if the step does not fit into memory."""
     overrides = split_overrides(arguments.overrides)
-    if arguments.topology is not None:
-        os.environ["JAX_PLATFORMS"] = "cpu"  # TPUs are only compiled for, and those of this machine are left alone.
+    from jaxvision.parallel.accelerators import accelerators
+
+    if arguments.topology is not None or "gpu" not in accelerators():
+        os.environ["JAX_PLATFORMS"] = "cpu"  # The devices are only compiled for; those of this machine are left alone.
     from jaxvision import run as runs
     from jaxvision.run.config import complete, load
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxvision.plan.chips import Chip, link_speed
+from jaxvision.parallel.chips import Chip
 from jaxvision.plan.program_text import Instruction, count_runs, parse_program, type_bytes
+from jaxvision.plan.targets import link_speed
 
 KINDS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
@@ -55,7 +56,7 @@ def count_collectives(text: str, mesh: Mesh | AbstractMesh, chip: Chip | None = 
     Args:
       text: the program, ``compiled.as_text()``.
       mesh: the mesh that the program was compiled for. It says along which axes a group of devices lies.
-      chip: the kind of TPU in `mesh`, for the speed of its links. By default the speed is unknown.
+      chip: the kind of device in `mesh`, for the speed of its links. By default the speed is unknown.
 
     Example:
       >>> program = '''
@@ -141,8 +142,10 @@ def _array(instruction: Instruction, computation: str, devices: int) -> tuple[st
     """Returns the kind of a collective and the bytes of the whole array, from an instruction and its computation."""
     op, size = instruction.op, type_bytes(instruction.type)
     kind = op.removesuffix("-start")
-    if op == "all-gather-start":  # the type of a start includes the operands
+    if op in ("all-gather-start", "reduce-scatter-start"):  # the type of a start includes the operands
         return kind, size * devices // (devices + 1)
+    if op == "all-to-all-start":
+        return kind, size // 2
     if op == "collective-permute-start":
         return kind, size // 2
     if kind == "reduce-scatter":

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxvision.parallel.chips import Chip
 from jaxvision.parallel.mesh import batch_devices
 from jaxvision.parallel.rules import state_bytes
-from jaxvision.plan.chips import Chip
 from jaxvision.plan.collectives import count_collectives
 from jaxvision.plan.roofline import Plan
 from jaxvision.plan.traffic import count_traffic
@@ -104,6 +104,9 @@ def _compiler_options(mesh: Mesh, quick: bool) -> dict[str, Any] | None:
     if mesh.devices.flat[0].platform == "cpu":
         # The memory layout of a CPU's program is settled before LLVM, which takes most of the time; no time is read.
         return {"xla_backend_optimization_level": 0}
+    if mesh.devices.flat[0].platform == "gpu" and mesh.devices.flat[0] not in jax.devices():
+        # Triton's kernels for products are chosen by measuring them, which needs the GPU.
+        return {"xla_gpu_enable_triton_gemm": False}
     return {"optimization_level": _O0} if quick else None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxvision.errors import count
-from jaxvision.plan.chips import GIB, memory_fraction
+from jaxvision.parallel.chips import GIB, GPUS, memory_fraction
 from jaxvision.plan.roofline import Plan
 
 
@@ -34,7 +34,14 @@ class PlanResult:
 
 
 def describe_assumptions(
-    best: Plan, *, topology: str | None, num_classes: int, stored: int | None, backend: str, quick: bool = False
+    best: Plan,
+    *,
+    topology: str | None,
+    num_classes: int,
+    stored: int | None,
+    compiled_for: str,
+    is_present: bool,
+    quick: bool = False,
 ) -> tuple[str, ...]:
     """Returns sentences about what the numbers of a plan assume.
 
@@ -43,7 +50,8 @@ def describe_assumptions(
       topology: the TPUs that the step was compiled for, None for a GPU.
       num_classes: classes of the dataset.
       stored: side in pixels of images kept in memory, None for images that the workers crop.
-      backend: JAX's default backend.
+      compiled_for: platform that the step was compiled for.
+      is_present: whether this machine has the device.
       quick: whether a TPU's compiler used its least effort.
     """
     images = (
@@ -56,11 +64,18 @@ def describe_assumptions(
             f"memory: {best.chip.name} has {best.chip.memory / share / GIB:.4g} GiB, of which JAX takes {share:.0%} "
             "(XLA_CLIENT_MEM_FRACTION)"
         )
-        if backend == "cpu":
+        if compiled_for == "cpu":
             lines.append(
-                "memory: a rough estimate from a program compiled for this CPU, which lowers convolutions and bfloat16 "
-                "products differently; on a GPU of this kind the command compiles the program that trains"
+                "memory: a rough estimate from a program compiled for this CPU, which lowers convolutions, attention "
+                "and bfloat16 products differently. For the GPU's own program install jax[cuda12]; no GPU is needed"
             )
+        elif not is_present:
+            lines.append(
+                "compiler: without the kernels that are chosen by measuring them on the GPU: Triton's for products "
+                "and cuDNN's for convolutions, whose working memory is not counted"
+            )
+            if best.chip.name not in GPUS:
+                lines.append("compiler: for an RTX 4090 with this memory")
     if best.seconds:
         lines.append(
             "time: compute, memory and links each run at the data sheet's peak rate and overlap; real steps are slower"
@@ -72,8 +87,9 @@ def describe_assumptions(
             "compiler: least effort (--quick). The program that trains is smaller and reads less (about two thirds for "
             "ResNet-50), so real steps can be faster than this estimate"
         )
-    if best.collectives:
-        lines.append(
-            "collectives: sent around rings along the sides of the grid that their axis spans; without start-up time"
-        )
+    if best.collectives and topology is None and not best.chip.link:
+        lines.append("time: without the collectives, because the speed of the links between these GPUs is unknown")
+    elif best.collectives:
+        where = " along the sides of the grid that their axis spans" if topology else ""
+        lines.append(f"collectives: sent around rings{where}; without start-up time")
     return tuple(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from jaxvision.plan.chips import Chip
+from jaxvision.parallel.chips import Chip
 from jaxvision.plan.collectives import Collective
 
 

@@ -10,13 +10,13 @@ from jaxvision.plan.roofline import Plan
 
 
 def candidate_meshes(devices: Sequence[Any]) -> list[tuple[dict[str, int], bool]]:
-    """Returns the meshes that are worth comparing on a TPU topology, each with whether to use ZeRO-1.
+    """Returns the meshes that are worth comparing on some devices, each with whether to use ZeRO-1.
 
     The candidates are data parallelism, ZeRO-1 and ``fsdp`` over all chips. From 64 chips on there is also ``data``
     along the first side of the grid with ``fsdp`` along the others.
 
     Args:
-      devices: the devices of a topology, from `find_topology`.
+      devices: from `find_topology` or `find_gpus`.
     """
     candidates = [({"data": -1}, False), ({"data": -1}, True), ({"data": 1, "fsdp": -1}, False)]
     sides = [n for n in (len(set(x)) for x in zip(*(device.coords for device in devices), strict=True)) if n > 1]

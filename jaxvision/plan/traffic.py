@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from jaxvision.plan.program_text import Instruction, ProgramText, count_runs, parse_program, type_bytes
 
 _NO_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "optimization-barrier", "partition-id", "iota",
 }  # fmt: skip
+# Products and convolutions of NVIDIA's libraries return their working memory beside the result.
+_LIBRARY_CALL = re.compile(r'custom_call_target="__cu')
+_WORKSPACE = re.compile(r", [su]8\[[^()]*\)$")
 _SLICES = {"dynamic-slice", "slice", "gather", "slice-start"}
 
 
@@ -53,7 +58,10 @@ def _moved(program: ProgramText, instruction: Instruction, types: dict[str, str]
     if op.endswith("-done"):  # a copy between memory and fast memory, or a collective
         return type_bytes(instruction.type)
     read = [type_bytes(types[name], fast_memory=False) for name in instruction.operands if name in types]
-    written = type_bytes(instruction.type, fast_memory=False)
+    result = instruction.type
+    if op == "custom-call" and _LIBRARY_CALL.search(instruction.attributes):
+        result = _WORKSPACE.sub(")", result)
+    written = type_bytes(result, fast_memory=False)
     if op in _SLICES:
         read = [written]
     elif op == "dynamic-update-slice":

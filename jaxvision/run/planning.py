@@ -25,7 +25,7 @@ from jaxvision.plan import (
     candidate_meshes,
     choose_best,
     describe_assumptions,
-    find_device,
+    find_gpus,
     find_topology,
     largest_batch,
     plan_step,
@@ -49,7 +49,7 @@ def plan(
     quick: bool = False,
     log: Callable[[str], None] = lambda text: None,
 ) -> PlanResult:
-    """Returns what the train step of `config` costs on TPUs or a GPU that need not be available.
+    """Returns what the train step of `config` costs on TPUs or GPUs that this machine may not have.
 
     Compiles the step that `train` runs. Allocates no parameters and reads no data, so the properties of the dataset are
     arguments. Pass either `topology` or `device`.
@@ -57,8 +57,8 @@ def plan(
     Args:
       config: a config as for `train`.
       topology: TPUs to compile for, such as ``v5e:16x16``. Needs libtpu.
-      device: a GPU such as ``h100``, or a memory such as ``8GB``. The step is compiled for JAX's default backend: exact
-        on a GPU of that kind, a rough estimate on a CPU.
+      device: a GPU such as ``h100``, several such as ``h100:8``, or a memory such as ``8GB``; see
+        `jaxvision.plan.find_gpus`.
       num_classes: classes of the dataset.
       channels: channels of the images.
       stored: side in pixels of small images that are kept in memory and cropped on the device. By default the workers
@@ -72,7 +72,7 @@ def plan(
 
     Raises:
       UserError: a mistake in the config, or an unknown device.
-      MissingPackage: `topology` is given and libtpu is not installed.
+      MissingPackage: `topology` is given and libtpu is not installed, or several GPUs and JAX's CUDA plugin is not.
 
     Example:
       >>> from jaxvision import run
@@ -113,7 +113,8 @@ def plan(
             topology=topology,
             num_classes=num_classes,
             stored=stored,
-            backend=jax.default_backend(),
+            compiled_for=devices[0].platform,
+            is_present=devices[0] in jax.devices(),
             quick=quick and topology is not None,
         ),
     )
@@ -145,7 +146,7 @@ def _find_devices(topology: str | None, device: str | None) -> tuple[Sequence[ja
     if topology is not None and device is None:
         return find_topology(topology)
     if device is not None and topology is None:
-        return jax.devices()[:1], find_device(device)
+        return find_gpus(device)
     raise UserError(
         f"plan: got --topology {topology} and --device {device}, expected one of them. Pass --topology v5e:2x4 for "
         "TPUs or --device a100-40g for a GPU."

@@ -10,6 +10,7 @@ from support.plans import grid
 
 from jaxvision import plan
 from jaxvision.errors import UserError
+from jaxvision.parallel.chips import GPUS, TPUS
 from jaxvision.parallel.mesh import make_mesh
 
 
@@ -71,4 +72,4 @@ def test_chip_of_a_device(platform: str, kind: str, name: str) -> None:
     device = SimpleNamespace(platform=platform, device_kind=kind, memory_stats=lambda: {"bytes_limit": 1000})
     chip = plan.chip_of(device)
     assert (chip.name, chip.memory) == (name, 1000.0)
-    assert bool(chip.flops) == (name in plan.chips.GPUS or name in plan.chips.TPUS)
+    assert bool(chip.flops) == (name in GPUS or name in TPUS)

@@ -14,9 +14,9 @@ from support.plans import DIGITS, digits_config
 from jaxvision import plan, run
 from jaxvision.analysis.cost import model_info
 from jaxvision.augment.preprocess import Preprocess
+from jaxvision.parallel import chips
 from jaxvision.parallel.mesh import make_mesh
 from jaxvision.parallel.rules import STATE
-from jaxvision.plan import chips
 from jaxvision.run import program as run_program
 from jaxvision.train.partial import parameter_counts
 
@@ -89,6 +89,6 @@ def test_recomputed_operations_are_not_model_flops() -> None:
 
 def test_assumptions_mention_quick() -> None:
     done = plan.Plan(chips.TPUS["v5e"], {"data": 1}, False, 8, {}, 1e12, bytes_accessed=1e9)
-    facts = {"topology": "v5e:1x1", "num_classes": 10, "stored": None, "backend": "cpu"}
+    facts = {"topology": "v5e:1x1", "num_classes": 10, "stored": None, "compiled_for": "tpu", "is_present": False}
     assert not [line for line in plan.describe_assumptions(done, **facts) if "--quick" in line]
     assert [line for line in plan.describe_assumptions(done, quick=True, **facts) if "--quick" in line]

@@ -1,18 +1,15 @@
-"""The data sheets of TPUs and GPUs, and the TPU topologies that a program can be compiled for."""
+"""The data sheets of TPUs and GPUs."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 
-from jaxvision.errors import UserError, missing_package_error, unknown_name_error
+from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.parallel.accelerators import MEMORY_FRACTION
 
 GIB = 2**30
@@ -28,8 +25,8 @@ class Chip:
       flops: peak operations per second of matrix products, bfloat16 in and float32 out, without sparsity.
       flops_float32: the same for float32 at JAX's default precision: bfloat16 passes on a TPU, TF32 on a GPU.
       bandwidth: bytes per second to and from the memory.
-      link: bytes per second along one link to a neighbor, in one direction.
-      torus: the links of a row of chips close to a ring if the row's length is a multiple of this.
+      link: bytes per second in one direction: along a TPU's link to one neighbor, through all NVLinks of a GPU.
+      torus: the links of a row of TPUs close to a ring if the row's length is a multiple of this.
     """
 
     name: str
@@ -56,10 +53,10 @@ GPUS = {
     "l4": Chip("l4", 24 * GIB, 121e12, 60e12, 300e9),
     "rtx3090": Chip("rtx3090", 24 * GIB, 71e12, 35.6e12, 936e9),
     "rtx4090": Chip("rtx4090", 24 * GIB, 165.2e12, 82.6e12, 1008e9),
-    "a100-40g": Chip("a100-40g", 40 * GIB, 312e12, 156e12, 1555e9),
-    "a100-80g": Chip("a100-80g", 80 * GIB, 312e12, 156e12, 2039e9),
-    "h100": Chip("h100", 80 * GIB, 989e12, 494e12, 3350e9),
-    "h200": Chip("h200", 141 * GIB, 989e12, 494e12, 4800e9),
+    "a100-40g": Chip("a100-40g", 40 * GIB, 312e12, 156e12, 1555e9, 300e9),
+    "a100-80g": Chip("a100-80g", 80 * GIB, 312e12, 156e12, 2039e9, 300e9),
+    "h100": Chip("h100", 80 * GIB, 989e12, 494e12, 3350e9, 450e9),
+    "h200": Chip("h200", 141 * GIB, 989e12, 494e12, 4800e9, 450e9),
 }
 
 
@@ -139,74 +136,3 @@ def memory_fraction() -> float:
         if 0 < float(text) <= 1:
             return float(text)
     raise UserError(f"{name}: got {text!r}, expected a number above 0 and at most 1. Run: unset {name}")
-
-
-def find_topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
-    """Returns the devices of a TPU slice, to compile for without hardware, and the data sheet of one of them.
-
-    Args:
-      name: such as ``v5e:2x4``, ``v6e:16x16`` or ``v5p:4x4x4``. One chip is ``v5e:1x1``.
-
-    Raises:
-      UserError: there is no such topology.
-      MissingPackage: libtpu, which holds the compiler, is not installed.
-    """
-    generation, sizes = _parse_topology(name)
-    try:
-        import libtpu  # noqa: F401
-    except ImportError as e:
-        raise missing_package_error("libtpu", "compiling for a TPU", "tpu") from e
-    from jax.experimental import topologies
-
-    # Without these libtpu queries the machine that it runs on, prints errors if that is not a TPU, and locks it, so
-    # that only one process could plan at a time.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": f"{generation}-{math.prod(sizes)}"}
-    os.environ |= {"TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
-    grid = "x".join(map(str, sizes))
-    options = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(sizes) == 1 else {}
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{grid}", **options).devices
-    except Exception as e:
-        known = _GRIDS[len(sizes)]
-        raise UserError(f"--topology: got {name!r}, expected a grid that libtpu supports, such as {known}.") from e
-    return devices, TPUS[generation]
-
-
-_GRIDS = {
-    2: "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16",
-    3: "2x2x1, 2x2x2, 2x4x4, 4x4x4 or 4x4x8",
-}
-
-
-def _parse_topology(name: str) -> tuple[str, list[int]]:
-    """Returns the TPU generation and the sides of the grid."""
-    generation, _, grid = name.lower().partition(":")
-    if generation not in TPUS:
-        raise unknown_name_error("--topology", generation, TPUS, expected="a TPU")
-    if not re.fullmatch(r"\d+x\d+(x\d+)?", grid):
-        raise UserError(
-            f"--topology: got {name!r}, expected a TPU and its grid. Pass for example --topology {generation}:2x4."
-        )
-    sizes = [int(size) for size in grid.split("x")]
-    sides, longest = (3, 28) if generation == "v5p" else (2, 16)  # libtpu aborts the process for longer sides
-    if len(sizes) != sides or not 1 <= min(sizes) <= max(sizes) <= longest:
-        raise UserError(
-            f"--topology: got {name!r}, expected a {generation} grid with {sides} sides of 1 to {longest} chips."
-        )
-    return generation, sizes
-
-
-def link_speed(chip: Chip, group: Sequence[Any], everyone: Sequence[Any]) -> float:
-    """Returns the bytes per second that each chip of a group sends while all of the group send.
-
-    Args:
-      chip: the data sheet of each device.
-      group: devices of a topology that communicate.
-      everyone: all devices of the topology. A row of the grid is a ring only if the group spans all of it.
-    """
-    links = 0
-    ours, sides = (zip(*(device.coords for device in devices), strict=True) for devices in (group, everyone))
-    for span, side in zip((len(set(x)) for x in ours), (len(set(x)) for x in sides), strict=True):
-        links += 0 if span == 1 else 2 if span == side and side % chip.torus == 0 else 1
-    return chip.link * links
