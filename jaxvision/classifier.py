@@ -127,7 +127,7 @@ class Classifier:
           UserError: the file does not exist or is not an image, or the model's images are not square or do not have 1
             or 3 channels.
         """
-        image = _open_image(source)
+        image = open_image(source)
         height, width = _height_and_width(self.model, self.preprocess)
         if height != width:
             raise UserError(
@@ -145,7 +145,15 @@ class Classifier:
         return host.eval_transform(image, replace(self.preprocess, image_size=times * self.preprocess.image_size))
 
 
-def _open_image(source: Any) -> Image:
+def open_image(source: str | Path | Image) -> Image:
+    """Returns a decoded image.
+
+    Args:
+      source: an image file, or a Pillow image, which is returned.
+
+    Raises:
+      UserError: the file does not exist or is not an image.
+    """
     if isinstance(source, Image):
         return source
     if not isinstance(source, str | Path):

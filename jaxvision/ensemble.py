@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL.Image import Image
 
+from jaxvision.augment import on_device
 from jaxvision.augment.preprocess import Preprocess, crop_offset
-from jaxvision.classifier import Classifier
+from jaxvision.classifier import Classifier, open_image
 from jaxvision.errors import UserError, count, printable_line, unknown_name_error
 from jaxvision.train.loss import PROBABILITIES
 
@@ -103,12 +104,41 @@ class Ensemble:
         Raises:
           UserError: as for `Classifier.images`.
         """
-        inputs: dict[Any, jax.Array] = {}
-        keys = [(self.preprocess(i), member.model.in_channels) for i, member in enumerate(self.members)]
-        for (preprocess, channels), member in zip(keys, self.members):
-            if (preprocess, channels) not in inputs:
-                inputs[preprocess, channels] = replace(member, preprocess=preprocess).images(sources)
-        return tuple(inputs[key] for key in keys)
+        if isinstance(sources, str | Path | Image):
+            sources = [sources]
+        if not len(sources):
+            raise UserError("images: got an empty list, expected at least one image.")
+        return self.normalize([np.stack(each) for each in zip(*map(self.pixels, sources), strict=True)])
+
+    def pixels(self, source: str | Path | Image) -> tuple[np.ndarray, ...]:
+        """Returns an image before normalization, after each of the members' different transforms: uint8 [h, w, c].
+
+        Args:
+          source: an image file or a Pillow image. A file is read once.
+
+        Raises:
+          UserError: as for `Classifier.pixels`.
+        """
+        image = open_image(source)
+        first = {key: self.members[i] for i, key in reversed(list(enumerate(self._transforms)))}
+        return tuple(replace(first[key], preprocess=key[0]).pixels(image) for key in dict.fromkeys(self._transforms))
+
+    def normalize(self, pixels: Sequence[np.ndarray | jax.Array]) -> tuple[jax.Array, ...]:
+        """Returns the input of each member, float [b, h, w, c].
+
+        Args:
+          pixels: for each of the members' different transforms uint8 [b, h, w, c], of images from `pixels`.
+        """
+        keys = dict.fromkeys(self._transforms)
+        inputs = {
+            key: on_device.normalize(each, key[0].mean, key[0].std) for key, each in zip(keys, pixels, strict=True)
+        }
+        return tuple(inputs[key] for key in self._transforms)
+
+    @property
+    def _transforms(self) -> list[tuple[Preprocess, int]]:
+        """The transform and the channels of each member. Members with equal ones share their images."""
+        return [(self.preprocess(i), member.model.in_channels) for i, member in enumerate(self.members)]
 
     def predict(self, images: Sequence[jax.Array]) -> jax.Array:
         """Returns the averaged probabilities of the classes: float32 [b, num_classes].

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fit the weights of several models on the validation data, by their likelihood, and print them",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images per step, over all devices (default: 32 for each)"
+    )
     parser.add_argument(
         "--report", type=path_argument, metavar="FOLDER", help="write report.html and mistakes.csv to this folder"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -77,17 +77,31 @@ class ImageInputs:
 
     def read(self, images_of: Callable[[list[Path]], T]) -> Iterator[tuple[Path, T]]:
         """Yields each file that can be read, and what `images_of` makes of it, such as `Classifier.images`."""
+
+        def each() -> Iterator[tuple[Path, T | UserError]]:
+            for file in self.files:
+                try:
+                    yield file, images_of([file])
+                except UserError as e:  # the other images still count
+                    yield file, e
+
+        return self.readable(each())
+
+    def readable(self, results: Iterable[tuple[Path, T | UserError]]) -> Iterator[tuple[Path, T]]:
+        """Yields the results of the files that could be read, and prints the errors of the others.
+
+        Args:
+          results: each file with its result or its error.
+        """
         from jaxvision.data.walk import advice
 
-        for file in self.files:
-            try:
-                images = images_of([file])
-            except UserError as e:  # the other images still count
-                self._problems.append(str(e))
-                _print_error(". ".join(filter(None, [str(e), advice(file.name)])))
-                continue
-            self._read += 1
-            yield file, images
+        for file, result in results:
+            if isinstance(result, UserError):
+                self._problems.append(str(result))
+                _print_error(". ".join(filter(None, [str(result), advice(file.name)])))
+            else:
+                self._read += 1
+                yield file, result
 
     @property
     def status(self) -> int:

@@ -28,13 +28,12 @@ from jaxvision.eval.metrics import Evaluation, with_metric
 from jaxvision.eval.page import describe, notes_on, write_mistakes
 from jaxvision.eval.split import evaluate_split
 from jaxvision.eval.step import cached_eval_step, evaluation_loss, identity
-from jaxvision.parallel.mesh import check_batch_size, make_mesh
+from jaxvision.parallel.mesh import IMAGES_PER_DEVICE, batch_devices, make_mesh, replicated
 from jaxvision.train.partial import parameter_counts
 from jaxvision.weights import imagenet
 
 # Returns one object for each loss, because `cached_eval_step` compares losses by identity.
 _builtin_loss = functools.cache(lambda kind: evaluation_loss(kind=kind))
-_USUAL_BATCH = 32
 _LESS_MEMORY = "Set a smaller batch size (--batch-size)."
 
 
@@ -45,7 +44,7 @@ def evaluate(
     split: str = "test",
     loss: Mapping[str, Any] | None = None,
     metric: Mapping[str, Any] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     report_dir: str | Path | None = None,
     max_corrupt: int = 10,
@@ -56,7 +55,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Returns the metrics of a classifier or an ensemble on a dataset, and optionally writes a report.
 
-    Runs on one device.
+    Runs on all devices, in one process.
 
     Args:
       classifier: from `jaxvision.load_classifier`, or a `jaxvision.Ensemble`. The report of an ensemble explains images
@@ -68,7 +67,7 @@ def evaluate(
       loss: the section ``loss`` of the config that the classifier was trained with, such as ``{"kind": "sigmoid"}``;
         see `jaxvision.eval.step.evaluation_loss`. None: cross entropy of the classifier's ``probabilities``.
       metric: the section ``metric`` of a config, for one more metric; see `jaxvision.eval.with_metric`.
-      batch_size: images per step.
+      batch_size: images per step, over all devices; it is rounded up to a multiple of their number. None: 32 for each.
       workers: processes that decode images; None: one for each usable core, at most 16, and 0 on one or two.
       report_dir: folder for ``report.html`` and ``mistakes.csv``. None writes nothing.
       max_corrupt: number of damaged images that are reported and skipped. One more is an error.
@@ -97,7 +96,7 @@ def evaluate(
       ['calibration_error', 'count', 'loss', 'top1', 'top5']
     """
     clock = report.Clock()
-    mesh = make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh()
     members = classifier.members if isinstance(classifier, Ensemble) else [classifier]
     loss_of, probabilities = _builtin_loss(classifier.probabilities) if loss is None else evaluation_loss(**loss)
     with report.Console(io.StringIO() if quiet else None) as console, memory_errors_as_user_errors(_LESS_MEMORY):
@@ -105,8 +104,7 @@ def evaluate(
         for note in getattr(chosen, "notes", ()):
             console.note(note)
         _check_classes(chosen, names, log=console.warn)
-        check_batch_size(batch_size, mesh, what="batch_size")
-        batch_size = min(batch_size, max(_USUAL_BATCH, len(chosen)))  # more would only be padding
+        batch_size = _batch_size(batch_size, len(chosen), mesh)
         if report_dir is not None:
             _make_report_dir(Path(report_dir))
         if text := source.empty_classes_text(chosen):
@@ -154,7 +152,7 @@ def fit_ensemble(
     data: str | source.Source,
     *,
     split: str = "validation",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     max_corrupt: int = 10,
     memory_limit: float = 2.0,
@@ -172,13 +170,12 @@ def fit_ensemble(
     Raises:
       UserError: as for `evaluate`.
     """
-    mesh = make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh()
     loss, kind = _builtin_loss(ensemble.probabilities)
     with report.Console(io.StringIO() if quiet else None) as console, memory_errors_as_user_errors(_LESS_MEMORY):
         chosen, names, name = _open_data(data, split, ensemble.classes, options)
         _check_classes(chosen, names, log=console.warn)
-        check_batch_size(batch_size, mesh, what="batch_size")
-        batch_size = min(batch_size, max(_USUAL_BATCH, len(chosen)))  # more would only be padding
+        batch_size = _batch_size(batch_size, len(chosen), mesh)
         images = open_dataset(chosen, max_corrupt=max_corrupt, memory_limit=memory_limit, log=console.warn)
         predicted = predict_members(
             ensemble,
@@ -198,6 +195,17 @@ def fit_ensemble(
         return fitted
 
 
+def _batch_size(batch_size: int | None, images: int, mesh: jax.sharding.Mesh) -> int:
+    """Returns the images per step: hardly more than there are, and a multiple of the devices."""
+    devices = batch_devices(mesh)
+    if batch_size is None:
+        batch_size = IMAGES_PER_DEVICE * devices
+    if batch_size < 1:
+        raise UserError(f"batch_size: got {batch_size}, expected 1 or more.")
+    most = max(IMAGES_PER_DEVICE, images)  # more would only be padding
+    return -(-min(batch_size, most) // devices) * devices
+
+
 def _evaluate(
     classifier: Classifier | Ensemble,
     images: Dataset,
@@ -211,6 +219,7 @@ def _evaluate(
     if isinstance(classifier, Ensemble):
         return evaluate_ensemble(classifier, images, mesh=mesh, loss=loss, probabilities=probabilities, **options)
     graph, state = nnx.split(classifier.model)
+    state = jax.device_put(state, replicated(mesh))
     preprocess = classifier.preprocess
     step_of = functools.partial(cached_eval_step, graph, mesh, loss, probabilities, preprocess, identity)
     result = evaluate_split(

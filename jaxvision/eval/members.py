@@ -17,6 +17,7 @@ from jaxvision.ensemble import Ensemble, to_logits
 from jaxvision.eval.metrics import Evaluation, summarize, summarize_probabilities
 from jaxvision.eval.split import predict_split
 from jaxvision.eval.step import cached_eval_step, identity
+from jaxvision.parallel.mesh import replicated
 from jaxvision.train.loss import Loss
 
 
@@ -86,7 +87,7 @@ def predict_members(
         )
         yield predict_split(
             images,
-            state=state,
+            state=jax.device_put(state, replicated(mesh)),
             name=name if len(ensemble.members) == 1 else f"{name}, model {i + 1} of {len(ensemble.members)}",
             step_of=step_of,
             mesh=mesh,

@@ -24,10 +24,16 @@ from jaxvision.data.prefetch import prefetch
 from jaxvision.errors import UserError, unknown_name_error
 from jaxvision.models.base import Model
 from jaxvision.models.layers.mode import eval_view
-from jaxvision.parallel.mesh import batch_devices, batch_sharding, make_mesh, process_share, replicated, shard_batch
-
-#: Images per step on each device, unless another number is given.
-IMAGES_PER_DEVICE = 32
+from jaxvision.parallel.mesh import (
+    IMAGES_PER_DEVICE,
+    batch_devices,
+    batch_sharding,
+    make_mesh,
+    process_share,
+    replicated,
+    shard_batch,
+)
+from jaxvision.platform import compiled_for
 
 
 @dataclass(frozen=True)
@@ -269,8 +275,9 @@ def _step(
     """Returns the compiled function (state, batch) -> features; equal arguments return the same function."""
 
     def step(state: nnx.State, batch: Any) -> dict[str, jax.Array]:
-        model: Any = eval_view(nnx.merge(graph, state))
-        values = pooled_features(model, pipeline.prepare_eval(batch, preprocess), level)
+        with compiled_for(mesh.devices.flat[0]):
+            model: Any = eval_view(nnx.merge(graph, state))
+            values = pooled_features(model, pipeline.prepare_eval(batch, preprocess), level)
         return {key: batch[key] for key in ("index", "label", "mask")} | {"values": values}
 
     return jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))

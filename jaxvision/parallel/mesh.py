@@ -18,6 +18,8 @@ from jaxvision.errors import UserError, count
 AXES = ("data", "fsdp", "tensor")
 #: Axes over which a batch is split: the devices along them see different images.
 BATCH_AXES = ("data", "fsdp")
+#: Images per step on each device outside training, unless another number is given.
+IMAGES_PER_DEVICE = 32
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None) -> Mesh:

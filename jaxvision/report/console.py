@@ -63,6 +63,7 @@ class Console:
         if live is None:
             live = styled and not self._terminal.is_dumb_terminal
         self._is_live = live and self._prints
+        self._is_on_stdout = stream is not sys.stderr
         self._live: Live | None = None
         self._every = every
         self._last_line = float("-inf")
@@ -72,7 +73,14 @@ class Console:
         _OPEN.append(self)
         if self._is_live:
             # Transient: stopping removes the bar and leaves the lines above it.
-            self._live = Live(get_renderable=self._bars, console=self._terminal, refresh_per_second=4, transient=True)
+            self._live = Live(
+                get_renderable=self._bars,
+                console=self._terminal,
+                refresh_per_second=4,
+                transient=True,
+                # Not the results that a command writes to a file, if the bar is on standard error.
+                redirect_stdout=self._is_on_stdout or is_terminal(sys.stdout),
+            )
             self._live.start()
         return self
 

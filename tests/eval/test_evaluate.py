@@ -30,7 +30,7 @@ def test_a_second_evaluation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -
     classifier = Classifier(model, tuple("0123456789"), Preprocess(image_size=16, mean=(0.3,), std=(0.25,)))
     options: dict[str, Any] = {"batch_size": 180, "quiet": True}
     first = evaluate(classifier, "digits", **options)
-    assert traced == [(180, 16, 16, 1)]
+    assert traced == [(184, 16, 16, 1)]  # a multiple of the eight devices
     assert evaluate(classifier, "digits", **options) == first
     assert len(traced) == 1
 
