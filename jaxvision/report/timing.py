@@ -20,11 +20,14 @@ class Timing:
       seconds: seconds by phase, such as ``{"compile": 12.0, "data wait": 3.1, "steps": 250.0, "evaluation": 9.4}``.
       images_per_second: throughput of training, without compilation, evaluation and checkpoints. None: no training.
       step_seconds: median duration of a step, including the wait for its data. Each sample is the mean of one lap.
+      mfu: model FLOPs utilization: the share of the devices' peak rate that the products of the model take, 0 to 1.
+        None: the peak is unknown.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     images_per_second: float | None = None
     step_seconds: float | None = None
+    mfu: float | None = None
 
     @property
     def total(self) -> float:
@@ -39,9 +42,10 @@ class Timing:
         return wait / training if training > 0 else None
 
     def rates(self) -> dict[str, float]:
-        """Returns throughput, step duration and data wait by name, without those that are None."""
+        """Returns throughput, MFU, step duration and data wait by name, without those that are None."""
         rates = {
             "images_per_second": self.images_per_second,
+            "mfu": self.mfu,
             "step_seconds": self.step_seconds,
             "data_wait": self.data_wait,
         }
@@ -57,6 +61,10 @@ class Clock:
     Args:
       now: returns the time in seconds.
 
+    Attributes:
+      peak_images_per_second: throughput at which the model's products take all of the devices' peak rate; None if it
+        is unknown. It is the unit of the MFU.
+
     Example:
       >>> ticks = iter(range(100))
       >>> clock = Clock(now=lambda: float(next(ticks)))           # each reading advances by one second
@@ -71,6 +79,7 @@ class Clock:
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.peak_images_per_second: float | None = None
         self._now = now
         self._seconds: dict[str, float] = {}
         self._inside = False
@@ -112,7 +121,8 @@ class Clock:
         Call it right after fetching a value of the last step, which ensures that all counted steps have finished.
 
         Returns:
-          ``images_per_second``, ``data_wait`` (fraction, 0 to 1) and ``step_seconds``; empty without a step.
+          ``images_per_second``, ``mfu`` if the peak is known, ``data_wait`` (fraction, 0 to 1) and ``step_seconds``;
+          empty without a step.
         """
         now = self._now()
         training = now - self._lap_start - self._lap_other
@@ -121,7 +131,9 @@ class Clock:
         if not steps or training <= 0:
             return {}
         self._laps.append(training / steps)
-        return {"images_per_second": images / training, "data_wait": wait / training, "step_seconds": training / steps}
+        rate, mfu = images / training, self._mfu(images / training)
+        others = {"data_wait": wait / training, "step_seconds": training / steps}
+        return {"images_per_second": rate, **({} if mfu is None else {"mfu": mfu}), **others}
 
     def timing(self) -> Timing:
         """Returns the measurements since the clock was created."""
@@ -133,4 +145,8 @@ class Clock:
             seconds={STEPS: steps, **self._seconds} if trained else dict(self._seconds),
             images_per_second=self._images / training if trained else None,
             step_seconds=statistics.median(self._laps) if self._laps else None,
+            mfu=self._mfu(self._images / training) if trained else None,
         )
+
+    def _mfu(self, images_per_second: float) -> float | None:
+        return images_per_second / self.peak_images_per_second if self.peak_images_per_second else None

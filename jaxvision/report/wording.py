@@ -12,11 +12,12 @@ _LABELS = {
     "count": "images",
     "learning_rate": "learning rate",
     "images_per_second": "images/s",
+    "mfu": "MFU",
     "data_wait": "data wait",
     "step_seconds": "step time",
     "grad_norm": "gradient norm",
 }
-_FRACTIONS = ("top1", "top5", "calibration_error", "accuracy", "standard_error", "data_wait")
+_FRACTIONS = ("top1", "top5", "calibration_error", "accuracy", "standard_error", "data_wait", "mfu")
 
 
 def label(name: str) -> str:
@@ -47,7 +48,7 @@ def value(name: str, x: float | None) -> str:
     x = float(x)
     if not math.isfinite(x):
         return str(x)
-    if name.endswith("data_wait"):
+    if name.endswith(("data_wait", "mfu")):
         return f"{100 * x:.0f} %"
     if is_fraction(name):
         return f"{100 * x:.2f} %"

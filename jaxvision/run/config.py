@@ -21,6 +21,7 @@ from jaxvision.eval import metrics
 from jaxvision.extend import CONFIG_MODULE, import_path, module_of
 from jaxvision.models.registry import keyword_parameters
 from jaxvision.parallel.mesh import AXES
+from jaxvision.run.profiler import parse_steps
 from jaxvision.run.recipe import AUTO
 from jaxvision.run.sections import SECTIONS, Section, model_builder, without_none
 from jaxvision.run.values import convert, parse, type_text
@@ -343,6 +344,8 @@ def _check_ranges(config: ConfigDict) -> None:
         raise UserError(
             f"config.train.ema_decay: got {decay}, expected a number between 0 and 1, such as 0.9998, or None."
         )
+    if config.train.profile is not None:
+        parse_steps(config.train.profile)
     if config.train.not_finite not in ("stop", "skip"):
         raise unknown_name_error("config.train.not_finite", config.train.not_finite, ("stop", "skip"))
 

@@ -13,6 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxvision import report
+from jaxvision.analysis.cost import operations
 from jaxvision.data import source
 from jaxvision.data.dataset import Dataset, open_dataset
 from jaxvision.data.layout import check_outputs_outside
@@ -22,6 +23,7 @@ from jaxvision.errors import UserError
 from jaxvision.eval.metrics import Evaluation, is_lower_better, with_metric
 from jaxvision.eval.split import evaluate_split
 from jaxvision.eval.step import cached_eval_step, evaluation_loss
+from jaxvision.parallel.chips import chip_of
 from jaxvision.parallel.cores import cores_of_this_process, default_workers
 from jaxvision.parallel.mesh import batch_sharding, check_batch_size, make_mesh, process_share
 from jaxvision.parallel.preemption import Preemption
@@ -227,8 +229,19 @@ def trace_steps(run: RunContext) -> None:
         sharding=batch_sharding(run.mesh),
     )
     with run.clock.phase("compile"):
-        program.step.trace(*program.arguments)
+        traced = program.step.trace(*program.arguments)
+        run.clock.peak_images_per_second = _peak_images_per_second(run, traced.jaxpr.jaxpr)
         run.eval_step_for(pipeline).trace(evaluated_state(program.abstract), batch)
+
+
+def _peak_images_per_second(run: RunContext, step: Any) -> float | None:
+    """Returns the rate at which the products of the step take all of the devices' peak; None for an unknown chip.
+
+    With ``remat="nothing"`` the products that are computed twice count twice.
+    """
+    chip = chip_of(run.mesh.devices.flat[0])
+    peak = chip.flops_float32 if run.config.model.dtype in (None, "float32") else chip.flops
+    return run.config.data.batch_size / operations(step) * peak * run.mesh.size if peak else None
 
 
 def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:

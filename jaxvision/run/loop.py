@@ -22,6 +22,7 @@ from jaxvision.eval.split import share_damaged
 from jaxvision.parallel.mesh import shard_batch
 from jaxvision.run.context import RunContext
 from jaxvision.run.not_finite import NonFiniteSteps, fetch_metrics, mean_metrics
+from jaxvision.run.profiler import StepProfiler
 from jaxvision.train.state import evaluated_state
 
 
@@ -88,6 +89,7 @@ class TrainingLoop:
       step: number of steps done.
       first_step: number of steps that were done when the loop was created.
       unlogged: metrics of the steps since the last line of the log, on the devices.
+      log_due: whether the metrics of this step and those before it still have to be logged.
       evaluation_due: whether this step still has to be evaluated.
       patience: the best evaluation so far, for early stopping.
       evaluation: of `state`; None if this loop has not evaluated it.
@@ -110,6 +112,7 @@ class TrainingLoop:
         self.state: Any = start.state
         self.step = self.first_step = start.step
         self.unlogged = [{key: np.float32(x) for key, x in values.items()} for values in position.get("recent", ())]
+        self.log_due = False
         self.evaluation_due = position.get("evaluation_due", False)  # True if the run was stopped while it evaluated
         first_repeated = start.step if self.evaluation_due else start.step + 1
         self.patience = Patience(run.decisive_metric, run.is_lower_better)
@@ -119,6 +122,7 @@ class TrainingLoop:
         self._data_fingerprint = data_fingerprint
         self._batches, self._metrics, self._non_finite = batches, metrics, non_finite
         self._teacher = () if teacher is None else (teacher,)
+        self._profiler = StepProfiler(run.options.profile, run.workdir)
         # In steps, not rounded: a batch may contain the end of one epoch and the start of the next.
         self._evaluate_every = max(run.options.evaluate_every * run.steps_per_epoch, 1)
 
@@ -144,6 +148,7 @@ class TrainingLoop:
             if run.preemption.check():
                 self._save_and_stop()
         self._batches.close()  # frees the memory that the workers share
+        self._note(self._profiler.close())
         if self.step < run.steps:
             run.console.note(
                 f"stopped early: {count(self.patience.waited, 'evaluation')} without a better {run.decisive_metric}"
@@ -182,25 +187,32 @@ class TrainingLoop:
         run, clock, is_first = self.run, self.run.clock, self.step == self.first_step
         with clock.phase("data wait"):
             batch = next(self._batches)
-        with clock.phase("compile") if is_first else nullcontext():  # the clock counts the rest as steps
+        with (
+            clock.phase("compile") if is_first else nullcontext(),  # the clock counts the rest as steps
+            self._profiler.step(self.step + 1),
+        ):
             self.state, values = run.program.step(self.state, batch, *self._teacher)
             if is_first:
                 jax.block_until_ready(values)
                 run.preemption.working()
+        if self.log_due:
+            self._log()  # of the steps before, while the devices compute this one
+        self._note(self._profiler.end(self.step + 1, values))
         clock.step(run.config.data.batch_size)
         self.unlogged.append(values | {"index": batch["index"]})
         self.evaluation = None
         self.step += 1
         every = self._evaluate_every
         self.evaluation_due = self.step // every > (self.step - 1) // every or self.step == run.steps
-        if self.evaluation_due or self.step % run.options.log_every == 0:
+        self.log_due = self.step % run.options.log_every == 0
+        if self.evaluation_due:
             self._log()
 
     def _log(self) -> None:
         run, step = self.run, self.step
         self._non_finite.check(self.unlogged, step)
         means = mean_metrics(self.unlogged)
-        self.unlogged, rates, epoch = [], run.clock.lap(), step / run.steps_per_epoch
+        self.unlogged, self.log_due, rates, epoch = [], False, run.clock.lap(), step / run.steps_per_epoch
         self._metrics.write(step, "train", means | rates, epoch=epoch)
         rates.pop("step_seconds", None)
         run.console.step(step, epoch=epoch, loss=means["loss"], **rates)
@@ -234,6 +246,8 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """Saves the state between evaluations, with the metrics that are not logged yet."""
+        if self.log_due:
+            self._log()
         self._non_finite.check(self.unlogged, self.step)
         with self.run.clock.phase("checkpoint"):
             position = {
@@ -244,7 +258,12 @@ class TrainingLoop:
             }
             self.checkpoints.save(self.step, self.state, position=position)
 
+    def _note(self, text: str | None) -> None:
+        if text is not None:
+            self.run.console.note(text)
+
     def _save_and_stop(self) -> NoReturn:
+        self._note(self._profiler.close())
         self._save()
         self.checkpoints.wait()
         raise Preempted(f"stopped by SIGTERM at step {self.step:,}, which is saved. Run the same command to resume.")

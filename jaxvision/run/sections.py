@@ -80,6 +80,8 @@ class TrainOptions:
       patience: stop after this many evaluations on the validation data without a better `checkpoint.best`, or without
         a better top-1 if that is None. None never stops early.
       log_every: steps between lines of ``metrics.jsonl``.
+      profile: steps whose trace is written to ``profile/`` in the workdir, the first and the last, such as ``"10:19"``.
+        XProf and TensorBoard show it. None writes none.
       save_every: steps between checkpoints, in addition to the one at each evaluation. None saves only those.
       remat: what each block of the model keeps for the backward pass, which recomputes the rest: ``"products"`` (of
         matrices, and convolutions) or ``"nothing"`` (only its input). None leaves it to the compiler; with `scan` or
@@ -100,6 +102,7 @@ class TrainOptions:
     evaluate_every: float = 1.0
     patience: int | None = None
     log_every: int = 10
+    profile: str | None = None
     save_every: int | None = None
     remat: str | None = None
     scan: bool = False
@@ -295,6 +298,7 @@ MAY_DIFFER = (
     "data.max_corrupt",
     "data.eval_batch_size",
     "train.log_every",
+    "train.profile",
     "train.save_every",
     "train.remat",
     "train.scan",
