@@ -3,6 +3,7 @@
 from jaxvision.parallel.chips import GIB, Chip, chip_of, find_device, memory_fraction
 from jaxvision.plan.collectives import Collective, count_collectives
 from jaxvision.plan.compiled import plan_step, required_bytes
+from jaxvision.plan.gpus import has_bfloat16
 from jaxvision.plan.result import PlanResult, describe_assumptions
 from jaxvision.plan.roofline import Plan
 from jaxvision.plan.search import candidate_meshes, choose_best, largest_batch
@@ -24,6 +25,7 @@ __all__ = [
     "find_device",
     "find_gpus",
     "find_topology",
+    "has_bfloat16",
     "largest_batch",
     "link_speed",
     "memory_fraction",

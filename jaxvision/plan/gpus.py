@@ -100,6 +100,15 @@ ARCHITECTURES = {
 }
 
 
+def has_bfloat16(name: str) -> bool:
+    """Returns whether a device computes products of bfloat16. Of the GPUs of `ARCHITECTURES`, only the T4 does not.
+
+    >>> has_bfloat16("h100"), has_bfloat16("t4")
+    (True, False)
+    """
+    return name not in ARCHITECTURES or ARCHITECTURES[name].capability >= (8, 0)
+
+
 def has_compiler() -> bool:
     """Returns whether JAX's CUDA plugin is installed."""
     if importlib.util.find_spec("jax_plugins") is None:

@@ -27,6 +27,7 @@ from jaxvision.plan import (
     describe_assumptions,
     find_gpus,
     find_topology,
+    has_bfloat16,
     largest_batch,
     plan_step,
 )
@@ -84,6 +85,10 @@ def plan(
     """
     config = complete(config)
     devices, chip = _find_devices(topology, device)
+    if not has_bfloat16(chip.name) and config.model.dtype == "bfloat16":
+        raise UserError(
+            f"config.model.dtype: got bfloat16, which a {chip.name} does not compute. Set --config.model.dtype=float16."
+        )
     if min(num_classes, channels, stored or 1, config.data.batch_size) < 1:
         raise UserError(
             f"plan: got num_classes={num_classes}, channels={channels}, stored={stored} and "

@@ -72,9 +72,16 @@ VIT = {"name": "test_vit", "image_size": 32, "dtype": "bfloat16"}
 @pytest.mark.parametrize("model", [{}, VIT], ids=["resnet", "vit"])
 @pytest.mark.parametrize("name", [*gpus.ARCHITECTURES, "8GB"])
 def test_a_step_is_compiled_for_every_gpu(name, model):
+    if name == "t4" and model:
+        model = {**model, "dtype": "float16"}
     result = run.plan(digits_config(model=model), device=name, num_classes=10, channels=1, search=False)
     assert result.plans[0].fits
     assert not any("compiled for this CPU" in line for line in result.assumptions)
+
+
+def test_a_t4_has_no_bfloat16():
+    with pytest.raises(UserError, match=r"config\.model\.dtype: got bfloat16, which a t4 does not compute"):
+        run.plan(digits_config(model=VIT), device="t4", num_classes=10, channels=1)
 
 
 @pytest.mark.cuda
