@@ -241,7 +241,8 @@ def _peak_images_per_second(run: RunContext, step: Any) -> float | None:
     """
     chip = chip_of(run.mesh.devices.flat[0])
     peak = chip.flops_float32 if run.config.model.dtype in (None, "float32") else chip.flops
-    return run.config.data.batch_size / operations(step) * peak * run.mesh.size if peak else None
+    products = operations(step)
+    return run.config.data.batch_size / products * peak * run.mesh.size if peak and products else None
 
 
 def _open_data(config: ConfigDict, console: report.Console) -> dict[str, Dataset]:
