@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jaxvision.cli import train
 from jaxvision.cli.arguments import Parser
 from jaxvision.cli.exit import exit_status, run_and_exit
+from jaxvision.cli.huge_pages import restart_with_huge_pages
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -66,4 +67,5 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     run_and_exit(main, preemptible=True)

@@ -25,6 +25,7 @@ from jaxvision.cli import exit as process_exit
 from jaxvision.cli import list as list_models
 from jaxvision.cli.arguments import Parser
 from jaxvision.cli.compilation_cache import add_cache_argument, use_compilation_cache
+from jaxvision.cli.huge_pages import restart_with_huge_pages
 from jaxvision.errors import UserError
 
 # In the order in which a user meets them. They import JAX inside their functions, so that `jaxvision --help` answers at
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_and_exit() -> None:
     """Runs the command line of this process, and ends the process with its exit status."""
+    if sys.argv[1:2] and sys.argv[1] in ("train", *_COMPILING):
+        restart_with_huge_pages()
     process_exit.run_and_exit(main, preemptible=sys.argv[1:2] == ["train"])
 
 
