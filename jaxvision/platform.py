@@ -8,16 +8,19 @@ uses the default implementation: use it to check whether a special one causes a 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 _PLAIN = os.environ.get("JAXVISION_PLAIN", "0") not in ("", "0")
 
-# A part of the keys of JAX's caches, so that what was traced for one platform is not reused for another.
+# Parts of the keys of JAX's caches, so that what was traced for one platform or mesh is not reused for another.
 _platform = jax.make_user_context(default_value=None)
+_batch_parts = jax.make_user_context(default_value=1)
 
 
 def by_platform(
@@ -42,7 +45,8 @@ def by_platform(
     return ({"cpu": cpu, "gpu": gpu}.get(known) or default)(*args)
 
 
-def compiled_for(device: jax.Device | str) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def compiled_for(target: Mesh | str) -> Iterator[None]:
     """Returns a context that traces for one platform.
 
     `by_platform` keeps the implementation for it only. Without the context, the other implementations stay in the
@@ -51,14 +55,29 @@ def compiled_for(device: jax.Device | str) -> contextlib.AbstractContextManager[
     are not shared.
 
     Args:
-      device: one of the devices that the program is for; or ``"cpu"``, ``"tpu"`` or, for an NVIDIA GPU from the Ampere
-        generation on, ``"gpu"``.
+      target: the mesh that the program is for; or, for a program on one device, ``"cpu"``, ``"tpu"``, or ``"gpu"`` for
+        an NVIDIA GPU from the Ampere generation on.
 
     >>> with compiled_for("tpu"):
     ...     by_platform(1, cpu=lambda x: x + 1, default=lambda x: x + 2)
     3
     """
-    return _platform(device if isinstance(device, str) else _platform_of(device))
+    if isinstance(target, str):
+        platform, parts = target, 1
+    else:
+        platform = _platform_of(target.devices.flat[0])
+        parts = math.prod(size for axis, size in target.shape.items() if axis != "tensor")
+    with _platform(platform), _batch_parts(parts):
+        yield
+
+
+def batch_parts() -> int:
+    """Returns the number of parts into which the mesh given to `compiled_for` splits a batch; 1 outside it.
+
+    >>> batch_parts()
+    1
+    """
+    return _batch_parts.value
 
 
 def _platform_of(device: jax.Device) -> str:

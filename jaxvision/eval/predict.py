@@ -117,7 +117,7 @@ def _start(
     padding = [(0, size - len(readable)), (0, 0), (0, 0), (0, 0)]
     stacked = (np.pad(np.stack(each), padding) for each in zip(*readable, strict=True))
     placed = [jax.device_put(each, batch_sharding(mesh)) for each in stacked]
-    with compiled_for(mesh.devices.flat[0]):
+    with compiled_for(mesh):
         return ensemble.predict(ensemble.normalize(placed))
 
 

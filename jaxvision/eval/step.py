@@ -81,7 +81,7 @@ def make_eval_step(
         raise unknown_name_error("probabilities", probabilities, PROBABILITIES)
 
     def eval_step(state: nnx.State, batch: Batch) -> dict[str, jax.Array]:
-        with compiled_for(mesh.devices.flat[0]):
+        with compiled_for(mesh):
             model = eval_view(model_of(nnx.merge(graph, state)))
             logits = forward(model, prepare(batch)).astype(jnp.float32)
         _, classes = logits.shape

@@ -275,7 +275,7 @@ def _step(
     """Returns the compiled function (state, batch) -> features; equal arguments return the same function."""
 
     def step(state: nnx.State, batch: Any) -> dict[str, jax.Array]:
-        with compiled_for(mesh.devices.flat[0]):
+        with compiled_for(mesh):
             model: Any = eval_view(nnx.merge(graph, state))
             values = pooled_features(model, pipeline.prepare_eval(batch, preprocess), level)
         return {key: batch[key] for key in ("index", "label", "mask")} | {"values": values}

@@ -136,7 +136,7 @@ class Blocks:
             block = nnx.merge(graph, self.gather(state, prefix), copy=True)
             for layer, rate in zip(_drop_paths(block), rates, strict=bool(len(rates))):
                 layer.traced_rate = rate
-            with compiled_for(self.mesh.devices.flat[0]), jax.named_scope(prefix):
+            with compiled_for(self.mesh), jax.named_scope(prefix):
                 x = block(x)
             for layer in _drop_paths(block):
                 layer.traced_rate = None

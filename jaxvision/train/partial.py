@@ -142,7 +142,7 @@ class LoRALinear(nnx.Module):
         self.lora_a = nnx.LoRAParam(torch_default(rngs.params(), (d_in, rank), linear.param_dtype))
         self.lora_b = nnx.LoRAParam(jnp.zeros((rank, d_out), linear.param_dtype))
         self.scale = alpha / rank
-        self.dtype = linear.dtype
+        self.dtype, self.dot_general = linear.dtype, linear.dot_general
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the output [..., d_out] for `x` [..., d_in]."""
@@ -163,6 +163,7 @@ class LoRALinear(nnx.Module):
             dtype=self.dtype,
             param_dtype=kernel.dtype,
             kernel_init=nnx.initializers.zeros_init(),
+            dot_general=self.dot_general,
             rngs=nnx.Rngs(0),
         )
         # In full precision, even on a platform that multiplies float32 in lower precision.

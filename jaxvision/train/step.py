@@ -94,7 +94,7 @@ def make_train_step(
     schedule = as_schedule(learning_rate)
 
     def train_step(state: nnx.State, batch: Batch, teacher: Any = None) -> tuple[nnx.State, dict[str, jax.Array]]:
-        with compiled_for(mesh.devices.flat[0]):
+        with compiled_for(mesh):
             return update(state, batch, teacher)
 
     def update(state: nnx.State, batch: Batch, teacher: Any) -> tuple[nnx.State, dict[str, jax.Array]]:

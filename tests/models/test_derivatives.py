@@ -1,4 +1,4 @@
-"""Derivatives of each mode and order: the CPU's depthwise convolution, compared with XLA's, and whole convnets."""
+"""Derivatives of each mode and order: the CPU's convolutions and pooling, compared with XLA's, and whole convnets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from support.against_timm import assert_close, random_model
 from support.kinds import KINDS
 
@@ -17,6 +18,9 @@ from jaxvision.models import registry
 from jaxvision.models.layers.convolve import convolve, same_padding
 from jaxvision.models.layers.mode import train_view
 from jaxvision.models.layers.norm import _normalize
+from jaxvision.models.layers.pool import max_pool
+from jaxvision.parallel.mesh import make_mesh
+from jaxvision.platform import compiled_for
 
 
 def xla(x, kernel, *, stride, padding, groups):
@@ -50,12 +54,24 @@ def reverse_over_forward(f, primals, tangents):
     return jax.grad(lambda primals: jax.jvp(f, primals, tangents)[1])(primals)
 
 
-@pytest.mark.parametrize(("k", "stride", "kind"), [(3, 1, "torch"), (5, 2, "torch"), (3, 2, "same")])
-def test_depthwise_in_forward_mode_and_twice_matches_xla(k, stride, kind):
-    x, kernel = noise(2, 9, 6, 4), noise(k, k, 1, 4, seed=1)
+# Depthwise, a loop over blocks of rows, one of them incomplete; dense, a loop over images; pointwise, a product.
+CONVOLUTIONS = [
+    ("depthwise", (9, 6), 3, 1, "torch"),
+    ("depthwise", (9, 6), 5, 2, "torch"),
+    ("depthwise", (9, 6), 3, 2, "same"),
+    ("dense", (16, 15), 3, 1, "torch"),
+    ("dense", (29, 30), 7, 2, "torch"),
+    ("dense", (28, 27), 3, 2, "same"),
+    ("dense", (5, 5), 1, 2, "torch"),
+]
+
+
+@pytest.mark.parametrize(("which", "size", "k", "stride", "kind"), CONVOLUTIONS)
+def test_convolutions_in_forward_mode_and_twice_match_xla(which, size, k, stride, kind):
+    x, kernel = noise(2, *size, 4), noise(k, k, *((1, 4) if which == "depthwise" else (4, 3)), seed=1)
     dx, dkernel = noise(*x.shape, seed=2), noise(*kernel.shape, seed=3)
-    padding = same_padding(x.shape[1:3], k, stride) if kind == "same" else ((k // 2, k // 2),) * 2
-    options = {"stride": stride, "padding": padding, "groups": 4}
+    padding = same_padding(size, k, stride) if kind == "same" else ((k // 2, k // 2),) * 2
+    options = {"stride": stride, "padding": padding, "groups": 4 if which == "depthwise" else 1}
 
     @jax.jit
     def both():
@@ -78,10 +94,11 @@ def test_depthwise_in_forward_mode_and_twice_matches_xla(k, stride, kind):
             assert_close(a, b, 1e-5)
 
 
-def test_depthwise_under_vmap_in_both_orders_matches_xla():
+@pytest.mark.parametrize(("size", "inner", "groups"), [(5, 1, 4), (15, 4, 1)])
+def test_convolutions_under_vmap_in_both_orders_match_xla(size, inner, groups):
     """Gradients for each image, with and without a kernel for each, and the gradient of a mapped loss."""
-    x, kernels = noise(3, 5, 5, 4), noise(3, 3, 3, 1, 4, seed=1)
-    options = {"stride": 1, "padding": ((1, 1), (1, 1)), "groups": 4}
+    x, kernels = noise(3, size, size, 4), noise(3, 3, 3, inner, 4, seed=1)
+    options = {"stride": 1, "padding": ((1, 1), (1, 1)), "groups": groups}
 
     def results(f, x, kernels):
         def loss(x, kernel):
@@ -112,6 +129,98 @@ def test_each_order_is_lowered_for_each_platform():
     assert counts(convolve, "cpu") == [0, 0]
     for platform in ("cuda", "tpu"):
         assert counts(convolve, platform) == counts(xla, platform)
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight fake devices of conftest.py")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("kernel", "groups"), [((3, 3, 8, 16), 1), ((3, 3, 1, 8), 8)])
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_devices_that_share_a_batch_communicate_once_for_a_kernel(kernel, groups, stride, axes):
+    """Each device adds up its own images, and no image moves."""
+    mesh = make_mesh(axes)
+    kernel, x = noise(*kernel), noise(16, 28, 28, 8, seed=1)
+    batch = PartitionSpec(tuple(axis for axis in axes if axis != "tensor"))
+    shardings = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, batch)
+
+    def loss(kernel, x, convolution):
+        return jnp.sum(jnp.sin(convolution(x, kernel, stride=stride, padding=((1, 1), (1, 1)), groups=groups)))
+
+    with compiled_for(mesh):
+        gradient = jax.jit(
+            jax.grad(functools.partial(loss, convolution=convolve), argnums=(0, 1)),
+            in_shardings=shardings,
+            out_shardings=shardings,
+        )
+        text = gradient.lower(kernel, x).compile().as_text()
+        got = gradient(kernel, x)
+    assert text.count(" all-reduce(") == 1
+    assert not any(f" {kind}(" in text for kind in ("all-gather", "all-to-all", "collective-permute"))
+    wanted = jax.jit(jax.grad(functools.partial(loss, convolution=xla), argnums=(0, 1)))(kernel, x)
+    for a, b in zip(got, wanted, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_of_kernels_are_summed_in_float32(groups):
+    """A sum of 131,120 in bfloat16, added image by image, would stop growing at half of it."""
+    x = np.random.default_rng(0).uniform(size=(1024, 16, 16, 2))
+    kernel = jnp.ones((3, 3, 2 // groups, 2), jnp.bfloat16)
+
+    def loss(kernel, x):
+        return jnp.sum(convolve(x, kernel, padding=((1, 1), (1, 1)), groups=groups).astype(jnp.float32))
+
+    got = jax.jit(jax.grad(loss))(kernel, jnp.asarray(x, jnp.bfloat16))
+    np.testing.assert_allclose(got[1, 1, 0, 0], x[..., 0].sum(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_gradients_of_kernels_for_every_size_of_batch(groups, batch):
+    x, kernel = noise(batch, 16, 14, 4), noise(3, 3, 4 // groups, 4, seed=1)
+    options = {"stride": 1, "padding": ((1, 1), (1, 1)), "groups": groups}
+    for got, wanted in zip(
+        *(jax.grad(lambda x, k, f=f: jnp.sum(jnp.sin(f(x, k, **options))), (0, 1))(x, kernel) for f in (convolve, xla)),
+        strict=True,
+    ):
+        assert_close(got, wanted, 1e-5) if batch else np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize(("size", "groups"), [(16, 1), (16, 4), (5, 1)])
+def test_gradients_are_exported_for_any_size_of_batch(size, groups):
+    pytest.importorskip("flatbuffers")
+    (b,) = jax.export.symbolic_shape("b")
+    kernel = noise(3, 3, 4 // groups, 4)
+    gradient = jax.grad(lambda k, x: jnp.sum(jnp.sin(convolve(x, k, padding=((1, 1), (1, 1)), groups=groups))))
+    shapes = jax.ShapeDtypeStruct(kernel.shape, jnp.float32), jax.ShapeDtypeStruct((b, size, size, 4), jnp.float32)
+    exported = jax.export.export(jax.jit(gradient), platforms=("cpu", "tpu"))(*shapes)
+    for batch in (1, 4):
+        x = noise(batch, size, size, 4, seed=1)
+        assert_close(exported.call(kernel, x), gradient(kernel, x), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [((9, 12), 2, "torch"), ((8, 7), 2, "same"), ((8, 7), 2, "zero"), ((11, 10), 2, "zero"), ((6, 5), 1, "torch")],
+)
+def test_max_pooling_in_forward_mode_and_twice_matches_xla(size, stride, padding):
+    x, dx = noise(2, *size, 3), noise(2, *size, 3, seed=1)
+
+    def results(platform):
+        pool = functools.partial(max_pool, stride=stride, padding=padding)
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))
+        with compiled_for(platform):  # "tpu" has XLA's reduce_window
+            return jax.jit(lambda: (jax.jvp(pool, (x,), (dx,)), jax.jvp(gradient, (x,), (dx,))))()
+
+    for got, wanted in zip(*(jax.tree.leaves(results(platform)) for platform in ("cpu", "tpu")), strict=True):
+        assert_close(got, wanted, 1e-6)
+
+
+def test_the_first_of_equal_maxima_has_the_gradient():
+    """As in PyTorch. The image [[3, 2], [1, 3]] has two maxima in its window. A NaN is larger than every number."""
+    for last, wanted in ((3, [[1, 0], [0, 0]]), (jnp.nan, [[0, 0], [0, 1]])):
+        image = jnp.array([[3.0, 2.0], [1.0, last]]).reshape(1, 2, 2, 1)
+        gradient = jax.vjp(max_pool, image)[1](jnp.ones((1, 1, 1, 1)))[0]
+        assert gradient[0, :, :, 0].tolist() == wanted
 
 
 def loss_of(model, *, training):

@@ -127,7 +127,7 @@ def attention_program(tokens: int, dtype: str, traced_for: Any = None) -> str:
         return jnp.sum(nnx.merge(graph, state)(x).astype(jnp.float32) ** 2)
 
     x = jax.ShapeDtypeStruct((4, tokens, 128), dtype)
-    with compiled_for(traced_for or device):
+    with compiled_for(traced_for or mesh):
         traced = jax.jit(jax.grad(loss), in_shardings=(sharding, sharding)).trace(state, x)
     return traced.lower().compile(compiler_options={"xla_gpu_enable_triton_gemm": False}).as_text()
 

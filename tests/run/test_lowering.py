@@ -44,7 +44,7 @@ def test_the_step_is_traced_for_the_platform_of_its_mesh(axes: dict) -> None:
 def test_train_step_lowers_for_accelerators(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step of each family lowers for GPUs and TPUs on a CPU-only machine, with XLA's own depthwise convolutions."""
     # The step is traced for the platform of its mesh, which is a CPU here: trace it for all of them.
-    monkeypatch.setattr(train_step, "compiled_for", lambda platform: contextlib.nullcontext())
+    monkeypatch.setattr(train_step, "compiled_for", lambda mesh: contextlib.nullcontext())
     mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
     config = digits_config(model={"name": name, "image_size": 32, "dtype": "bfloat16"}, train={"ema_decay": 0.99})
     program = run_program.train_program(run.complete(config), mesh, **DIGITS)

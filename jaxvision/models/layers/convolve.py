@@ -3,13 +3,16 @@
 The result is that of `jax.lax.conv_general_dilated`. XLA's CPU backend has fast kernels for plain convolutions only, so
 on CPU the others are expressed by operations that are fast there:
 
-- Depthwise: shifted multiply-adds, 15 to 22 times faster (https://github.com/jax-ml/jax/issues/23713).
+- Depthwise: shifted multiply-adds, 15 to 22 times faster (https://github.com/jax-ml/jax/issues/23713), and a loop over
+  blocks of rows for the gradient of the kernel.
 - Grouped (ResNeXt): dense convolutions over slices of the channels. Gradients are hundreds of times faster.
-- An image no larger than the kernel, as in the last stages at CIFAR's size: one matrix product, 25 to 80 times faster.
-  The same for any small image whose patches fit into the cache: 25 % faster.
-- A wide image, in JAX 0.10: see `_wide`. It saves 7 % of a ResNet-50.
+- An output smaller than the kernel, as in the last stages at CIFAR's size: one matrix product, 25 to 80 times faster.
+  The same for any small output whose patches fit into the cache: 25 % faster.
+- An output of 14 rows or more: a loop over images for the gradient of the kernel, 1.2 to 5 times faster. See `_large`
+  for JAX 0.10.
 
-The choice is made when the program is lowered, not when it is traced, so an exported program suits every platform.
+The choice is made when the program is lowered, so an exported program suits every platform; within
+`platform.compiled_for` it is made when the program is traced.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxvision.platform import by_platform
+from jaxvision.models.layers.materialize import materialize
+from jaxvision.platform import batch_parts, by_platform
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
@@ -78,8 +82,15 @@ def convolve(
     """
     c, k, d = x.shape[-1], kernel.shape[0], kernel.shape[-1]
     if k == 1 and groups == 1 and padding == ((0, 0), (0, 0)):
-        # On CPU, XLA computes the equivalent matrix product over channels faster.
-        return jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
+        # A product over channels, which XLA computes faster on CPU. There, the gradient of the kernel takes up to seven
+        # times as long if batch, height and width stay separate axes. The checkpoint keeps x for it, which the other
+        # platforms' product keeps too, instead of the reshaped x.
+        return by_platform(
+            x[:, ::stride, ::stride],
+            kernel[0, 0],
+            cpu=jax.checkpoint(lambda x, w: (x.reshape(-1, c) @ w).reshape(*x.shape[:-1], d), prevent_cse=False),
+            default=functools.partial(jnp.einsum, "bhwc,cd->bhwd"),
+        )
     if groups == c == d and dilation == 1:
         return _depthwise(x, kernel, stride, padding)
     options = {"stride": stride, "padding": padding, "dilation": dilation}
@@ -87,8 +98,8 @@ def convolve(
         on_cpu = functools.partial(_sliced, **options, groups=groups)
     elif _is_tiny(x, kernel, **options):
         on_cpu = functools.partial(_patch_product, stride=stride, padding=padding)
-    elif stride == dilation == 1 and x.shape[1] >= 14:
-        return _wide(x, kernel, padding)
+    elif dilation == 1 and _output_size(x, kernel, stride, padding)[0] >= 14:
+        return _large(x, kernel, stride, padding)
     else:
         return _convolution(x, kernel, **options)
     return by_platform(x, kernel, cpu=on_cpu, default=functools.partial(_convolution, **options, groups=groups))
@@ -128,9 +139,9 @@ def _convolution(x, kernel, stride, padding, dilation=1, groups=1):
     )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _wide(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """Returns a dense convolution of stride 1 over a wide image."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _large(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """Returns a dense convolution of a large image."""
     (top, bottom), sides = padding
 
     # XLA's CPU backend has two kernels. For few channels JAX 0.10 selects the one that is half as fast, unless the
@@ -138,24 +149,87 @@ def _wide(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     def one_row_more(x, kernel):
         return _convolution(x, kernel, 1, ((top + 1, bottom), sides))[:, 1:]
 
-    return by_platform(x, kernel, cpu=one_row_more, default=lambda x, kernel: _convolution(x, kernel, 1, padding))
+    return by_platform(
+        x,
+        kernel,
+        cpu=one_row_more if stride == 1 else None,
+        default=lambda x, kernel: _convolution(x, kernel, stride, padding),
+    )
 
 
-@functools.partial(_wide.defjvp, symbolic_zeros=True)
-def _wide_jvp(padding, primals, tangents):
-    # A convolution is linear in each argument. XLA has fast gradients for the plain convolution only.
+@functools.partial(_large.defjvp, symbolic_zeros=True)
+def _large_jvp(stride, padding, primals, tangents):
+    # A convolution is linear in each argument. Only the gradient of the kernel is slow in XLA.
     (x, kernel), (dx, dkernel) = primals, tangents
     zero = jax.custom_derivatives.SymbolicZero
-    dy = [] if isinstance(dx, zero) else [_convolution(dx, kernel, 1, padding)]
-    dy += [] if isinstance(dkernel, zero) else [_convolution(x, dkernel, 1, padding)]
-    return _wide(x, kernel, padding), sum(dy)
+    dy = [] if isinstance(dx, zero) else [_convolution(dx, kernel, stride, padding)]
+    dy += [] if isinstance(dkernel, zero) else [_along_dense_kernel(x, dkernel, stride, padding)]
+    return _large(x, kernel, stride, padding), sum(dy)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
+def _along_dense_kernel(x, dkernel, stride, padding):
+    """Returns the dense convolution with `dkernel`; its transpose is the gradient of the kernel."""
+    patches = math.prod(_output_size(x, dkernel, stride, padding)) * math.prod(dkernel.shape[:3])
+
+    def by_image(x, dkernel):
+        return _image_by_image(_pad(x, padding), dkernel, stride)
+
+    return by_platform(
+        x,
+        dkernel,
+        cpu=by_image if patches <= 2**25 else None,  # numbers of one image; 128 MiB
+        default=lambda x, dkernel: _convolution(x, dkernel, stride, padding),
+    )
+
+
+def _image_by_image(x, kernel, stride):
+    """Returns the convolution of a padded `x`, as a loop over images.
+
+    Its transpose is a loop that adds the product of an image's patches and gradients. XLA's CPU backend has a
+    convolution instead, whose window is as large as the image.
+    """
+    shares, (k, _, c, d) = _in_shares(x), kernel.shape
+    s, exact = shares.shape[1], jnp.promote_types(x.dtype, jnp.float32)
+    # Each share adds up its own gradient, in this layout. Taps and channels stay separate axes, so that the channels
+    # can be sharded.
+    kernels = jnp.broadcast_to(kernel.astype(exact).reshape(k * k, c, d).transpose(2, 0, 1), (s, d, k * k, c))
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def convolve_images(_, images):
+        patches = jnp.stack([pixels for _, pixels in shifts(images, k, stride)], axis=-2)
+        h, w = patches.shape[1:3]
+        y = jnp.einsum("snpc,sdpc->snd", patches.reshape(s, h * w, k * k, c).astype(exact), kernels)
+        return None, y.reshape(s, h, w, d).astype(x.dtype)
+
+    return _joined(lax.scan(convolve_images, None, shares)[1])
+
+
+def _in_shares(x):
+    """Returns `x` [b, ...] as [b / s, s, ...], for a loop over b / s steps.
+
+    If the batch is sharded, share i holds images of one device, and no image moves between devices.
+    """
+    s = 1 if batch_parts() == 1 else math.gcd(batch_parts(), x.shape[0])
+    return x.reshape(s, x.shape[0] // s, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _joined(x):
+    # the inverse of _in_shares
+    return x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _is_tiny(x, kernel, stride, padding, dilation):
-    (b, *image, _), (k, _, c, _) = x.shape, kernel.shape
-    outs = [(n + sum(pads) - k) // stride + 1 for n, pads in zip(image, padding, strict=True)]
-    patches_fit = max(outs) <= 7 and b * math.prod(outs) * k * k * c <= 2**21  # 8 MiB
+    b, (k, _, c, _) = x.shape[0], kernel.shape
+    outs = _output_size(x, kernel, stride, padding)
+    # The size of a batch is not a number in a program that is exported for any size.
+    patches_fit = isinstance(b, int) and max(outs) <= 7 and b * math.prod(outs) * k * k * c <= 2**21  # 8 MiB
     return dilation == 1 and (min(outs) < k or patches_fit)
+
+
+def _output_size(x, kernel, stride, padding):
+    k = kernel.shape[0]
+    return [(n + sum(pads) - k) // stride + 1 for n, pads in zip(x.shape[1:3], padding, strict=True)]
 
 
 def _patch_product(x, kernel, stride, padding):
@@ -216,7 +290,7 @@ def _depthwise_jvp(stride, padding, primals, tangents):
 # The checkpoints keep x and the kernel for the backward pass, instead of what is computed from them alone.
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3, 4))
 def _along_input(kernel, dx, shape, stride, padding):
-    """Returns the depthwise convolution of `dx`, of a shape; its transpose is the gradient of the input."""
+    """Returns the depthwise convolution of `dx`, of the shape `shape`; its transpose is the gradient of the input."""
 
     def on_cpu(kernel, dx):
         def gradient(dy):
@@ -234,11 +308,11 @@ def _along_input(kernel, dx, shape, stride, padding):
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3, 4))
 def _along_kernel(x, dkernel, shape, stride, padding):
-    """Returns the depthwise convolution with `dkernel`, of a shape; its transpose is the gradient of the kernel."""
+    """Returns the depthwise convolution with `dkernel`, of the shape `shape`; its transpose gives kernel gradients."""
     return by_platform(
         x,
         dkernel,
-        cpu=lambda x, dkernel: _tap_by_tap(_pad(x, padding), dkernel, shape, stride),
+        cpu=lambda x, dkernel: _block_by_block(_pad(x, padding), dkernel, shape, stride),
         default=lambda x, dkernel: _convolution(x, dkernel, stride, padding, groups=x.shape[-1]),
     )
 
@@ -267,23 +341,41 @@ def _shifted_input_gradient(shape, kernel, dy, stride, padding):
     return _shifted_sum(spread, kernel[::-1, ::-1], 1)
 
 
-def _tap_by_tap(x, kernel, shape, stride):
-    """Returns the depthwise convolution of a padded `x`, of a shape, as a loop over the taps.
+def _block_by_block(x, kernel, shape, stride):
+    """Returns the depthwise convolution of a padded `x`, of the shape `shape`, as a loop over blocks of rows.
 
-    Its transpose is a loop that computes the gradient of one tap at a time: allocating k * k products of the size of
-    the result would take longer than computing them.
+    Its transpose is a loop that adds the products of a block to the gradient of each tap. The pixels of a block, at
+    most eight rows of an image, are in the cache. The sums keep an axis for columns, so that channels stay innermost
+    and each block updates the sums once. Slices whose start is not constant are materialized, because a loop that
+    reads through them is not vectorized.
     """
-    (b, h, w, c), k = shape, kernel.shape[0]
+    (_, h, w, c), k = shape, kernel.shape[0]
+    if 0 in shape:
+        return jnp.zeros(shape, x.dtype)
     exact = jnp.promote_types(x.dtype, jnp.float32)
+    most = min(8, max(1, 128 // k**2))  # the time to compile grows with rows * k * k
+    blocks = -(-h // min(max(2**14 // (w * c), 4), most))  # of an image
+    rows = -(-h // blocks)
+    missing = (blocks * rows - 1) * stride + k - x.shape[1]
+    x = jnp.pad(x, ((0, 0), (0, max(missing, 0)), (0, 0), (0, 0)))  # the last block is complete
+    shares = _in_shares(x)
+    steps, s = shares.shape[:2]
+    # One copy of each tap for each share and column.
+    taps = [jnp.broadcast_to(tap, (s, w, c)) for tap in lax.split(kernel.astype(exact).reshape(-1, c), (1,) * k**2)]
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def add_tap(y, each):
-        n, tap = each
-        window = (b, (h - 1) * stride + 1, (w - 1) * stride + 1, c)
-        shifted = lax.dynamic_slice(x, (0, n // k, n % k, 0), window)[:, ::stride, ::stride]
-        return y + shifted.astype(exact) * tap, None
+    def convolve_block(_, n):
+        start = (n // blocks, 0, n % blocks * rows * stride, 0, 0)
+        size = (1, s, (rows - 1) * stride + k, *shares.shape[3:])
+        block = materialize(lax.dynamic_slice(shares, start, size)[0])
 
-    # One copy of the kernel per image, so that the transpose sums over images last and devices that shard the batch
-    # communicate once.
-    taps = jnp.broadcast_to(kernel.astype(exact).reshape(k * k, 1, 1, 1, c), (k * k, b, 1, 1, c))
-    return lax.scan(add_tap, jnp.zeros(shape, exact), (jnp.arange(k * k), taps))[0].astype(x.dtype)
+        def convolve_row(row):
+            line = block[:, row * stride : row * stride + k].astype(exact)
+            pixels = (line[:, i, j : j + (w - 1) * stride + 1 : stride] for i in range(k) for j in range(k))
+            return functools.reduce(jnp.add, map(jnp.multiply, pixels, taps))
+
+        return None, materialize(jnp.stack([convolve_row(row) for row in range(rows)], axis=1))
+
+    y = lax.scan(convolve_block, None, jnp.arange(steps * blocks))[1]  # [steps * blocks, s, rows, w, c]
+    y = y.reshape(steps, blocks, s, rows, w, c).swapaxes(1, 2).reshape(steps, s, blocks * rows, w, c)
+    return _joined(y)[:, :h].astype(x.dtype)

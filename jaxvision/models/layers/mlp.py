@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from jaxvision.errors import unknown_name_error
 from jaxvision.models.layers.init import halves, normal, ones, zeros
@@ -25,7 +26,26 @@ def linear(features: int, out_features: int, **options: Any) -> nnx.Linear:
     >>> linear(8, 4, rngs=nnx.Rngs(0))(jnp.zeros((1, 8))).tolist()
     [[0.0, 0.0, 0.0, 0.0]]
     """
-    return nnx.Linear(features, out_features, **{"kernel_init": linear_init, "bias_init": zeros, **options})
+    defaults = {"kernel_init": linear_init, "bias_init": zeros, "dot_general": _product}
+    return nnx.Linear(features, out_features, **{**defaults, **options})
+
+
+def _product(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
+    """Returns the product of `x` [..., c] and `kernel` [c, d]. Replaces `jax.lax.dot_general` in `nnx.Linear`."""
+
+    # On CPU the gradient of the kernel takes up to 1.6 times as long if batch and tokens stay separate axes. The
+    # checkpoint keeps x for it, which the other platforms' product keeps too, instead of the reshaped x.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def of_matrices(x, kernel):
+        rows = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+        return rows.reshape(*x.shape[:-1], kernel.shape[-1])
+
+    return by_platform(
+        x,
+        kernel,
+        cpu=of_matrices if x.ndim > 2 and options.get("out_sharding") is None else None,
+        default=lambda x, kernel: lax.dot_general(x, kernel, dimensions, **options),
+    )
 
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
