@@ -8,8 +8,8 @@ Data: the digits of scikit-learn, 1,797 scans of 8x8 pixels (UCI, Alpaydin & Kay
 nothing is downloaded. A fifth of each class is the test data, on which the model is evaluated during training and at
 the end. The evaluations decide nothing: the last step is exported and reported.
 
-Cost and result, on two cores of an AMD EPYC including compilation: vit 97.77 % in 34 s, resnet 99.16 % in 21 s,
-efficientnet 98.89 % in 17 s (docs/results.md).
+Cost and result, on two cores of an AMD EPYC including compilation: vit 97.77 % in 34 s, resnet 99.16 % in 19 s,
+efficientnet 98.89 % in 15 s (docs/results.md).
 """
 
 from ml_collections import ConfigDict
