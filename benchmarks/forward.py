@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,19 +43,40 @@ def jax_forward(name: str, images: np.ndarray) -> Callable[[], None]:
     return lambda: jax.block_until_ready(forward(state, x))
 
 
-def torch_forward(name: str, images: np.ndarray, *, channels_last: bool) -> Callable[[], None]:
-    """Returns a function that runs the timm model once on the images."""
+def torch_forward(
+    name: str,
+    images: np.ndarray,
+    *,
+    channels_last: bool,
+    device: str = "cpu",
+    dtype: Any = None,
+    compiled: bool = False,
+    **options: Any,
+) -> Callable[[], None]:
+    """Returns a function that starts the timm model once on the images, on a GPU without waiting for the result.
+
+    Args:
+      name: the model.
+      images: [b, h, w, c].
+      channels_last: the memory layout.
+      device: where it runs.
+      dtype: dtype of the parameters and the images; None for float32.
+      compiled: compile the model by ``torch.compile``.
+      **options: arguments of ``timm.create_model``.
+    """
     import torch
 
     timm = import_timm()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     with torch.device("cpu"):
-        model = timm.create_model(name).eval().to(memory_format=layout)
-    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
+        model = timm.create_model(name, **options).eval()
+    model = model.to(device, dtype, memory_format=layout)
+    forward = torch.compile(model) if compiled else model
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device, dtype, memory_format=layout)
 
     def run() -> None:
         with torch.inference_mode():
-            model(x)
+            forward(x)
 
     return run
 

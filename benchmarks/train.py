@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import forward  # adds the folder of the tests' support to the path
 import jax
@@ -45,7 +46,7 @@ class Case:
     model: str
     size: int
     batch: int
-    required: float
+    required: float = 0.0
 
 
 CASES = [
@@ -61,18 +62,29 @@ CASES = [
 ]
 
 
-def jax_step(case: Case, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
-    """Returns a function that runs one step of jaxvision's training."""
-    options = {"image_size": case.size} if variant(case.model).family == "vit" else {}
+def options(case: Case, name: str) -> dict[str, int]:
+    """Returns the argument `name`, in which a ViT takes its image size. A convnet takes images of any size."""
+    return {name: case.size} if variant(case.model).family == "vit" else {}
+
+
+def examples(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random images [b, h, w, c] and labels [b]."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((case.batch, case.size, case.size, 3), np.float32)
+    return images, rng.integers(CLASSES, size=case.batch).astype(np.int32)
+
+
+def jax_program(case: Case, *, dtype: Any = None) -> tuple[Any, nnx.State, Callable[[], nnx.State]]:
+    """Returns jaxvision's train step, the shapes of its state, and a function that returns the first state."""
     mesh = make_mesh(devices=jax.devices()[:1])
     create = functools.partial(create_state, tx=optax.adamw(LEARNING_RATE))
 
     def build() -> nnx.Module:
-        return registry.build(case.model, num_classes=CLASSES, rngs=nnx.Rngs(0), **options)
+        extra = options(case, "image_size")
+        return registry.build(case.model, num_classes=CLASSES, dtype=dtype, rngs=nnx.Rngs(0), **extra)
 
     graph, abstract = abstract_state(create, build)
     shardings = state_shardings(abstract, mesh)
-    state = initialize(create, build, shardings)
     step = make_train_step(
         graph,
         mesh=mesh,
@@ -81,7 +93,15 @@ def jax_step(case: Case, images: np.ndarray, labels: np.ndarray) -> Callable[[],
         learning_rate=LEARNING_RATE,
         prepare=lambda batch, _: (batch["image"], batch["label"]),
     )
-    batch = jax.device_put({"image": images, "label": labels, "mask": np.ones(len(labels), bool)})
+    abstract = jax.tree.map(lambda x, sharding: x.update(sharding=sharding), abstract, shardings)
+    return step, abstract, lambda: initialize(create, build, shardings)
+
+
+def jax_step(case: Case, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+    """Returns a function that runs one step of jaxvision's training."""
+    step, _, first_state = jax_program(case)
+    state = first_state()
+    batch = jax_batch(images, labels)
 
     def run() -> None:
         nonlocal state
@@ -91,21 +111,48 @@ def jax_step(case: Case, images: np.ndarray, labels: np.ndarray) -> Callable[[],
     return run
 
 
-def torch_step(case: Case, images: np.ndarray, labels: np.ndarray, *, channels_last: bool) -> Callable[[], None]:
-    """Returns a function that runs one step of a timm model in PyTorch."""
+def jax_batch(images: np.ndarray, labels: np.ndarray) -> dict[str, jax.Array]:
+    """Returns the batch that jaxvision's step takes, on the first device."""
+    return jax.device_put({"image": images, "label": labels, "mask": np.ones(len(labels), bool)}, jax.devices()[0])
+
+
+def torch_step(
+    case: Case,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    channels_last: bool,
+    device: str = "cpu",
+    dtype: Any = None,
+    compiled: bool = False,
+) -> Callable[[], None]:
+    """Returns a function that starts one step of a timm model in PyTorch, on a GPU without waiting for its end.
+
+    Args:
+      case: the model.
+      images: [b, h, w, c].
+      labels: [b].
+      channels_last: the memory layout.
+      device: where it runs.
+      dtype: dtype of the computation under autocast; the parameters stay float32. None for float32.
+      compiled: compile the model by ``torch.compile``.
+    """
     import torch
 
     timm = import_timm()
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    options = {"img_size": case.size} if variant(case.model).family == "vit" else {}
-    model = timm.create_model(case.model, num_classes=CLASSES, **options).train().to(memory_format=layout)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
-    y = torch.from_numpy(labels.astype(np.int64))
+    model = timm.create_model(case.model, num_classes=CLASSES, **options(case, "img_size"))
+    model = model.train().to(device, memory_format=layout)
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True if device != "cpu" else None)
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device, memory_format=layout)
+    y = torch.from_numpy(labels.astype(np.int64)).to(device)
 
     def run() -> None:
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x), y).backward()
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            loss = torch.nn.functional.cross_entropy(forward(x), y)
+        loss.backward()
         optimizer.step()
 
     return run
@@ -155,9 +202,7 @@ def main() -> int:
     for case in CASES:
         if args.models and case.model not in args.models:
             continue
-        rng = np.random.default_rng(0)
-        images = rng.standard_normal((case.batch, case.size, case.size, 3), np.float32)
-        labels = rng.integers(CLASSES, size=case.batch).astype(np.int32)
+        images, labels = examples(case)
         runs = {
             "jax": jax_step(case, images, labels),
             "torch": torch_step(case, images, labels, channels_last=False),
