@@ -104,13 +104,14 @@ def parity_rows(case: Case) -> Iterator[Row]:
     exact = logits_and_gradient(small, cpu, target, None, "highest")
     in_bfloat16 = logits_and_gradient(small, cpu, make_mesh(devices=[cpu]), jnp.bfloat16, None)
     half = [error(*pair) for pair in zip(in_bfloat16, exact, strict=True)]
-    kinds: dict[str, tuple[Any, str | None, float]] = {"float32": (None, "highest", 2**-8)}
+    # The error of a ReLU's gradient is as the root of the rounding error: it is the share of inputs that change sign.
+    kinds: dict[str, tuple[Any, str | None, tuple[float, float]]] = {"float32": (None, "highest", (2**-8, 2**-5))}
     if device.platform == "gpu":
-        kinds["TF32"] = (None, None, 1.0)
-    kinds["bfloat16"] = (jnp.bfloat16, None, 2.0)
-    for kind, (dtype, precision, factor) in kinds.items():
+        kinds["TF32"] = (None, None, (1.0, 1.0))
+    kinds["bfloat16"] = (jnp.bfloat16, None, (2.0, 2.0))
+    for kind, (dtype, precision, factors) in kinds.items():
         got = logits_and_gradient(small, device, make_mesh(devices=[device]), dtype, precision)
-        for name, ours, reference, scale in zip(("logits", "gradient"), got, exact, half, strict=True):
+        for name, ours, reference, scale, factor in zip(("logits", "gradient"), got, exact, half, factors, strict=True):
             value, limit = error(ours, reference), factor * scale
             note = "within" if value <= limit else "too large"  # also if it is not a number
             row = Row("parity", title, f"{name}, {kind}", "relative", value)
